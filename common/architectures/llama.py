@@ -1,0 +1,55 @@
+"""Dense decoders: Llama, Qwen2, Qwen3.
+
+Source: transformers, models/{llama,qwen2,qwen3}/modeling_*.py (names, biases, q/k norms) and configuration_*.py.
+"""
+
+from __future__ import annotations
+
+from .blocks import (
+    DENSE_MLP,
+    EMBEDDINGS,
+    GROUPED_QUERY_ATTENTION,
+    HEAD_NORMS,
+    NORMS,
+    QKV_BIAS,
+    common_dimensions,
+    common_flags,
+)
+from .table import Architecture, Config, Layers
+
+
+def _layers(config: Config) -> Layers:
+    every = range(config["num_hidden_layers"])
+    return {"layers": every, "dense": every}
+
+
+def _flags_always_biased(config: Config) -> frozenset[str]:
+    return common_flags(config) | {"qkv_bias"}
+
+
+DENSE_ROWS = EMBEDDINGS + NORMS + GROUPED_QUERY_ATTENTION + DENSE_MLP
+
+LLAMA = Architecture(
+    "LlamaForCausalLM",
+    "transformers models/llama/modeling_llama.py",
+    DENSE_ROWS,
+    common_dimensions,
+    common_flags,
+    _layers,
+)
+QWEN2 = Architecture(
+    "Qwen2ForCausalLM",
+    "transformers models/qwen2/modeling_qwen2.py: q, k and v have biases, o has none",
+    DENSE_ROWS + QKV_BIAS,
+    common_dimensions,
+    _flags_always_biased,
+    _layers,
+)
+QWEN3 = Architecture(
+    "Qwen3ForCausalLM",
+    "transformers models/qwen3/modeling_qwen3.py: q_norm and k_norm per head",
+    DENSE_ROWS + HEAD_NORMS,
+    common_dimensions,
+    common_flags,
+    _layers,
+)

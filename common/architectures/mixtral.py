@@ -1,0 +1,49 @@
+"""Mixtral: every layer routed; gate, up and down are called w1, w3 and w2.
+
+Source: transformers, models/mixtral/configuration_mixtral.py; names as published in mistralai/Mixtral-8x7B-v0.1,
+model.safetensors.index.json.
+"""
+
+from __future__ import annotations
+
+from .blocks import (
+    EMBEDDINGS,
+    EXPERT,
+    GROUPED_QUERY_ATTENTION,
+    HF_LAYER,
+    LAYER,
+    NORMS,
+    common_dimensions,
+    common_flags,
+    gated_mlp_named,
+    same,
+)
+from .table import Architecture, Config, Layers
+
+MOE = HF_LAYER + "block_sparse_moe."
+HF_EXPERT = MOE + "experts.{expert}."
+
+
+def _dimensions(config: Config) -> dict[str, int]:
+    return common_dimensions(config) | {"num_experts": config["num_local_experts"]}
+
+
+def _layers(config: Config) -> Layers:
+    every = range(config["num_hidden_layers"])
+    return {"layers": every, "moe": every}
+
+
+MIXTRAL = Architecture(
+    "MixtralForCausalLM",
+    "mistralai/Mixtral-8x7B-v0.1 model.safetensors.index.json",
+    EMBEDDINGS
+    + NORMS
+    + GROUPED_QUERY_ATTENTION
+    + (same(LAYER + "mlp.router.weight", MOE + "gate.weight", "num_experts", "hidden", where="moe"),)
+    + gated_mlp_named(
+        EXPERT, (HF_EXPERT + "w1.weight", HF_EXPERT + "w3.weight", HF_EXPERT + "w2.weight"), "ffn", "moe"
+    ),
+    _dimensions,
+    common_flags,
+    _layers,
+)

@@ -1,0 +1,51 @@
+"""Qwen3-MoE: every layer routed unless config.json says otherwise, no shared expert.
+
+Source: transformers, models/qwen3_moe/modeling_qwen3_moe.py (`Qwen3MoeDecoderLayer.__init__`: a layer is dense if it is in
+mlp_only_layers or (layer + 1) % decoder_sparse_step != 0).
+"""
+
+from __future__ import annotations
+
+from .blocks import (
+    DENSE_MLP,
+    EMBEDDINGS,
+    EXPERT,
+    GROUPED_QUERY_ATTENTION,
+    HEAD_NORMS,
+    HF_LAYER,
+    LAYER,
+    NORMS,
+    common_dimensions,
+    common_flags,
+    gated_mlp,
+    same,
+)
+from .table import Architecture, Config, Layers
+
+
+def _dimensions(config: Config) -> dict[str, int]:
+    experts = {"num_experts": config["num_experts"], "moe_ffn": config["moe_intermediate_size"]}
+    return common_dimensions(config) | experts
+
+
+def _layers(config: Config) -> Layers:
+    every = range(config["num_hidden_layers"])
+    step, dense_only = config.get("decoder_sparse_step", 1), set(config.get("mlp_only_layers") or ())
+    moe = frozenset(i for i in every if i not in dense_only and config["num_experts"] > 0 and (i + 1) % step == 0)
+    return {"layers": every, "moe": moe, "dense": frozenset(every) - moe}
+
+
+QWEN3_MOE = Architecture(
+    "Qwen3MoeForCausalLM",
+    "transformers models/qwen3_moe/modeling_qwen3_moe.py",
+    EMBEDDINGS
+    + NORMS
+    + GROUPED_QUERY_ATTENTION
+    + HEAD_NORMS
+    + DENSE_MLP
+    + (same(LAYER + "mlp.router.weight", HF_LAYER + "mlp.gate.weight", "num_experts", "hidden", where="moe"),)
+    + gated_mlp(EXPERT, HF_LAYER + "mlp.experts.{expert}.", "moe_ffn", "moe"),
+    _dimensions,
+    common_flags,
+    _layers,
+)

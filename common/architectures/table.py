@@ -1,0 +1,173 @@
+"""What a table of an architecture is made of, and what a table says once it meets a config.json.
+
+A `Row` joins canonical Megatron keys to the Hugging Face tensors they hold, and names the layout that turns one
+into the other; layouts are code in phase one, rows are data here. A `Blueprint` is a table bound to one
+config.json: it lists every tensor a checkpoint must hold, and claims canonical keys. It never sees a tensor.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Container, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from ..errors import BadInputError
+
+Config = Mapping[str, Any]
+Ids = Mapping[str, int]
+Layers = dict[str, Container[int]]
+
+
+class Layout(StrEnum):
+    """How the Megatron tensor of a row becomes Hugging Face tensors."""
+
+    SAME = "same"  # the same elements at the same place
+    QKV = "qkv"  # rows group by group: queries, key, value
+    VOCAB = "vocab"  # rows, then padding that is dropped
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A Hugging Face tensor: its name with {layer} and {expert}, its shape in names of dimensions."""
+
+    name: str
+    shape: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of a table. `keys` are alternative spellings of the same Megatron tensor."""
+
+    keys: tuple[str, ...]
+    targets: tuple[Target, ...]
+    layout: Layout = Layout.SAME
+    where: str = "model"  # or a set of layers the table defines: "layers", "dense", "moe"
+    when: str = ""  # a flag of the config; "" is always
+    float32: bool = False  # kept float32 whatever dtype the model has
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Keys that are deliberately not exported, with the reason."""
+
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """A table: rows, and the functions that read dimensions, flags and sets of layers out of config.json."""
+
+    name: str
+    source: str
+    rows: tuple[Row, ...]
+    dimensions: Callable[[Config], dict[str, int]]
+    flags: Callable[[Config], frozenset[str]]
+    layers: Callable[[Config], Layers]
+    drops: tuple[Drop, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A tensor that the checkpoint must hold."""
+
+    name: str
+    shape: tuple[int, ...]
+    float32: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The row that a canonical key belongs to, with the ids found in the key."""
+
+    row: Row
+    tensors: tuple[Tensor, ...]
+    layer: int | None
+    expert: int | None
+
+
+_ID = re.compile(r"(?<=\.layers\.)(\d+)(?=\.)|(?<=\.experts\.experts\.)(\d+)(?=\.)")
+
+
+@dataclass(frozen=True, slots=True)
+class Blueprint:
+    """A table bound to a config.json. Raises BadInputError if the config lacks or contradicts a dimension."""
+
+    architecture: Architecture
+    config: Config
+    dimensions: dict[str, int] = field(init=False)
+    rows: tuple[Row, ...] = field(init=False)
+    layers: Layers = field(init=False)
+    by_key: dict[str, Row] = field(init=False)
+
+    def __post_init__(self) -> None:
+        try:
+            dimensions = self.architecture.dimensions(self.config)
+            flags = self.architecture.flags(self.config)
+            layers = self.architecture.layers(self.config)
+        except (KeyError, TypeError, ZeroDivisionError, ValueError, AttributeError) as error:
+            raise BadInputError(
+                f"config.json of {self.architecture.name} lacks or contradicts {error}",
+                "Correct it, or give the config.json of the model that was trained.",
+            ) from error
+        rows = tuple(row for row in self.architecture.rows if not row.when or row.when in flags)
+        by_key = {key: row for row in rows for key in row.keys}
+        for name, value in {"dimensions": dimensions, "rows": rows, "layers": layers, "by_key": by_key}.items():
+            object.__setattr__(self, name, value)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Every tensor that a complete checkpoint holds, in the order of layers."""
+        for row in self.rows:
+            if row.where == "model":
+                yield from self._targets(row, {})
+        for layer in range(self.dimensions["num_layers"]):
+            for row in self.rows:
+                if row.where != "model" and layer in self.layers[row.where]:
+                    for ids in self._ids(row, layer):
+                        yield from self._targets(row, ids)
+
+    def claim(self, key: str) -> Claim | None:
+        """The row whose key this canonical key is, or None."""
+        layer, expert = key_ids(key)
+        row = self.by_key.get(key_pattern(key))
+        if row is None or (row.where != "model" and layer not in self.layers[row.where]):
+            return None
+        if expert is not None and expert >= self.dimensions["num_experts"]:
+            return None
+        ids = {k: v for k, v in (("layer", layer), ("expert", expert)) if v is not None}
+        return Claim(row, tuple(self._targets(row, ids)), layer, expert)
+
+    def drop_reason(self, key: str) -> str | None:
+        """Why this canonical key is not exported, or None if nothing drops it."""
+        pattern = key_pattern(key)
+        return next((drop.reason for drop in self.architecture.drops if drop.key == pattern), None)
+
+    def _ids(self, row: Row, layer: int) -> Iterator[Ids]:
+        if "{expert}" not in row.targets[0].name:
+            yield {"layer": layer}
+            return
+        for expert in range(self.dimensions["num_experts"]):
+            yield {"layer": layer, "expert": expert}
+
+    def _targets(self, row: Row, ids: Ids) -> Iterator[Tensor]:
+        for target in row.targets:
+            shape = tuple(self.dimensions[dim] for dim in target.shape)
+            yield Tensor(target.name.format(**ids), shape, row.float32)
+
+
+def key_pattern(key: str) -> str:
+    """`decoder.layers.7.mlp...` -> `decoder.layers.{layer}.mlp...`; experts likewise."""
+    return _ID.sub(lambda found: "{layer}" if found[1] else "{expert}", key)
+
+
+def key_ids(key: str) -> tuple[int | None, int | None]:
+    """Global layer and global expert id in a canonical key, None where it has none."""
+    layer = expert = None
+    for found in _ID.finditer(key):
+        if found[1]:
+            layer = int(found[1])
+        else:
+            expert = int(found[2])
+    return layer, expert

@@ -1,0 +1,206 @@
+"""The manifest: what one rank wrote, and everything phase two will ever know about that rank.
+
+It is the mark that a rank is complete, is never edited, and ends with a digest of itself. Rectangles stand in
+flat columns of equal length, because ten million of them must be read in seconds; the schema is published in
+docs/manifest.schema.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from . import canonical_json
+from .errors import BadInputError, CorruptManifestError
+from .rectangle import Rectangle
+
+FORMAT = "shardmerge-manifest"
+SCHEMA_VERSION = 1
+FILE_NAME = "manifest.json"
+MAX_DIMS = 5
+NOT_WRITTEN = -1
+_DIGEST_KEY = b',"xxh3_128":"'
+_DIGEST_BYTES = 32 + len(b'"}\n')
+
+Json = Any
+
+
+@dataclass(frozen=True, slots=True)
+class FragmentFile:
+    """One fragment beside the manifest: name, size and xxh3_128 of its header (the eight length bytes included)."""
+
+    name: str
+    num_bytes: int
+    header_bytes: int
+    header_xxh3_128: str
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A rectangle and where its bytes lie: `begin` and `end` count from the start of the file."""
+
+    rectangle: Rectangle
+    file: int
+    begin: int
+    end: int
+    owner: int
+    xxh3_128: str
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Rectangles as columns of equal length. `name` and `dtype` index the manifest's lists, `file` its files.
+
+    Dimensions a rectangle lacks hold global 1, shape 1, offset 0. `file` is -1 for a rectangle that this rank
+    holds and `owner`, another rank, wrote.
+    """
+
+    name: list[int]
+    file: list[int]
+    dtype: list[int]
+    ndim: list[int]
+    global_shape: list[list[int]]  # one list per dimension
+    local_shape: list[list[int]]
+    global_offset: list[list[int]]
+    begin: list[int]
+    end: list[int]
+    owner: list[int]
+    xxh3_128: list[str]
+
+    def __len__(self) -> int:
+        return len(self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """All facts of one rank. `coordinates` and `groups` are by axis: tp, cp, pp, dp, ep, etp, edp."""
+
+    run_id: str
+    step: int | None
+    attempt: str
+    rank: int
+    world_size: int
+    coordinates: dict[str, int]
+    groups: dict[str, list[int]]
+    architecture: str
+    facts: dict[str, Json]
+    files: tuple[FragmentFile, ...]
+    names: list[str]
+    dtypes: list[str]
+    columns: Columns
+    health: dict[str, Json] = field(default_factory=dict)
+    quantization: dict[str, Json] = field(default_factory=dict)
+    drops: dict[str, int] = field(default_factory=dict)
+    statistics: dict[str, Json] = field(default_factory=dict)
+    producer: dict[str, str] = field(default_factory=dict)
+
+    def placed(self) -> Iterator[Placed]:
+        """The rectangles as objects: for messages and small dumps; the ledger reads columns."""
+        c = self.columns
+        for i, ndim in enumerate(c.ndim):
+            shapes = (tuple(dim[i] for dim in of[:ndim]) for of in (c.global_shape, c.global_offset, c.local_shape))
+            rectangle = Rectangle(self.names[c.name[i]], self.dtypes[c.dtype[i]], *shapes)
+            yield Placed(rectangle, c.file[i], c.begin[i], c.end[i], c.owner[i], c.xxh3_128[i])
+
+
+def columns(placed: Sequence[Placed]) -> tuple[list[str], list[str], Columns]:
+    """(names, dtypes, columns) of these rectangles, in this order."""
+    names, dtypes = _index(p.rectangle.name for p in placed), _index(p.rectangle.dtype for p in placed)
+    dims = range(max((len(p.rectangle.global_shape) for p in placed), default=1))
+    if len(dims) > MAX_DIMS:
+        raise BadInputError(f"a tensor of {len(dims)} dimensions", f"Manifests hold up to {MAX_DIMS}.")
+    found = Columns(
+        name=[names[p.rectangle.name] for p in placed],
+        file=[p.file for p in placed],
+        dtype=[dtypes[p.rectangle.dtype] for p in placed],
+        ndim=[len(p.rectangle.global_shape) for p in placed],
+        global_shape=[[_at(p.rectangle.global_shape, dim, 1) for p in placed] for dim in dims],
+        local_shape=[[_at(p.rectangle.local_shape, dim, 1) for p in placed] for dim in dims],
+        global_offset=[[_at(p.rectangle.global_offset, dim, 0) for p in placed] for dim in dims],
+        begin=[p.begin for p in placed],
+        end=[p.end for p in placed],
+        owner=[p.owner for p in placed],
+        xxh3_128=[p.xxh3_128 for p in placed],
+    )
+    return list(names), list(dtypes), found
+
+
+def encode(manifest: Manifest) -> bytes:
+    """Canonical JSON, the digest of everything before it last."""
+    value = {"format": FORMAT, "schema_version": SCHEMA_VERSION} | asdict(manifest)
+    body = canonical_json.encode(value)[:-2]
+    return body + _DIGEST_KEY + xxhash.xxh3_128_hexdigest(body).encode() + b'"}\n'
+
+
+def read(path: Path) -> Manifest:
+    """Parse and validate. Raises CorruptManifestError naming the reason, OSError if it cannot be read."""
+    data = path.read_bytes()
+    try:
+        value = canonical_json.decode(data)
+        _require(isinstance(value, dict) and value.get("format") == FORMAT, "it is no shardmerge manifest")
+        version = value.get("schema_version")
+        _require(version == SCHEMA_VERSION, f"schema_version {version}, this shardmerge reads {SCHEMA_VERSION}")
+        _require(_digest_fits(data), "its digest does not fit its content (edited or damaged)")
+        return _manifest(value)
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptManifestError(str(path), str(error) or type(error).__name__) from None
+
+
+def _digest_fits(data: bytes) -> bool:
+    body = data[: -_DIGEST_BYTES - len(_DIGEST_KEY)]
+    return data == body + _DIGEST_KEY + xxhash.xxh3_128_hexdigest(body).encode() + b'"}\n'
+
+
+def _manifest(value: dict[str, Json]) -> Manifest:
+    files = tuple(FragmentFile(**one) for one in value["files"])
+    for one in files:
+        _require(Path(one.name).name == one.name and one.name not in ("", ".", ".."), f"file name {one.name!r}")
+    given = {f.name: value[f.name] for f in fields(Manifest)} | {"files": files, "columns": Columns(**value["columns"])}
+    found = Manifest(**given)
+    _check_head(found)
+    _check_columns(found)
+    return found
+
+
+def _check_head(m: Manifest) -> None:
+    _require(all(type(n) is int for n in (m.rank, m.world_size)), "rank and world_size must be integers")
+    _require(0 <= m.rank < m.world_size, f"rank {m.rank} of {m.world_size}")
+    _require(type(m.run_id) is str and type(m.attempt) is str, "run_id and attempt must be strings")
+    _require(m.step is None or type(m.step) is int, "step must be an integer")
+    for axis, group in m.groups.items():
+        _require(isinstance(group, list) and all(type(r) is int and 0 <= r < m.world_size for r in group), f"group {axis}")
+    for one in m.files:
+        _require(type(one.num_bytes) is int and type(one.header_bytes) is int, f"sizes of {one.name}")
+
+
+def _check_columns(m: Manifest) -> None:
+    """Lengths and ranges; the geometry itself is judged by the merge, over all ranks."""
+    c, rows = m.columns, len(m.columns)
+    dims = len(c.global_shape)
+    _require(1 <= dims <= MAX_DIMS and len(c.local_shape) == len(c.global_offset) == dims, "columns of dimensions")
+    flat = [c.name, c.file, c.dtype, c.ndim, c.begin, c.end, c.owner, *c.global_shape, *c.local_shape, *c.global_offset]
+    _require(all(len(column) == rows for column in [*flat, c.xxh3_128]), "columns differ in length")
+    for column in flat:
+        _require(set(map(type, column)) <= {int}, "a column holds something else than integers")
+        _require(not rows or (min(column) >= NOT_WRITTEN and max(column) < 1 << 62), "a column leaves its range")
+    _require(set(map(type, [*c.xxh3_128, *m.names, *m.dtypes])) <= {str}, "names and checksums are strings")
+    for column, size in ((c.name, len(m.names)), (c.file, len(m.files)), (c.dtype, len(m.dtypes)), (c.ndim, dims + 1)):
+        _require(not rows or max(column) < size, "a column points outside its list")
+    _require(not rows or min(min(c.name), min(c.dtype), min(c.ndim)) >= 0, "a column points outside its list")
+
+
+def _require(holds: bool, reason: str) -> None:
+    if not holds:
+        raise ValueError(reason)
+
+
+def _index(values: Iterator[str]) -> dict[str, int]:
+    return {value: i for i, value in enumerate(dict.fromkeys(values))}
+
+
+def _at(shape: tuple[int, ...], dim: int, missing: int) -> int:
+    return shape[dim] if dim < len(shape) else missing

@@ -1,0 +1,48 @@
+"""Which of the ranks that hold the same rectangle writes it: a pure function that every member computes alone.
+
+All members of a replica group list the group's rectangles in the same order (bytes descending, then key) and give
+each to the least loaded member, the lowest rank among equals; so with R replicas each writes about 1/R, nobody
+asks anybody, and the merge can compute what a missing rank owed.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A rectangle that `replicas` (global ranks, ascending) all hold."""
+
+    key: str
+    num_bytes: int
+    replicas: tuple[int, ...]
+
+
+def owners(held: Iterable[Held]) -> dict[str, int]:
+    """Global rank that writes each rectangle, by key. Every member of a replica group finds the same answer."""
+    groups: dict[tuple[int, ...], list[Held]] = defaultdict(list)
+    for one in held:
+        groups[one.replicas].append(one)
+    found: dict[str, int] = {}
+    for replicas, members in groups.items():
+        load = dict.fromkeys(replicas, 0)
+        for one in sorted(members, key=lambda h: (-h.num_bytes, h.key)):
+            owner = min(load, key=lambda rank: (load[rank], rank))
+            load[owner] += one.num_bytes
+            found[one.key] = owner
+    return found
+
+
+def replica_group(rank: int, *groups: Sequence[int]) -> tuple[int, ...]:
+    """Global ranks that differ from `rank` only along the axes of `groups`.
+
+    Each group holds the global ranks along one axis through `rank`. Megatron lays its ranks out as a grid
+    (megatron/core/parallel_state.py, `RankGenerator`), so steps along two axes add up.
+    """
+    members = {rank}
+    for group in groups:
+        members = {member + step - rank for member in members for step in group}
+    return tuple(sorted(members))

@@ -1,0 +1,77 @@
+"""The Hugging Face reference directory: config.json, and what weights, if it holds any, say about the result.
+
+Only headers are read. The reference tells names, shapes and dtypes; its numbers are never looked at.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import canonical_json, safetensors_header
+from .errors import BadInputError, CorruptFileError, MissingConfigError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceTensor:
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """`tensors` is empty if the directory holds no weights."""
+
+    path: Path
+    config: dict[str, Any]
+    tensors: dict[str, ReferenceTensor]
+
+
+def read(path: Path) -> Reference:
+    """Read config.json and the headers of all weights.
+
+    Raises MissingConfigError, BadInputError (config.json is no JSON object), CorruptFileError (a weight file that
+    the index names is missing or damaged).
+    """
+    config_path = path / "config.json"
+    if not config_path.is_file():
+        raise MissingConfigError(str(path))
+    try:
+        config = canonical_json.read_object(config_path)
+    except ValueError as error:
+        raise BadInputError(f"{config_path} is not valid JSON: {error}", "Correct it.") from None
+    return Reference(path, config, _tensors(path))
+
+
+def weight_files(path: Path) -> tuple[Path, ...]:
+    """The safetensors files that readers would load from this directory, sorted; empty if it holds no weights."""
+    index = path / INDEX
+    if index.is_file():
+        return tuple(path / name for name in sorted(set(weight_map(index).values())))
+    single = path / SINGLE
+    return (single,) if single.is_file() else ()
+
+
+def weight_map(index: Path) -> dict[str, str]:
+    """Tensor name to file name, as the index says. Raises CorruptFileError if it says anything else."""
+    try:
+        found = canonical_json.read_object(index).get("weight_map")
+    except ValueError as error:
+        raise CorruptFileError(str(index), str(error)) from None
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
+        raise CorruptFileError(str(index), "no weight_map of file names")
+    return found
+
+
+def _tensors(path: Path) -> dict[str, ReferenceTensor]:
+    found: dict[str, ReferenceTensor] = {}
+    for file in weight_files(path):
+        if not file.is_file():
+            raise CorruptFileError(str(file), f"named by {INDEX}, but missing")
+        for entry in safetensors_header.read(file).entries:
+            found[entry.name] = ReferenceTensor(entry.dtype, entry.shape)
+    return found

@@ -1,0 +1,122 @@
+"""The header of a safetensors file: built before the first byte is written, read without reading data.
+
+A file is eight bytes N (little endian), N bytes of JSON, then the tensors without holes. Stricter than the
+library on reading: duplicate keys, holes, overlaps and trailing bytes are refused.
+Source: safetensors README ("Format") and safetensors/src/tensor.rs (`Metadata::validate`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import canonical_json
+from .dtypes import BITS, byte_size
+from .errors import BadInputError, CorruptFileError
+
+PAGE = 4096
+MAX_HEADER_BYTES = 100_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One tensor of a file; `begin` and `end` count from the first byte after the header."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """All tensors of a file, in the order of their bytes; data starts at `data_offset` in the file."""
+
+    entries: tuple[Entry, ...]
+    data_offset: int
+
+    @property
+    def file_bytes(self) -> int:
+        return self.data_offset + (self.entries[-1].end if self.entries else 0)
+
+
+def layout_order(num_bytes: int, name: str) -> tuple[int, str]:
+    """Sort key for the tensors of one file: page multiples first, then less and less aligned ones.
+
+    Without holes between tensors this keeps every tensor aligned to its element, and large ones to pages.
+    """
+    alignment = (num_bytes & -num_bytes) if num_bytes else PAGE
+    return -min(alignment, PAGE), name
+
+
+def build(tensors: Iterable[tuple[str, str, Sequence[int]]]) -> tuple[bytes, Header]:
+    """The first bytes of a file with these (name, dtype, shape), in this order, and the header they encode.
+
+    The header is padded with spaces so that data starts on a page. Raises BadInputError if it grows too large.
+    """
+    entries, position = [], 0
+    for name, dtype, shape in tensors:
+        size = byte_size(dtype, shape)
+        entries.append(Entry(name, dtype, tuple(shape), position, position + size))
+        position += size
+    body = canonical_json.encode(_as_json(entries)).rstrip(b"\n")
+    padded = -(-(8 + len(body)) // PAGE) * PAGE - 8
+    if padded > MAX_HEADER_BYTES:
+        raise BadInputError(f"header of {padded} bytes", "Use a smaller maximum shard size.")
+    return padded.to_bytes(8, "little") + body.ljust(padded), Header(tuple(entries), 8 + padded)
+
+
+def read(path: Path) -> Header:
+    """The header of a file on disk. Raises CorruptFileError naming what is wrong; OSError if unreadable."""
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
+            raise CorruptFileError(str(path), f"its header says {length} bytes, the file has {size}")
+        raw = file.read(length)
+    try:
+        entries = _parse(canonical_json.decode(raw))
+    except (ValueError, BadInputError) as error:
+        raise CorruptFileError(str(path), f"header: {error}") from None
+    header = Header(entries, 8 + length)
+    if header.file_bytes != size:
+        raise CorruptFileError(str(path), f"its header describes {header.file_bytes} bytes, the file has {size}")
+    return header
+
+
+def _as_json(entries: list[Entry]) -> dict[str, Any]:
+    body: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    for entry in entries:
+        body[entry.name] = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": [entry.begin, entry.end]}
+    if len(body) != len(entries) + 1:
+        raise BadInputError("the same tensor twice in one file", "This is a defect of shardmerge: report it.")
+    return body
+
+
+def _parse(body: Any) -> tuple[Entry, ...]:
+    if not isinstance(body, dict):
+        raise ValueError("not a JSON object")
+    entries = sorted((_entry(k, v) for k, v in body.items() if k != "__metadata__"), key=lambda e: (e.begin, e.end))
+    position = 0
+    for entry in entries:
+        if entry.begin != position:
+            raise ValueError(f"{entry.name} starts at {entry.begin}, the bytes before it end at {position}")
+        position = entry.end
+    return tuple(entries)
+
+
+def _entry(name: str, value: Any) -> Entry:
+    match value:
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(begin), int(end)]}:
+            pass
+        case _:
+            raise ValueError(f"{name}: expected dtype, shape and data_offsets")
+    if dtype not in BITS or not all(type(n) is int and 0 <= n < 1 << 63 for n in [*shape, begin, end]):
+        raise ValueError(f"{name}: bad dtype, shape or offsets")
+    if end - begin != byte_size(dtype, shape):
+        raise ValueError(f"{name}: {dtype} {shape} needs {byte_size(dtype, shape)} bytes, its offsets give {end - begin}")
+    return Entry(name, dtype, tuple(shape), begin, end)
