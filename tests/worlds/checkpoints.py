@@ -1,0 +1,96 @@
+"""Hugging Face checkpoints of a family: a real transformers model with telling weights, and its sidecars.
+
+Decides which values are written (no tensor constant, none like another, norms never 1) and that names are
+the published ones. Must not know megatron-core or worlds.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import safe_open
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from tests.worlds.families import Family, hf_config
+
+CHAT_TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
+
+
+def write_hf_checkpoint(
+    family: Family, path: Path, seed: int = 0, *, max_shard_size: str | int | None = None
+) -> Path:
+    """Write weights, config, tokenizer and generation config of the family under `path` and return it.
+
+    bfloat16 throughout but for `e_score_correction_bias`, which published checkpoints hold in float32.
+    transformers packs experts in memory and itself restores the published per-expert names when saving.
+    """
+    model = random_hf_model(family, seed)
+    options = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
+    model.save_pretrained(path, **options)
+    _publish_config(family, path)
+    transformers.GenerationConfig(bos_token_id=1, eos_token_id=2, temperature=0.7, do_sample=True).save_pretrained(path)
+    _write_tokenizer(family.vocab, path)
+    return path
+
+
+def random_hf_model(family: Family, seed: int = 0) -> Any:
+    """Return the family's transformers model in bfloat16, every parameter and bias buffer drawn from `seed`."""
+    model_class = getattr(transformers, family.architecture)
+    config = model_class.config_class(**hf_config(family))
+    model = model_class(config).to(torch.bfloat16).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(_telling_values(name, parameter.shape, generator))
+        for name, module in model.named_modules():
+            if hasattr(module, "e_score_correction_bias"):
+                shape = module.e_score_correction_bias.shape
+                module.e_score_correction_bias = 0.1 * torch.randn(shape, generator=generator)
+    return model
+
+
+def _telling_values(name: str, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
+    """Draw normal values; those of a norm lie around 1 and at least 1/16 away from it on either side."""
+    values = torch.randn(shape, generator=generator)
+    if "norm" in name:
+        return 1 + torch.where(values < 0, -1.0, 1.0) * (0.0625 + 0.2 * torch.rand(shape, generator=generator))
+    if name.endswith(".bias"):
+        return 0.5 * values
+    return values / max(shape[-1], 1) ** 0.5
+
+
+def _publish_config(family: Family, path: Path) -> None:
+    """Spell config.json as the published checkpoints do, beside what transformers 5 writes.
+
+    It writes `num_local_experts` for Qwen3-MoE and nests `rope_theta`; published files say `num_experts`,
+    `rope_theta` and `torch_dtype`. transformers reads either.
+    """
+    config = json.loads((path / "config.json").read_text())
+    if family.architecture == "Qwen3MoeForCausalLM":
+        config["num_experts"] = config.pop("num_local_experts", config.get("num_experts"))
+    config["rope_theta"] = float(family.rope_theta)
+    config["torch_dtype"] = "bfloat16"
+    (path / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _write_tokenizer(vocab_size: int, path: Path) -> None:
+    """Write a word-level tokenizer of exactly `vocab_size` entries and a chat template."""
+    words = ["<unk>", "<s>", "</s>", *(f"w{number}" for number in range(vocab_size - 3))]
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    fast.save_pretrained(path)
+
+
+def read_hf_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Return every tensor of all safetensors files directly under `path`, by name."""
+    tensors: dict[str, torch.Tensor] = {}
+    for file in sorted(path.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as handle:
+            tensors.update({name: handle.get_tensor(name) for name in handle.keys()})
+    return tensors

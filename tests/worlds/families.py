@@ -1,0 +1,175 @@
+"""The small architectures that tests build: one row each, told once for Hugging Face and for megatron-core.
+
+Decides sizes (pairwise different wherever an architecture lets them be, so that no swap stays hidden, and no
+weight square), which worlds can hold them, and how transformers is configured (megatron: `megatron_config`).
+Must not know checkpoints or shardmerge.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tests.worlds.topology import TOPOLOGIES, Topology
+
+Architecture = Literal[
+    "LlamaForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "Qwen3MoeForCausalLM",
+    "MixtralForCausalLM",
+    "DeepseekV3ForCausalLM",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """Routed experts; `dense_layers` leading layers have none, `router_groups` 0 means ungrouped routing."""
+
+    num_experts: int = 8
+    top_k: int = 2
+    width: int = 40
+    shared_width: int = 0
+    dense_layers: int = 0
+    router_bias: bool = False
+    router_groups: int = 0
+    groups_kept: int = 0
+    scaling: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Latent:
+    """Multi-latent attention widths; `query_rank` 0 means no low-rank query."""
+
+    query_rank: int = 24
+    key_value_rank: int = 28
+    nope_channels: int = 20
+    rope_channels: int = 8
+    value_channels: int = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One test architecture. The fused q/k/v has (heads + 2 * groups) * head_channels rows."""
+
+    name: str
+    architecture: Architecture
+    tied: bool = False
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    layers: int = 4
+    hidden: int = 72
+    heads: int = 8
+    groups: int = 2
+    head_channels: int = 12
+    dense_width: int = 112
+    vocab: int = 211
+    rope_theta: int = 10000
+    norm_eps: float = 1e-5
+    experts: Experts | None = None
+    latent: Latent | None = None
+
+    @property
+    def moe_layers(self) -> tuple[int, ...]:
+        """Global ids of the layers that hold routed experts."""
+        return () if self.experts is None else tuple(range(self.experts.dense_layers, self.layers))
+
+    def padded_vocab(self, tp_size: int, multiple: int = 128) -> int:
+        """Vocabulary rows after megatron's padding; at tp 4 the last two ranks hold nothing but padding."""
+        step = multiple * tp_size
+        return -(-self.vocab // step) * step
+
+
+_DEEPSEEK = Experts(shared_width=80, dense_layers=1, router_bias=True, router_groups=4, groups_kept=2, scaling=2.5)
+
+FAMILIES: tuple[Family, ...] = (
+    Family("llama", "LlamaForCausalLM"),
+    Family("llama_tied", "LlamaForCausalLM", tied=True),
+    Family("qwen2", "Qwen2ForCausalLM", qkv_bias=True, norm_eps=1e-6),
+    Family("qwen3", "Qwen3ForCausalLM", qk_norm=True, norm_eps=1e-6),
+    Family("qwen3_moe", "Qwen3MoeForCausalLM", qk_norm=True, norm_eps=1e-6, experts=Experts()),
+    Family("mixtral", "MixtralForCausalLM", experts=Experts(width=104)),
+    Family("deepseek_v3", "DeepseekV3ForCausalLM", groups=8, norm_eps=1e-6, experts=_DEEPSEEK, latent=Latent()),
+    Family(
+        "deepseek_v3_full_query",
+        "DeepseekV3ForCausalLM",
+        groups=8,
+        norm_eps=1e-6,
+        experts=_DEEPSEEK,
+        latent=Latent(query_rank=0),
+    ),
+)
+
+
+def by_name(name: str) -> Family:
+    """Return the row called `name`. Raises KeyError for an unknown one."""
+    return {family.name: family for family in FAMILIES}[name]
+
+
+def topologies_of(family: Family) -> tuple[Topology, ...]:
+    """Return the listed worlds that can hold the family: megatron refuses ep and etp without experts."""
+    return tuple(world for world in TOPOLOGIES if family.experts is not None or world.ep * world.etp == 1)
+
+
+def hf_config(family: Family) -> dict[str, Any]:
+    """Return the keyword arguments of the family's transformers config class.
+
+    Source: transformers 5, models/{llama,qwen2,qwen3,qwen3_moe,mixtral,deepseek_v3}/configuration_*.py.
+    """
+    return {
+        "vocab_size": family.vocab,
+        "hidden_size": family.hidden,
+        "intermediate_size": _hf_dense_width(family),
+        "num_hidden_layers": family.layers,
+        "num_attention_heads": family.heads,
+        "num_key_value_heads": family.groups,
+        "max_position_embeddings": 64,
+        "rms_norm_eps": family.norm_eps,
+        "rope_parameters": {"rope_type": "default", "rope_theta": float(family.rope_theta)},
+        "tie_word_embeddings": family.tied,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        **_hf_attention(family),
+        **_hf_experts(family),
+    }
+
+
+def _hf_dense_width(family: Family) -> int:
+    """Mixtral has no dense layer and calls the width of an expert `intermediate_size`."""
+    if family.architecture == "MixtralForCausalLM" and family.experts is not None:
+        return family.experts.width
+    return family.dense_width
+
+
+def _hf_attention(family: Family) -> dict[str, Any]:
+    if family.latent is None:
+        return {"head_dim": family.head_channels}
+    return {
+        "q_lora_rank": family.latent.query_rank or None,
+        "kv_lora_rank": family.latent.key_value_rank,
+        "qk_nope_head_dim": family.latent.nope_channels,
+        "qk_rope_head_dim": family.latent.rope_channels,
+        "v_head_dim": family.latent.value_channels,
+    }
+
+
+def _hf_experts(family: Family) -> dict[str, Any]:
+    experts = family.experts
+    if experts is None:
+        return {}
+    if family.architecture == "MixtralForCausalLM":
+        return {"num_local_experts": experts.num_experts, "num_experts_per_tok": experts.top_k}
+    common = {
+        "moe_intermediate_size": experts.width,
+        "num_experts_per_tok": experts.top_k,
+        "norm_topk_prob": True,
+    }
+    if family.architecture == "Qwen3MoeForCausalLM":
+        return common | {"num_experts": experts.num_experts}
+    return common | {
+        "n_routed_experts": experts.num_experts,
+        "n_shared_experts": experts.shared_width // experts.width,
+        "n_group": experts.router_groups,
+        "topk_group": experts.groups_kept,
+        "routed_scaling_factor": experts.scaling,
+        "first_k_dense_replace": experts.dense_layers,
+        "num_nextn_predict_layers": 0,
+    }

@@ -1,0 +1,141 @@
+"""A family at a topology in megatron-core's words: the TransformerConfig and the layer specs.
+
+Decides every option that the two supported versions need on a CPU. Must not know ranks or weights.
+"""
+
+from typing import Any
+
+import torch
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
+from megatron.core.transformer import multi_latent_attention
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
+
+from tests.worlds.attention import CpuAttention
+from tests.worlds.families import Experts, Family, Latent
+from tests.worlds.topology import Topology
+
+
+def transformer_config(
+    family: Family, topology: Topology, *, te: bool = False, dtype: torch.dtype = torch.bfloat16
+) -> TransformerConfig:
+    """Return the megatron config; with `te` the experts are grouped (TEGroupedMLP), else a SequentialMLP."""
+    options = _model_options(family) | _parallel_options(topology, dtype)
+    if family.experts is not None:
+        options |= _expert_options(family.experts, family.layers) | {"moe_grouped_gemm": te}
+    if family.latent is None:
+        return TransformerConfig(**options, multi_latent_attention=False)
+    _mend_latent_attention()
+    return MLATransformerConfig(**options | _latent_options(family.latent, family.rope_theta))
+
+
+def block_spec(config: TransformerConfig, *, te: bool = False, vp_stage: int | None = None) -> Any:
+    """Return the specs of the layers that this pipeline stage (and virtual stage) builds.
+
+    The local attention core is always replaced (see `attention`), Transformer Engine's only with context
+    parallelism, for which it creates a CUDA stream.
+    """
+    spec = get_gpt_decoder_block_spec(config, use_transformer_engine=te, normalization="RMSNorm", vp_stage=vp_stage)
+    for layer in spec.layer_specs:
+        attention = layer.submodules.self_attention.submodules
+        if not te or config.context_parallel_size > 1:
+            attention.core_attention = CpuAttention
+        if config.multi_latent_attention and config.q_lora_rank is None and not te:
+            attention.q_layernorm = IdentityOp  # 0.19 refuses a norm that would not be used; 0.16 ignores it
+    return spec
+
+
+def _mend_latent_attention() -> None:
+    """Let the local spec build multi-latent attention where Transformer Engine is absent.
+
+    0.16 holds TE for present in that module though its classes are mocks, and fails in isinstance. 0.19 wants
+    a fused norm and projection for a query without low rank, and finds a mock there: take the plain projection
+    of the spec, as the published checkpoints without q_lora have no query norm.
+    """
+    if not isinstance(multi_latent_attention.TELinear, type):
+        setattr(multi_latent_attention, "HAVE_TE", False)
+    resolver = getattr(multi_latent_attention, "QKNormConfigResolver", None)
+    if resolver is not None:
+        resolver._mla_fused_linear_or_default = _fused_linear_or_plain
+
+
+def _fused_linear_or_plain(resolver: Any, module_spec: Any, _module_name: str) -> Any:
+    """Stand for 0.19's `QKNormConfigResolver._mla_fused_linear_or_default`, which fails without TE."""
+    if isinstance(resolver.fused_norm_linear_impl, type) and not resolver._is_fused_norm_linear(module_spec):
+        return resolver.fused_norm_linear_impl
+    return module_spec
+
+
+def _model_options(family: Family) -> dict[str, Any]:
+    return {
+        "num_layers": family.layers,
+        "hidden_size": family.hidden,
+        "num_attention_heads": family.heads,
+        "num_query_groups": family.groups,
+        "kv_channels": family.head_channels,
+        "ffn_hidden_size": family.dense_width,
+        "qk_layernorm": family.qk_norm or family.latent is not None,
+        "add_qkv_bias": family.qkv_bias,
+        "add_bias_linear": False,
+        "layernorm_epsilon": family.norm_eps,
+        "normalization": "RMSNorm",
+        "gated_linear_unit": True,
+        "activation_func": torch.nn.functional.silu,
+        "attention_dropout": 0.0,
+        "hidden_dropout": 0.0,
+        # kernels that exist on a GPU only
+        "gradient_accumulation_fusion": False,
+        "bias_activation_fusion": False,
+        "masked_softmax_fusion": False,
+        "persist_layer_norm": False,
+    }
+
+
+def _parallel_options(topology: Topology, dtype: torch.dtype) -> dict[str, Any]:
+    return {
+        "tensor_model_parallel_size": topology.tp,
+        "pipeline_model_parallel_size": topology.pp,
+        "virtual_pipeline_model_parallel_size": topology.vpp if topology.vpp > 1 else None,
+        "expert_model_parallel_size": topology.ep,
+        "expert_tensor_parallel_size": topology.etp,
+        "context_parallel_size": topology.cp,
+        "num_layers_in_first_pipeline_stage": topology.first_stage_layers,
+        "num_layers_in_last_pipeline_stage": topology.last_stage_layers,
+        "sequence_parallel": False,  # the torch norms of the local spec refuse it
+        "use_cpu_initialization": True,
+        "bf16": dtype == torch.bfloat16,
+        "params_dtype": dtype,
+        "pipeline_dtype": dtype,
+    }
+
+
+def _expert_options(experts: Experts, layers: int) -> dict[str, Any]:
+    return {
+        "num_moe_experts": experts.num_experts,
+        "moe_router_topk": experts.top_k,
+        "moe_ffn_hidden_size": experts.width,
+        "moe_layer_freq": [int(layer >= experts.dense_layers) for layer in range(layers)],
+        "moe_shared_expert_intermediate_size": experts.shared_width or None,
+        "moe_router_load_balancing_type": "none",
+        "moe_router_dtype": "fp32",
+        "moe_router_score_function": "sigmoid" if experts.router_bias else "softmax",
+        "moe_router_enable_expert_bias": experts.router_bias,
+        "moe_router_num_groups": experts.router_groups or None,
+        "moe_router_group_topk": experts.groups_kept or None,
+        "moe_router_topk_scaling_factor": experts.scaling if experts.router_bias else None,
+        "moe_token_dispatcher_type": "allgather",  # "alltoall" opens a CUDA stream in 0.19
+    }
+
+
+def _latent_options(latent: Latent, rope_theta: int) -> dict[str, Any]:
+    return {
+        "q_lora_rank": latent.query_rank or None,
+        "kv_lora_rank": latent.key_value_rank,
+        "qk_head_dim": latent.nope_channels,
+        "qk_pos_emb_head_dim": latent.rope_channels,
+        "v_head_dim": latent.value_channels,
+        "rope_type": "rope",
+        "rotary_base": rope_theta,
+        "rotary_scaling_factor": 1.0,
+        "apply_rope_fusion": False,
+    }
