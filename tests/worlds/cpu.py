@@ -25,8 +25,12 @@ def _cpu_device() -> torch.device:
     return torch.device("cpu")
 
 
-def _nothing(*_args: object, **_kwargs: object) -> None:
+def _no_wait(*_args: object, **_kwargs: object) -> None:
     return None
+
+
+def _no_choice(*_args: object, **_kwargs: object) -> None:
+    return None  # a function of its own: torch._dynamo refuses one object under two names of torch
 
 
 def _same_tensor(tensor: torch.Tensor, *_args: object, **_kwargs: object) -> torch.Tensor:
@@ -37,8 +41,8 @@ def patches() -> tuple[Patch, ...]:
     """Every patch that `prepare` applies, in order."""
     return (
         Patch(torch.cuda, "current_device", _cpu_device, "router, Mamba mixer and memory buffer allocate there"),
-        Patch(torch.cuda, "synchronize", _nothing, "dist_checkpointing and TE's get_extra_state wait for it"),
-        Patch(torch.cuda, "set_device", _nothing, "the checkpoint writer pins its worker to the current device"),
+        Patch(torch.cuda, "synchronize", _no_wait, "dist_checkpointing and TE's get_extra_state wait for it"),
+        Patch(torch.cuda, "set_device", _no_choice, "the checkpoint writer pins its worker to the current device"),
         Patch(torch.Tensor, "cuda", _same_tensor, "tied and MTP embeddings at PP > 1 are moved before a sum"),
     )
 
