@@ -1,0 +1,87 @@
+# The verbs of this project; .ci/run calls the same ones. `make help` lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3#         interpreter that makes the environment, 3.11 or newer
+VENV ?= .venv
+JOBS ?= 2#                 test processes; each may start up to eight more
+TE := transformer_engine==2.20.2
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.set-up
+NAMESPACE := .ns/shardmerge
+PACKAGES := common phase1_dump phase2_merge
+PEERS := .venv-peers
+MATRIX := build/matrix.json
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+
+.PHONY: help setup demo test test-peers lint format typecheck bench scale docs clean
+
+help:  ## List the verbs
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
+
+setup: $(STAMP) $(NAMESPACE)  ## Make the environment .venv (PYTHON= chooses the interpreter)
+
+demo: setup  ## Run the main job on eight local processes, from a Megatron model to logits that agree
+	$(BIN)/python -m tests.demo
+
+test: setup  ## Run the tests (ARGS= for pytest)
+	$(PYTEST) --matrix $(MATRIX) $(ARGS)
+
+test-peers:  ## Run everything again beside the newest megatron-core, modelopt and transformers (Python >= 3.12)
+	python="$$(.ci/find-peer-python)"; $(MAKE) setup VENV=$(PEERS) PYTHON="$$python"
+	$(MAKE) --no-print-directory run-peers VENV=$(PEERS)
+
+.PHONY: run-peers
+run-peers:
+	$(PYTEST) -m "" $(ARGS)
+
+lint: setup  ## Check style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: setup  ## Write the format that lint expects
+	$(BIN)/ruff check --fix-only --exit-zero --quiet .
+	$(BIN)/ruff format .
+
+typecheck: setup  ## Strict types
+	$(BIN)/mypy -p shardmerge -p tests
+
+bench: setup  ## Print the table of speeds and memory
+	$(BIN)/python -m tests.bench
+
+scale: setup  ## Run the tests that take minutes or gigabytes
+	$(PYTEST) -m scale -n 1 $(ARGS)
+
+docs: setup  ## Write again what is generated: the CLI reference, the README's matrix and file tree
+	$(BIN)/python -m tests.generate_docs $(MATRIX)
+
+clean:  ## Remove everything that git ignores: environments, caches, outputs
+	rm -rf .venv .venv-peers .ns build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis \
+	    demo-out bench-out
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Transformer Engine lies beside the environment, not in it: its bare package breaks `import megatron`. Tests that
+# need its Python classes put $(VENV)/te-python on the path.
+$(STAMP): pyproject.toml $(wildcard .constraints/*.txt)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	    echo "shardmerge needs Python 3.11 or newer, and '$(PYTHON)' is none." \
+	         "Name one: make setup PYTHON=python3.11" >&2; exit 2; }
+	@echo "[1/4] environment $(VENV) with $$($(PYTHON) --version)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@pins=.constraints/py312.txt; \
+	    $(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' && pins=.constraints/py311.txt; \
+	    echo "[2/4] shardmerge with its extras, pinned by $$pins: some minutes the first time"; \
+	    $(BIN)/python -m pip install --quiet --constraint $$pins --editable '.[dump,modelopt,test]'
+	@echo "[3/4] Transformer Engine's Python classes, in $(VENV)/te-python"
+	@rm -rf $(VENV)/te-python
+	@$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/te-python $(TE)
+	@echo "[4/4] done: $(BIN)/shardmerge"
+	@touch $@
+
+# mypy cannot see the mapping of an editable install: it reads the namespace through these links.
+$(NAMESPACE): Makefile
+	@mkdir -p $@
+	@for package in $(PACKAGES); do ln -sfn ../../$$package $@/$$package; done
+	@touch $@

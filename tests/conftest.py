@@ -1,0 +1,106 @@
+"""What every test may ask for: pools of real ranks, Transformer Engine's folder, and a record of what was tested.
+
+Decides which tests are skipped, which share a process under xdist, and where the record goes. Must not know
+what any test does.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import matrix
+
+RANK_POOLS = ("ranks", "te_ranks")
+
+
+@pytest.fixture(scope="session")
+def te_path() -> Path:
+    """The folder beside the environment that holds Transformer Engine's Python classes, kernels absent."""
+    folder = Path(sys.prefix) / "te-python"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is missing: make setup brings Transformer Engine's Python classes")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[Any]:
+    """Eight processes that become the ranks of one gloo world after another."""
+    from tests.worlds.gloo import GlooRanks
+
+    with GlooRanks() as pool:
+        yield pool
+
+
+@pytest.fixture(scope="session")
+def te_ranks(te_path: Path) -> Iterator[Any]:
+    """The same with Transformer Engine's classes importable."""
+    from tests.worlds.gloo import GlooRanks
+
+    with GlooRanks(te_path=str(te_path)) as pool:
+        yield pool
+
+
+@pytest.fixture
+def tested(record_property: Callable[[str, object], None]) -> Callable[[str, str, str], None]:
+    """Call `tested(architecture, topology, how)`: the README's matrix shows it if the test then passes.
+
+    `how` is one of `matrix.HOW`.
+    """
+
+    def record(architecture: str, topology: str, how: str) -> None:
+        record_property(matrix.PROPERTY, matrix.cell(architecture, topology, how))
+
+    return record
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--matrix", metavar="FILE", help="write which architectures and topologies passed, as JSON")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--matrix") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(_Recorder(Path(config.getoption("--matrix"))))
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Keep the users of one pool of ranks in one xdist process: a pool costs half a minute to start."""
+    for pool in RANK_POOLS:
+        if pool in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group(pool))
+            return
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not _has_gpu():
+        pytest.skip("needs a CUDA device, and torch sees none")
+
+
+def _has_gpu() -> bool:
+    if importlib.util.find_spec("torch") is None:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+class _Recorder:
+    """Collects what passed from all processes and writes it once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._cells: list[str] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" and report.passed:
+            self._cells += [str(value) for name, value in report.user_properties if name == matrix.PROPERTY]
+
+    def pytest_sessionfinish(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.write_text(json.dumps(matrix.collect(self._cells), indent=1, sort_keys=True) + "\n")
