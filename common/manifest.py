@@ -107,6 +107,11 @@ class Manifest:
             yield Placed(rectangle, c.file[i], c.begin[i], c.end[i], c.owner[i], c.xxh3_128[i])
 
 
+def rank_name(rank: int) -> str:
+    """Name of a rank's directory inside a dump."""
+    return f"rank-{rank:05d}"
+
+
 def columns(placed: Sequence[Placed]) -> tuple[list[str], list[str], Columns]:
     """(names, dtypes, columns) of these rectangles, in this order."""
     names, dtypes = _index(p.rectangle.name for p in placed), _index(p.rectangle.dtype for p in placed)

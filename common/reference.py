@@ -14,6 +14,7 @@ from .errors import BadInputError, CorruptFileError, MissingConfigError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+PLAIN_FLOATS = ("BF16", "F16", "F32", "F64")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,11 @@ class Reference:
     path: Path
     config: dict[str, Any]
     tensors: dict[str, ReferenceTensor]
+
+    def plain_dtype(self, name: str) -> str | None:
+        """The dtype the weights here give a tensor, None if they do not hold it or hold it quantized."""
+        found = self.tensors.get(name)
+        return found.dtype if found and found.dtype in PLAIN_FLOATS else None
 
 
 def read(path: Path) -> Reference:

@@ -128,6 +128,12 @@ class Blueprint:
                     for ids in self._ids(row, layer):
                         yield from self._targets(row, ids)
 
+    def expert_tensors(self, layer: int, expert: int) -> Iterator[Tensor]:
+        """Every tensor of one routed expert."""
+        for row in self.rows:
+            if "{expert}" in row.targets[0].name:
+                yield from self._targets(row, {"layer": layer, "expert": expert})
+
     def claim(self, key: str) -> Claim | None:
         """The row whose key this canonical key is, or None."""
         layer, expert = key_ids(key)

@@ -1,0 +1,53 @@
+"""The bytes of a holding, block by block: rows of the rectangle, put together and cast, on the device they lie on.
+
+A block of host memory that is already right is handed out as it is; everything else is built in `make_buffer`'s
+tensor. Only torch operations on plain tensors; which file the bytes go to is not known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import prod
+
+import torch
+
+from shardmerge.common.rectangle import Shape, intersect
+
+from .element_types import TORCH
+from .holdings import Holding, Part
+
+
+def blocks_of(holding: Holding, max_bytes: int) -> Iterator[torch.Tensor]:
+    """Contiguous 1-D tensors of the target dtype that follow each other, each at most `max_bytes` or one row.
+
+    A block may be a view of the live tensor: read it before the model goes on.
+    """
+    rectangle, dtype = holding.rectangle, TORCH[holding.rectangle.dtype]
+    if not rectangle.local_shape:
+        yield from (part.data.detach().reshape(1).to(dtype) for part in holding.parts)
+        return
+    row_bytes = max(1, prod(rectangle.local_shape[1:]) * dtype.itemsize)
+    rows = max(1, max_bytes // row_bytes)
+    for first in range(0, rectangle.local_shape[0], rows):
+        shape = (min(rows, rectangle.local_shape[0] - first), *rectangle.local_shape[1:])
+        offset = (rectangle.global_offset[0] + first, *rectangle.global_offset[1:])
+        yield _block(holding.parts, offset, shape, dtype).reshape(-1)
+
+
+def _block(parts: tuple[Part, ...], offset: Shape, shape: Shape, dtype: torch.dtype) -> torch.Tensor:
+    shared = [(part, intersect(part.offset, part.shape, offset, shape)) for part in parts]
+    found = [(part, box) for part, box in shared if box is not None]
+    if len(found) == 1:
+        part, (low, extent) = found[0]
+        return _view(part, low, extent).to(dtype).contiguous()
+    block = torch.empty(shape, dtype=dtype, device=parts[0].data.device)
+    for part, (low, extent) in found:
+        target = tuple(slice(a - b, a - b + n) for a, b, n in zip(low, offset, extent, strict=True))
+        block[target].copy_(_view(part, low, extent))
+    return block
+
+
+def _view(part: Part, low: Shape, extent: Shape) -> torch.Tensor:
+    """The elements of a part that are `extent` at `low` in the Hugging Face tensor, as a view of the live tensor."""
+    starts = [s + a - o for s, a, o in zip(part.source, low, part.offset, strict=True)]
+    return part.data.detach()[tuple(slice(at, at + n) for at, n in zip(starts, extent, strict=True))]

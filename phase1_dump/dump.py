@@ -1,0 +1,131 @@
+"""The story of phase one: refuse, describe, claim, plan, write. One call on every rank; no rank waits for another."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from torch import nn
+
+from shardmerge.common import durable, reference
+from shardmerge.common import manifest as manifests
+from shardmerge.common.architectures import Blueprint, blueprint
+from shardmerge.common.errors import BadInputError
+from shardmerge.common.manifest import Manifest
+from shardmerge.common.progress import Progress
+from shardmerge.common.reference import Reference
+
+from .element_types import dtype_chooser, dtype_name
+from .expert_ids import check_expert_ids
+from .fragments import Fragment, owned, plan_fragments
+from .generation import Generation, attempt_of
+from .holdings import Claimed, Holding, claim_all, holdings_of
+from .parameters import parameters_of
+from .rank_directory import building, record_failure, refuse_existing
+from .rank_manifest import Head, manifest_of, router_bias_dtypes
+from .refusals import refuse_parameters, refuse_stale, refuse_uninitialized, unwrap
+from .world import World, world_of
+from .writer import Staging, write_fragment
+
+MAX_FRAGMENT_BYTES = 5_000_000_000
+STAGING_BYTES = 64 << 20
+
+
+def dump(
+    model: nn.Module | Sequence[nn.Module],
+    out: str | Path,
+    *,
+    hf_reference: str | Path,
+    run_id: str,
+    step: int,
+    attempt: str | None = None,
+    params_synced: bool = False,
+    dtype_from_reference: bool = False,
+    max_fragment_bytes: int = MAX_FRAGMENT_BYTES,
+    staging_bytes: int = STAGING_BYTES,
+    on_error: Literal["raise", "record"] = "raise",
+) -> Manifest | None:
+    """Write what this rank owns of a live model to `out/rank-NNNNN`. Call it on every rank, in any order.
+
+    model: a module, or the list of this rank's virtual pipeline chunks, wrapped (DDP, Float16Module) or not.
+    hf_reference: Hugging Face directory with the model's config.json; weights there, if any, give dtypes.
+    run_id, step, attempt: the generation, the same on all ranks. `attempt` defaults to the launcher's job id and
+        restart count.
+    params_synced: the caller has gathered the parameters of a DDP with overlap_param_gather.
+    dtype_from_reference: let the reference narrow tensors that are otherwise kept float32 (router biases).
+    max_fragment_bytes, staging_bytes: size of a fragment file; host memory used for copying.
+    on_error: "record" returns None where "raise" raises; rank-NNNNN.failed.json is written either way.
+
+    No collective is entered, and nothing stands under its final name until it is complete. Host memory above the
+    model is `staging_bytes` and the largest row.
+    Raises UsageError, UnsupportedError, ConflictError or IncompleteError before anything is written,
+    OutputExistsError if this rank was dumped to `out` before, OSError if the disk refuses.
+    """
+    folder, chunks = Path(out), [model] if isinstance(model, nn.Module) else list(model)
+    if not chunks:
+        raise BadInputError("no model chunk was given", "Pass the module, or the list of this rank's chunks.")
+    refuse_uninitialized(chunks)
+    world = world_of(unwrap(chunks[0]))
+    refuse_existing(folder, world.rank)
+    try:
+        generation = Generation(run_id, step, attempt_of() if attempt is None else attempt)
+        refuse_stale([] if params_synced else chunks)
+        refuse_parameters(chunks, world.rank)
+        known = reference.read(Path(hf_reference))
+        head, holdings = describe(chunks, world, generation, known, dtype_from_reference=dtype_from_reference)
+        fragments = plan_fragments(owned(holdings, world.rank), max_fragment_bytes)
+        return write(folder, fragments, head, staging_bytes)
+    except Exception as error:
+        record_failure(folder, world.rank, run_id, error)
+        if on_error == "record":
+            return None
+        raise
+
+
+def describe(
+    chunks: Sequence[nn.Module],
+    world: World,
+    generation: Generation,
+    known: Reference,
+    *,
+    dtype_from_reference: bool,
+) -> tuple[Head, tuple[Holding, ...]]:
+    """Every rectangle this rank holds, and the head of its manifest. Reads no numbers."""
+    table, params_dtype = blueprint(known.config), dtype_name(unwrap(chunks[0]).config.params_dtype)
+    bias_dtypes = router_bias_dtypes(chunks)  # first: sharded_state_dict may cast them in place
+    claimed, drops = _claim(chunks, table, world)
+    chooser = dtype_chooser(known, params_dtype, dtype_from_reference=dtype_from_reference)
+    holdings = tuple(holdings_of(claimed, table, world, chooser))
+    return Head(generation, world, table, params_dtype, drops, bias_dtypes), holdings
+
+
+def write(folder: Path, fragments: Sequence[Fragment], head: Head, staging_bytes: int) -> Manifest:
+    """Write the fragments, then the manifest, under a temporary name, and rename. Raises OSError."""
+    staging, progress = Staging(staging_bytes), _progress(fragments, head.world)
+    with building(folder, head.world.rank) as partial:
+        written = [write_fragment(partial, fragment, staging, progress.advance) for fragment in fragments]
+        found = manifest_of(head, fragments, written)
+        durable.write_file(partial / manifests.FILE_NAME, manifests.encode(found))
+    progress.close()
+    return found
+
+
+def _claim(chunks: Sequence[nn.Module], table: Blueprint, world: World) -> tuple[list[Claimed], dict[str, int]]:
+    claimed: list[Claimed] = []
+    drops: dict[str, int] = {}
+    for chunk in chunks:
+        own, dropped = claim_all(parameters_of(chunk, world), table, world.rank)
+        check_expert_ids(unwrap(chunk), own, table, world.rank)
+        claimed += own
+        drops |= {reason: drops.get(reason, 0) + count for reason, count in dropped.items()}
+    return claimed, drops
+
+
+def _progress(fragments: Sequence[Fragment], world: World) -> Progress:
+    """Only the first rank of a node speaks."""
+    speaks = os.environ.get("LOCAL_RANK", str(world.rank)) == "0"
+    total = sum(fragment.header.file_bytes for fragment in fragments)
+    return Progress(f"rank {world.rank} dumps", total, sys.stderr if speaks else None)

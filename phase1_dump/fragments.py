@@ -1,0 +1,59 @@
+"""Which fragment each owned rectangle goes to, and where in it: decided whole before a byte is copied."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from shardmerge.common import safetensors_header
+from shardmerge.common.ownership import Held, owners
+from shardmerge.common.safetensors_header import Header
+
+from .holdings import Holding
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fragment:
+    """A file to be written: its name, first bytes, header, and the holdings in the order of the header's entries."""
+
+    name: str
+    head: bytes
+    header: Header
+    holdings: tuple[Holding, ...]
+
+
+def owned(holdings: Sequence[Holding], rank: int) -> tuple[Holding, ...]:
+    """Those that this rank writes: each rectangle is written by exactly one of the ranks that hold it."""
+    writer = owners(Held(h.rectangle.fragment_key, h.rectangle.num_bytes, h.replicas) for h in holdings)
+    return tuple(h for h in holdings if writer[h.rectangle.fragment_key] == rank)
+
+
+def plan_fragments(holdings: Sequence[Holding], max_bytes: int) -> tuple[Fragment, ...]:
+    """`whole-*` files of entire tensors, then `split-*` files of parts, each at most `max_bytes` of data.
+
+    A tensor larger than that has a file of its own.
+    """
+    whole = [h for h in holdings if h.rectangle.is_whole]
+    split = [h for h in holdings if not h.rectangle.is_whole]
+    return tuple(_fragments("whole", whole, max_bytes)) + tuple(_fragments("split", split, max_bytes))
+
+
+def _fragments(kind: str, holdings: Iterable[Holding], max_bytes: int) -> Iterator[Fragment]:
+    for number, group in enumerate(_groups(holdings, max_bytes), start=1):
+        ordered = sorted(group, key=lambda h: safetensors_header.layout_order(h.rectangle.num_bytes, h.rectangle.name))
+        rectangles = [h.rectangle for h in ordered]
+        head, header = safetensors_header.build((r.fragment_key, r.dtype, r.local_shape) for r in rectangles)
+        yield Fragment(f"{kind}-{number:05d}.safetensors", head, header, tuple(ordered))
+
+
+def _groups(holdings: Iterable[Holding], max_bytes: int) -> Iterator[list[Holding]]:
+    group: list[Holding] = []
+    size = 0
+    for holding in holdings:
+        if group and size + holding.rectangle.num_bytes > max_bytes:
+            yield group
+            group, size = [], 0
+        group.append(holding)
+        size += holding.rectangle.num_bytes
+    if group:
+        yield group

@@ -1,0 +1,34 @@
+"""Which generation a dump belongs to: run id, step and attempt. Phase two merges manifests of one generation only."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from shardmerge.common.errors import BadInputError
+
+# (job id, restart count) as launchers give them to every rank
+# Source: torch/distributed/elastic/agent/server/local_elastic_agent.py; Slurm's sbatch manual, OUTPUT ENVIRONMENT
+LAUNCHERS = (("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"), ("SLURM_JOB_ID", "SLURM_RESTART_COUNT"))
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """Raises BadInputError for an empty run id."""
+
+    run_id: str
+    step: int
+    attempt: str
+
+    def __post_init__(self) -> None:
+        if not self.run_id:
+            raise BadInputError("run_id is empty", "Give every rank the same name for this dump.")
+
+
+def attempt_of(environment: Mapping[str, str] = os.environ) -> str:
+    """The launcher's id of this attempt, the same on every rank of a job, different after a restart."""
+    for job, restart in LAUNCHERS:
+        if job in environment:
+            return f"{environment[job]}.{environment.get(restart, '0')}"
+    return "0"

@@ -1,0 +1,118 @@
+"""What a rank holds: rectangles of Hugging Face tensors, each put together from boxes of local parameters.
+
+Pieces of one tensor are joined into as few rectangles as possible: all of them if they fill their bounding box,
+else runs of rows. Knows geometry and which tensor lies where; copies nothing.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+
+from shardmerge.common.architectures import Blueprint, Claim, Tensor
+from shardmerge.common.errors import UnclaimedParameterError
+from shardmerge.common.rectangle import Rectangle, Shape
+
+from .layouts import LAYOUTS, Box
+from .parameters import Parameter
+from .world import World
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """`shape` elements at `source` of a live tensor, bound for `offset` of the Hugging Face tensor."""
+
+    data: torch.Tensor
+    source: Shape
+    offset: Shape
+    shape: Shape
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Holding:
+    """A rectangle this rank holds, the parts it is made of, and the global ranks that hold the same."""
+
+    rectangle: Rectangle
+    parts: tuple[Part, ...]
+    replicas: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Claimed:
+    """A parameter and the row of the table that claims it."""
+
+    parameter: Parameter
+    claim: Claim
+
+
+def claim_all(parameters: Iterable[Parameter], blueprint: Blueprint, rank: int) -> tuple[list[Claimed], dict[str, int]]:
+    """Every parameter with its row, and counts of what rows drop, by reason.
+
+    Raises UnclaimedParameterError for a parameter that no row claims or drops.
+    """
+    claimed, drops = [], defaultdict[str, int](int)
+    for parameter in parameters:
+        claim, reason = blueprint.claim(parameter.key), blueprint.drop_reason(parameter.key)
+        if claim is not None:
+            claimed.append(Claimed(parameter, claim))
+        elif reason is not None:
+            drops[reason] += 1
+        else:
+            raise UnclaimedParameterError(parameter.key, parameter.global_shape, blueprint.architecture.name, rank)
+    return claimed, dict(drops)
+
+
+def holdings_of(
+    claimed: Iterable[Claimed], blueprint: Blueprint, world: World, dtype_of: Callable[[Tensor], str]
+) -> Iterator[Holding]:
+    """The rectangles this rank holds and may write, in the order of the model.
+
+    Raises MismatchError if the model's shapes are not those of config.json.
+    """
+    parts: dict[tuple[Tensor, tuple[int, ...]], list[Part]] = defaultdict(list)
+    for one in claimed:
+        parameter = one.parameter
+        if parameter.pp_replica:
+            continue  # a copy, such as the tied embedding of the last stage; its owner is another stage
+        replicas = world.replicas(routed_expert=parameter.is_routed_expert, cut=parameter.is_cut)
+        box = Box(parameter.global_shape, parameter.global_offset, parameter.local_shape)
+        for piece in LAYOUTS[one.claim.row.layout](box, one.claim.tensors, blueprint.dimensions):
+            source = tuple(map(sum, zip(parameter.start, piece.source, strict=True)))
+            parts[piece.tensor, replicas].append(Part(parameter.data, source, piece.offset, piece.shape))
+    for (tensor, replicas), found in parts.items():
+        for joined in join(found):
+            offset, shape = bounds(joined)
+            rectangle = Rectangle(tensor.name, dtype_of(tensor), tensor.shape, offset, shape)
+            yield Holding(rectangle, tuple(joined), replicas)
+
+
+def join(parts: Sequence[Part]) -> Iterator[list[Part]]:
+    """Groups of parts that each fill a box: all together if they do, else runs along the first dimension."""
+    ordered = sorted(parts, key=lambda part: part.offset)
+    if _fills_bounds(ordered):
+        yield ordered
+        return
+    run: list[Part] = []
+    for part in sorted(parts, key=lambda part: (part.offset[1:], part.offset)):
+        if run and not _fills_bounds([*run, part]):
+            yield run
+            run = []
+        run.append(part)
+    yield run
+
+
+def bounds(parts: Sequence[Part]) -> tuple[Shape, Shape]:
+    """Offset and shape of the smallest box around all parts."""
+    low = tuple(map(min, *(part.offset for part in parts))) if len(parts) > 1 else parts[0].offset
+    ends = [tuple(map(sum, zip(part.offset, part.shape, strict=True))) for part in parts]
+    high = tuple(map(max, *ends)) if len(ends) > 1 else ends[0]
+    return low, tuple(end - start for start, end in zip(low, high, strict=True))
+
+
+def _fills_bounds(parts: Sequence[Part]) -> bool:
+    """True if the parts, which never overlap, leave no hole in the box around them."""
+    return prod(bounds(parts)[1]) == sum(prod(part.shape) for part in parts)

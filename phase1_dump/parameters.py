@@ -1,0 +1,135 @@
+"""The parameters of a model as megatron-core itself describes them: canonical key, local data, place in the whole.
+
+`sharded_state_dict` is the only source of sharding; no rank arithmetic is done here. A `ShardedTensorFactory` is
+never built on live data (it would chunk, and so dequantize, what it touches): it is built on a meta tensor of the
+same shape, and where its pieces lie is read off their storage offsets.
+Source: megatron/core/dist_checkpointing/mapping.py (`ShardedTensor`, `ShardedTensorFactory`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, ShardedTensorFactory
+from torch import nn
+
+from shardmerge.common.errors import UnclaimedParameterError, UnsupportedParameterError
+from shardmerge.common.rectangle import Shape
+
+from .refusals import unwrap
+from .world import World
+
+METADATA = {"non_homogeneous_layers": True, "singleton_local_shards": True}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Parameter:
+    """A box of a local tensor, and where it lies in the unsharded Megatron tensor `key`.
+
+    `data` is the live tensor; the box starts at `start` in it and has `local_shape`.
+    """
+
+    key: str
+    name: str  # as the live model calls it, for messages
+    data: torch.Tensor
+    start: Shape
+    local_shape: Shape
+    global_shape: Shape
+    global_offset: Shape
+    pp_replica: int
+
+    @property
+    def is_cut(self) -> bool:
+        """True if other ranks hold other parts of it."""
+        return self.local_shape != self.global_shape
+
+    @property
+    def is_routed_expert(self) -> bool:
+        return ".experts.experts." in self.key
+
+
+def parameters_of(chunk: nn.Module, world: World) -> Iterator[Parameter]:
+    """Every parameter of one model chunk, including copies that another pipeline stage owns.
+
+    Raises UnsupportedParameterError for a description without a plain box of local data.
+    """
+    model = unwrap(chunk)
+    described = model.sharded_state_dict(metadata=METADATA | {"dp_cp_group": world.dp_cp_group})
+    seen: list[torch.Tensor] = []
+    for name, entry in _flatten(described):
+        if isinstance(entry, ShardedObject):
+            continue  # extra states: no tensors of the model
+        seen.append(entry.data)
+        if isinstance(entry, ShardedTensorFactory):
+            yield from _from_factory(name, entry, world.rank)
+        else:
+            yield _from_tensor(name, entry, entry.data, (0,) * len(entry.local_shape), world.rank)
+    _require_all_described(model, seen, world.rank)
+
+
+def _from_factory(name: str, factory: ShardedTensorFactory, rank: int) -> Iterator[Parameter]:
+    base = torch.empty(tuple(factory.data.shape), device="meta")
+    built = factory.build_fn(factory.key, base, factory.replica_id, factory.flattened_range)
+    for _, piece in _flatten(built):
+        start = _start_in(base, piece.data)
+        if start is None:
+            raise UnsupportedParameterError(name, f"megatron-core rearranges it into {piece.key}, not by slicing", rank)
+        yield _from_tensor(name, piece, factory.data, start, rank)
+
+
+def _from_tensor(name: str, entry: ShardedTensor, data: torch.Tensor, start: Shape, rank: int) -> Parameter:
+    if entry.prepend_axis_num or getattr(entry, "flattened_range", None) is not None:
+        raise UnsupportedParameterError(name, "megatron-core describes it with prepended or flattened axes", rank)
+    return Parameter(
+        entry.key,
+        name,
+        data,
+        start,
+        tuple(entry.local_shape),
+        tuple(entry.global_shape),
+        tuple(entry.global_offset),
+        _pp_replica(entry.replica_id),
+    )
+
+
+def _start_in(base: torch.Tensor, view: torch.Tensor) -> Shape | None:
+    """Where a view starts in its contiguous base, or None if it is no plain box of it."""
+    if view.untyped_storage()._cdata != base.untyped_storage()._cdata or view.ndim != base.ndim:
+        return None
+    same_steps = all(
+        n == 1 or step == whole for n, step, whole in zip(view.shape, view.stride(), base.stride(), strict=True)
+    )
+    if not same_steps:
+        return None
+    start, rest = [], view.storage_offset()
+    for step in base.stride():
+        start.append(rest // step)
+        rest %= step
+    return tuple(start)
+
+
+def _flatten(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves of nested dicts and lists with the live name of each, the innermost key."""
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from _flatten(value, str(key))
+    elif isinstance(tree, Sequence) and not isinstance(tree, str):
+        for value in tree:
+            yield from _flatten(value, name)
+    else:
+        yield name, tree
+
+
+def _pp_replica(replica_id: int | tuple[int, ...]) -> int:
+    return replica_id[0] if isinstance(replica_id, tuple) else replica_id
+
+
+def _require_all_described(model: nn.Module, described: Sequence[torch.Tensor], rank: int) -> None:
+    """Raise UnclaimedParameterError for a parameter that `sharded_state_dict` does not mention."""
+    storages = {tensor.untyped_storage().data_ptr() for tensor in described}
+    for name, parameter in model.named_parameters():
+        if parameter.numel() and parameter.untyped_storage().data_ptr() not in storages:
+            raise UnclaimedParameterError(name, tuple(parameter.shape), type(model).__name__, rank)

@@ -1,0 +1,50 @@
+"""The directory of one rank: built under a temporary name, made durable, renamed. Its final name means complete."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from shardmerge.common import canonical_json, durable
+from shardmerge.common.errors import OutputExistsError, ShardmergeError
+from shardmerge.common.manifest import rank_name
+
+
+def refuse_existing(out: Path, rank: int) -> None:
+    """Raise OutputExistsError if this rank was dumped here before: a live dump never replaces single ranks."""
+    if (out / rank_name(rank)).exists():
+        raise OutputExistsError(str(out / rank_name(rank)), "this rank was dumped there before")
+
+
+@contextlib.contextmanager
+def building(out: Path, rank: int) -> Iterator[Path]:
+    """A fresh folder that becomes `out/rank-NNNNN` if the block ends well, and is removed if it does not."""
+    out.mkdir(parents=True, exist_ok=True)
+    final, partial = out / rank_name(rank), out / f".{rank_name(rank)}.partial"
+    shutil.rmtree(partial, ignore_errors=True)  # what a killed attempt of this rank left
+    partial.mkdir()
+    try:
+        yield partial
+        durable.sync_folder(partial)
+        os.rename(partial, final)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    durable.sync_folder(out)
+    failure_path(out, rank).unlink(missing_ok=True)
+
+
+def failure_path(out: Path, rank: int) -> Path:
+    """Where a rank says that it failed, so that nobody waits for it."""
+    return out / f"{rank_name(rank)}.failed.json"
+
+
+def record_failure(out: Path, rank: int, run_id: str, error: BaseException) -> None:
+    """Write rank-NNNNN.failed.json. Raises OSError if even that is not possible."""
+    out.mkdir(parents=True, exist_ok=True)
+    facts = error.facts() if isinstance(error, ShardmergeError) else {"error": type(error).__name__, "message": str(error)}
+    record = {"rank": rank, "run_id": run_id, "failure": facts}
+    durable.write_file(failure_path(out, rank), canonical_json.encode(record, indent=2))

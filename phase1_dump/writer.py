@@ -1,0 +1,136 @@
+"""Writes one fragment: the device copies and hashes block n+1 while a thread writes block n.
+
+Host memory is two staging buffers, pinned for a CUDA source (a fresh pageable copy is many times slower). A block
+that already lies in host memory as it should is written from where it is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+
+import torch
+import xxhash
+
+from .blocks import blocks_of
+from .element_types import TORCH
+from .fragments import Fragment
+from .health import Health, count_changed, count_nonfinite
+from .holdings import Holding
+
+Progress = Callable[[int], None]
+NARROWING_ELEMENTS = 1 << 22  # compared at a time, so that no large temporary appears on a full device
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What was learnt about one rectangle while its bytes passed."""
+
+    xxh3_128: str
+    nonfinite: tuple[int, int] | None
+    all_zero: bool
+    narrowed: int
+
+
+@dataclass(slots=True)
+class Staging:
+    """Two buffers of host memory that blocks pass through on their way to the file, at most `num_bytes` together."""
+
+    num_bytes: int
+    buffers: list[torch.Tensor] = field(default_factory=list)
+    pending: list[Future[None] | None] = field(default_factory=lambda: [None, None])
+    turn: int = 0
+
+    @property
+    def block_bytes(self) -> int:
+        return max(1, self.num_bytes // 2)
+
+    def host(self, block: torch.Tensor) -> torch.Tensor:
+        """The block as bytes in host memory, once the buffer it needs is free."""
+        flat = block.view(torch.uint8)
+        if block.device.type == "cpu":
+            return flat
+        staged = self._buffer(flat.numel())[: flat.numel()]
+        staged.copy_(flat, non_blocking=True)
+        torch.cuda.current_stream(block.device).synchronize()
+        return staged
+
+    def wait(self) -> None:
+        """Until the buffer whose turn it is has been written."""
+        future = self.pending[self.turn]
+        if future is not None:
+            future.result()
+            self.pending[self.turn] = None
+
+    def drain(self) -> None:
+        """Until everything has been written; raises what the writing thread raised."""
+        for _ in self.pending:
+            self.wait()
+            self.turn = 1 - self.turn
+
+    def _buffer(self, num_bytes: int) -> torch.Tensor:
+        while len(self.buffers) < 2:
+            self.buffers.append(torch.empty(self.block_bytes, dtype=torch.uint8, pin_memory=True))
+        if num_bytes > self.buffers[self.turn].numel():  # a single row larger than a buffer
+            self.buffers[self.turn] = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
+        return self.buffers[self.turn]
+
+
+def write_fragment(folder: Path, fragment: Fragment, staging: Staging, progress: Progress) -> list[Written]:
+    """Write and fsync one file; what was learnt about each holding, in order. Raises OSError."""
+    with open(folder / fragment.name, "xb", buffering=0) as file, ThreadPoolExecutor(1) as thread:
+        _write_all(file.fileno(), memoryview(fragment.head))
+
+        def submit(data: memoryview) -> None:
+            staging.pending[staging.turn] = thread.submit(_write_all, file.fileno(), data)
+            staging.turn = 1 - staging.turn
+            progress(len(data))
+
+        try:
+            found = [_write_holding(holding, staging, submit) for holding in fragment.holdings]
+        finally:
+            staging.drain()
+        os.fsync(file.fileno())
+    return found
+
+
+def _write_holding(holding: Holding, staging: Staging, submit: Callable[[memoryview], None]) -> Written:
+    checksum, health = xxhash.xxh3_128(), Health()
+    for block in blocks_of(holding, staging.block_bytes):
+        health.look(block)
+        staging.wait()
+        data = memoryview(staging.host(block).numpy())
+        checksum.update(data)
+        submit(data)
+    finite, all_zero = health.verdict()
+    nonfinite = None if finite else _count(holding, staging.block_bytes)
+    return Written(checksum.hexdigest(), nonfinite, all_zero, _narrowed(holding))
+
+
+def _count(holding: Holding, max_bytes: int) -> tuple[int, int]:
+    counts = [count_nonfinite(block) for block in blocks_of(holding, max_bytes)]
+    return sum(nan for nan, _ in counts), sum(inf for _, inf in counts)
+
+
+def _narrowed(holding: Holding) -> int:
+    """Elements that lost bits because the tensor is written in a narrower dtype than the model holds."""
+    if not holding.rectangle.local_shape:
+        return 0
+    target = TORCH[holding.rectangle.dtype]
+    return sum(count_changed(source, target) for source in _narrower(holding, target))
+
+
+def _narrower(holding: Holding, target: torch.dtype) -> Iterator[torch.Tensor]:
+    for part in holding.parts:
+        if part.data.dtype != target and torch.promote_types(part.data.dtype, target) != target:
+            box = tuple(slice(at, at + n) for at, n in zip(part.source, part.shape, strict=True))
+            yield from part.data.detach()[box].split(max(1, NARROWING_ELEMENTS // max(1, prod(part.shape[1:]))))
+
+
+def _write_all(file: int, data: memoryview) -> None:
+    while data:
+        data = data[os.write(file, data) :]
