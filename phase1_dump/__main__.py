@@ -1,0 +1,8 @@
+"""`torchrun -m shardmerge.phase1_dump` is `shardmerge dump`."""
+
+import sys
+
+from shardmerge.common.cli import main
+
+if __name__ == "__main__":
+    main(["dump", *sys.argv[1:]])

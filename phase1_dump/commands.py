@@ -1,0 +1,90 @@
+"""The command of phase one: get the model from a provider, dump it, and wait for the others before failing."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from shardmerge.common.errors import BadInputError
+
+from .dump import MAX_FRAGMENT_BYTES, dump
+from .patience import wait_for_others
+from .rank_directory import record_failure
+
+RANK_NAMES = ("RANK", "SLURM_PROCID")
+SIZE_NAMES = ("WORLD_SIZE", "SLURM_NTASKS")
+
+
+@click.command("dump")
+@click.option("--model-provider", required=True, metavar="MODULE:FUNCTION", help="Function that returns this rank's model.")
+@click.option("--hf-reference", required=True, type=click.Path(path_type=Path), help="Directory with config.json.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory of the dump, shared by all ranks.")
+@click.option("--run-id", required=True, help="Name of this dump, the same on every rank.")
+@click.option("--step", required=True, type=int, help="Training step of the parameters.")
+@click.option("--attempt", help="Which attempt this is; default: the launcher's job id and restart count.")
+@click.option("--max-fragment-bytes", default=MAX_FRAGMENT_BYTES, show_default=True, help="Size of a fragment file.")
+@click.option("--dtype-from-reference", is_flag=True, help="Let the reference narrow router biases.")
+@click.option("--params-synced", is_flag=True, help="Parameters of overlap_param_gather have been gathered.")
+@click.option("--wait", default=600.0, show_default=True, help="Seconds a failing rank waits for the others.")
+@click.option("--json", "as_json", is_flag=True, help="Print this rank's result as a line of JSON.")
+@click.option("--report", type=click.Path(path_type=Path), help="Write the result of rank 0 to this file.")
+def dump_command(
+    model_provider: str, out: Path, run_id: str, wait: float, as_json: bool, report: Path | None, **options: Any
+) -> None:
+    """Write what each rank of a Megatron-Core model holds, for merge. Run it under a launcher, one process a rank.
+
+    The provider initialises torch.distributed and megatron-core, builds the model, loads its weights, and returns
+    the model or the list of its virtual pipeline chunks. No collective is entered after it returns.
+
+    \b
+    Example:
+      torchrun --nproc-per-node 8 -m shardmerge.phase1_dump --model-provider my_job.export:model \\
+        --hf-reference Qwen3-30B-A3B --out /shared/dump --run-id pretrain-7 --step 120000
+    """
+    try:
+        model = load_provider(model_provider)()
+        found = dump(model, out, run_id=run_id, **options)
+    except Exception as error:
+        fail(out, run_id, error, wait)
+        raise
+    assert found is not None  # on_error is "raise"
+    result = {"rank": found.rank, "files": len(found.files), "rectangles": len(found.columns)} | found.statistics
+    if as_json:
+        click.echo(json.dumps(result, sort_keys=True))
+    elif found.rank == 0:
+        click.echo(f"rank 0 wrote {len(found.columns)} rectangles; every rank is in {out}", err=True)
+    if report and found.rank == 0:
+        report.write_text(json.dumps(result, indent=2, sort_keys=True) + "\n")
+
+
+def load_provider(name: str) -> Callable[[], Any]:
+    """The function `package.module:function`. Raises BadInputError if there is none."""
+    module, _, function = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise BadInputError(f"--model-provider {name}: {error}", "Give package.module:function, importable here.") from error
+    if not callable(found):
+        raise BadInputError(f"--model-provider {name} is no function", "Give package.module:function.")
+    return found  # type: ignore[no-any-return]
+
+
+def fail(out: Path, run_id: str, error: Exception, seconds: float) -> None:
+    """Record the failure and wait, so that ranks that can finish do."""
+    rank, size = launched(RANK_NAMES, 0), launched(SIZE_NAMES, 1)
+    record_failure(out, rank, run_id, error)
+    click.echo(f"rank {rank} failed, waits up to {seconds:.0f} s for the others: {error}", err=True)
+    missing = wait_for_others(out, size, seconds)
+    if missing:
+        click.echo(f"rank {rank}: {len(missing)} ranks neither finished nor failed", err=True)
+
+
+def launched(names: tuple[str, ...], otherwise: int, environment: Mapping[str, str] = os.environ) -> int:
+    """A number the launcher gave this process, by the first of `names` that is set."""
+    return next((int(environment[name]) for name in names if environment.get(name)), otherwise)
