@@ -229,6 +229,34 @@ class UnexpectedTensorError(ConflictError):
 
 
 @dataclass(eq=False)
+class ReplicaMismatchError(ConflictError):
+    tensor: str
+    rectangle: str
+    owner: int
+    ranks: tuple[int, ...]
+
+    def message(self) -> str:
+        return (
+            f"{self.tensor} {self.rectangle}: rank {first_ranks(self.ranks)} holds other bytes than rank {self.owner}, "
+            "which wrote it: replicas have drifted apart in training. --allow replicas merges what was written."
+        )
+
+
+@dataclass(eq=False)
+class NonFiniteError(ConflictError):
+    tensor: str
+    nan_count: int
+    inf_count: int
+    ranks: tuple[int, ...]
+
+    def message(self) -> str:
+        return (
+            f"{self.tensor} holds {self.nan_count:,} NaN and {self.inf_count:,} infinite elements "
+            f"(rank {first_ranks(self.ranks)}). Take an earlier checkpoint, or --allow nan to merge it as it is."
+        )
+
+
+@dataclass(eq=False)
 class ExpertIdsError(ConflictError):
     module: str
     rank: int
@@ -286,6 +314,18 @@ class UnsupportedParameterError(UnsupportedError):
         return f"{self.parameter} on rank {self.rank}: {self.reason}. Nothing was written."
 
 
+@dataclass(eq=False)
+class UnsupportedQuantizationError(UnsupportedError):
+    formats: str
+    ranks: tuple[int, ...]
+
+    def message(self) -> str:
+        return (
+            f"The dump is quantized ({self.formats} on rank {first_ranks(self.ranks)}), which this shardmerge cannot "
+            "merge. Nothing was written. Dump the model unquantized."
+        )
+
+
 # ---- exit 6: the output -------------------------------------------------------------------------------------
 
 
@@ -309,6 +349,20 @@ class OutputLockedError(OutputError):
 
     def message(self) -> str:
         return f"{self.path} is being written by {self.holder}. Wait for it to end; nothing was changed."
+
+
+# ---- exit 1: the machine, not the input ----------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class WorkerDiedError(ShardmergeError):
+    shards: tuple[str, ...]
+
+    def message(self) -> str:
+        return (
+            f"A worker process was killed while it wrote {', '.join(self.shards[:SHOWN])} (out of memory?). Nothing was "
+            "published. Run again, with fewer --workers if memory is short."
+        )
 
 
 # ---- several at once ----------------------------------------------------------------------------------------

@@ -31,7 +31,10 @@ Json = Any
 
 @dataclass(frozen=True, slots=True)
 class FragmentFile:
-    """One fragment beside the manifest: name, size and xxh3_128 of its header (the eight length bytes included)."""
+    """One fragment beside the manifest: name, size, and the size and xxh3_128 of everything before its data.
+
+    That is the eight length bytes and the header, padding included.
+    """
 
     name: str
     num_bytes: int
@@ -143,7 +146,11 @@ def encode(manifest: Manifest) -> bytes:
 
 def read(path: Path) -> Manifest:
     """Parse and validate. Raises CorruptManifestError naming the reason, OSError if it cannot be read."""
-    data = path.read_bytes()
+    return decode(path.read_bytes(), path)
+
+
+def decode(data: bytes, path: Path) -> Manifest:
+    """The same of bytes that were read from `path`."""
     try:
         value = canonical_json.decode(data)
         _require(isinstance(value, dict) and value.get("format") == FORMAT, "it is no shardmerge manifest")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from .dtypes import BITS, byte_size
 from .errors import BadInputError, CorruptFileError
 
 PAGE = 4096
+METADATA = {"format": "pt"}
 MAX_HEADER_BYTES = 100_000_000
 
 
@@ -38,6 +39,7 @@ class Header:
 
     entries: tuple[Entry, ...]
     data_offset: int
+    metadata: dict[str, str] = field(default_factory=dict)
 
     @property
     def file_bytes(self) -> int:
@@ -67,29 +69,40 @@ def build(tensors: Iterable[tuple[str, str, Sequence[int]]]) -> tuple[bytes, Hea
     padded = -(-(8 + len(body)) // PAGE) * PAGE - 8
     if padded > MAX_HEADER_BYTES:
         raise BadInputError(f"header of {padded} bytes", "Use a smaller maximum shard size.")
-    return padded.to_bytes(8, "little") + body.ljust(padded), Header(tuple(entries), 8 + padded)
+    return padded.to_bytes(8, "little") + body.ljust(padded), Header(tuple(entries), 8 + padded, METADATA)
 
 
 def read(path: Path) -> Header:
     """The header of a file on disk. Raises CorruptFileError naming what is wrong; OSError if unreadable."""
-    size = os.path.getsize(path)
     with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
-            raise CorruptFileError(str(path), f"its header says {length} bytes, the file has {size}")
-        raw = file.read(length)
+        size = os.fstat(file.fileno()).st_size
+        first = file.read(8)
+        return decode(first + file.read(header_length(first, size, path)), size, path)
+
+
+def header_length(first: bytes, file_bytes: int, path: Path) -> int:
+    """N, as the first eight bytes of a file give it. Raises CorruptFileError if such a header cannot be."""
+    length = int.from_bytes(first[:8], "little")
+    if file_bytes < 8 or length > min(file_bytes - 8, MAX_HEADER_BYTES):
+        raise CorruptFileError(str(path), f"its header says {length} bytes, the file has {file_bytes}")
+    return length
+
+
+def decode(prefix: bytes, file_bytes: int, path: Path) -> Header:
+    """The header in the first bytes of a file of `file_bytes`. Raises CorruptFileError naming `path` and what is wrong."""
     try:
-        entries = _parse(canonical_json.decode(raw))
+        body = canonical_json.decode(prefix[8:])
+        entries, metadata = _parse(body), _metadata(body)
     except (ValueError, BadInputError) as error:
         raise CorruptFileError(str(path), f"header: {error}") from None
-    header = Header(entries, 8 + length)
-    if header.file_bytes != size:
-        raise CorruptFileError(str(path), f"its header describes {header.file_bytes} bytes, the file has {size}")
+    header = Header(entries, len(prefix), metadata)
+    if header.file_bytes != file_bytes:
+        raise CorruptFileError(str(path), f"its header describes {header.file_bytes} bytes, the file has {file_bytes}")
     return header
 
 
 def _as_json(entries: list[Entry]) -> dict[str, Any]:
-    body: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    body: dict[str, Any] = {"__metadata__": METADATA}
     for entry in entries:
         body[entry.name] = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": [entry.begin, entry.end]}
     if len(body) != len(entries) + 1:
@@ -107,6 +120,13 @@ def _parse(body: Any) -> tuple[Entry, ...]:
             raise ValueError(f"{entry.name} starts at {entry.begin}, the bytes before it end at {position}")
         position = entry.end
     return tuple(entries)
+
+
+def _metadata(body: dict[str, Any]) -> dict[str, str]:
+    found = body.get("__metadata__", {})
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise ValueError("__metadata__ must map strings to strings")
+    return found
 
 
 def _entry(name: str, value: Any) -> Entry:
