@@ -1,0 +1,31 @@
+"""Sizes as people write them: `5GB` is 5,000,000,000 bytes, `5GiB` 5,368,709,120, as in transformers and the Hub."""
+
+from __future__ import annotations
+
+import re
+
+from .errors import BadInputError
+
+UNITS = {
+    "": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+    "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40,
+}  # fmt: skip
+_WRITTEN = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
+
+
+def parse(text: str) -> int:
+    """Bytes. Raises BadInputError for anything but a positive number and a unit."""
+    found = _WRITTEN.fullmatch(text.strip())
+    if not found or found[2].upper() not in UNITS or not (count := int(float(found[1]) * UNITS[found[2].upper()])):
+        raise BadInputError(f"{text!r} is not a size", "Write a number and a unit, for example 5GB or 512MiB.")
+    return count
+
+
+def show(count: int) -> str:
+    """`1.4 GB`, for messages."""
+    size = float(count)
+    for unit in ("B", "KB", "MB", "GB"):
+        if size < 1000:
+            return f"{count} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:,.1f} TB"

@@ -1,0 +1,84 @@
+"""The command `shardmerge`: a group whose subcommands are imported when they are called, never before.
+
+So `shardmerge check` works where torch is not installed, and help answers at once. Commands are named as strings;
+this module imports neither phase.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import NoReturn
+
+import click
+
+from .errors import BadInputError
+
+EXTRAS = {"torch": "dump", "megatron": "dump", "transformer_engine": "te", "modelopt": "modelopt"}
+
+
+@dataclass(frozen=True, slots=True)
+class Subcommand:
+    """Where a command lives, and the line that help shows for it without importing it."""
+
+    target: str
+    summary: str
+
+
+SUBCOMMANDS = {
+    "dump": Subcommand("shardmerge.phase1_dump.commands:dump", "Write what every rank holds of a model (phase one)."),
+    "check": Subcommand("shardmerge.phase2_merge.commands:check", "Prove that a dump is whole; write nothing."),
+    "merge": Subcommand("shardmerge.phase2_merge.commands:merge", "Turn a dump into a Hugging Face checkpoint."),
+    "verify": Subcommand("shardmerge.phase2_merge.commands:verify", "Check any Hugging Face directory."),
+}
+
+
+class LazyGroup(click.Group):
+    """A click group that finds its commands in SUBCOMMANDS."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(SUBCOMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in SUBCOMMANDS:
+            return None
+        try:
+            return load(SUBCOMMANDS[cmd_name])
+        except ModuleNotFoundError as error:
+            _refuse_missing(cmd_name, error)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, sub.summary) for name, sub in SUBCOMMANDS.items()])
+
+
+def load(subcommand: Subcommand) -> click.Command:
+    """Import a subcommand. Raises ModuleNotFoundError if a library it needs is not installed."""
+    module, name = subcommand.target.split(":")
+    found = getattr(import_module(module), name)
+    assert isinstance(found, click.Command)
+    return found
+
+
+def _refuse_missing(command: str, error: ModuleNotFoundError) -> NoReturn:
+    library = (error.name or "").split(".")[0]
+    if library not in EXTRAS:
+        raise error
+    refusal = BadInputError(
+        f"shardmerge {command} needs {library}, which is not installed", f"pip install 'shardmerge[{EXTRAS[library]}]'."
+    )
+    exit_with = click.ClickException(refusal.message())
+    exit_with.exit_code = refusal.exit_code
+    raise exit_with from error
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="shardmerge")
+def main() -> None:
+    """Turn a Megatron-Core model on many ranks into one Hugging Face checkpoint.
+
+    \b
+    Every rank writes what it holds, then one CPU job merges:
+      shardmerge check DUMP --hf-reference Qwen3-30B-A3B
+      shardmerge merge DUMP OUT --hf-reference Qwen3-30B-A3B
+    """
