@@ -78,7 +78,8 @@ class Family:
         return -(-self.vocab // step) * step
 
 
-_DEEPSEEK = Experts(shared_width=80, dense_layers=1, router_bias=True, router_groups=4, groups_kept=2, scaling=2.5)
+# Both sides score a group by its best two experts only if top_k / groups_kept is 2, as published.
+_DEEPSEEK = Experts(shared_width=80, dense_layers=1, router_bias=True, router_groups=2, groups_kept=1, scaling=2.5)
 
 FAMILIES: tuple[Family, ...] = (
     Family("llama", "LlamaForCausalLM"),

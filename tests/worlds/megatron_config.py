@@ -9,6 +9,7 @@ import torch
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
 from megatron.core.transformer import multi_latent_attention
 from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.moe import moe_utils
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 
 from tests.worlds.attention import CpuAttention
@@ -22,6 +23,7 @@ def transformer_config(
     """Return the megatron config; with `te` the experts are grouped (TEGroupedMLP), else a SequentialMLP."""
     options = _model_options(family) | _parallel_options(topology, dtype)
     if family.experts is not None:
+        _mend_router()
         options |= _expert_options(family.experts, family.layers) | {"moe_grouped_gemm": te}
     if family.latent is None:
         return TransformerConfig(**options, multi_latent_attention=False)
@@ -43,6 +45,12 @@ def block_spec(config: TransformerConfig, *, te: bool = False, vp_stage: int | N
         if config.multi_latent_attention and config.q_lora_rank is None and not te:
             attention.q_layernorm = IdentityOp  # 0.19 refuses a norm that would not be used; 0.16 ignores it
     return spec
+
+
+def _mend_router() -> None:
+    """0.16 forgets to define this name when Transformer Engine is absent; its router asks `is not None`."""
+    if not hasattr(moe_utils, "te_general_gemm"):
+        setattr(moe_utils, "te_general_gemm", None)
 
 
 def _mend_latent_attention() -> None:
