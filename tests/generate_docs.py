@@ -1,0 +1,139 @@
+"""Everything in the documentation that is not written by hand: `python -m tests.generate_docs [MATRIX]`.
+
+Decides what is generated and where it stands: docs/cli.md whole, and in README.md what lies between a pair of
+markers. Must not know what the commands do or what was tested.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from tests import matrix
+
+ROOT = Path(__file__).resolve().parents[1]
+README, CLI, MATRIX = ROOT / "README.md", ROOT / "docs" / "cli.md", ROOT / "docs" / "matrix.json"
+FOLDERS = ("common", "phase1_dump", "phase2_merge", "tests", "docs")
+TOP_FILES = ("Makefile", "pyproject.toml", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE")
+# what cannot describe itself
+DESCRIPTIONS = {
+    "Makefile": "The verbs: setup, demo, test, lint and the rest.",
+    "pyproject.toml": "Package, extras, and the settings of every tool.",
+    "LICENSE": "Apache License 2.0.",
+    "docs": "What does not fit on this page.",
+    "docs/matrix.json": "What the last full test run compared: the source of the table above.",
+    "docs/manifest.schema.json": "JSON Schema of a manifest.",
+}
+UNLISTED = {"__init__.py", "py.typed"}
+
+
+def commands() -> dict[str, click.Command]:
+    """Every subcommand by name, imported."""
+    from shardmerge.common.cli import SUBCOMMANDS, load
+
+    return {name: load(subcommand) for name, subcommand in SUBCOMMANDS.items()}
+
+
+def cli_reference() -> str:
+    """docs/cli.md: the help of the group and of every command."""
+    from shardmerge.common.cli import main
+
+    parts = ["# Command line", "Written by `make docs` from the commands' own help.", _help("shardmerge", main)]
+    for name, command in commands().items():
+        parts += [f"## shardmerge {name}", _help(f"shardmerge {name}", command)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _help(name: str, command: click.Command) -> str:
+    context = click.Context(command, info_name=name, max_content_width=110, terminal_width=110)
+    text = "\n".join(line.rstrip() for line in command.get_help(context).splitlines())
+    return f"```text\n{text}\n```"
+
+
+def tree() -> str:
+    """A line per file: its name and the first sentence of what it says of itself."""
+    lines = [line for folder in FOLDERS for line in _folder(ROOT / folder, 0)]
+    lines += [(name, describe(ROOT / name)) for name in TOP_FILES]
+    width = max(len(name) for name, _ in lines) + 2
+    return "```text\n" + "\n".join(f"{name:<{width}}{what}".rstrip() for name, what in lines) + "\n```"
+
+
+def _folder(folder: Path, depth: int) -> Iterator[tuple[str, str]]:
+    yield "  " * depth + folder.name + "/", describe(folder)
+    entries = sorted(path for path in folder.iterdir() if _is_listed(path))
+    for path in sorted(entries, key=lambda p: p.is_dir()):
+        if path.is_dir():
+            yield from _folder(path, depth + 1)
+        else:
+            yield "  " * (depth + 1) + path.name, describe(path)
+
+
+def _is_listed(path: Path) -> bool:
+    if path.is_dir():
+        return not path.name.startswith(("__", ".")) and any(_is_listed(inner) for inner in path.iterdir())
+    return path.name not in UNLISTED and not path.name.startswith(".") and path.suffix != ".pyc"
+
+
+def describe(path: Path) -> str:
+    """First sentence of a module, of a folder's __init__, or a document's title. Raises KeyError if there is none."""
+    name = path.relative_to(ROOT).as_posix()
+    if name in DESCRIPTIONS:
+        return DESCRIPTIONS[name]
+    if path.suffix == ".md":
+        return path.read_text().splitlines()[0].lstrip("# ")
+    source = path / "__init__.py" if path.is_dir() else path
+    if source.suffix == ".py" and source.is_file() and (text := ast.get_docstring(ast.parse(source.read_text()))):
+        return first_sentence(text)
+    raise KeyError(f"{name} does not say what it is: give it a docstring, or a line in tests/generate_docs.py")
+
+
+def first_sentence(text: str) -> str:
+    """Up to the first full stop, colon or semicolon that ends something, without it."""
+    paragraph = " ".join(text.split("\n\n")[0].split())
+    return re.split(r"(?<=[\w)`\"'])[.:;](?=\s|$)", paragraph)[0]
+
+
+def tested() -> str:
+    """The table of architectures and topologies, with its legend."""
+    record = json.loads(MATRIX.read_text()) if MATRIX.is_file() else {}
+    if not record:
+        return "No full test run has been recorded yet."
+    legend = [f"- `{matrix.SIGNS[how]}`: {what}" for how, what in matrix.HOW.items()]
+    return "\n".join([*legend, "", matrix.draw(record)])
+
+
+def generated() -> dict[Path, str]:
+    """Every generated file with the content it should have."""
+    readme = README.read_text()
+    for section, text in {"matrix": tested(), "tree": tree()}.items():
+        readme = _fill(readme, section, text)
+    return {CLI: cli_reference(), README: readme}
+
+
+def _fill(document: str, section: str, text: str) -> str:
+    start, end = f"<!-- {section}: written by make docs -->\n", f"\n<!-- end of {section} -->"
+    before, found, rest = document.partition(start)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f"README.md has no markers of section {section}")
+    return before + start + text + end + after
+
+
+def main(arguments: list[str]) -> None:
+    """Adopt the record of the last test run, if there is one, and write everything again."""
+    if arguments and Path(arguments[0]).is_file():
+        shutil.copyfile(arguments[0], MATRIX)
+    for path, text in generated().items():
+        path.write_text(text)
+        print(f"wrote {path.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
