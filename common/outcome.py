@@ -40,8 +40,13 @@ class End:
     text: str
 
 
-def reported(run: Callable[..., Outcome]) -> Callable[..., None]:
-    """Give a click command --json and --report, and turn what it returns or raises into output and exit code."""
+def reported(
+    run: Callable[..., Outcome], *, report_path: Callable[[Path], Path] = lambda path: path
+) -> Callable[..., None]:
+    """Give a click command --json and --report, and turn what it returns or raises into output and exit code.
+
+    `report_path` makes the name of the report from the one given: many processes may run the same command.
+    """
 
     @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write the outcome to FILE as JSON.")
     @click.option("--json", "as_json", is_flag=True, help="Print the outcome to stdout as JSON.")
@@ -49,10 +54,10 @@ def reported(run: Callable[..., Outcome]) -> Callable[..., None]:
     def command(*, as_json: bool, report: Path | None, **options: Any) -> None:
         end = _run(lambda: run(**options))
         if report is not None:
-            durable.write_file(report, canonical_json.encode(end.facts, indent=2))
+            durable.write_file(report_path(report), canonical_json.encode(end.facts, indent=2))
         if as_json:
             click.echo(canonical_json.encode(end.facts), nl=False)
-        if end.exit_code or not as_json:
+        if end.text and (end.exit_code or not as_json):
             click.echo(end.text, err=bool(end.exit_code))
         click.get_current_context().exit(end.exit_code)
 

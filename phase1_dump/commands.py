@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
-import json
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
 from shardmerge.common.errors import BadInputError
+from shardmerge.common.manifest import Manifest, rank_name
+from shardmerge.common.outcome import reported
 
-from .dump import MAX_FRAGMENT_BYTES, dump
+from .dump import MAX_FRAGMENT_BYTES
+from .dump import dump as dump_rank
 from .patience import wait_for_others
 from .rank_directory import record_failure
 
@@ -21,7 +25,34 @@ RANK_NAMES = ("RANK", "SLURM_PROCID")
 SIZE_NAMES = ("WORLD_SIZE", "SLURM_NTASKS")
 
 
-@click.command("dump")
+@dataclass(frozen=True, slots=True)
+class Dumped:
+    """What one rank did. Only the first rank talks."""
+
+    manifest: Manifest
+    out: Path
+
+    def facts(self) -> dict[str, Any]:
+        """Counts of this rank, for --json and --report."""
+        found = self.manifest
+        counts = {"rank": found.rank, "files": len(found.files), "rectangles": len(found.columns)}
+        return counts | {"out": str(self.out)} | found.statistics | {"health": found.health, "drops": found.drops}
+
+    def text(self) -> str:
+        """Empty on all ranks but the first."""
+        if self.manifest.rank:
+            return ""
+        size, wrote = self.manifest.world_size, len(self.manifest.columns)
+        return f"rank 0 of {size} wrote {wrote} rectangles to {self.out / rank_name(0)}"
+
+
+def rank_report(path: Path) -> Path:
+    """FILE for rank 0, FILE-rank-NNNNN for the others: ranks never write the same file."""
+    rank = launched(RANK_NAMES, 0)
+    return path if rank == 0 else path.with_name(f"{path.stem}-{rank_name(rank)}{path.suffix}")
+
+
+@click.command()
 @click.option("--model-provider", required=True, metavar="MODULE:FUNCTION", help="Function that returns this rank's model.")
 @click.option("--hf-reference", required=True, type=click.Path(path_type=Path), help="Directory with config.json.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory of the dump, shared by all ranks.")
@@ -32,11 +63,8 @@ SIZE_NAMES = ("WORLD_SIZE", "SLURM_NTASKS")
 @click.option("--dtype-from-reference", is_flag=True, help="Let the reference narrow router biases.")
 @click.option("--params-synced", is_flag=True, help="Parameters of overlap_param_gather have been gathered.")
 @click.option("--wait", default=600.0, show_default=True, help="Seconds a failing rank waits for the others.")
-@click.option("--json", "as_json", is_flag=True, help="Print this rank's result as a line of JSON.")
-@click.option("--report", type=click.Path(path_type=Path), help="Write the result of rank 0 to this file.")
-def dump_command(
-    model_provider: str, out: Path, run_id: str, wait: float, as_json: bool, report: Path | None, **options: Any
-) -> None:
+@functools.partial(reported, report_path=rank_report)
+def dump(model_provider: str, out: Path, run_id: str, wait: float, **options: Any) -> Dumped:
     """Write what each rank of a Megatron-Core model holds, for merge. Run it under a launcher, one process a rank.
 
     The provider initialises torch.distributed and megatron-core, builds the model, loads its weights, and returns
@@ -44,23 +72,18 @@ def dump_command(
 
     \b
     Example:
-      torchrun --nproc-per-node 8 -m shardmerge.phase1_dump --model-provider my_job.export:model \\
-        --hf-reference Qwen3-30B-A3B --out /shared/dump --run-id pretrain-7 --step 120000
+      torchrun --nproc-per-node 8 -m shardmerge.phase1_dump \\
+        --model-provider my_job.export:model --hf-reference Qwen3-30B-A3B \\
+        --out /shared/dump --run-id pretrain-7 --step 120000
     """
     try:
         model = load_provider(model_provider)()
-        found = dump(model, out, run_id=run_id, **options)
+        found = dump_rank(model, out, run_id=run_id, **options)
     except Exception as error:
         fail(out, run_id, error, wait)
         raise
     assert found is not None  # on_error is "raise"
-    result = {"rank": found.rank, "files": len(found.files), "rectangles": len(found.columns)} | found.statistics
-    if as_json:
-        click.echo(json.dumps(result, sort_keys=True))
-    elif found.rank == 0:
-        click.echo(f"rank 0 wrote {len(found.columns)} rectangles; every rank is in {out}", err=True)
-    if report and found.rank == 0:
-        report.write_text(json.dumps(result, indent=2, sort_keys=True) + "\n")
+    return Dumped(found, out)
 
 
 def load_provider(name: str) -> Callable[[], Any]:

@@ -6,6 +6,7 @@ NaN propagates through aminmax, so counting is left for blocks that turn out not
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import isfinite
 
 import torch
 
@@ -25,8 +26,8 @@ class Health:
         """(every element is finite, there are elements and all are zero). Waits for the device once."""
         if not self.extremes:
             return True, False
-        pairs = torch.stack(self.extremes).cpu()
-        return bool(torch.isfinite(pairs).all()), bool((pairs == 0).all())
+        values = torch.stack(self.extremes).flatten().tolist()
+        return all(map(isfinite, values)), not any(values)
 
 
 def count_nonfinite(block: torch.Tensor) -> tuple[int, int]:

@@ -29,8 +29,7 @@ def wait_for_others(
 
 
 def _unfinished(out: Path, world_size: int) -> tuple[int, ...]:
-    done = (rank for rank in range(world_size) if not _is_settled(out, rank))
-    return tuple(done)
+    return tuple(rank for rank in range(world_size) if not _is_settled(out, rank))
 
 
 def _is_settled(out: Path, rank: int) -> bool:
