@@ -103,7 +103,8 @@ class MissingRankError(IncompleteError):
         where = ", ".join(f"{axis} {at}" for axis, at in self.coordinates.items())
         place = f"rank {self.rank} ({where})" if where else f"rank {self.rank}"
         why = f"; it recorded a failure: {self.failed}" if self.failed else ""
-        return f"{place} has no manifest: {self.debt}{why}. Dump this run again, or add the directory that holds the rank."
+        do = "Dump this run again, or add the directory that holds the rank."
+        return f"{place} has no manifest: {self.debt}{why}. {do}"
 
 
 @dataclass(eq=False)
@@ -161,7 +162,8 @@ class CorruptFileError(ConflictError):
 
     def message(self) -> str:
         owner = "" if self.rank is None else f" (rank {self.rank})"
-        return f"{self.path}{owner} is damaged: {self.reason}. Copy it again from where it was dumped, or dump this run again."
+        do = "Copy it again from where it was dumped, or dump this run again."
+        return f"{self.path}{owner} is damaged: {self.reason}. {do}"
 
 
 @dataclass(eq=False)
@@ -183,7 +185,8 @@ class DuplicateRankError(ConflictError):
     paths: tuple[str, ...]
 
     def message(self) -> str:
-        return f"rank {self.rank} has differing manifests in {', '.join(self.paths)}. Keep the one that belongs to this run."
+        places = ", ".join(self.paths)
+        return f"rank {self.rank} has differing manifests in {places}. Keep the one that belongs to this run."
 
 
 @dataclass(eq=False)
@@ -194,8 +197,8 @@ class OverlapError(ConflictError):
 
     def message(self) -> str:
         return (
-            f"{self.tensor} is covered twice: {self.rectangles}, by ranks {first_ranks(self.ranks)}. Two ranks claim the "
-            "same global ids; compare the model's local_expert_indices and parallel groups, and dump again."
+            f"{self.tensor} is covered twice: {self.rectangles}, by ranks {first_ranks(self.ranks)}. Two ranks claim "
+            "the same global ids; compare the model's local_expert_indices and parallel groups, and dump again."
         )
 
 
@@ -210,8 +213,8 @@ class MismatchError(ConflictError):
     def message(self) -> str:
         by = f" on rank {first_ranks(self.ranks)}" if self.ranks else ""
         return (
-            f"{self.tensor}: {self.what} is {self.got}{by}, expected {self.expected}. Either the reference's config.json "
-            "is not this model's, or the dump is not this run's."
+            f"{self.tensor}: {self.what} is {self.got}{by}, expected {self.expected}. Either the reference's "
+            "config.json is not this model's, or the dump is not this run's."
         )
 
 
@@ -223,8 +226,8 @@ class UnexpectedTensorError(ConflictError):
 
     def message(self) -> str:
         return (
-            f"{self.tensor} (rank {first_ranks(self.ranks)}) is no tensor of {self.architecture} with this config.json. "
-            "Compare num_hidden_layers, the number of experts and tie_word_embeddings with the model that was trained."
+            f"{self.tensor} (rank {first_ranks(self.ranks)}) is no tensor of {self.architecture} with this "
+            "config.json. Compare num_hidden_layers, the number of experts and tie_word_embeddings with the model that was trained."
         )
 
 

@@ -8,7 +8,7 @@ docs/manifest.schema.json.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,9 @@ class Manifest:
         """The rectangles as objects: for messages and small dumps; the ledger reads columns."""
         c = self.columns
         for i, ndim in enumerate(c.ndim):
-            shapes = (tuple(dim[i] for dim in of[:ndim]) for of in (c.global_shape, c.global_offset, c.local_shape))
+            shapes = (
+                tuple(dim[i] for dim in of[:ndim]) for of in (c.global_shape, c.global_offset, c.local_shape)
+            )
             rectangle = Rectangle(self.names[c.name[i]], self.dtypes[c.dtype[i]], *shapes)
             yield Placed(rectangle, c.file[i], c.begin[i], c.end[i], c.owner[i], c.xxh3_128[i])
 
@@ -139,7 +141,8 @@ def columns(placed: Sequence[Placed]) -> tuple[list[str], list[str], Columns]:
 
 def encode(manifest: Manifest) -> bytes:
     """Canonical JSON, the digest of everything before it last."""
-    value = {"format": FORMAT, "schema_version": SCHEMA_VERSION} | asdict(manifest)
+    value = {"format": FORMAT, "schema_version": SCHEMA_VERSION} | _by_field(manifest)
+    value |= {"files": [_by_field(one) for one in manifest.files], "columns": _by_field(manifest.columns)}
     body = canonical_json.encode(value)[:-2]
     return body + _DIGEST_KEY + xxhash.xxh3_128_hexdigest(body).encode() + b'"}\n'
 
@@ -155,11 +158,18 @@ def decode(data: bytes, path: Path) -> Manifest:
         value = canonical_json.decode(data)
         _require(isinstance(value, dict) and value.get("format") == FORMAT, "it is no shardmerge manifest")
         version = value.get("schema_version")
-        _require(version == SCHEMA_VERSION, f"schema_version {version}, this shardmerge reads {SCHEMA_VERSION}")
+        _require(
+            version == SCHEMA_VERSION, f"schema_version {version}, this shardmerge reads {SCHEMA_VERSION}"
+        )
         _require(_digest_fits(data), "its digest does not fit its content (edited or damaged)")
         return _manifest(value)
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptManifestError(str(path), str(error) or type(error).__name__) from None
+
+
+def _by_field(value: Manifest | Columns | FragmentFile) -> dict[str, Json]:
+    """Like dataclasses.asdict, without copying columns of millions of rows."""
+    return {f.name: getattr(value, f.name) for f in fields(value)}
 
 
 def _digest_fits(data: bytes) -> bool:
@@ -170,8 +180,13 @@ def _digest_fits(data: bytes) -> bool:
 def _manifest(value: dict[str, Json]) -> Manifest:
     files = tuple(FragmentFile(**one) for one in value["files"])
     for one in files:
-        _require(Path(one.name).name == one.name and one.name not in ("", ".", ".."), f"file name {one.name!r}")
-    given = {f.name: value[f.name] for f in fields(Manifest)} | {"files": files, "columns": Columns(**value["columns"])}
+        _require(
+            Path(one.name).name == one.name and one.name not in ("", ".", ".."), f"file name {one.name!r}"
+        )
+    given = {f.name: value[f.name] for f in fields(Manifest)} | {
+        "files": files,
+        "columns": Columns(**value["columns"]),
+    }
     found = Manifest(**given)
     _check_head(found)
     _check_columns(found)
@@ -183,8 +198,17 @@ def _check_head(m: Manifest) -> None:
     _require(0 <= m.rank < m.world_size, f"rank {m.rank} of {m.world_size}")
     _require(type(m.run_id) is str and type(m.attempt) is str, "run_id and attempt must be strings")
     _require(m.step is None or type(m.step) is int, "step must be an integer")
+    objects = (m.coordinates, m.groups, m.facts, m.health, m.quantization, m.drops, m.statistics, m.producer)
+    _require(
+        all(type(one) is dict for one in objects), "coordinates, groups, facts and the like must be objects"
+    )
+    _require(type(m.architecture) is str, "architecture must be a string")
+    _require(all(type(at) is int for at in m.coordinates.values()), "coordinates must be integers")
     for axis, group in m.groups.items():
-        _require(isinstance(group, list) and all(type(r) is int and 0 <= r < m.world_size for r in group), f"group {axis}")
+        _require(
+            isinstance(group, list) and all(type(r) is int and 0 <= r < m.world_size for r in group),
+            f"group {axis}",
+        )
     for one in m.files:
         _require(type(one.num_bytes) is int and type(one.header_bytes) is int, f"sizes of {one.name}")
 
@@ -193,16 +217,38 @@ def _check_columns(m: Manifest) -> None:
     """Lengths and ranges; the geometry itself is judged by the merge, over all ranks."""
     c, rows = m.columns, len(m.columns)
     dims = len(c.global_shape)
-    _require(1 <= dims <= MAX_DIMS and len(c.local_shape) == len(c.global_offset) == dims, "columns of dimensions")
-    flat = [c.name, c.file, c.dtype, c.ndim, c.begin, c.end, c.owner, *c.global_shape, *c.local_shape, *c.global_offset]
+    _require(
+        1 <= dims <= MAX_DIMS and len(c.local_shape) == len(c.global_offset) == dims, "columns of dimensions"
+    )
+    flat: list[list[int]] = [
+        c.name,
+        c.file,
+        c.dtype,
+        c.ndim,
+        c.begin,
+        c.end,
+        c.owner,
+        *c.global_shape,
+        *c.local_shape,
+        *c.global_offset,
+    ]
+    _require(set(map(type, [*flat, c.xxh3_128, m.names, m.dtypes])) == {list}, "a column is no list")
     _require(all(len(column) == rows for column in [*flat, c.xxh3_128]), "columns differ in length")
     for column in flat:
         _require(set(map(type, column)) <= {int}, "a column holds something else than integers")
-        _require(not rows or (min(column) >= NOT_WRITTEN and max(column) < 1 << 62), "a column leaves its range")
+        _require(
+            not rows or (min(column) >= NOT_WRITTEN and max(column) < 1 << 62), "a column leaves its range"
+        )
     _require(set(map(type, [*c.xxh3_128, *m.names, *m.dtypes])) <= {str}, "names and checksums are strings")
-    for column, size in ((c.name, len(m.names)), (c.file, len(m.files)), (c.dtype, len(m.dtypes)), (c.ndim, dims + 1)):
+    for column, size in (
+        (c.name, len(m.names)),
+        (c.file, len(m.files)),
+        (c.dtype, len(m.dtypes)),
+        (c.ndim, dims + 1),
+    ):
         _require(not rows or max(column) < size, "a column points outside its list")
-    _require(not rows or min(min(c.name), min(c.dtype), min(c.ndim)) >= 0, "a column points outside its list")
+    _require(not rows or min([*c.name, *c.dtype, *c.ndim]) >= 0, "a column points outside its list")
+    _require(not rows or 0 <= min(c.owner) <= max(c.owner) < m.world_size, "an owner is no rank of this world")
 
 
 def _require(holds: bool, reason: str) -> None:

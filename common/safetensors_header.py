@@ -138,5 +138,6 @@ def _entry(name: str, value: Any) -> Entry:
     if dtype not in BITS or not all(type(n) is int and 0 <= n < 1 << 63 for n in [*shape, begin, end]):
         raise ValueError(f"{name}: bad dtype, shape or offsets")
     if end - begin != byte_size(dtype, shape):
-        raise ValueError(f"{name}: {dtype} {shape} needs {byte_size(dtype, shape)} bytes, its offsets give {end - begin}")
+        needed = byte_size(dtype, shape)
+        raise ValueError(f"{name}: {dtype} {shape} needs {needed} bytes, its offsets give {end - begin}")
     return Entry(name, dtype, tuple(shape), begin, end)

@@ -36,7 +36,12 @@ class Dumped:
         """Counts of this rank, for --json and --report."""
         found = self.manifest
         counts = {"rank": found.rank, "files": len(found.files), "rectangles": len(found.columns)}
-        return counts | {"out": str(self.out)} | found.statistics | {"health": found.health, "drops": found.drops}
+        return (
+            counts
+            | {"out": str(self.out)}
+            | found.statistics
+            | {"health": found.health, "drops": found.drops}
+        )
 
     def text(self) -> str:
         """Empty on all ranks but the first."""
@@ -53,13 +58,27 @@ def rank_report(path: Path) -> Path:
 
 
 @click.command()
-@click.option("--model-provider", required=True, metavar="MODULE:FUNCTION", help="Function that returns this rank's model.")
-@click.option("--hf-reference", required=True, type=click.Path(path_type=Path), help="Directory with config.json.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory of the dump, shared by all ranks.")
+@click.option(
+    "--model-provider",
+    required=True,
+    metavar="MODULE:FUNCTION",
+    help="Function that returns this rank's model.",
+)
+@click.option(
+    "--hf-reference", required=True, type=click.Path(path_type=Path), help="Directory with config.json."
+)
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Directory of the dump, shared by all ranks.",
+)
 @click.option("--run-id", required=True, help="Name of this dump, the same on every rank.")
 @click.option("--step", required=True, type=int, help="Training step of the parameters.")
 @click.option("--attempt", help="Which attempt this is; default: the launcher's job id and restart count.")
-@click.option("--max-fragment-bytes", default=MAX_FRAGMENT_BYTES, show_default=True, help="Size of a fragment file.")
+@click.option(
+    "--max-fragment-bytes", default=MAX_FRAGMENT_BYTES, show_default=True, help="Size of a fragment file."
+)
 @click.option("--dtype-from-reference", is_flag=True, help="Let the reference narrow router biases.")
 @click.option("--params-synced", is_flag=True, help="Parameters of overlap_param_gather have been gathered.")
 @click.option("--wait", default=600.0, show_default=True, help="Seconds a failing rank waits for the others.")
@@ -92,7 +111,9 @@ def load_provider(name: str) -> Callable[[], Any]:
     try:
         found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
-        raise BadInputError(f"--model-provider {name}: {error}", "Give package.module:function, importable here.") from error
+        raise BadInputError(
+            f"--model-provider {name}: {error}", "Give package.module:function, importable here."
+        ) from error
     if not callable(found):
         raise BadInputError(f"--model-provider {name} is no function", "Give package.module:function.")
     return found  # type: ignore[no-any-return]

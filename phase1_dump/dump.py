@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -94,7 +94,8 @@ def describe(
     dtype_from_reference: bool,
 ) -> tuple[Head, tuple[Holding, ...]]:
     """Every rectangle this rank holds, and the head of its manifest. Reads no numbers."""
-    table, params_dtype = blueprint(known.config), dtype_name(unwrap(chunks[0]).config.params_dtype)
+    config: Any = unwrap(chunks[0]).config
+    table, params_dtype = blueprint(known.config), dtype_name(config.params_dtype)
     bias_dtypes = router_bias_dtypes(chunks)  # first: sharded_state_dict may cast them in place
     claimed, drops = _claim(chunks, table, world)
     chooser = dtype_chooser(known, params_dtype, dtype_from_reference=dtype_from_reference)
@@ -113,7 +114,9 @@ def write(folder: Path, fragments: Sequence[Fragment], head: Head, staging_bytes
     return found
 
 
-def _claim(chunks: Sequence[nn.Module], table: Blueprint, world: World) -> tuple[list[Claimed], dict[str, int]]:
+def _claim(
+    chunks: Sequence[nn.Module], table: Blueprint, world: World
+) -> tuple[list[Claimed], dict[str, int]]:
     claimed: list[Claimed] = []
     drops: dict[str, int] = {}
     for chunk in chunks:

@@ -21,7 +21,9 @@ def dtype_name(dtype: torch.dtype) -> str:
     return NAMES[dtype]
 
 
-def dtype_chooser(reference: Reference, params_dtype: str, *, dtype_from_reference: bool) -> Callable[[Tensor], str]:
+def dtype_chooser(
+    reference: Reference, params_dtype: str, *, dtype_from_reference: bool
+) -> Callable[[Tensor], str]:
     """What each tensor is written in.
 
     The reference's dtype for that name if it holds weights in plain floating point, else `params_dtype`: torch norms

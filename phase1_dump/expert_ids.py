@@ -35,7 +35,9 @@ def check_expert_ids(model: nn.Module, claimed: Iterable[Claimed], blueprint: Bl
             _check_layer(name, [int(i) for i in indices], own, blueprint, rank)
 
 
-def _check_layer(name: str, indices: list[int], own: Sequence[Claimed], blueprint: Blueprint, rank: int) -> None:
+def _check_layer(
+    name: str, indices: list[int], own: Sequence[Claimed], blueprint: Blueprint, rank: int
+) -> None:
     found = dict(sorted(_local_to_global(own)))
     got = tuple(found.values())
     if got != tuple(indices) or list(found) != list(range(len(indices))):
@@ -46,7 +48,9 @@ def _check_layer(name: str, indices: list[int], own: Sequence[Claimed], blueprin
     for expert, names in rows_of.items():
         for tensor in blueprint.expert_tensors(own[0].claim.layer or 0, expert):
             if tensor.name not in names:
-                raise MissingTensorError(tensor.name, tensor.shape, f"rank {rank}, which holds expert {expert},")
+                raise MissingTensorError(
+                    tensor.name, tensor.shape, f"rank {rank}, which holds expert {expert},"
+                )
 
 
 def _local_to_global(own: Iterable[Claimed]) -> Iterator[tuple[int, int]]:

@@ -40,7 +40,9 @@ def plan_fragments(holdings: Sequence[Holding], max_bytes: int) -> tuple[Fragmen
 
 def _fragments(kind: str, holdings: Iterable[Holding], max_bytes: int) -> Iterator[Fragment]:
     for number, group in enumerate(_groups(holdings, max_bytes), start=1):
-        ordered = sorted(group, key=lambda h: safetensors_header.layout_order(h.rectangle.num_bytes, h.rectangle.name))
+        ordered = sorted(
+            group, key=lambda h: safetensors_header.layout_order(h.rectangle.num_bytes, h.rectangle.name)
+        )
         rectangles = [h.rectangle for h in ordered]
         head, header = safetensors_header.build((r.fragment_key, r.dtype, r.local_shape) for r in rectangles)
         yield Fragment(f"{kind}-{number:05d}.safetensors", head, header, tuple(ordered))

@@ -49,7 +49,9 @@ class Claimed:
     claim: Claim
 
 
-def claim_all(parameters: Iterable[Parameter], blueprint: Blueprint, rank: int) -> tuple[list[Claimed], dict[str, int]]:
+def claim_all(
+    parameters: Iterable[Parameter], blueprint: Blueprint, rank: int
+) -> tuple[list[Claimed], dict[str, int]]:
     """Every parameter with its row, and counts of what rows drop, by reason.
 
     Raises UnclaimedParameterError for a parameter that no row claims or drops.
@@ -62,7 +64,9 @@ def claim_all(parameters: Iterable[Parameter], blueprint: Blueprint, rank: int) 
         elif reason is not None:
             drops[reason] += 1
         else:
-            raise UnclaimedParameterError(parameter.key, parameter.global_shape, blueprint.architecture.name, rank)
+            raise UnclaimedParameterError(
+                parameter.key, parameter.global_shape, blueprint.architecture.name, rank
+            )
     return claimed, dict(drops)
 
 

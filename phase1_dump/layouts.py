@@ -90,4 +90,6 @@ def _origin(box: Box) -> Shape:
 
 def _require_shape(tensor: Tensor, got: Shape, expected: Shape) -> None:
     if got != expected:
-        raise MismatchError(tensor.name, "shape in the model", str(list(got)), f"{list(expected)} by config.json")
+        raise MismatchError(
+            tensor.name, "shape in the model", str(list(got)), f"{list(expected)} by config.json"
+        )

@@ -56,7 +56,7 @@ def parameters_of(chunk: nn.Module, world: World) -> Iterator[Parameter]:
 
     Raises UnsupportedParameterError for a description without a plain box of local data.
     """
-    model = unwrap(chunk)
+    model: Any = unwrap(chunk)
     described = model.sharded_state_dict(metadata=METADATA | {"dp_cp_group": world.dp_cp_group})
     seen: list[torch.Tensor] = []
     for name, entry in _flatten(described):
@@ -76,13 +76,17 @@ def _from_factory(name: str, factory: ShardedTensorFactory, rank: int) -> Iterat
     for _, piece in _flatten(built):
         start = _start_in(base, piece.data)
         if start is None:
-            raise UnsupportedParameterError(name, f"megatron-core rearranges it into {piece.key}, not by slicing", rank)
+            raise UnsupportedParameterError(
+                name, f"megatron-core rearranges it into {piece.key}, not by slicing", rank
+            )
         yield _from_tensor(name, piece, factory.data, start, rank)
 
 
 def _from_tensor(name: str, entry: ShardedTensor, data: torch.Tensor, start: Shape, rank: int) -> Parameter:
     if entry.prepend_axis_num or getattr(entry, "flattened_range", None) is not None:
-        raise UnsupportedParameterError(name, "megatron-core describes it with prepended or flattened axes", rank)
+        raise UnsupportedParameterError(
+            name, "megatron-core describes it with prepended or flattened axes", rank
+        )
     return Parameter(
         entry.key,
         name,
@@ -100,7 +104,8 @@ def _start_in(base: torch.Tensor, view: torch.Tensor) -> Shape | None:
     if view.untyped_storage()._cdata != base.untyped_storage()._cdata or view.ndim != base.ndim:
         return None
     same_steps = all(
-        n == 1 or step == whole for n, step, whole in zip(view.shape, view.stride(), base.stride(), strict=True)
+        n == 1 or step == whole
+        for n, step, whole in zip(view.shape, view.stride(), base.stride(), strict=True)
     )
     if not same_steps:
         return None

@@ -45,6 +45,10 @@ def failure_path(out: Path, rank: int) -> Path:
 def record_failure(out: Path, rank: int, run_id: str, error: BaseException) -> None:
     """Write rank-NNNNN.failed.json. Raises OSError if even that is not possible."""
     out.mkdir(parents=True, exist_ok=True)
-    facts = error.facts() if isinstance(error, ShardmergeError) else {"error": type(error).__name__, "message": str(error)}
+    facts = (
+        error.facts()
+        if isinstance(error, ShardmergeError)
+        else {"error": type(error).__name__, "message": str(error)}
+    )
     record = {"rank": rank, "run_id": run_id, "failure": facts}
     durable.write_file(failure_path(out, rank), canonical_json.encode(record, indent=2))

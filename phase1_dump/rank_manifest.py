@@ -76,7 +76,9 @@ def _placed(
     for number, (fragment, learnt) in enumerate(zip(fragments, written, strict=True)):
         start = fragment.header.data_offset
         for holding, entry, one in zip(fragment.holdings, fragment.header.entries, learnt, strict=True):
-            yield Placed(holding.rectangle, number, start + entry.begin, start + entry.end, rank, one.xxh3_128)
+            yield Placed(
+                holding.rectangle, number, start + entry.begin, start + entry.end, rank, one.xxh3_128
+            )
 
 
 def _file(fragment: Fragment) -> FragmentFile:
@@ -93,7 +95,9 @@ def _health(learnt: Sequence[Written]) -> dict[str, Any]:
 
 
 def _statistics(head: Head, placed: Sequence[Placed], learnt: Sequence[Written]) -> dict[str, Any]:
-    narrowed = {p.rectangle.fragment_key: one.narrowed for p, one in zip(placed, learnt, strict=True) if one.narrowed}
+    narrowed = {
+        p.rectangle.fragment_key: one.narrowed for p, one in zip(placed, learnt, strict=True) if one.narrowed
+    }
     return {
         "written_bytes": sum(p.rectangle.num_bytes for p in placed),
         "narrowed_elements": narrowed,

@@ -65,7 +65,9 @@ def refuse_parameters(chunks: Sequence[nn.Module], rank: int) -> None:
         for size in GTP_SIZES:
             if (getattr(config, size, 1) or 1) > 1:
                 first = next((name for name, _ in model.named_parameters()), "the model")
-                raise UnsupportedParameterError(first, f"the model's config says {size}={getattr(config, size)}", rank)
+                raise UnsupportedParameterError(
+                    first, f"the model's config says {size}={getattr(config, size)}", rank
+                )
 
 
 def refusal(tensor: torch.Tensor) -> str | None:

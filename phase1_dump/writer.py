@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import xxhash
@@ -103,7 +104,7 @@ def _write_holding(holding: Holding, staging: Staging, submit: Callable[[memoryv
     for block in blocks_of(holding, staging.block_bytes):
         health.look(block)
         staging.wait()
-        data = memoryview(staging.host(block).numpy())
+        data = memoryview(cast(Any, staging.host(block).numpy()))
         checksum.update(data)
         submit(data)
     finite, all_zero = health.verdict()
@@ -128,7 +129,9 @@ def _narrower(holding: Holding, target: torch.dtype) -> Iterator[torch.Tensor]:
     for part in holding.parts:
         if part.data.dtype != target and torch.promote_types(part.data.dtype, target) != target:
             box = tuple(slice(at, at + n) for at, n in zip(part.source, part.shape, strict=True))
-            yield from part.data.detach()[box].split(max(1, NARROWING_ELEMENTS // max(1, prod(part.shape[1:]))))
+            yield from part.data.detach()[box].split(
+                max(1, NARROWING_ELEMENTS // max(1, prod(part.shape[1:])))
+            )
 
 
 def _write_all(file: int, data: memoryview) -> None:

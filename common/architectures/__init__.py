@@ -11,7 +11,17 @@ from .table import Architecture, Blueprint, Claim, Config, Layout, Tensor, key_i
 
 ARCHITECTURES = {table.name: table for table in (LLAMA, QWEN2, QWEN3, QWEN3_MOE, MIXTRAL, DEEPSEEK_V3)}
 
-__all__ = ["ARCHITECTURES", "Architecture", "Blueprint", "Claim", "Config", "Layout", "Tensor", "blueprint", "key_ids"]
+__all__ = [
+    "ARCHITECTURES",
+    "Architecture",
+    "Blueprint",
+    "Claim",
+    "Config",
+    "Layout",
+    "Tensor",
+    "blueprint",
+    "key_ids",
+]
 
 
 def blueprint(config: Config) -> Blueprint:
@@ -22,7 +32,8 @@ def blueprint(config: Config) -> Blueprint:
     names = config.get("architectures")
     if not isinstance(names, list) or not names or not isinstance(names[0], str):
         raise BadInputError(
-            'config.json has no "architectures"', 'Add it, for example "architectures": ["Qwen3MoeForCausalLM"].'
+            'config.json has no "architectures"',
+            'Add it, for example "architectures": ["Qwen3MoeForCausalLM"].',
         )
     if names[0] not in ARCHITECTURES:
         raise UnsupportedArchitectureError(names[0], tuple(sorted(ARCHITECTURES)))

@@ -20,7 +20,10 @@ EXPERT = LAYER + "mlp.experts.experts.{expert}."
 
 def common_dimensions(config: Config) -> dict[str, int]:
     """Dimensions that every decoder has. `q` and `kv` are rows of the projections."""
-    heads, groups = config["num_attention_heads"], config.get("num_key_value_heads") or config["num_attention_heads"]
+    heads, groups = (
+        config["num_attention_heads"],
+        config.get("num_key_value_heads") or config["num_attention_heads"],
+    )
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
     return {
         "num_layers": config["num_hidden_layers"],
@@ -46,7 +49,9 @@ def set_flags(flags: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(name for name, value in flags.items() if value)
 
 
-def same(key: str, name: str, *shape: str, where: str = "layers", when: str = "", float32: bool = False) -> Row:
+def same(
+    key: str, name: str, *shape: str, where: str = "layers", when: str = "", float32: bool = False
+) -> Row:
     """A Megatron tensor that is one Hugging Face tensor, element for element."""
     return Row((key,), (Target(name, shape),), Layout.SAME, where, when, float32)
 
@@ -57,7 +62,12 @@ EMBEDDINGS = (
         (Target("model.embed_tokens.weight", ("vocab", "hidden")),),
         Layout.VOCAB,
     ),
-    Row(("output_layer.weight",), (Target("lm_head.weight", ("vocab", "hidden")),), Layout.VOCAB, when="untied"),
+    Row(
+        ("output_layer.weight",),
+        (Target("lm_head.weight", ("vocab", "hidden")),),
+        Layout.VOCAB,
+        when="untied",
+    ),
     same("decoder.final_layernorm.weight", "model.norm.weight", "hidden", where="model"),
 )
 

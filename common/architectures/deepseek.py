@@ -61,9 +61,26 @@ def _norm(side: str, name: str, dim: str, when: str = "") -> Row:
 
 LATENT_ATTENTION = (
     same(ATTENTION + "linear_q_proj.weight", HF_ATTENTION + "q_proj.weight", "q", "hidden", when="q_full"),
-    same(ATTENTION + "linear_q_down_proj.weight", HF_ATTENTION + "q_a_proj.weight", "q_latent", "hidden", when="q_lora"),
-    same(ATTENTION + "linear_q_up_proj.weight", HF_ATTENTION + "q_b_proj.weight", "q", "q_latent", when="q_lora"),
-    same(ATTENTION + "linear_kv_down_proj.weight", HF_ATTENTION + "kv_a_proj_with_mqa.weight", "kv_down", "hidden"),
+    same(
+        ATTENTION + "linear_q_down_proj.weight",
+        HF_ATTENTION + "q_a_proj.weight",
+        "q_latent",
+        "hidden",
+        when="q_lora",
+    ),
+    same(
+        ATTENTION + "linear_q_up_proj.weight",
+        HF_ATTENTION + "q_b_proj.weight",
+        "q",
+        "q_latent",
+        when="q_lora",
+    ),
+    same(
+        ATTENTION + "linear_kv_down_proj.weight",
+        HF_ATTENTION + "kv_a_proj_with_mqa.weight",
+        "kv_down",
+        "hidden",
+    ),
     same(ATTENTION + "linear_kv_up_proj.weight", HF_ATTENTION + "kv_b_proj.weight", "kv_up", "kv_latent"),
     same(ATTENTION + "linear_proj.weight", HF_ATTENTION + "o_proj.weight", "hidden", "attention_out"),
     _norm("q", "q_a_layernorm.weight", "q_latent", when="q_lora"),
@@ -89,7 +106,9 @@ DEEPSEEK_V3 = Architecture(
     + LATENT_ATTENTION
     + DENSE_MLP
     + ROUTER
-    + gated_mlp(LAYER + "mlp.shared_experts.", HF_LAYER + "mlp.shared_experts.", "shared_ffn", "moe", "shared_experts")
+    + gated_mlp(
+        LAYER + "mlp.shared_experts.", HF_LAYER + "mlp.shared_experts.", "shared_ffn", "moe", "shared_experts"
+    )
     + gated_mlp(EXPERT, HF_LAYER + "mlp.experts.{expert}.", "moe_ffn", "moe"),
     _dimensions,
     _flags,

@@ -1,7 +1,7 @@
 """Qwen3-MoE: every layer routed unless config.json says otherwise, no shared expert.
 
-Source: transformers, models/qwen3_moe/modeling_qwen3_moe.py (`Qwen3MoeDecoderLayer.__init__`: a layer is dense if it is in
-mlp_only_layers or (layer + 1) % decoder_sparse_step != 0).
+Source: transformers, models/qwen3_moe/modeling_qwen3_moe.py (`Qwen3MoeDecoderLayer.__init__`: a layer is dense if
+it is in mlp_only_layers or (layer + 1) % decoder_sparse_step != 0).
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ def _dimensions(config: Config) -> dict[str, int]:
 def _layers(config: Config) -> Layers:
     every = range(config["num_hidden_layers"])
     step, dense_only = config.get("decoder_sparse_step", 1), set(config.get("mlp_only_layers") or ())
-    moe = frozenset(i for i in every if i not in dense_only and config["num_experts"] > 0 and (i + 1) % step == 0)
+    moe = frozenset(
+        i for i in every if i not in dense_only and config["num_experts"] > 0 and (i + 1) % step == 0
+    )
     return {"layers": every, "moe": moe, "dense": frozenset(every) - moe}
 
 

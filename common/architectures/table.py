@@ -114,7 +114,12 @@ class Blueprint:
             ) from error
         rows = tuple(row for row in self.architecture.rows if not row.when or row.when in flags)
         by_key = {key: row for row in rows for key in row.keys}
-        for name, value in {"dimensions": dimensions, "rows": rows, "layers": layers, "by_key": by_key}.items():
+        for name, value in {
+            "dimensions": dimensions,
+            "rows": rows,
+            "layers": layers,
+            "by_key": by_key,
+        }.items():
             object.__setattr__(self, name, value)
 
     def tensors(self) -> Iterator[Tensor]:
