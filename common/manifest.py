@@ -233,7 +233,7 @@ def _check_columns(m: Manifest) -> None:
         *c.global_offset,
     ]
     _require(set(map(type, [*flat, c.xxh3_128, m.names, m.dtypes])) == {list}, "a column is no list")
-    _require(all(len(column) == rows for column in [*flat, c.xxh3_128]), "columns differ in length")
+    _require({len(c.xxh3_128), *map(len, flat)} == {rows}, "columns differ in length")
     for column in flat:
         _require(set(map(type, column)) <= {int}, "a column holds something else than integers")
         _require(

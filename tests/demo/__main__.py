@@ -59,7 +59,7 @@ def main(out: Path) -> int:
     return 0
 
 
-WHAT = ("where it began", "the same as torch_dist", "a directory per rank", "the result: give it to transformers or vLLM")
+WHAT = ("where it began", "the same as torch_dist", "a directory per rank", "the result, for transformers or vLLM")
 
 
 if __name__ == "__main__":
