@@ -61,7 +61,9 @@ def tested(record_property: Callable[[str, object], None]) -> Callable[[str, str
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--matrix", metavar="FILE", help="write which architectures and topologies passed, as JSON")
+    parser.addoption(
+        "--matrix", metavar="FILE", help="write which architectures and topologies passed, as JSON"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

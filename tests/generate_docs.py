@@ -45,7 +45,11 @@ def cli_reference() -> str:
     """docs/cli.md: the help of the group and of every command."""
     from shardmerge.common.cli import main
 
-    parts = ["# Command line", "Written by `make docs` from the commands' own help.", _help("shardmerge", main)]
+    parts = [
+        "# Command line",
+        "Written by `make docs` from the commands' own help.",
+        _help("shardmerge", main),
+    ]
     for name, command in commands().items():
         parts += [f"## shardmerge {name}", _help(f"shardmerge {name}", command)]
     return "\n\n".join(parts) + "\n"
@@ -87,11 +91,17 @@ def describe(path: Path) -> str:
     if name in DESCRIPTIONS:
         return DESCRIPTIONS[name]
     if path.suffix == ".md":
-        return path.read_text().splitlines()[0].lstrip("# ")
+        return path.read_text().partition("\n")[0].removeprefix("# ")
     source = path / "__init__.py" if path.is_dir() else path
-    if source.suffix == ".py" and source.is_file() and (text := ast.get_docstring(ast.parse(source.read_text()))):
+    if (
+        source.suffix == ".py"
+        and source.is_file()
+        and (text := ast.get_docstring(ast.parse(source.read_text())))
+    ):
         return first_sentence(text)
-    raise KeyError(f"{name} does not say what it is: give it a docstring, or a line in tests/generate_docs.py")
+    raise KeyError(
+        f"{name} does not say what it is: give it a docstring, or a line in tests/generate_docs.py"
+    )
 
 
 def first_sentence(text: str) -> str:

@@ -62,7 +62,9 @@ def test_commands_in_documents_exist(document: Path) -> None:
 
 
 def test_python_in_the_readme_calls_what_exists() -> None:
-    blocks = [text for language, text in BLOCK.findall((ROOT / "README.md").read_text()) if language == "python"]
+    blocks = [
+        text for language, text in BLOCK.findall((ROOT / "README.md").read_text()) if language == "python"
+    ]
     assert blocks
     for block in blocks:
         _check_python(ast.parse(block))

@@ -97,7 +97,9 @@ def test_common_imports_only_the_standard_library_click_xxhash_and_itself() -> N
     assert found == []
 
 
-def test_the_law_of_imports_notices_a_lazy_relative_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_law_of_imports_notices_a_lazy_relative_import(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     guilty = tmp_path / "phase1_dump" / "guilty.py"
     guilty.parent.mkdir()
     guilty.write_text("def f():\n    from ..phase2_merge import merge\n")
@@ -125,7 +127,9 @@ def test_no_function_is_longer_than_the_limit() -> None:
 
 
 def test_every_module_says_what_it_is() -> None:
-    silent = [str(p.relative_to(ROOT)) for p in _own_python() if not ast.get_docstring(ast.parse(p.read_text()))]
+    silent = [
+        str(p.relative_to(ROOT)) for p in _own_python() if not ast.get_docstring(ast.parse(p.read_text()))
+    ]
     assert silent == []
 
 

@@ -97,13 +97,19 @@ def test_merge_only_installation_brings_no_torch(environment: Path) -> None:
 
 def test_dump_without_torch_says_which_extra_to_install(environment: Path) -> None:
     refused = subprocess.run(
-        [environment / "shardmerge", "dump", "--help"], capture_output=True, text=True, check=False, env=_clean()
+        [environment / "shardmerge", "dump", "--help"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=_clean(),
     )
     assert refused.returncode == 2
     assert "shardmerge[dump]" in refused.stderr
 
 
-def test_merge_only_installation_merges_a_dump(environment: Path, arrays: dict[str, Array], tmp_path: Path) -> None:
+def test_merge_only_installation_merges_a_dump(
+    environment: Path, arrays: dict[str, Array], tmp_path: Path
+) -> None:
     dump, out, reference = tmp_path / "dump", tmp_path / "out", tmp_path / "reference"
     reference.mkdir()
     (reference / "config.json").write_text(json.dumps(CONFIG))
@@ -122,7 +128,8 @@ def _write_rank(dump: Path, rank: int, arrays: dict[str, Array]) -> None:
     folder = dump / f"rank-{rank:05d}"
     folder.mkdir(parents=True)
     rectangles = [r for r in (_rectangle(name, rank) for name in TENSORS) if not r.is_whole or rank == 0]
-    files, placed = [], []
+    files: list[FragmentFile] = []
+    placed: list[Placed] = []
     for kind, whole in (("whole", True), ("split", False)):
         parts = {r.fragment_key: (r, _part(arrays[r.name], r)) for r in rectangles if r.is_whole is whole}
         if parts:
