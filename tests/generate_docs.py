@@ -106,7 +106,7 @@ def describe(path: Path) -> str:
 
 def first_sentence(text: str) -> str:
     """Up to the first full stop, colon or semicolon that ends something, without it."""
-    paragraph = " ".join(text.split("\n\n")[0].split())
+    paragraph = " ".join(text.partition("\n\n")[0].split())
     return re.split(r"(?<=[\w)`\"'])[.:;](?=\s|$)", paragraph)[0]
 
 
