@@ -24,7 +24,9 @@ Tested = Callable[[str, str, str], None]
 CASES = [pytest.param(f, t, id=f"{f.name}-{t.name}") for f in FAMILIES for t in topologies_of(f)]
 
 
-def dump_on_rank(rank: int, family: Family, topology: Topology, torch_dist: Path, reference: Path, out: Path) -> int:
+def dump_on_rank(
+    rank: int, family: Family, topology: Topology, torch_dist: Path, reference: Path, out: Path
+) -> int:
     """Be one rank of a training job that dumps; the bytes it wrote."""
     from shardmerge.phase1_dump import dump
 
@@ -35,7 +37,9 @@ def dump_on_rank(rank: int, family: Family, topology: Topology, torch_dist: Path
 
 
 @pytest.fixture(scope="module")
-def sources(ranks: GlooRanks, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Family], tuple[Path, Path]]:
+def sources(
+    ranks: GlooRanks, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Family], tuple[Path, Path]]:
     """Family -> (its Hugging Face checkpoint, the same as torch_dist), each made once."""
     made: dict[str, tuple[Path, Path]] = {}
 
@@ -63,7 +67,11 @@ def test_every_byte_comes_back_from_real_ranks(
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
 def test_megatron_and_transformers_compute_the_same_logits(
-    name: str, ranks: GlooRanks, sources: Callable[[Family], tuple[Path, Path]], tmp_path: Path, tested: Tested
+    name: str,
+    ranks: GlooRanks,
+    sources: Callable[[Family], tuple[Path, Path]],
+    tmp_path: Path,
+    tested: Tested,
 ) -> None:
     """Independent of the importer's names: Megatron's forward against transformers on the merged checkpoint."""
     family, topology = by_name(name), Topology(tp=2, pp=2, ep=2, dp=2)

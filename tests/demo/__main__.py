@@ -44,7 +44,11 @@ NAMES = ("reference", "dump", "merged")
 def main(out: Path) -> int:
     """Run all steps; the exit code of the first that fails, else 0."""
     shutil.rmtree(out, ignore_errors=True)
-    environment = os.environ | {CHECKPOINT: f"{out}/megatron", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    environment = os.environ | {
+        CHECKPOINT: f"{out}/megatron",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONWARNINGS": "ignore",
+    }
     began = time.monotonic()
     facts = {"family": FAMILY.architecture, "ranks": TOPOLOGY.world_size, "topology": TOPOLOGY.name}
     for number, (title, command) in enumerate(zip(TITLES, commands(out), strict=True), start=1):
@@ -53,13 +57,20 @@ def main(out: Path) -> int:
         if code:
             print(f"\nThat command failed with exit code {code}.", flush=True)
             return code
-    print(f"\nDone in {time.monotonic() - began:.0f} s. To repeat a step, set {CHECKPOINT}={out}/megatron first.")
+    print(
+        f"\nDone in {time.monotonic() - began:.0f} s. To repeat a step, set {CHECKPOINT}={out}/megatron first."
+    )
     for name, what in zip(("reference", "megatron", "dump", "merged"), WHAT, strict=True):
         print(f"  {out / name!s:<20} {what}")
     return 0
 
 
-WHAT = ("where it began", "the same as torch_dist", "a directory per rank", "the result, for transformers or vLLM")
+WHAT = (
+    "where it began",
+    "the same as torch_dist",
+    "a directory per rank",
+    "the result, for transformers or vLLM",
+)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,9 @@ def main(a: Path, b: Path) -> int:
     tokens = torch.arange(3, 35).reshape(2, 16)
     one, two = logits(a, tokens), logits(b, tokens)
     distance = float((one - two).abs().max())
-    print(f"logits: {list(one.shape)}, largest difference {distance:g}, largest logit {float(one.abs().max()):.3f}")
+    print(
+        f"logits: {list(one.shape)}, largest difference {distance:g}, largest logit {float(one.abs().max()):.3f}"
+    )
     print(f"next token after 16: {one[:, -1].argmax(-1).tolist()} and {two[:, -1].argmax(-1).tolist()}")
     for name in different[:10]:
         print(f"DIFFERENT: {name}")

@@ -1,0 +1,136 @@
+"""One rank of the bench's model in a process of its own: its dump, and the same bytes written plainly.
+
+Both write to the same disk, in turns, and fsync. Prints a line of JSON. Start it with
+`python -m tests.bench.dumping`; `measure` does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.worlds.families import Experts, Family, hf_config
+from tests.worlds.topology import Topology
+
+ROUNDS = 5
+PLAIN_BLOCK_BYTES = 32 << 20
+WHOLE, SPLIT = Topology(ep=2, dp=2), Topology(tp=2, etp=2)
+
+
+@dataclass(frozen=True, slots=True)
+class Dumping:
+    """Bytes a second of each round, and bytes of host memory above the model while dumping."""
+
+    num_bytes: int
+    dump_rates: list[float]
+    plain_rates: list[float]
+    extra_bytes: int
+
+
+def bench_family(gib: float) -> Family:
+    """A Qwen3-MoE of about `gib` GiB in bfloat16."""
+    layers = max(1, round(gib * (1 << 30) / (32 * 3 * 2048 * 1024 * 2 + 12 * 2048 * 2048 * 2)))
+    experts = Experts(num_experts=32, width=1024)
+    sizes = {"layers": layers, "hidden": 2048, "heads": 32, "groups": 4, "head_channels": 128}
+    return Family("bench", "Qwen3MoeForCausalLM", qk_norm=True, vocab=32_001, experts=experts, **sizes)
+
+
+def write_reference(family: Family, folder: Path) -> None:
+    """config.json only: names and dimensions."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = hf_config(family) | {"architectures": [family.architecture]}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def measure(gib: float, kind: str, rank: int, reference: Path, out: Path) -> Dumping:
+    """Run one rank in a fresh process. `kind` is "whole" or "split"."""
+    command = [sys.executable, "-W", "ignore", "-m", "tests.bench.dumping", str(gib), kind, str(rank)]
+    result = subprocess.run(
+        [*command, str(reference), str(out)], stdout=subprocess.PIPE, check=True, text=True
+    )
+    return Dumping(**json.loads(result.stdout.splitlines()[-1]))
+
+
+class Anonymous:
+    """Samples this process's anonymous memory; page cache of written files does not count."""
+
+    def __init__(self) -> None:
+        self.before = self.peak = anonymous_bytes()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+
+    def __enter__(self) -> Anonymous:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        while not self._stop.wait(0.01):
+            self.peak = max(self.peak, anonymous_bytes())
+
+
+def anonymous_bytes() -> int:
+    """RssAnon of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+
+def plain_write(tensors: list[Any], path: Path) -> float:
+    """Bytes a second of writing the tensors' bytes to one file, with fsync: nothing else is done."""
+    os.sync()
+    began = time.perf_counter()
+    with open(path, "wb", buffering=0) as file:
+        for data in tensors:
+            for at in range(0, len(data), PLAIN_BLOCK_BYTES):
+                file.write(data[at : at + PLAIN_BLOCK_BYTES])
+        os.fsync(file.fileno())
+    seconds = time.perf_counter() - began
+    path.unlink()
+    return sum(map(len, tensors)) / seconds
+
+
+def run(gib: float, kind: str, rank: int, reference: Path, out: Path) -> Dumping:
+    """Build the model of one rank, then dump and write plainly in turns. The last dump stays."""
+    from tests.worlds.fake import build_model, fake_world
+
+    topology = WHOLE if kind == "whole" else SPLIT
+    with fake_world(topology, rank):
+        model = build_model(bench_family(gib), topology)
+        rounds = [one_round(model, rank, reference, out) for _ in range(ROUNDS)]
+    num_bytes, dumps, plains, extras = zip(*rounds, strict=True)
+    return Dumping(num_bytes[0], list(dumps), list(plains), max(extras))
+
+
+def one_round(model: Any, rank: int, reference: Path, out: Path) -> tuple[int, float, float, int]:
+    """(bytes dumped, dump's bytes a second, plain bytes a second, bytes of memory above the model)."""
+    import torch
+
+    from shardmerge.phase1_dump import dump
+
+    tensors: list[Any] = [p.detach().view(torch.uint8).reshape(-1).numpy() for p in model[0].parameters()]
+    plain = plain_write(tensors, out.parent / "plain")
+    shutil.rmtree(out / f"rank-{rank:05d}", ignore_errors=True)
+    os.sync()
+    with Anonymous() as memory:
+        began = time.perf_counter()
+        found = dump(model, out, hf_reference=reference, run_id="bench", step=1, attempt="0")
+        seconds = time.perf_counter() - began
+    assert found is not None
+    num_bytes = int(found.statistics["written_bytes"])
+    return num_bytes, num_bytes / seconds, plain, memory.peak - memory.before
+
+
+if __name__ == "__main__":
+    gib, kind, rank, reference, out = sys.argv[1:]
+    print(json.dumps(asdict(run(float(gib), kind, int(rank), Path(reference), Path(out)))))
