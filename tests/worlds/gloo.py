@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any
 from unittest import mock
 
-from tests.worlds.gloo_worker import READY, Answer, Task, serve
+from tests.worlds.gloo_worker import Answer, Task, serve
 from tests.worlds.topology import Topology
 
 PRELOADED = ["tests.worlds.gloo_worker", "tests.worlds.fake"]
@@ -142,9 +142,14 @@ class GlooRanks:
             theirs.close()
             self._workers.append(_Worker(process, ours))
         for rank in new:
-            if not self._workers[rank].connection.poll(START_S) or _first_bytes(self._workers[rank]) != READY:
-                self._kill()
-                raise RankTimeout([rank], START_S, {})
+            self._await_start(rank)
+
+    def _await_start(self, rank: int) -> None:
+        connection = self._workers[rank].connection
+        ready = _receive(connection) if connection.poll(START_S) else None
+        if ready is None or ready.failure:
+            self._kill()
+            raise RankTimeout([rank], START_S, {} if ready is None else {rank: ready.failure})
 
     def _kill(self) -> None:
         for worker in self._workers:
@@ -168,13 +173,6 @@ def _context(te_path: str | None) -> ForkServerContext | SpawnContext:
     with mock.patch.dict(os.environ, {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}):
         forkserver.ensure_running()
     return context
-
-
-def _first_bytes(worker: _Worker) -> bytes | None:
-    try:
-        return worker.connection.recv_bytes()
-    except (EOFError, ConnectionResetError):
-        return None
 
 
 def _receive(connection: Connection) -> Answer | None:

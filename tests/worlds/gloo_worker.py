@@ -20,8 +20,6 @@ import torch.distributed as dist
 
 from tests.worlds.topology import Topology
 
-READY = b"ready"
-
 
 @dataclass(frozen=True, slots=True)
 class Task:
@@ -49,9 +47,9 @@ def serve(connection: Connection, te_path: str | None) -> None:
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(1)
-    _prepare(te_path)
-    connection.send_bytes(READY)
-    while True:
+    ready = _answer(Task(_prepare, (te_path,)))
+    connection.send_bytes(_encode(ready))
+    while not ready.failure:
         try:
             task = pickle.loads(connection.recv_bytes())
         except EOFError:
