@@ -16,8 +16,14 @@ _WRITTEN = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
 def parse(text: str) -> int:
     """Bytes. Raises BadInputError for anything but a positive number and a unit."""
     found = _WRITTEN.fullmatch(text.strip())
-    if not found or found[2].upper() not in UNITS or not (count := int(float(found[1]) * UNITS[found[2].upper()])):
-        raise BadInputError(f"{text!r} is not a size", "Write a number and a unit, for example 5GB or 512MiB.")
+    if (
+        not found
+        or found[2].upper() not in UNITS
+        or not (count := int(float(found[1]) * UNITS[found[2].upper()]))
+    ):
+        raise BadInputError(
+            f"{text!r} is not a size", "Write a number and a unit, for example 5GB or 512MiB."
+        )
     return count
 
 

@@ -26,9 +26,15 @@ class Subcommand:
 
 
 SUBCOMMANDS = {
-    "dump": Subcommand("shardmerge.phase1_dump.commands:dump", "Write what every rank holds of a model (phase one)."),
-    "check": Subcommand("shardmerge.phase2_merge.commands:check", "Prove that a dump is whole; write nothing."),
-    "merge": Subcommand("shardmerge.phase2_merge.commands:merge", "Turn a dump into a Hugging Face checkpoint."),
+    "dump": Subcommand(
+        "shardmerge.phase1_dump.commands:dump", "Write what every rank holds of a model (phase one)."
+    ),
+    "check": Subcommand(
+        "shardmerge.phase2_merge.commands:check", "Prove that a dump is whole; write nothing."
+    ),
+    "merge": Subcommand(
+        "shardmerge.phase2_merge.commands:merge", "Turn a dump into a Hugging Face checkpoint."
+    ),
     "verify": Subcommand("shardmerge.phase2_merge.commands:verify", "Check any Hugging Face directory."),
 }
 
@@ -65,11 +71,14 @@ def _refuse_missing(command: str, error: ModuleNotFoundError) -> NoReturn:
     if library not in EXTRAS:
         raise error
     refusal = BadInputError(
-        f"shardmerge {command} needs {library}, which is not installed", f"pip install 'shardmerge[{EXTRAS[library]}]'."
+        f"shardmerge {command} needs {library}, which is not installed",
+        f"pip install 'shardmerge[{EXTRAS[library]}]'.",
     )
-    exit_with = click.ClickException(refusal.message())
-    exit_with.exit_code = refusal.exit_code
-    raise exit_with from error
+    raise _MissingLibrary(refusal.message()) from error
+
+
+class _MissingLibrary(click.ClickException):
+    exit_code = BadInputError.exit_code
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

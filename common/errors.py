@@ -167,6 +167,15 @@ class CorruptFileError(ConflictError):
 
 
 @dataclass(eq=False)
+class CorruptIndexError(ConflictError):
+    path: str
+    reason: str
+
+    def message(self) -> str:
+        return f"{self.path} does not fit the files beside it: {self.reason}. Take back the one that was published with them."
+
+
+@dataclass(eq=False)
 class MixedGenerationsError(ConflictError):
     field: str
     values: dict[str, tuple[int, ...]]

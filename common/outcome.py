@@ -48,7 +48,9 @@ def reported(
     `report_path` makes the name of the report from the one given: many processes may run the same command.
     """
 
-    @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write the outcome to FILE as JSON.")
+    @click.option(
+        "--report", type=click.Path(dir_okay=False, path_type=Path), help="Write the outcome to FILE as JSON."
+    )
     @click.option("--json", "as_json", is_flag=True, help="Print the outcome to stdout as JSON.")
     @functools.wraps(run)
     def command(*, as_json: bool, report: Path | None, **options: Any) -> None:

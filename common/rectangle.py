@@ -53,10 +53,12 @@ class Rectangle:
 
     @property
     def fragment_key(self) -> str:
-        """Its key in a fragment: the tensor's name, and for a part of it `@` and the offsets."""
-        if self.is_whole:
-            return self.name
-        return f"{self.name}@{','.join(map(str, self.global_offset))}"
+        return fragment_key(self.name, self.global_shape, self.global_offset, self.local_shape)
+
+
+def fragment_key(name: str, global_shape: Shape, global_offset: Shape, local_shape: Shape) -> str:
+    """A rectangle's key in a fragment: the tensor's name, and for a part of it `@` and the offsets."""
+    return name if local_shape == global_shape else f"{name}@{','.join(map(str, global_offset))}"
 
 
 def place(offset: Shape, shape: Shape) -> str:

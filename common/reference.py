@@ -43,14 +43,18 @@ def read(path: Path) -> Reference:
     Raises MissingConfigError, BadInputError (config.json is no JSON object), CorruptFileError (a weight file that
     the index names is missing or damaged).
     """
+    return Reference(path, read_config(path), _tensors(path))
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """config.json of a directory, key order kept. Raises MissingConfigError, BadInputError."""
     config_path = path / "config.json"
     if not config_path.is_file():
         raise MissingConfigError(str(path))
     try:
-        config = canonical_json.read_object(config_path)
+        return canonical_json.read_object(config_path)
     except ValueError as error:
         raise BadInputError(f"{config_path} is not valid JSON: {error}", "Correct it.") from None
-    return Reference(path, config, _tensors(path))
 
 
 def weight_files(path: Path) -> tuple[Path, ...]:
@@ -64,13 +68,24 @@ def weight_files(path: Path) -> tuple[Path, ...]:
 
 def weight_map(index: Path) -> dict[str, str]:
     """Tensor name to file name, as the index says. Raises CorruptFileError if it says anything else."""
-    try:
-        found = canonical_json.read_object(index).get("weight_map")
-    except ValueError as error:
-        raise CorruptFileError(str(index), str(error)) from None
+    found = _read_index(index).get("weight_map")
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
         raise CorruptFileError(str(index), "no weight_map of file names")
     return found
+
+
+def total_size(index: Path) -> int | None:
+    """Bytes of all tensors, as the index says, None if it does not. Raises CorruptFileError."""
+    metadata = _read_index(index).get("metadata")
+    found = metadata.get("total_size") if isinstance(metadata, dict) else None
+    return int(found) if isinstance(found, int | float) else None
+
+
+def _read_index(index: Path) -> dict[str, Any]:
+    try:
+        return canonical_json.read_object(index)
+    except ValueError as error:
+        raise CorruptFileError(str(index), str(error)) from None
 
 
 def _tensors(path: Path) -> dict[str, ReferenceTensor]:

@@ -89,7 +89,7 @@ def header_length(first: bytes, file_bytes: int, path: Path) -> int:
 
 
 def decode(prefix: bytes, file_bytes: int, path: Path) -> Header:
-    """The header in the first bytes of a file of `file_bytes`. Raises CorruptFileError naming `path` and what is wrong."""
+    """The header in the first bytes of a file. Raises CorruptFileError naming `path` and what is wrong."""
     try:
         body = canonical_json.decode(prefix[8:])
         entries, metadata = _parse(body), _metadata(body)
@@ -97,14 +97,20 @@ def decode(prefix: bytes, file_bytes: int, path: Path) -> Header:
         raise CorruptFileError(str(path), f"header: {error}") from None
     header = Header(entries, len(prefix), metadata)
     if header.file_bytes != file_bytes:
-        raise CorruptFileError(str(path), f"its header describes {header.file_bytes} bytes, the file has {file_bytes}")
+        raise CorruptFileError(
+            str(path), f"its header describes {header.file_bytes} bytes, the file has {file_bytes}"
+        )
     return header
 
 
 def _as_json(entries: list[Entry]) -> dict[str, Any]:
     body: dict[str, Any] = {"__metadata__": METADATA}
     for entry in entries:
-        body[entry.name] = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": [entry.begin, entry.end]}
+        body[entry.name] = {
+            "dtype": entry.dtype,
+            "shape": entry.shape,
+            "data_offsets": [entry.begin, entry.end],
+        }
     if len(body) != len(entries) + 1:
         raise BadInputError("the same tensor twice in one file", "This is a defect of shardmerge: report it.")
     return body
@@ -113,7 +119,9 @@ def _as_json(entries: list[Entry]) -> dict[str, Any]:
 def _parse(body: Any) -> tuple[Entry, ...]:
     if not isinstance(body, dict):
         raise ValueError("not a JSON object")
-    entries = sorted((_entry(k, v) for k, v in body.items() if k != "__metadata__"), key=lambda e: (e.begin, e.end))
+    entries = sorted(
+        (_entry(k, v) for k, v in body.items() if k != "__metadata__"), key=lambda e: (e.begin, e.end)
+    )
     position = 0
     for entry in entries:
         if entry.begin != position:

@@ -1,0 +1,44 @@
+"""The story of `check`: prove the dump, then read its bytes. Writes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import TextIO
+
+from shardmerge.common.errors import raise_problems
+from shardmerge.common.progress import Progress
+
+from .fragments import Fragment, check_bytes
+from .ledger import Ledger
+from .proof import prove
+from .report import CheckReport, Verification, check_report
+
+
+def check(
+    dumps: Sequence[str | Path],
+    *,
+    hf_reference: str | Path,
+    verify: Verification = "full",
+    allow: Collection[str] = (),
+    talk: TextIO | None = None,
+) -> CheckReport:
+    """Prove that `dumps`, together, hold every tensor of the model once, undamaged.
+
+    hf_reference: Hugging Face directory of the same model; config.json is enough, weights are read if there.
+    verify: "full" reads every byte, "size" only sizes and headers. allow: "nan", "replicas". talk: progress goes here.
+    Raises an error of the tree: what is missing (exit 3), contradicts itself (4) or is not supported (5).
+    """
+    proof = prove([Path(dump) for dump in dumps], Path(hf_reference), allow)
+    if verify == "full":
+        verify_bytes(proof.ledger, proof.fragments, talk)
+    return check_report(proof, verify)
+
+
+def verify_bytes(ledger: Ledger, every: Sequence[Fragment], talk: TextIO | None) -> None:
+    """Read these fragments whole. Raises CorruptFileError, or all of them as ProblemsFoundError."""
+    progress = Progress("verifying", sum(one.file.num_bytes for one in every), talk)
+    try:
+        raise_problems(check_bytes(ledger, every, progress.advance))
+    finally:
+        progress.close()

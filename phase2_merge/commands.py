@@ -1,0 +1,110 @@
+"""The commands of phase two: options in, a call of the story, an outcome out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from shardmerge.common import byte_count
+from shardmerge.common.outcome import Outcome, reported
+
+from . import check_dump, merge_dump, verify_output
+from .proof import ALLOWANCES
+
+DIRECTORY = click.Path(path_type=Path)
+
+
+def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What check and merge both take."""
+    for option in (
+        click.option(
+            "--allow",
+            type=click.Choice(ALLOWANCES),
+            multiple=True,
+            help="Make NaN or differing replicas a warning; may be given twice.",
+        ),
+        click.option(
+            "--verify",
+            type=click.Choice(["full", "size"]),
+            default="full",
+            show_default=True,
+            help="Read and check every byte, or only sizes and headers.",
+        ),
+        click.option(
+            "--hf-reference",
+            type=DIRECTORY,
+            required=True,
+            help="Hugging Face directory of the same model: config.json and tokenizer, weights optional.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("dumps", metavar="DUMP...", nargs=-1, required=True, type=DIRECTORY)
+@_shared
+@reported
+def check(dumps: tuple[Path, ...], **options: Any) -> Outcome:
+    """Prove that DUMP holds every tensor of the model once, undamaged. Writes nothing.
+
+    Several DUMPs, such as node-local disks, are taken together.
+
+    \b
+    Example:
+      shardmerge check /scratch/run7/dump --hf-reference ~/models/Qwen3-30B-A3B
+    """
+    return check_dump.check(dumps, talk=sys.stderr, **options)
+
+
+@click.command()
+@click.argument("dumps", metavar="DUMP...", nargs=-1, required=True, type=DIRECTORY)
+@click.argument("out", metavar="OUT", type=DIRECTORY)
+@_shared
+@click.option(
+    "--max-shard-size", default="5GB", show_default=True, help="Largest assembled shard, as 5GB or 512MiB."
+)
+@click.option("--workers", type=click.IntRange(1), help="Processes that assemble.  [default: one per core]")
+@click.option("--dry-run", is_flag=True, help="Prove and plan, show the plan, write nothing.")
+@reported
+def merge(dumps: tuple[Path, ...], out: Path, max_shard_size: str, **options: Any) -> Outcome:
+    """Publish DUMP as the Hugging Face checkpoint OUT, which must not exist.
+
+    Proves first what `check` proves. Tensors that no rank cut are not copied: their files become shards by hard
+    link. OUT appears whole or not at all.
+
+    \b
+    Example:
+      shardmerge merge /scratch/run7/dump /scratch/run7/hf --hf-reference ~/models/Qwen3-30B-A3B
+    """
+    return merge_dump.merge(
+        dumps, out, max_shard_bytes=byte_count.parse(max_shard_size), talk=sys.stderr, **options
+    )
+
+
+@click.command()
+@click.argument("out", metavar="OUT", type=DIRECTORY)
+@click.option(
+    "--verify",
+    "how",
+    type=click.Choice(["full", "size"]),
+    default="full",
+    show_default=True,
+    help="Read every byte that has a recorded checksum, or only sizes and headers.",
+)
+@reported
+def verify(out: Path, how: Any) -> Outcome:
+    """Check any Hugging Face directory, also one that shardmerge did not write.
+
+    Index against headers and file sizes, total_size, tensors that are dangling or in no index, shapes against
+    config.json where the architecture is known, and checksums where shardmerge recorded them.
+
+    \b
+    Example:
+      shardmerge verify /scratch/run7/hf
+    """
+    return verify_output.verify(out, verify=how, talk=sys.stderr)

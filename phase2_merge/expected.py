@@ -1,0 +1,69 @@
+"""Which tensors the checkpoint must hold, with which shape and dtype: architecture table x config.json, and the
+reference's headers where it holds weights. Decided before any rectangle is looked at.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardmerge.common.architectures import Blueprint
+from shardmerge.common.reference import Reference
+
+from .rows import IntArray
+
+TABLE = "config.json with the table of {}"
+REFERENCE = "the reference checkpoint"
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectedTensor:
+    """One tensor. `dtype` None: any, as long as its rectangles agree."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str | None
+    required_by: str
+
+
+def expected_tensors(
+    blueprint: Blueprint, reference: Reference, facts: dict[str, Any]
+) -> list[ExpectedTensor]:
+    """Every tensor of a complete checkpoint, in the order of layers; last what only the reference lists.
+
+    A quantized reference says nothing about names and dtypes of an unquantized checkpoint, so only the table counts.
+    """
+    table = TABLE.format(blueprint.architecture.name)
+    plain = "quantization_config" not in reference.config
+    found = {
+        tensor.name: ExpectedTensor(
+            tensor.name, tensor.shape, _dtype(tensor.name, tensor.float32, reference, facts), table
+        )
+        for tensor in blueprint.tensors()
+    }
+    if plain:
+        for name, held in reference.tensors.items():
+            if name not in found:
+                found[name] = ExpectedTensor(name, held.shape, held.dtype, REFERENCE)
+    return list(found.values())
+
+
+def _dtype(name: str, float32: bool, reference: Reference, facts: dict[str, Any]) -> str | None:
+    """As phase one chose it: float32 for the keep-list, else the reference's, else the model's params_dtype."""
+    known = reference.plain_dtype(name)
+    if float32 and not (facts.get("dtype_from_reference") and known):
+        return "F32"
+    dumped = facts.get("dtype")
+    return known or (dumped if isinstance(dumped, str) else None)
+
+
+def shapes(tensors: list[ExpectedTensor], dims: int) -> tuple[list[IntArray], NDArray[np.int64]]:
+    """(per dimension [tensors] sizes, 1 where a tensor has fewer; [tensors] number of dimensions)."""
+    padded = np.ones((len(tensors), dims), np.int64)
+    for at, tensor in enumerate(tensors):
+        sizes = tensor.shape[:dims]
+        padded[at, : len(sizes)] = sizes
+    return list(np.ascontiguousarray(padded.T)), np.array([len(tensor.shape) for tensor in tensors], np.int64)

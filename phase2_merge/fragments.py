@@ -1,0 +1,140 @@
+"""Are the fragments on disk what the manifests say? Size, header, and with `full` every byte.
+
+A fragment is judged alone, in a thread: hashing and reading release the interpreter. Knows no tensor beyond its
+header, and never interprets a number.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from shardmerge.common import safetensors_header
+from shardmerge.common.errors import CorruptFileError, ShardmergeError
+from shardmerge.common.manifest import FragmentFile
+from shardmerge.common.rectangle import fragment_key, place
+
+from .checksums import Advance, checksums, in_threads, wrong_bytes
+from .ledger import DTYPES, Ledger
+from .rows import IntArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fragment:
+    """A file that a manifest names: where it lies and which rows of the ledger it holds, in the order of bytes."""
+
+    rank: int
+    number: int
+    path: Path
+    file: FragmentFile
+    rows: IntArray
+
+
+def fragments(ledger: Ledger) -> list[Fragment]:
+    """All fragments, in the order of ranks."""
+    rows = ledger.rows
+    order = np.lexsort((rows.end, rows.begin, rows.file, rows.rank))
+    order = order[rows.written[order]]
+    changed = np.flatnonzero(np.diff(rows.rank[order]) | np.diff(rows.file[order])) + 1
+    parts = np.split(order, changed) if len(order) else []
+    by_file = {(int(rows.rank[part[0]]), int(rows.file[part[0]])): part for part in parts}
+    none = np.zeros(0, np.int64)
+    return [
+        Fragment(
+            head.manifest.rank,
+            number,
+            head.directory / file.name,
+            file,
+            by_file.get((head.manifest.rank, number), none),
+        )
+        for head in ledger.heads
+        for number, file in enumerate(head.manifest.files)
+    ]
+
+
+def check_headers(ledger: Ledger, every: Sequence[Fragment]) -> list[ShardmergeError]:
+    """Size, checksum of the header, and every entry against the manifest's columns."""
+    return in_threads(lambda one: _problem(lambda: _check_header(ledger, one), one), every)
+
+
+def check_bytes(ledger: Ledger, every: Sequence[Fragment], advance: Advance) -> list[ShardmergeError]:
+    """Read every rectangle once and compare its checksum."""
+    return in_threads(lambda one: _problem(lambda: _check_bytes(ledger, one, advance), one), every)
+
+
+def _problem(check: Callable[[], None], one: Fragment) -> ShardmergeError | None:
+    try:
+        check()
+    except CorruptFileError as error:
+        return CorruptFileError(error.path, error.reason, one.rank)
+    except FileNotFoundError:
+        return CorruptFileError(str(one.path), "it is missing, though the manifest names it", one.rank)
+    return None
+
+
+def _check_header(ledger: Ledger, one: Fragment) -> None:
+    with open(one.path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size != one.file.num_bytes:
+            raise CorruptFileError(
+                str(one.path), f"it has {size:,} bytes, the manifest says {one.file.num_bytes:,}"
+            )
+        prefix = file.read(8)
+        prefix += file.read(safetensors_header.header_length(prefix, size, one.path))
+    if len(prefix) != one.file.header_bytes or xxhash.xxh3_128_hexdigest(prefix) != one.file.header_xxh3_128:
+        raise CorruptFileError(str(one.path), "its header is not the one that the manifest describes")
+    header = safetensors_header.decode(prefix, size, one.path)
+    got = [
+        (e.name, e.dtype, e.shape, header.data_offset + e.begin, header.data_offset + e.end)
+        for e in header.entries
+    ]
+    for held, want in zip(
+        sorted(got, key=_by_place), sorted(_wanted(ledger, one.rows), key=_by_place), strict=False
+    ):
+        if held != want:
+            raise CorruptFileError(str(one.path), f"its header has {_tell(held)}, the manifest {_tell(want)}")
+    if len(got) != len(one.rows):
+        raise CorruptFileError(
+            str(one.path), f"it holds {len(got)} tensors, the manifest names {len(one.rows)}"
+        )
+    if header.metadata.get("format") != "pt":
+        raise CorruptFileError(
+            str(one.path), 'its header lacks __metadata__ {"format": "pt"}, which readers require'
+        )
+
+
+def _wanted(ledger: Ledger, rows: IntArray) -> Iterator[tuple[Any, ...]]:
+    """The header's entries as the manifest's columns give them."""
+    of = ledger.rows
+    for row in rows:
+        offset, shape = of.box(row)
+        key = fragment_key(_name(ledger, row), of.global_of(row), offset, shape)
+        yield key, DTYPES[of.dtype[row]], shape, int(of.begin[row]), int(of.end[row])
+
+
+def _by_place(entry: tuple[Any, ...]) -> tuple[int, int, str]:
+    return entry[3], entry[4], entry[0]
+
+
+def _tell(entry: tuple[Any, ...]) -> str:
+    name, dtype, shape, begin, end = entry
+    return f"{name} {dtype} {list(shape)} at bytes {begin}:{end}"
+
+
+def _check_bytes(ledger: Ledger, one: Fragment, advance: Advance) -> None:
+    rows = ledger.rows
+    spans = [(int(rows.begin[row]), int(rows.end[row])) for row in one.rows]
+    for row, got in zip(one.rows, checksums(one.path, spans, advance), strict=True):
+        if got != rows.checksum(row):
+            what = f"{_name(ledger, row)} {place(*rows.box(row))}"
+            raise CorruptFileError(str(one.path), wrong_bytes(what, got, rows.checksum(row)))
+
+
+def _name(ledger: Ledger, row: int) -> str:
+    return ledger.names[int(ledger.rows.name[row])]

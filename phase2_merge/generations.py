@@ -1,0 +1,65 @@
+"""Do the ranks' manifests belong together, and to this reference? Facts only: no rectangle is looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from shardmerge.common import canonical_json
+from shardmerge.common.architectures import Blueprint
+from shardmerge.common.errors import (
+    MismatchError,
+    MixedGenerationsError,
+    ShardmergeError,
+    UnsupportedQuantizationError,
+)
+from shardmerge.common.manifest import Manifest
+
+ONE_GENERATION = ("run_id", "step", "attempt", "world_size", "architecture")
+
+
+def disagreements(manifests: Sequence[Manifest]) -> list[ShardmergeError]:
+    """What the manifests do not agree on, field by field, with the ranks behind each value."""
+    found: list[ShardmergeError] = []
+    for name in ONE_GENERATION:
+        found += _mixed(name, {one.rank: getattr(one, name) for one in manifests})
+    if all(one.facts == manifests[0].facts for one in manifests):
+        return found
+    for name in sorted({key for one in manifests for key in one.facts}):
+        found += _mixed(f"facts.{name}", {one.rank: one.facts.get(name) for one in manifests})
+    return found
+
+
+def quantized(manifests: Sequence[Manifest]) -> list[ShardmergeError]:
+    """Refuse what packed weights need and this merge does not do."""
+    ranks = tuple(one.rank for one in manifests if one.quantization)
+    if not ranks:
+        return []
+    formats = sorted({key for one in manifests for key in one.quantization})
+    return [UnsupportedQuantizationError(", ".join(formats), ranks)]
+
+
+def against_reference(one: Manifest, blueprint: Blueprint) -> Iterator[ShardmergeError]:
+    """Where the reference's config.json describes another model than the one that was dumped."""
+    if one.architecture != blueprint.architecture.name:
+        yield MismatchError(
+            "config.json", "architecture", blueprint.architecture.name, f"{one.architecture}, as dumped"
+        )
+        return
+    dumped = one.facts.get("dimensions", {})
+    for name, value in sorted(blueprint.dimensions.items()):
+        if name in dumped and dumped[name] != value:
+            yield MismatchError("config.json", name, str(value), f"{dumped[name]}, as dumped")
+
+
+def _mixed(name: str, by_rank: dict[int, Any]) -> list[ShardmergeError]:
+    ranks: dict[str, list[int]] = {}
+    for rank, value in by_rank.items():
+        ranks.setdefault(_spell(value), []).append(rank)
+    if len(ranks) < 2:
+        return []
+    return [MixedGenerationsError(name, {value: tuple(members) for value, members in ranks.items()})]
+
+
+def _spell(value: Any) -> str:
+    return value if isinstance(value, str) else canonical_json.encode(value).decode().strip()

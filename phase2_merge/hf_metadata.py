@@ -1,0 +1,59 @@
+"""The JSON that readers of the checkpoint look at: config.json and the index. Edited as raw JSON, never through
+transformers, whose load and save renames keys.
+"""
+
+from __future__ import annotations
+
+import json
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shardmerge.common import durable
+from shardmerge.common.reference import INDEX
+
+from .ledger import DTYPES
+from .plan import Plan
+from .rows import BoolArray, Rows
+
+TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+
+
+def write_config(folder: Path, config: dict[str, Any], dtype: str) -> None:
+    """config.json: the reference's, with the checkpoint's dtype."""
+    durable.write_file(folder / "config.json", _readable(edited(config, dtype)))
+
+
+def edited(config: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """`torch_dtype` and `dtype` say what the weights are; a stale `quantization_config` goes; the rest stays."""
+    found = {key: value for key, value in config.items() if key != "quantization_config"}
+    if dtype in TORCH_NAMES:
+        found["torch_dtype"] = found["dtype"] = TORCH_NAMES[dtype]
+    return found
+
+
+def dominant_dtype(rows: Rows, kept: BoolArray) -> str:
+    """The dtype of most bytes: a float32 router bias does not make a float32 checkpoint."""
+    sizes = np.bincount(rows.dtype[kept], weights=(rows.end - rows.begin)[kept], minlength=len(DTYPES))
+    return DTYPES[int(np.argmax(sizes))]
+
+
+def write_index(folder: Path, plan: Plan) -> None:
+    """model.safetensors.index.json, unless there is only one shard: readers then take model.safetensors."""
+    if len(plan.shards) > 1:
+        durable.write_file(folder / INDEX, _readable(index(plan)))
+
+
+def index(plan: Plan) -> dict[str, Any]:
+    """Sorted by name, as the Hub's tools write it."""
+    parameters = sum(prod(one.shape) for one in plan.expected)
+    return {
+        "metadata": {"total_parameters": parameters, "total_size": plan.total_bytes},
+        "weight_map": dict(sorted(plan.weight_map().items())),
+    }
+
+
+def _readable(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,94 @@
+"""The story of `merge`: prove, plan, adopt, assemble, describe, publish."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Collection, Sequence
+from concurrent.futures import Executor
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TextIO
+
+from shardmerge.common import canonical_json, durable
+from shardmerge.common.progress import Progress
+
+from . import hf_metadata, ledger, sidecars
+from .adopt import adopt
+from .assemble import STAGING_BYTES
+from .check_dump import verify_bytes
+from .plan import MAX_SHARD_BYTES, Plan, plan_shards, task
+from .proof import Proof, prove
+from .publish import publishing, refuse_existing
+from .receipts import RECORDS
+from .report import MergeReport, Verification, check_report, finished, merge_report
+from .workers import default_workers, pool, write_shards
+
+
+def merge(
+    dumps: Sequence[str | Path],
+    out: str | Path,
+    *,
+    hf_reference: str | Path,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    verify: Verification = "full",
+    workers: int | None = None,
+    allow: Collection[str] = (),
+    dry_run: bool = False,
+    executor: Executor | None = None,
+    staging_bytes: int = STAGING_BYTES,
+    talk: TextIO | None = None,
+) -> MergeReport:
+    """Publish `dumps`, together, as the Hugging Face checkpoint `out`, which must not exist.
+
+    max_shard_bytes bounds assembled shards; adopted ones are as the dump made them. workers: processes that assemble,
+    by default one per core; they are spawned, so a script that calls this needs `if __name__ == "__main__":`.
+    executor: used instead of a pool of our own, and left running. staging_bytes: memory for data, per worker.
+    dry_run: prove (without reading bytes) and plan only. The rest as for `check`.
+    Raises an error of the tree, OSError; `out` then does not exist.
+    """
+    started, out = time.monotonic(), Path(os.path.abspath(out))
+    refuse_existing(out)
+    proof = prove([Path(dump) for dump in dumps], Path(hf_reference), allow)
+    plan = plan_shards(proof.ledger, proof.verdict, proof.expected, proof.fragments, max_shard_bytes)
+    report = merge_report(plan, check_report(proof, "size" if dry_run else verify), str(out), dry_run=dry_run)
+    if dry_run:
+        return finished(report, {}, time.monotonic() - started)
+    with publishing(out, talk) as folder:
+        if verify == "full":
+            verify_bytes(proof.ledger, [shard.fragment for shard in plan.adopted], talk)
+        adopted_by = adopt(plan.adopted, folder)
+        _assemble(plan, folder, workers, executor, staging_bytes, check=verify == "full", talk=talk)
+        _describe(proof, plan, report, folder)
+    return finished(report, adopted_by, time.monotonic() - started)
+
+
+def _assemble(
+    plan: Plan,
+    folder: Path,
+    workers: int | None,
+    executor: Executor | None,
+    staging_bytes: int,
+    *,
+    check: bool,
+    talk: TextIO | None,
+) -> None:
+    """Split tensors are verified here, as they pass: nothing is read twice."""
+    progress = Progress("assembling", sum(shard.num_bytes for shard in plan.assembled), talk)
+    count = min(workers or default_workers(), len(plan.assembled))
+    with nullcontext(executor) if executor else pool(count) as running:
+        tasks = (task(plan, shard, check=check) for shard in plan.assembled)
+        write_shards(tasks, folder, running, staging_bytes, progress.advance)
+    progress.close()
+
+
+def _describe(proof: Proof, plan: Plan, report: MergeReport, folder: Path) -> None:
+    """Records of our own, sidecars, config.json, and last the index."""
+    records = folder / RECORDS
+    ledger.write(proof.ledger, records / "ledger.parquet")
+    durable.write_file(records / "plan.json", canonical_json.encode(plan.facts(), indent=2))
+    durable.write_file(records / "report.json", canonical_json.encode(report.published(), indent=2))
+    sidecars.copy(proof.reference.path, folder)
+    dtype = hf_metadata.dominant_dtype(proof.ledger.rows, proof.verdict.kept)
+    hf_metadata.write_config(folder, proof.reference.config, dtype)
+    hf_metadata.write_index(folder, plan)

@@ -1,0 +1,88 @@
+"""Hugging Face names by layer and expert, so that a thousand tensors can be spoken of in one line."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+
+LAYER = re.compile(r"\.layers\.(\d+)\.")
+EXPERT = re.compile(r"\.experts\.(\d+)\.")
+
+
+def layer_of(name: str) -> int | None:
+    """The layer in a name, None for embeddings, final norms and heads."""
+    found = LAYER.search(name)
+    return int(found[1]) if found else None
+
+
+def expert_of(name: str) -> int | None:
+    """The routed expert in a name, None if it belongs to none."""
+    found = EXPERT.search(name)
+    return int(found[1]) if found else None
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """`0-3, 7 and 9-12`."""
+    spans: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    texts = [str(low) if low == high else f"{low}-{high}" for low, high in spans]
+    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}" if texts else ""
+
+
+def summary(names: Iterable[str]) -> str:
+    """`1,344 tensors, experts 40-47 of layers 24-35`: how many, and of which experts and layers."""
+    every = list(names)
+    routed = [name for name in every if expert_of(name) is not None]
+    others = [name for name in every if expert_of(name) is None]
+    parts = [f"{len(every):,} tensor{'s' if len(every) != 1 else ''}"]
+    if routed:
+        parts.append(
+            f"{_plural('expert', map(expert_of, routed))} of {_plural('layer', map(layer_of, routed))}"
+        )
+    if others:
+        parts.append(_others(others, bool(routed)))
+    return ", ".join(parts)
+
+
+def grouped(names: Iterable[str]) -> list[str]:
+    """Names that differ by layer and expert only, a line each: `mlp.up_proj.weight of experts 3 and 17 of layer 12`."""
+    alike: dict[tuple[str, int | None], list[str]] = defaultdict(list)
+    for name in names:
+        alike[_pattern(name), layer_of(name) if expert_of(name) is not None else None].append(name)
+    merged: dict[tuple[str, tuple[int, ...]], list[int]] = defaultdict(list)
+    lines: list[str] = []
+    for (pattern, layer), members in alike.items():
+        if layer is not None:
+            experts = tuple(sorted(expert for name in members if (expert := expert_of(name)) is not None))
+            merged[pattern, experts].append(layer)
+        elif layer_of(members[0]) is not None:
+            lines.append(f"{pattern} of {_plural('layer', map(layer_of, members))}")
+        else:
+            lines += members
+    for (pattern, experts), layers in merged.items():
+        lines.append(f"{pattern} of {_plural('expert', experts)} of {_plural('layer', layers)}")
+    return lines
+
+
+def _pattern(name: str) -> str:
+    """What follows the expert, or else the layer, in a name."""
+    return (EXPERT if EXPERT.search(name) else LAYER).split(name)[-1]
+
+
+def _others(names: list[str], beside_experts: bool) -> str:
+    layers = [layer for name in names if (layer := layer_of(name)) is not None]
+    parts = [name for name in names if layer_of(name) is None]
+    if layers:
+        count = f"{len(layers):,} others of " if beside_experts else ""
+        parts.insert(0, count + _plural("layer", layers))
+    return ", ".join(parts)
+
+
+def _plural(noun: str, numbers: Iterable[int | None]) -> str:
+    found = {number for number in numbers if number is not None}
+    return f"{noun}{'s' if len(found) > 1 else ''} {ranges(found)}"

@@ -1,0 +1,202 @@
+"""Which shard holds which tensor, and where its bytes come from. Pure: opens no file, and never sees a byte.
+
+A fragment of entire tensors, every one of which is wanted, is adopted as it is, in the order of ranks. All other
+tensors are assembled, in the order of layers, into shards of at most `max_shard_bytes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from shardmerge.common import canonical_json, safetensors_header
+from shardmerge.common.dtypes import byte_size
+from shardmerge.common.errors import BadInputError
+from shardmerge.common.manifest import rank_name
+from shardmerge.common.reference import SINGLE
+
+from .assemble import Piece, ShardTask, TensorTask
+from .completeness import Verdict
+from .expected import ExpectedTensor
+from .fragments import Fragment
+from .ledger import DTYPES, Ledger
+from .rows import IntArray, group
+
+MAX_SHARD_BYTES = 5_000_000_000
+MAX_SHARDS = 99_999
+LAYOUT = "adopt"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Adopted:
+    """A shard that is a fragment; `tensors` number its expected tensors, in the order of the fragment's bytes."""
+
+    name: str
+    fragment: Fragment
+    tensors: IntArray
+
+    @property
+    def num_bytes(self) -> int:
+        return self.fragment.file.num_bytes - self.fragment.file.header_bytes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Assembled:
+    """A shard that is written; `tensors` number its expected tensors, in the order of its bytes."""
+
+    name: str
+    tensors: IntArray
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """All shards. `order` and `start` find the kept rows of a tensor, ascending by offset."""
+
+    ledger: Ledger
+    expected: list[ExpectedTensor]
+    max_shard_bytes: int
+    adopted: tuple[Adopted, ...]
+    assembled: tuple[Assembled, ...]
+    order: IntArray
+    start: IntArray
+
+    @property
+    def shards(self) -> tuple[Adopted | Assembled, ...]:
+        return self.adopted + self.assembled
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(shard.num_bytes for shard in self.shards)
+
+    def rows_of(self, tensor: int) -> IntArray:
+        """The kept rectangles of a tensor."""
+        return self.order[self.start[tensor] : self.start[tensor + 1]]
+
+    def weight_map(self) -> dict[str, str]:
+        """Tensor name to shard name."""
+        return {self.expected[at].name: shard.name for shard in self.shards for at in shard.tensors.tolist()}
+
+    def facts(self) -> dict[str, Any]:
+        """What plan.json holds: enough, with the ledger, to do the same again."""
+        adopted = [{"shard": one.name, "fragment": _relative(one.fragment)} for one in self.adopted]
+        names = ([self.expected[at].name for at in one.tensors.tolist()] for one in self.assembled)
+        assembled = [
+            {"shard": one.name, "tensors": of} for one, of in zip(self.assembled, names, strict=True)
+        ]
+        return {
+            "schema_version": 1,
+            "ledger_digest": self.ledger.digest,
+            "layout": LAYOUT,
+            "max_shard_bytes": self.max_shard_bytes,
+            "adopted": adopted,
+            "assembled": assembled,
+        }
+
+    @property
+    def digest(self) -> str:
+        """The same plan of the same ledger gives the same: finished shards may then be kept."""
+        return xxhash.xxh3_128_hexdigest(canonical_json.encode(self.facts()))
+
+
+def plan_shards(
+    ledger: Ledger,
+    verdict: Verdict,
+    expected: list[ExpectedTensor],
+    every: Sequence[Fragment],
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> Plan:
+    """Decide all shards. Raises BadInputError if there would be too many to number."""
+    rows = ledger.rows
+    wanted = verdict.kept & rows.whole()
+    adopted = [one for one in every if len(one.rows) and wanted[one.rows].all()]
+    at_adopted = np.zeros(len(expected), bool)
+    for fragment in adopted:
+        at_adopted[verdict.tensor[fragment.rows]] = True
+    groups = list(
+        _groups(np.flatnonzero(~at_adopted), expected, _dtypes(ledger, verdict, expected), max_shard_bytes)
+    )
+    names = _names(len(adopted) + len(groups))
+    order, start = _by_tensor(ledger, verdict, len(expected))
+    return Plan(
+        ledger,
+        expected,
+        max_shard_bytes,
+        tuple(Adopted(next(names), one, verdict.tensor[one.rows]) for one in adopted),
+        tuple(Assembled(next(names), tensors, size) for tensors, size in groups),
+        order,
+        start,
+    )
+
+
+def task(plan: Plan, shard: Assembled, *, check: bool) -> ShardTask:
+    """All that a worker needs to write a shard, and no ledger."""
+    return ShardTask(shard.name, tuple(_tensor_task(plan, at) for at in shard.tensors.tolist()), check)
+
+
+def _tensor_task(plan: Plan, at: int) -> TensorTask:
+    ledger, rows = plan.ledger, plan.ledger.rows
+    members = plan.rows_of(at)
+    pieces = tuple(
+        Piece(
+            str(ledger.path(int(rows.rank[row]), int(rows.file[row]))),
+            int(rows.rank[row]),
+            int(rows.begin[row]),
+            *rows.box(row),
+            rows.checksum(row),
+        )
+        for row in members
+    )
+    return TensorTask(plan.expected[at].name, DTYPES[rows.dtype[members[0]]], plan.expected[at].shape, pieces)
+
+
+def _groups(
+    tensors: IntArray, expected: list[ExpectedTensor], dtypes: list[str], max_bytes: int
+) -> Iterator[tuple[IntArray, int]]:
+    """(tensors in the order of their bytes, bytes) of each shard; tensors stay in the order of layers across shards."""
+    members: list[tuple[tuple[int, str], int]] = []
+    size = 0
+    for at in tensors.tolist():
+        one = expected[at]
+        num_bytes = byte_size(dtypes[at], one.shape)
+        if members and size + num_bytes > max_bytes:
+            yield np.array([tensor for _, tensor in sorted(members)], np.int64), size
+            members, size = [], 0
+        members.append((safetensors_header.layout_order(num_bytes, one.name), at))
+        size += num_bytes
+    if members:
+        yield np.array([tensor for _, tensor in sorted(members)], np.int64), size
+
+
+def _dtypes(ledger: Ledger, verdict: Verdict, expected: list[ExpectedTensor]) -> list[str]:
+    """The dtype of each expected tensor, as its rectangles have it."""
+    codes = np.zeros(len(expected), np.int64)
+    codes[verdict.tensor[verdict.kept]] = ledger.rows.dtype[verdict.kept]
+    return [DTYPES[code] for code in codes]
+
+
+def _by_tensor(ledger: Ledger, verdict: Verdict, count: int) -> tuple[IntArray, IntArray]:
+    """Kept rows by tensor, those of one tensor ascending by offset: the same whatever order ranks were listed in."""
+    rows = ledger.rows
+    kept = np.flatnonzero(verdict.kept)
+    kept = kept[np.lexsort([offset[kept] for offset in reversed(rows.global_offset)])]
+    order, start = group(verdict.tensor[kept], count)
+    return kept[order], start
+
+
+def _names(count: int) -> Iterator[str]:
+    if count > MAX_SHARDS:
+        raise BadInputError(
+            f"{count:,} shards", f"At most {MAX_SHARDS:,} can be numbered: use a larger --max-shard-size."
+        )
+    if count == 1:
+        return iter([SINGLE])
+    return (f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1))
+
+
+def _relative(fragment: Fragment) -> str:
+    return f"{rank_name(fragment.rank)}/{fragment.file.name}"

@@ -1,0 +1,113 @@
+"""How an output appears: built in OUT.partial beside it under a lock, made durable, renamed once.
+
+Whoever looks sees no OUT or a finished one. What fails or is interrupted removes its OUT.partial; what is killed
+leaves it, and the next merge of the same OUT finds the lock free, says so, empties it and starts afresh.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+from shardmerge.common import durable
+from shardmerge.common.errors import OutputExistsError, OutputLockedError
+
+from .receipts import FOLDER, RECORDS
+
+LOCK = "lock"
+
+
+def refuse_existing(out: Path) -> None:
+    """Raise OutputExistsError if there is anything at `out`."""
+    if os.path.lexists(out):
+        raise OutputExistsError(str(out))
+
+
+@contextlib.contextmanager
+def publishing(out: Path, talk: TextIO | None) -> Iterator[Path]:
+    """A folder that becomes `out` if the block ends well, and is removed if it does not.
+
+    Raises OutputExistsError, OutputLockedError (another merge is writing it), OSError.
+    """
+    refuse_existing(out)
+    partial = out.with_name(f"{out.name}.partial")
+    with _locked(partial, talk):
+        try:
+            (partial / RECORDS / FOLDER).mkdir(parents=True, exist_ok=True)
+            yield partial
+            _commit(partial, out)
+        except BaseException:
+            shutil.rmtree(partial)
+            _say(talk, f"Nothing was published: {partial} was removed.")
+            raise
+
+
+def _commit(partial: Path, out: Path) -> None:
+    for folder in (partial / RECORDS / FOLDER, partial / RECORDS, partial):
+        durable.sync_folder(folder)
+    refuse_existing(out)
+    _lock_path(partial).unlink()
+    try:
+        partial.rename(out)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise OutputExistsError(str(out), "it appeared while the merge ran") from error
+        raise
+    durable.sync_folder(out.parent)
+
+
+@contextlib.contextmanager
+def _locked(partial: Path, talk: TextIO | None) -> Iterator[None]:
+    """Hold the lock of OUT.partial; take over what a dead process left of it on this host."""
+    if os.path.lexists(partial) and not _lock_path(partial).is_file():
+        raise OutputExistsError(str(partial), "it exists, and no merge of shardmerge made it")
+    _lock_path(partial).parent.mkdir(parents=True, exist_ok=True)
+    lock = os.open(_lock_path(partial), os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        _acquire(lock, partial, talk)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _acquire(lock: int, partial: Path, talk: TextIO | None) -> None:
+    holder = os.pread(lock, 4096, 0).decode(errors="replace").strip()
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise OutputLockedError(str(partial), holder or "another process") from None
+    if holder and not holder.endswith(f" on {socket.gethostname()}"):  # a lock may not reach across hosts
+        raise OutputLockedError(str(partial), f"{holder}; if it is dead, remove the folder") from None
+    if holder:
+        _say(talk, f"{partial} was left by {holder}, which is dead: removed, starting afresh.")
+        _empty(partial)
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+
+
+def _empty(partial: Path) -> None:
+    """Remove everything but the lock, which is held."""
+    for entry in partial.iterdir():
+        if entry.name != RECORDS:
+            entry.unlink()
+    for entry in (partial / RECORDS).iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        elif entry.name != LOCK:
+            entry.unlink()
+
+
+def _lock_path(partial: Path) -> Path:
+    return partial / RECORDS / LOCK
+
+
+def _say(talk: TextIO | None, text: str) -> None:
+    if talk:
+        print(text, file=talk)

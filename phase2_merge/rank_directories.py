@@ -1,0 +1,70 @@
+"""Where the ranks of a dump lie: their directories in one or several DUMP folders, and who recorded a failure.
+
+A rank may lie in several folders (node-local disks that were copied together); the ledger compares the copies.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from shardmerge.common import canonical_json
+from shardmerge.common.errors import BadInputError
+from shardmerge.common.manifest import FILE_NAME
+
+RANK = re.compile(r"rank-(\d{5,})")
+FAILED = re.compile(r"rank-(\d{5,})\.failed\.json")
+
+
+@dataclass(frozen=True, slots=True)
+class RankDirectories:
+    """Directories that hold a manifest, by rank ascending, and the reasons of ranks that failed."""
+
+    complete: dict[int, tuple[Path, ...]]
+    failures: dict[int, str]
+
+
+def discover(dumps: Sequence[Path]) -> RankDirectories:
+    """Find all ranks. Raises BadInputError if a folder is missing or no manifest is found at all."""
+    complete: dict[int, list[Path]] = {}
+    failures: dict[int, str] = {}
+    for entry in _entries(dumps):
+        if (rank := RANK.fullmatch(entry.name)) and (entry / FILE_NAME).is_file():
+            complete.setdefault(int(rank[1]), []).append(entry)
+        elif rank := FAILED.fullmatch(entry.name):
+            failures[int(rank[1])] = _reason(entry)
+    if not complete:
+        raise BadInputError(
+            f"no rank-NNNNN/{FILE_NAME} in {_list(dumps)}{_failed(failures)}", "Give what a dump wrote."
+        )
+    return RankDirectories({rank: tuple(complete[rank]) for rank in sorted(complete)}, failures)
+
+
+def _entries(dumps: Sequence[Path]) -> list[Path]:
+    for dump in dumps:
+        if not dump.is_dir():
+            raise BadInputError(f"{dump} is no directory", "Give the directories that a dump wrote.")
+    unique = dict.fromkeys(dump.resolve() for dump in dumps)
+    return [entry for dump in unique for entry in sorted(dump.iterdir())]
+
+
+def _reason(path: Path) -> str:
+    """What the rank recorded; a record that cannot be read is no reason to stop, since the rank failed anyhow."""
+    try:
+        failure = canonical_json.read_object(path).get("failure")
+    except (ValueError, OSError) as error:
+        return f"{path.name} cannot be read ({error})"
+    message = failure.get("message") if isinstance(failure, dict) else None
+    return str(message or failure or "no reason given")
+
+
+def _list(dumps: Sequence[Path]) -> str:
+    return ", ".join(map(str, dumps))
+
+
+def _failed(failures: dict[int, str]) -> str:
+    return "".join(
+        f"; rank {rank} recorded a failure: {reason}" for rank, reason in sorted(failures.items())[:1]
+    )

@@ -1,0 +1,64 @@
+"""Do replicas hold the same bytes? Ranks that hold a rectangle which another wrote recorded its checksum."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from shardmerge.common.errors import ReplicaMismatchError
+from shardmerge.common.rectangle import place
+
+from .ledger import Ledger
+from .rows import IntArray, Rows
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """`compared` replicas, those that differ from what was written, and how many had nothing to be compared with."""
+
+    compared: int
+    differing: tuple[ReplicaMismatchError, ...]
+    unmatched: int
+
+
+def agreement(ledger: Ledger) -> Agreement:
+    """Compare every held rectangle with the written one of the same tensor, offset and shape."""
+    rows = ledger.rows
+    held, written = np.flatnonzero(~rows.written), np.flatnonzero(rows.written)
+    if not len(held):
+        return Agreement(0, (), 0)
+    written = written[np.isin(rows.name[written], rows.name[held])]
+    partner = _partners(rows, held, written)
+    matched = held[partner >= 0]
+    partner = partner[partner >= 0]
+    differ = (rows.xxh3_128[matched] != rows.xxh3_128[partner]).any(axis=1)
+    differing = tuple(_mismatches(ledger, matched[differ], partner[differ]))
+    return Agreement(len(matched), differing, len(held) - len(matched))
+
+
+def _partners(rows: Rows, held: IntArray, written: IntArray) -> IntArray:
+    """[held] a row of `written` that is the same rectangle, -1 where there is none."""
+    both = np.concatenate([written, held])
+    columns = [column[both] for of in (rows.global_offset, rows.local_shape) for column in of]
+    keys = [*columns, rows.dtype[both], rows.name[both]]
+    order = np.lexsort(keys)  # stable: of equal rectangles the written one comes first
+    changed = np.zeros(len(both), bool)
+    changed[0] = True
+    for key in keys:
+        values = key[order]
+        changed[1:] |= values[1:] != values[:-1]
+    first = order[np.maximum.accumulate(np.where(changed, np.arange(len(both)), 0))]
+    same = np.empty(len(both), np.int64)
+    same[order] = first
+    found = same[len(written) :]
+    return np.where(found < len(written), both[found], -1)
+
+
+def _mismatches(ledger: Ledger, held: IntArray, written: IntArray) -> Iterator[ReplicaMismatchError]:
+    rows = ledger.rows
+    for partner in np.unique(written):
+        ranks = rows.ranks_of(held[written == partner])
+        name = ledger.names[rows.name[partner]]
+        yield ReplicaMismatchError(name, place(*rows.box(partner)), int(rows.rank[partner]), ranks)

@@ -1,0 +1,144 @@
+"""What a command found out, for people and for machines. The published part holds no time, host or path."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from math import prod
+from typing import Any, Literal
+
+from shardmerge.common.byte_count import show
+from shardmerge.common.errors import SHOWN
+
+from .plan import Plan
+from .proof import Proof
+
+Verification = Literal["full", "size"]
+TOLD = {
+    "full": "Every byte was read and has its checksum.",
+    "size": "Bytes were NOT read: only sizes and headers were verified (--verify size).",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """A dump that is whole."""
+
+    run_id: str
+    step: int | None
+    attempt: str
+    world_size: int
+    architecture: str
+    ledger_digest: str
+    num_tensors: int
+    num_parameters: int
+    num_rectangles: int
+    num_fragments: int
+    total_bytes: int
+    verification: Verification
+    warnings: tuple[str, ...]
+
+    def facts(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def text(self) -> str:
+        return "\n".join([*self.lines(), *warning_lines(self.warnings)])
+
+    def lines(self) -> list[str]:
+        """The dump in two lines."""
+        size = f"{self.num_tensors:,} tensors, {self.num_parameters:,} parameters, {show(self.total_bytes)}"
+        return [
+            f"Whole: {self.architecture}, run {self.run_id}, step {self.step}, {self.world_size:,} ranks.",
+            f"{size} in {self.num_rectangles:,} rectangles. {TOLD[self.verification]}",
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class MergeReport:
+    """A checkpoint that was published, or with `dry_run` planned."""
+
+    check: CheckReport
+    out: str
+    plan_digest: str
+    num_shards: int
+    adopted_shards: int
+    adopted_bytes: int
+    assembled_bytes: int
+    largest_shards: tuple[tuple[str, int], ...]
+    adopted_by: dict[str, int]
+    dry_run: bool
+    seconds: float
+
+    def facts(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def published(self) -> dict[str, Any]:
+        """What report.json in the output holds: the same for the same input, wherever and whenever it was merged."""
+        local = {"out", "adopted_by", "dry_run", "seconds"}
+        return {key: value for key, value in asdict(self).items() if key not in local}
+
+    def text(self) -> str:
+        means = ", ".join(f"{count} by {how}" for how, count in self.adopted_by.items())
+        shards = (
+            f"{self.num_shards:,} shards, {self.adopted_shards:,} adopted{f' ({means})' if means else ''}"
+        )
+        moved = f"{show(self.adopted_bytes)} not copied, {show(self.assembled_bytes)} assembled"
+        verb = "Would publish" if self.dry_run else "Published"
+        lines = [*self.check.lines(), f"{verb} {self.out}: {shards}, {moved}, in {self.seconds:.1f} s."]
+        if self.dry_run:
+            lines += [f"  {name}  {show(size)}" for name, size in self.largest_shards]
+        return "\n".join([*lines, *warning_lines(self.check.warnings)])
+
+
+def check_report(proof: Proof, verification: Verification) -> CheckReport:
+    """What a proof says."""
+    head = proof.ledger.heads[0].manifest
+    kept = proof.verdict.kept
+    rows = proof.ledger.rows
+    return CheckReport(
+        run_id=head.run_id,
+        step=head.step,
+        attempt=head.attempt,
+        world_size=head.world_size,
+        architecture=head.architecture,
+        ledger_digest=proof.ledger.digest,
+        num_tensors=len(proof.expected),
+        num_parameters=sum(prod(one.shape) for one in proof.expected),
+        num_rectangles=int(kept.sum()),
+        num_fragments=len(proof.fragments),
+        total_bytes=int((rows.end - rows.begin)[kept].sum()),
+        verification=verification,
+        warnings=proof.warnings,
+    )
+
+
+def merge_report(plan: Plan, check: CheckReport, out: str, *, dry_run: bool) -> MergeReport:
+    """What a plan says; how fragments were adopted and how long it took is added by `finished`."""
+    largest = sorted(
+        ((shard.name, shard.num_bytes) for shard in plan.shards), key=lambda one: (-one[1], one[0])
+    )
+    return MergeReport(
+        check=check,
+        out=out,
+        plan_digest=plan.digest,
+        num_shards=len(plan.shards),
+        adopted_shards=len(plan.adopted),
+        adopted_bytes=sum(shard.num_bytes for shard in plan.adopted),
+        assembled_bytes=sum(shard.num_bytes for shard in plan.assembled),
+        largest_shards=tuple(largest[:SHOWN]),
+        adopted_by={},
+        dry_run=dry_run,
+        seconds=0.0,
+    )
+
+
+def finished(report: MergeReport, adopted_by: dict[str, int], seconds: float) -> MergeReport:
+    """The report with what only this run knows."""
+    return replace(report, adopted_by=adopted_by, seconds=round(seconds, 3))
+
+
+def warning_lines(warnings: Sequence[str]) -> list[str]:
+    """The first warnings, and how many more there are."""
+    more = len(warnings) - SHOWN
+    shown = [f"Warning: {text}" for text in warnings[:SHOWN]]
+    return shown + ([f"... and {more} more warnings (--report FILE holds all)"] if more > 0 else [])

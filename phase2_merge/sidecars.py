@@ -1,0 +1,72 @@
+"""What a reader needs beside weights and config.json: tokenizer, chat template, generation and processor configs,
+and the Python files that `auto_map` names. Always the reference's; nothing executable ever comes from a dump.
+
+Never an index, weights, hf_quant_config.json or a file called consolidated*: they describe another checkpoint.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from shardmerge.common import canonical_json, durable
+
+PATTERNS = (
+    "added_tokens.json", "chat_template.jinja", "chat_template.json", "generation_config.json", "merges.txt",
+    "preprocessor_config.json", "processor_config.json", "sentencepiece.bpe.model", "special_tokens_map.json",
+    "spiece.model", "tekken.json", "tokenizer.json", "tokenizer.model*", "tokenizer_config.json",
+    "video_preprocessor_config.json", "vocab.json", "vocab.txt", "*.tiktoken",
+)  # fmt: skip
+WITH_AUTO_MAP = ("config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
+MODULE = re.compile(r"(\w+)\.\w+")
+RELATIVE_IMPORT = re.compile(r"^\s*from\s+\.(\w+)\s+import", re.MULTILINE)
+
+
+def copy(reference: Path, folder: Path) -> tuple[str, ...]:
+    """Copy all sidecars; their names, sorted. Raises OSError."""
+    names = sorted({*_data_files(reference), *_modules(reference)})
+    for name in names:
+        durable.write_file(folder / name, (reference / name).read_bytes())
+    return tuple(names)
+
+
+def _data_files(reference: Path) -> Iterator[str]:
+    for entry in reference.iterdir():
+        if entry.is_file() and any(fnmatch(entry.name, pattern) for pattern in PATTERNS):
+            yield entry.name
+
+
+def _modules(reference: Path) -> set[str]:
+    """Files that auto_map names and that lie here, and what they import from beside them."""
+    found: set[str] = set()
+    waiting = {name for file in WITH_AUTO_MAP for name in _named(reference / file)}
+    while waiting:
+        name = waiting.pop()
+        path = reference / name
+        if name not in found and path.is_file():
+            found.add(name)
+            waiting |= {
+                f"{module}.py" for module in RELATIVE_IMPORT.findall(path.read_text(errors="replace"))
+            }
+    return found
+
+
+def _named(path: Path) -> Iterator[str]:
+    try:
+        auto_map = canonical_json.read_object(path).get("auto_map")
+    except (FileNotFoundError, ValueError):  # not there, or not ours to judge: it is copied as it is
+        return
+    for text in _strings(auto_map):
+        if module := MODULE.fullmatch(text):  # "repository--module.Class" lies elsewhere
+            yield f"{module[1]}.py"
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _strings(one)

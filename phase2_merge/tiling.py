@@ -1,0 +1,116 @@
+"""Do rectangles tile their tensors, each element once? An exact answer without comparing rectangles pairwise.
+
+A rectangle is the signed sum of its corners. If the corners of all rectangles of a tensor, less those of the tensor
+itself, cancel at every point, then the rectangles cover each element exactly once; and only then. Pure numpy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from .rows import BoolArray, IntArray
+
+BATCH_ROWS = 1 << 20
+
+
+def untiled(
+    tensor: IntArray, offset: list[IntArray], local: list[IntArray], whole: list[IntArray]
+) -> IntArray:
+    """The tensors, ascending, whose rectangles do not tile them. Tensors without any rectangle are not looked at.
+
+    tensor: [rows] number of the rectangle's tensor. offset, local: per dimension [rows].
+    whole: per dimension [tensors], global_shape. Rectangles must lie inside their tensors.
+    """
+    if not len(tensor):
+        return tensor
+    cuts = _cut_dims(tensor, offset, local, whole)
+    failing: list[IntArray] = []
+    for mask in np.unique(cuts[tensor]):
+        rows = np.flatnonzero(cuts[tensor] == mask)
+        dims = [dim for dim in range(len(whole)) if mask >> dim & 1]
+        if dims:
+            chosen = ([offset[d] for d in dims], [local[d] for d in dims], [whole[d] for d in dims])
+            failing += [_uncancelled(tensor[part], *_take(chosen, part)) for part in _batches(tensor, rows)]
+        else:  # entire tensors: one rectangle each is right, two are one too many
+            ids, counts = np.unique(tensor[rows], return_counts=True)
+            failing.append(ids[counts > 1])
+    return np.unique(np.concatenate(failing))
+
+
+def _cut_dims(
+    tensor: IntArray, offset: list[IntArray], local: list[IntArray], whole: list[IntArray]
+) -> IntArray:
+    """[tensors] bit mask of the dimensions that any rectangle cuts: where none does, nothing is to be proven."""
+    masks = np.zeros(len(tensor), np.int64)
+    for dim, (start, size, of) in enumerate(zip(offset, local, whole, strict=True)):
+        masks |= ((start != 0) | (size != of[tensor])).astype(np.int64) << dim
+    found = np.zeros(len(whole[0]), np.int64)
+    np.bitwise_or.at(found, tensor, masks)
+    return found
+
+
+def _batches(tensor: IntArray, rows: IntArray) -> Iterator[IntArray]:
+    """Rows sorted by tensor, in parts of about BATCH_ROWS that never divide a tensor."""
+    rows = rows[np.argsort(tensor[rows], kind="stable")]
+    ids = tensor[rows]
+    at = 0
+    while at < len(rows):
+        end = min(at + BATCH_ROWS, len(rows))
+        end = int(np.searchsorted(ids, ids[end - 1], side="right"))
+        yield rows[at:end]
+        at = end
+
+
+def _take(
+    chosen: tuple[list[IntArray], list[IntArray], list[IntArray]], rows: IntArray
+) -> tuple[list[IntArray], list[IntArray], list[IntArray]]:
+    offset, local, whole = chosen
+    return [values[rows] for values in offset], [values[rows] for values in local], whole
+
+
+def _uncancelled(
+    tensor: IntArray, offset: list[IntArray], local: list[IntArray], whole: list[IntArray]
+) -> IntArray:
+    """Tensors at which some corner's signs do not add up to zero."""
+    ids = np.unique(tensor)
+    boxes = [of[ids] for of in whole]
+    origin = [np.zeros_like(of) for of in boxes]
+    pieces, expected = _corners(tensor, offset, local, 1), _corners(ids, origin, boxes, -1)
+    points = [np.concatenate(pair) for pair in zip(pieces[0], expected[0], strict=True)]
+    signs = np.concatenate([pieces[1], expected[1]])
+    order = np.lexsort(points)
+    changed = np.zeros(len(order), bool)
+    changed[0] = True
+    for axis in points:
+        values = axis[order]
+        changed[1:] |= values[1:] != values[:-1]
+    starts = np.flatnonzero(changed)
+    sums = np.add.reduceat(signs[order], starts)
+    return np.unique(points[-1][order][starts[sums != 0]])
+
+
+def _corners(
+    tensor: IntArray, offset: list[IntArray], local: list[IntArray], sign: int
+) -> tuple[list[IntArray], IntArray]:
+    """All corners of boxes: ([coordinates per dimension..., tensor], signs), each 2 ** dims times as long."""
+    dims = len(offset)
+    far = [bool(corner >> dim & 1) for corner in range(1 << dims) for dim in range(dims)]
+    points: list[list[IntArray]] = [[] for _ in range(dims)]
+    signs = []
+    for corner in range(1 << dims):
+        bits = far[corner * dims : (corner + 1) * dims]
+        for dim, bit in enumerate(bits):
+            points[dim].append(offset[dim] + local[dim] if bit else offset[dim])
+        signs.append(np.full(len(tensor), sign * (-1) ** sum(bits), np.int64))
+    every = [np.concatenate(coordinates) for coordinates in points]
+    return [*every, np.tile(tensor, 1 << dims)], np.concatenate(signs)
+
+
+def outside(offset: list[IntArray], local: list[IntArray], whole: list[IntArray]) -> BoolArray:
+    """[rows] rectangles that leave their tensor; whole: per dimension [rows]."""
+    found = np.zeros(len(offset[0]), bool)
+    for start, size, of in zip(offset, local, whole, strict=True):
+        found |= (start < 0) | (size < 0) | (start > of) | (size > of - start)
+    return found

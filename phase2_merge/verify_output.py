@@ -1,0 +1,187 @@
+"""The story of `verify`: is a Hugging Face directory what its index, its config.json and its records say?
+
+Works on any directory, also one that shardmerge did not write; then there are no checksums to compare.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from shardmerge.common import reference as references
+from shardmerge.common import safetensors_header
+from shardmerge.common.architectures import blueprint
+from shardmerge.common.byte_count import show
+from shardmerge.common.dtypes import byte_size
+from shardmerge.common.errors import (
+    BadInputError,
+    CorruptFileError,
+    CorruptIndexError,
+    MismatchError,
+    MissingTensorError,
+    ShardmergeError,
+    UnsupportedArchitectureError,
+    raise_problems,
+)
+from shardmerge.common.progress import Progress
+from shardmerge.common.reference import INDEX, PLAIN_FLOATS
+from shardmerge.common.safetensors_header import Header
+
+from . import ledger, receipts
+from .checksums import Advance, checksums, in_threads, wrong_bytes
+from .expected import TABLE
+from .hf_metadata import TORCH_NAMES
+from .naming import grouped
+from .receipts import RECORDS
+from .report import Verification, warning_lines
+
+Shards = dict[str, Header]
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """A directory in which nothing contradicts itself."""
+
+    path: str
+    num_shards: int
+    num_tensors: int
+    total_bytes: int
+    verification: Verification
+    checksums_compared: int
+    warnings: tuple[str, ...]
+
+    def facts(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def text(self) -> str:
+        told = f"{self.checksums_compared:,} tensors have the checksum that was recorded."
+        lines = [
+            f"Sound: {self.path}, {self.num_shards:,} shards, {self.num_tensors:,} tensors, {show(self.total_bytes)}.",
+            told if self.checksums_compared else "Bytes were NOT compared: only index, headers and sizes.",
+        ]
+        return "\n".join([*lines, *warning_lines(self.warnings)])
+
+
+def verify(out: str | Path, *, verify: Verification = "full", talk: TextIO | None = None) -> VerifyReport:
+    """Check the directory `out`. verify: "full" compares bytes with recorded checksums, "size" does not.
+
+    Raises MissingConfigError, BadInputError (no weights), and what is wrong, as one error or ProblemsFoundError.
+    """
+    out = Path(out)
+    config = references.read_config(out)
+    files = references.weight_files(out)
+    if not files:
+        raise BadInputError(
+            f"{out} holds neither {INDEX} nor {references.SINGLE}", "Give a directory with safetensors."
+        )
+    shards, problems = _headers(files)
+    problems += _index_problems(out, shards)
+    warnings = [*_strangers(out, files), *_judge_config(config, shards, problems)]
+    raise_problems(problems)
+    compared = _compare_bytes(out, shards, talk) if verify == "full" and (out / RECORDS).is_dir() else 0
+    total = sum(header.entries[-1].end for header in shards.values() if header.entries)
+    count = sum(len(header.entries) for header in shards.values())
+    return VerifyReport(str(out), len(shards), count, total, verify, compared, tuple(warnings))
+
+
+def _headers(files: tuple[Path, ...]) -> tuple[Shards, list[ShardmergeError]]:
+    shards: Shards = {}
+    problems: list[ShardmergeError] = []
+    for file in files:
+        try:
+            shards[file.name] = safetensors_header.read(file)
+        except FileNotFoundError:
+            problems.append(CorruptFileError(str(file), f"named by {INDEX}, but missing"))
+        except CorruptFileError as error:
+            problems.append(error)
+    return shards, problems
+
+
+def _index_problems(out: Path, shards: Shards) -> Iterator[ShardmergeError]:
+    """Dangling and unindexed tensors, sub-folders, and total_size; nothing to compare if there is one file only."""
+    index = out / INDEX
+    if not index.is_file():
+        return
+    mapped = references.weight_map(index)
+    for file in sorted({file for file in mapped.values() if Path(file).name != file}):
+        yield CorruptIndexError(str(index), f"{file} is not beside it, which readers refuse")
+    held = {(entry.name, file) for file, header in shards.items() for entry in header.entries}
+    for name, file in sorted(set(mapped.items()) - held):
+        if file in shards:
+            yield CorruptIndexError(str(index), f"{name} is not in {file}")
+    for name, file in sorted(held - set(mapped.items())):
+        why = f"it says {mapped[name]}" if name in mapped else "it does not name it"
+        yield CorruptIndexError(str(index), f"{file} holds {name}, but {why}")
+    said = references.total_size(index)
+    total = sum(entry.end - entry.begin for header in shards.values() for entry in header.entries)
+    if said is not None and said != total:
+        yield CorruptIndexError(str(index), f"total_size is {said:,}, the tensors have {total:,} bytes")
+
+
+def _strangers(out: Path, files: tuple[Path, ...]) -> Iterator[str]:
+    known = {file.name for file in files}
+    for path in sorted(out.glob("*.safetensors")):
+        if path.name not in known:
+            yield f"{path.name} is not part of the checkpoint; some readers load it all the same"
+
+
+def _judge_config(config: dict[str, Any], shards: Shards, problems: list[ShardmergeError]) -> Iterator[str]:
+    """Add what contradicts config.json to `problems`; yields warnings."""
+    held = {entry.name: entry for header in shards.values() for entry in header.entries}
+    yield from _dtype_warning(config, shards)
+    try:
+        table = blueprint(config)
+    except (UnsupportedArchitectureError, BadInputError) as error:
+        yield f"shapes were not compared with config.json: {error.message()}"
+        return
+    required_by = TABLE.format(table.architecture.name)
+    for tensor in table.tensors():
+        found = held.pop(tensor.name, None)
+        if found is None:
+            problems.append(MissingTensorError(tensor.name, tensor.shape, required_by))
+        elif found.shape != tensor.shape and (
+            found.dtype in PLAIN_FLOATS or "quantization_config" not in config
+        ):
+            problems.append(
+                MismatchError(tensor.name, "shape", str(list(found.shape)), str(list(tensor.shape)))
+            )
+    for line in grouped(sorted(held)):
+        yield f"{table.architecture.name} with this config.json has no {line}"
+
+
+def _dtype_warning(config: dict[str, Any], shards: Shards) -> Iterator[str]:
+    sizes: Counter[str] = Counter()
+    for header in shards.values():
+        for entry in header.entries:
+            sizes[entry.dtype] += byte_size(entry.dtype, entry.shape)
+    told = config.get("dtype", config.get("torch_dtype"))
+    most = TORCH_NAMES.get(max(sizes, key=lambda dtype: sizes[dtype], default=""))
+    if told and most and "quantization_config" not in config and told != most:
+        yield f"config.json says {told}, most bytes are {most}"
+
+
+def _compare_bytes(out: Path, shards: Shards, talk: TextIO | None) -> int:
+    """Read what has a recorded checksum; how many tensors that were. Raises CorruptFileError, or several."""
+    book = out / RECORDS / "ledger.parquet"
+    whole = ledger.whole_checksums(book) if book.is_file() else {}
+    known = {file: (kept.tensors if (kept := receipts.read(out, file)) else whole) for file in shards}
+    progress = Progress("verifying", sum(header.file_bytes for header in shards.values()), talk)
+    try:
+        raise_problems(
+            in_threads(lambda f: _compare(out / f, shards[f], known[f], progress.advance), list(shards))
+        )
+    finally:
+        progress.close()
+    return sum(entry.name in known[file] for file, header in shards.items() for entry in header.entries)
+
+
+def _compare(path: Path, header: Header, known: dict[str, str], advance: Advance) -> ShardmergeError | None:
+    entries = [entry for entry in header.entries if entry.name in known]
+    spans = [(header.data_offset + entry.begin, header.data_offset + entry.end) for entry in entries]
+    for entry, got in zip(entries, checksums(path, spans, advance), strict=True):
+        if got != known[entry.name]:
+            return CorruptFileError(str(path), wrong_bytes(entry.name, got, known[entry.name]))
+    return None

@@ -1,0 +1,100 @@
+"""Runs one task per shard on any `concurrent.futures.Executor`, and stops all of them if one fails.
+
+Workers are spawned and import this module: no Arrow, no ledger. The pool is torn down before anybody removes the
+folder that its processes write to.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from shardmerge.common.errors import WorkerDiedError
+
+from . import receipts
+from .assemble import ShardTask, assemble
+
+IN_HAND = 64  # tasks that are submitted and not done: they name every piece of a shard
+
+
+class InProcess(Executor):
+    """Runs every task at once, here: for one worker, and for debugging."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:  # kept in the future, as every executor does; an interrupt goes through
+            future.set_exception(error)
+        return future
+
+
+def default_workers() -> int:
+    """As many as this process may use cores."""
+    return len(os.sched_getaffinity(0))
+
+
+def write_shards(
+    tasks: Iterator[ShardTask],
+    folder: Path,
+    executor: Executor,
+    staging_bytes: int,
+    advance: Callable[[int], None],
+) -> None:
+    """Write every task's shard and its receipt into `folder`. Raises what a task raised, WorkerDiedError."""
+    pending: dict[Future[int], str] = {}
+    try:
+        while True:
+            for task in islice(tasks, IN_HAND - len(pending)):
+                pending[executor.submit(write_shard, task, folder, staging_bytes)] = task.name
+            if not pending:
+                return
+            for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                advance(future.result())
+                del pending[future]
+    except BrokenProcessPool as error:
+        raise WorkerDiedError(tuple(sorted(pending.values()))) from error
+    finally:
+        for future in pending:
+            future.cancel()
+
+
+def write_shard(task: ShardTask, folder: Path, staging_bytes: int) -> int:
+    """What a worker does; the shard's bytes. The receipt comes after the shard, and says that it is complete."""
+    receipt = assemble(task, folder, staging_bytes)
+    receipts.write(folder, receipt)
+    return receipt.num_bytes
+
+
+@contextmanager
+def pool(workers: int) -> Iterator[Executor]:
+    """A spawned pool of `workers` processes, none for one; its processes are gone when the block ends."""
+    if workers <= 1:
+        yield InProcess()
+        return
+    others = set(multiprocessing.active_children())
+    executor = ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), initializer=_ignore_interrupts
+    )
+    try:
+        yield executor
+        executor.shutdown()
+    except BaseException:
+        executor.shutdown(wait=False, cancel_futures=True)
+        for child in set(multiprocessing.active_children()) - others:
+            child.terminate()
+            child.join()
+        raise
+
+
+def _ignore_interrupts() -> None:
+    """Ctrl-C reaches the whole group of processes; the parent alone decides what it means."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
