@@ -28,6 +28,8 @@ demo: setup  ## Run the main job on eight local processes, from a Megatron model
 
 test: setup  ## Run the tests (ARGS= for pytest)
 	$(PYTEST) --matrix $(MATRIX) $(ARGS)
+	@test -n "$(ARGS)" || cmp -s $(MATRIX) docs/matrix.json || { \
+	    echo "The README's table shows something else than was tested just now: run make docs" >&2; exit 1; }
 
 test-peers:  ## Run everything again beside the newest megatron-core, modelopt and transformers (Python >= 3.12)
 	python="$$(.ci/find-peer-python)"; $(MAKE) setup VENV=$(PEERS) PYTHON="$$python"
@@ -55,7 +57,7 @@ scale: setup  ## Run the tests that take minutes or gigabytes
 	$(PYTEST) -m scale -n 1 $(ARGS)
 
 docs: setup  ## Write again what is generated: the CLI reference, the README's matrix and file tree
-	$(BIN)/python -m tests.generate_docs $(MATRIX)
+	$(BIN)/python -W ignore -m tests.generate_docs $(MATRIX)
 
 clean:  ## Remove everything that git ignores: environments, caches, outputs
 	rm -rf .venv .venv-peers .ns build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis \

@@ -11,7 +11,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
@@ -24,14 +24,15 @@ FOLDERS = ("common", "phase1_dump", "phase2_merge", "tests", "docs")
 TOP_FILES = ("Makefile", "pyproject.toml", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE")
 # what cannot describe itself
 DESCRIPTIONS = {
-    "Makefile": "The verbs: setup, demo, test, lint and the rest.",
-    "pyproject.toml": "Package, extras, and the settings of every tool.",
-    "LICENSE": "Apache License 2.0.",
-    "docs": "What does not fit on this page.",
-    "docs/matrix.json": "What the last full test run compared: the source of the table above.",
-    "docs/manifest.schema.json": "JSON Schema of a manifest.",
+    "Makefile": "The verbs: setup, demo, test, lint and the rest",
+    "pyproject.toml": "Package, extras, and the settings of every tool",
+    "LICENSE": "Apache License 2.0",
+    "docs": "What does not fit on this page",
+    "docs/matrix.json": "What the last full test run compared: the source of the table above",
+    "docs/manifest.schema.json": "JSON Schema of a manifest",
 }
 UNLISTED = {"__init__.py", "py.typed"}
+MAX_DESCRIPTION = 90
 
 
 def commands() -> dict[str, click.Command]:
@@ -105,9 +106,11 @@ def describe(path: Path) -> str:
 
 
 def first_sentence(text: str) -> str:
-    """Up to the first full stop, colon or semicolon that ends something, without it."""
-    paragraph = " ".join(text.partition("\n\n")[0].split())
-    return re.split(r"(?<=[\w)`\"'])[.:;](?=\s|$)", paragraph)[0]
+    """The first sentence without its full stop; a long one loses clauses from its end."""
+    sentence = re.split(r"(?<=[\w)`\"'])[.](?=\s|$)", " ".join(text.partition("\n\n")[0].split()))[0]
+    while len(sentence) > MAX_DESCRIPTION and (cut := max(sentence.rfind(mark) for mark in ";:,")) > 0:
+        sentence = sentence[:cut]
+    return sentence
 
 
 def tested() -> str:
@@ -119,12 +122,12 @@ def tested() -> str:
     return "\n".join([*legend, "", matrix.draw(record)])
 
 
-def generated() -> dict[Path, str]:
-    """Every generated file with the content it should have."""
-    readme = README.read_text()
-    for section, text in {"matrix": tested(), "tree": tree()}.items():
-        readme = _fill(readme, section, text)
-    return {CLI: cli_reference(), README: readme}
+def readme() -> str:
+    """README.md with its generated sections as they should be."""
+    text = README.read_text()
+    for section, content in {"matrix": tested(), "tree": tree()}.items():
+        text = _fill(text, section, content)
+    return text
 
 
 def _fill(document: str, section: str, text: str) -> str:
@@ -140,9 +143,13 @@ def main(arguments: list[str]) -> None:
     """Adopt the record of the last test run, if there is one, and write everything again."""
     if arguments and Path(arguments[0]).is_file():
         shutil.copyfile(arguments[0], MATRIX)
-    for path, text in generated().items():
-        path.write_text(text)
+    for path, generate in GENERATED.items():
+        path.write_text(generate())
         print(f"wrote {path.relative_to(ROOT)}")
+
+
+# in this order: the tree of the README lists the other
+GENERATED: dict[Path, Callable[[], str]] = {CLI: cli_reference, README: readme}
 
 
 if __name__ == "__main__":
