@@ -27,7 +27,7 @@ demo: setup  ## Run the main job on eight local processes, from a Megatron model
 	$(BIN)/python -m tests.demo
 
 test: setup  ## Run the tests (ARGS= for pytest)
-	$(PYTEST) --matrix $(MATRIX) $(ARGS)
+	$(PYTEST) --matrix=$(MATRIX) $(ARGS)
 	@test -n "$(ARGS)" || cmp -s $(MATRIX) docs/matrix.json || { \
 	    echo "The README's table shows something else than was tested just now: run make docs" >&2; exit 1; }
 
