@@ -19,7 +19,7 @@ from shardmerge.common.outcome import reported
 from .dump import MAX_FRAGMENT_BYTES
 from .dump import dump as dump_rank
 from .patience import wait_for_others
-from .rank_directory import record_failure
+from .rank_directory import forget_failure, record_failure
 
 RANK_NAMES = ("RANK", "SLURM_PROCID")
 SIZE_NAMES = ("WORLD_SIZE", "SLURM_NTASKS")
@@ -95,10 +95,11 @@ def dump(model_provider: str, out: Path, run_id: str, wait: float, **options: An
         --model-provider my_job.export:model --hf-reference Qwen3-30B-A3B \\
         --out /shared/dump --run-id pretrain-7 --step 120000
     """
+    forget_failure(out, launched(RANK_NAMES, 0))
     try:
         model = load_provider(model_provider)()
         found = dump_rank(model, out, run_id=run_id, **options)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a provider that parses arguments exits
         fail(out, run_id, error, wait)
         raise
     assert found is not None  # on_error is "raise"
@@ -119,7 +120,7 @@ def load_provider(name: str) -> Callable[[], Any]:
     return found  # type: ignore[no-any-return]
 
 
-def fail(out: Path, run_id: str, error: Exception, seconds: float) -> None:
+def fail(out: Path, run_id: str, error: BaseException, seconds: float) -> None:
     """Record the failure and wait, so that ranks that can finish do."""
     rank, size = launched(RANK_NAMES, 0), launched(SIZE_NAMES, 1)
     record_failure(out, rank, run_id, error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,15 +16,23 @@ LAUNCHERS = (("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"), ("SLURM_JOB_
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """Raises BadInputError for an empty run id."""
+    """Raises BadInputError unless run id and attempt are non-empty strings and step is an integer.
+
+    Checked before anything is written: a manifest with other types is refused by the merge, days later.
+    """
 
     run_id: str
     step: int
     attempt: str
 
     def __post_init__(self) -> None:
-        if not self.run_id:
-            raise BadInputError("run_id is empty", "Give every rank the same name for this dump.")
+        for name, text in (("run_id", self.run_id), ("attempt", self.attempt)):
+            if type(text) is not str or not text:
+                raise BadInputError(f"{name} is {text!r}", "Give every rank the same non-empty string.")
+        try:
+            object.__setattr__(self, "step", operator.index(self.step))  # numpy's integers are no JSON
+        except TypeError:
+            raise BadInputError(f"step is {self.step!r}", "Give the training step, an integer.") from None
 
 
 def attempt_of(environment: Mapping[str, str] = os.environ) -> str:

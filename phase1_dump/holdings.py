@@ -14,8 +14,8 @@ from math import prod
 import torch
 
 from shardmerge.common.architectures import Blueprint, Claim, Tensor
-from shardmerge.common.errors import UnclaimedParameterError
-from shardmerge.common.rectangle import Rectangle, Shape
+from shardmerge.common.errors import OverlapError, UnclaimedParameterError
+from shardmerge.common.rectangle import Rectangle, Shape, place
 
 from .layouts import LAYOUTS, Box
 from .parameters import Parameter
@@ -75,13 +75,19 @@ def holdings_of(
 ) -> Iterator[Holding]:
     """The rectangles this rank holds and may write, in the order of the model.
 
-    Raises MismatchError if the model's shapes are not those of config.json.
+    Raises MismatchError if the model's shapes are not those of config.json, OverlapError if two parameters are the
+    same part of the same tensor.
     """
     parts: dict[tuple[Tensor, tuple[int, ...]], list[Part]] = defaultdict(list)
+    seen: set[tuple[str, Shape]] = set()
     for one in claimed:
         parameter = one.parameter
         if parameter.pp_replica:
             continue  # a copy, such as the tied embedding of the last stage; its owner is another stage
+        if (parameter.key, parameter.global_offset) in seen:
+            both = f"{parameter.key} {place(parameter.global_offset, parameter.local_shape)} stands twice in the model"
+            raise OverlapError(one.claim.tensors[0].name, (world.rank,), both)
+        seen.add((parameter.key, parameter.global_offset))
         replicas = world.replicas(routed_expert=parameter.is_routed_expert, cut=parameter.is_cut)
         box = Box(parameter.global_shape, parameter.global_offset, parameter.local_shape)
         for piece in LAYOUTS[one.claim.row.layout](box, one.claim.tensors, blueprint.dimensions):

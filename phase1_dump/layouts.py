@@ -47,7 +47,7 @@ def same(box: Box, tensors: Sequence[Tensor], dimensions: Dimensions) -> Iterato
 def vocab(box: Box, tensors: Sequence[Tensor], dimensions: Dimensions) -> Iterator[Piece]:
     """Rows beyond the vocabulary are padding (`make_vocab_size_divisible_by`) and are left out."""
     (tensor,) = tensors
-    _require_shape(tensor, box.global_shape[1:], tensor.shape[1:])
+    _require_shape(tensor, box.global_shape, (*box.global_shape[:1], *tensor.shape[1:]))
     if box.global_shape[0] < tensor.shape[0]:
         _require_shape(tensor, box.global_shape, tensor.shape)
     rows = min(box.local_shape[0], tensor.shape[0] - box.global_offset[0])

@@ -16,10 +16,10 @@ import torch
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, ShardedTensorFactory
 from torch import nn
 
-from shardmerge.common.errors import UnclaimedParameterError, UnsupportedParameterError
+from shardmerge.common.errors import UnsupportedParameterError
 from shardmerge.common.rectangle import Shape
 
-from .refusals import unwrap
+from .refusals import stored_tensors, unwrap
 from .world import World
 
 METADATA = {"non_homogeneous_layers": True, "singleton_local_shards": True}
@@ -54,7 +54,8 @@ class Parameter:
 def parameters_of(chunk: nn.Module, world: World) -> Iterator[Parameter]:
     """Every parameter of one model chunk, including copies that another pipeline stage owns.
 
-    Raises UnsupportedParameterError for a description without a plain box of local data.
+    Raises UnsupportedParameterError for a description without a plain box of local data, and for a parameter
+    without a description.
     """
     model: Any = unwrap(chunk)
     described = model.sharded_state_dict(metadata=METADATA | {"dp_cp_group": world.dp_cp_group})
@@ -133,8 +134,9 @@ def _pp_replica(replica_id: int | tuple[int, ...]) -> int:
 
 
 def _require_all_described(model: nn.Module, described: Sequence[torch.Tensor], rank: int) -> None:
-    """Raise UnclaimedParameterError for a parameter that `sharded_state_dict` does not mention."""
-    storages = {tensor.untyped_storage().data_ptr() for tensor in described}
-    for name, parameter in model.named_parameters():
-        if parameter.numel() and parameter.untyped_storage().data_ptr() not in storages:
-            raise UnclaimedParameterError(name, tuple(parameter.shape), type(model).__name__, rank)
+    """Raise UnsupportedParameterError for a parameter or buffer that `sharded_state_dict` does not mention."""
+    addresses = {tensor.data_ptr() for tensor in described}  # storages would not do: DDP puts all into one
+    for name, tensor in stored_tensors(model):
+        if tensor.numel() and tensor.data_ptr() not in addresses:
+            reason = f"{type(model).__name__}.sharded_state_dict does not tell where it belongs"
+            raise UnsupportedParameterError(name, reason, rank)

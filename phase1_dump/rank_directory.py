@@ -34,7 +34,7 @@ def building(out: Path, rank: int) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     durable.sync_folder(out)
-    failure_path(out, rank).unlink(missing_ok=True)
+    forget_failure(out, rank)
 
 
 def failure_path(out: Path, rank: int) -> Path:
@@ -43,12 +43,26 @@ def failure_path(out: Path, rank: int) -> Path:
 
 
 def record_failure(out: Path, rank: int, run_id: str, error: BaseException) -> None:
-    """Write rank-NNNNN.failed.json. Raises OSError if even that is not possible."""
-    out.mkdir(parents=True, exist_ok=True)
+    """Write rank-NNNNN.failed.json, unless the rank is complete: it is the new attempt that failed then.
+
+    If even that is not possible, the error says so in a note: what went wrong first must not be hidden.
+    """
+    if (out / rank_name(rank)).exists():
+        return
     facts = (
         error.facts()
         if isinstance(error, ShardmergeError)
         else {"error": type(error).__name__, "message": str(error)}
     )
     record = {"rank": rank, "run_id": run_id, "failure": facts}
-    durable.write_file(failure_path(out, rank), canonical_json.encode(record, indent=2))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        durable.write_file(failure_path(out, rank), canonical_json.encode(record, indent=2))
+    except OSError as refused:
+        error.add_note(f"{failure_path(out, rank)} could not be written: {refused}")
+
+
+def forget_failure(out: Path, rank: int) -> None:
+    """Remove what an earlier attempt of this rank recorded: others would hold this attempt for failed."""
+    with contextlib.suppress(OSError):
+        failure_path(out, rank).unlink()

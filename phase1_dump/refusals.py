@@ -13,7 +13,12 @@ import torch
 from torch import distributed, nn
 from torch.distributed.tensor import DTensor
 
-from shardmerge.common.errors import NotInitializedError, StaleParametersError, UnsupportedParameterError
+from shardmerge.common.errors import (
+    BadInputError,
+    NotInitializedError,
+    StaleParametersError,
+    UnsupportedParameterError,
+)
 
 PLAIN_TYPES = (torch.Tensor, nn.Parameter, nn.Buffer)
 PARALLEL_SIZES = (
@@ -25,6 +30,21 @@ PARALLEL_SIZES = (
 )
 LAUNCHER_SIZES = ("WORLD_SIZE", "SLURM_NTASKS")
 GTP_SIZES = ("gtp_weight_remat_size", "expert_gtp_weight_remat_size")
+
+
+def refuse_foreign(chunks: Sequence[nn.Module]) -> None:
+    """Raise BadInputError unless these are modules of megatron-core, each given once."""
+    if not chunks:
+        raise BadInputError("no model chunk was given", "Pass the module, or the list of this rank's chunks.")
+    models = [unwrap(chunk) for chunk in chunks]
+    for model in models:
+        if not (hasattr(model, "sharded_state_dict") and hasattr(model, "config")):
+            raise BadInputError(
+                f"{type(model).__module__}.{type(model).__qualname__} is no model of megatron-core",
+                "Pass the GPTModel, wrapped or not: it must have sharded_state_dict() and config.",
+            )
+    if len({id(model) for model in models}) < len(models):
+        raise BadInputError("a model chunk was given twice", "Pass each of this rank's chunks once.")
 
 
 def refuse_uninitialized(chunks: Sequence[nn.Module], environment: Mapping[str, str] = os.environ) -> None:
@@ -57,7 +77,7 @@ def refuse_parameters(chunks: Sequence[nn.Module], rank: int) -> None:
     """Raise UnsupportedParameterError for the first parameter or buffer whose bytes cannot be taken as they are."""
     for chunk in chunks:
         model = unwrap(chunk)
-        for name, tensor in _tensors(model):
+        for name, tensor in stored_tensors(model):
             reason = refusal(tensor)
             if reason:
                 raise UnsupportedParameterError(name, reason, rank)
@@ -76,10 +96,16 @@ def refusal(tensor: torch.Tensor) -> str | None:
         return "it is a DTensor (FSDP2 or tensor parallelism of PyTorch); gather it or use a Megatron model"
     if getattr(tensor, "is_gtp_weight_remat", False):
         return "it is sharded by GTP (gtp_remat), which only a collective can undo"
-    if tensor.device.type == "meta":
-        return "it is on the meta device and holds no data"
     if type(tensor) not in PLAIN_TYPES:
         return f"it is a {type(tensor).__module__}.{type(tensor).__qualname__}; quantized storage is not supported"
+    if tensor.device.type == "meta":
+        return "it is on the meta device and holds no data"
+    return _storage_refusal(tensor)
+
+
+def _storage_refusal(tensor: torch.Tensor) -> str | None:
+    if tensor.numel() and not tensor.untyped_storage().nbytes():
+        return "its storage is freed (as FSDP and ZeRO-3 do between uses); gather it or use a Megatron model"
     if not tensor.dtype.is_floating_point or tensor.dtype.itemsize < 2:
         return f"its dtype is {tensor.dtype}; floating point of 16 bits and more is supported"
     return None
@@ -100,7 +126,7 @@ def unwrap(chunk: nn.Module) -> nn.Module:
     return list(wrappers(chunk))[-1]
 
 
-def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+def stored_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Parameters, and the buffers that a checkpoint would hold."""
     yield from model.named_parameters()
     persistent = model.state_dict(keep_vars=True)

@@ -5,12 +5,14 @@ Reading a process group is local: nothing here communicates.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import distributed, nn
 
+from shardmerge.common.errors import BadInputError
 from shardmerge.common.ownership import replica_group
 
 # our axis -> attribute of megatron-core's ProcessGroupCollection
@@ -40,21 +42,34 @@ class World:
 
 
 def world_of(model: nn.Module) -> World:
-    """The world of a model: its own process groups if it carries some, else megatron's global ones."""
+    """The world of a model: its own process groups if it carries some, else megatron's global ones.
+
+    Raises BadInputError if there is neither.
+    """
     if not (distributed.is_available() and distributed.is_initialized()):
         return World(0, 1, dict.fromkeys(AXES, 0), {axis: [0] for axis in AXES}, None)
-    rank, fallback = distributed.get_rank(), ProcessGroupCollection.use_mpu_process_groups()
-    own = getattr(model, "pg_collection", None)
-    groups = {axis: _ranks(_group(name, own, fallback), rank) for axis, name in AXES.items()}
+    rank, own = distributed.get_rank(), getattr(model, "pg_collection", None)
+    groups = {axis: _ranks(_group(name, own), name) for axis, name in AXES.items()}
     coordinates = {axis: members.index(rank) for axis, members in groups.items()}
-    dp_cp = _group("dp_cp", own, fallback)
-    return World(rank, distributed.get_world_size(), coordinates, groups, dp_cp)
+    return World(rank, distributed.get_world_size(), coordinates, groups, _group("dp_cp", own))
 
 
-def _group(name: str, *collections: Any) -> Any:
-    found = (getattr(collection, name, None) for collection in collections)
-    return next((group for group in found if group is not None), None)
+def _group(name: str, own: Any) -> Any:
+    found = getattr(own, name, None)
+    if found is None:
+        with contextlib.suppress(AssertionError):
+            found = getattr(ProcessGroupCollection.use_mpu_process_groups([name]), name, None)
+    return found
 
 
-def _ranks(group: Any, rank: int) -> list[int]:
-    return [rank] if group is None else list(distributed.get_process_group_ranks(group))
+def _ranks(group: Any, name: str) -> list[int]:
+    """Members of a group. A missing one must not pass for a group of this rank alone."""
+    try:
+        if group is not None:
+            return list(distributed.get_process_group_ranks(group))
+    except (KeyError, ValueError):
+        pass  # it was destroyed together with the world it was made in
+    raise BadInputError(
+        f"torch.distributed is initialised, but the model has no {name} process group in it",
+        "Call dump() while the groups stand that initialize_model_parallel() or the model's pg_collection made.",
+    )

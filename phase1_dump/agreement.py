@@ -1,0 +1,50 @@
+"""Where shapes cannot tell: the model's own config against config.json.
+
+Two head layouts can give a fused q/k/v of the same size, and some options of megatron-core change what the numbers
+of a weight mean but no shape. Both would be exported wrong without a word.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shardmerge.common.architectures import Blueprint, Layout
+from shardmerge.common.errors import MismatchError, UnsupportedParameterError
+
+# dimension of the table -> attribute of TransformerConfig
+HEADS = {"heads": "num_attention_heads", "groups": "num_query_groups", "head_dim": "kv_channels"}
+
+# Option of TransformerConfig -> what it does to weights that no row undoes.
+# Source: megatron/core/transformer/transformer_config.py
+REARRANGING = {
+    "layernorm_zero_centered_gamma": "norm weights are stored minus one",
+    "rotary_interleaved": "rotary pairs are neighbours in q and k, not halves of a head",
+    "moe_mlp_glu_interleave_size": "rows of gate and up alternate in the experts' fc1",
+    "moe_shared_expert_glu_interleave_size": "rows of gate and up alternate in the shared experts' fc1",
+}
+
+
+def check_agreement(config: Any, blueprint: Blueprint, rank: int) -> None:
+    """Compare a model's TransformerConfig with the table that is to describe it.
+
+    Raises MismatchError for other heads than config.json's, UnsupportedParameterError for a rearranging option.
+    """
+    for option, effect in REARRANGING.items():
+        if getattr(config, option, None):
+            raise UnsupportedParameterError(
+                f"{option}={getattr(config, option)}",
+                f"{effect}, which {blueprint.architecture.name} does not undo",
+                rank,
+            )
+    for row in blueprint.rows:
+        if row.layout is Layout.QKV:
+            _check_heads(config, blueprint, row.targets[0].name, rank)
+
+
+def _check_heads(config: Any, blueprint: Blueprint, tensor: str, rank: int) -> None:
+    for dimension, attribute in HEADS.items():
+        got, expected = getattr(config, attribute), blueprint.dimensions[dimension]
+        if got != expected:
+            raise MismatchError(
+                tensor, f"{attribute} of the model", str(got), f"{expected} by config.json", (rank,)
+            )
