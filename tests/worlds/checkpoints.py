@@ -30,7 +30,9 @@ def write_hf_checkpoint(
     options = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
     model.save_pretrained(path, **options)
     _publish_config(family, path)
-    transformers.GenerationConfig(bos_token_id=1, eos_token_id=2, temperature=0.7, do_sample=True).save_pretrained(path)
+    transformers.GenerationConfig(
+        bos_token_id=1, eos_token_id=2, temperature=0.7, do_sample=True
+    ).save_pretrained(path)
     _write_tokenizer(family.vocab, path)
     return path
 
@@ -55,7 +57,8 @@ def _telling_values(name: str, shape: torch.Size, generator: torch.Generator) ->
     """Draw normal values; those of a norm lie around 1 and at least 1/16 away from it on either side."""
     values = torch.randn(shape, generator=generator)
     if "norm" in name:
-        return 1 + torch.where(values < 0, -1.0, 1.0) * (0.0625 + 0.2 * torch.rand(shape, generator=generator))
+        sides = torch.where(values < 0, -1.0, 1.0)
+        return torch.ones(shape) + sides * (0.0625 + 0.2 * torch.rand(shape, generator=generator))
     if name.endswith(".bias"):
         return 0.5 * values
     return values / max(shape[-1], 1) ** 0.5
@@ -78,7 +81,9 @@ def _publish_config(family: Family, path: Path) -> None:
 def _write_tokenizer(vocab_size: int, path: Path) -> None:
     """Write a word-level tokenizer of exactly `vocab_size` entries and a chat template."""
     words = ["<unk>", "<s>", "</s>", *(f"w{number}" for number in range(vocab_size - 3))]
-    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer = Tokenizer(
+        models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     fast = transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"

@@ -40,9 +40,16 @@ def _same_tensor(tensor: torch.Tensor, *_args: object, **_kwargs: object) -> tor
 def patches() -> tuple[Patch, ...]:
     """Every patch that `prepare` applies, in order."""
     return (
-        Patch(torch.cuda, "current_device", _cpu_device, "router, Mamba mixer and memory buffer allocate there"),
+        Patch(
+            torch.cuda, "current_device", _cpu_device, "router, Mamba mixer and memory buffer allocate there"
+        ),
         Patch(torch.cuda, "synchronize", _no_wait, "dist_checkpointing and TE's get_extra_state wait for it"),
-        Patch(torch.cuda, "set_device", _no_choice, "the checkpoint writer pins its worker to the current device"),
+        Patch(
+            torch.cuda,
+            "set_device",
+            _no_choice,
+            "the checkpoint writer pins its worker to the current device",
+        ),
         Patch(torch.Tensor, "cuda", _same_tensor, "tied and MTP embeddings at PP > 1 are moved before a sum"),
     )
 

@@ -79,7 +79,9 @@ class Family:
 
 
 # Both sides score a group by its best two experts only if top_k / groups_kept is 2, as published.
-_DEEPSEEK = Experts(shared_width=80, dense_layers=1, router_bias=True, router_groups=2, groups_kept=1, scaling=2.5)
+_DEEPSEEK = Experts(
+    shared_width=80, dense_layers=1, router_bias=True, router_groups=2, groups_kept=1, scaling=2.5
+)
 
 FAMILIES: tuple[Family, ...] = (
     Family("llama", "LlamaForCausalLM"),
@@ -88,7 +90,9 @@ FAMILIES: tuple[Family, ...] = (
     Family("qwen3", "Qwen3ForCausalLM", qk_norm=True, norm_eps=1e-6),
     Family("qwen3_moe", "Qwen3MoeForCausalLM", qk_norm=True, norm_eps=1e-6, experts=Experts()),
     Family("mixtral", "MixtralForCausalLM", experts=Experts(width=104)),
-    Family("deepseek_v3", "DeepseekV3ForCausalLM", groups=8, norm_eps=1e-6, experts=_DEEPSEEK, latent=Latent()),
+    Family(
+        "deepseek_v3", "DeepseekV3ForCausalLM", groups=8, norm_eps=1e-6, experts=_DEEPSEEK, latent=Latent()
+    ),
     Family(
         "deepseek_v3_full_query",
         "DeepseekV3ForCausalLM",

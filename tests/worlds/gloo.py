@@ -43,7 +43,9 @@ class RankTimeout(Exception):
     def __init__(self, hung: list[int], timeout_s: float, failures: dict[int, str]) -> None:
         self.hung = hung
         self.failures = failures
-        text = "".join(f"\nrank {rank} failed before:\n{failure}" for rank, failure in sorted(failures.items()))
+        text = "".join(
+            f"\nrank {rank} failed before:\n{failure}" for rank, failure in sorted(failures.items())
+        )
         super().__init__(f"ranks {hung} died or gave no answer (limit {timeout_s:.0f} s); pool killed{text}")
 
 
@@ -87,7 +89,9 @@ class GlooRanks:
         self._runs += 1
         store = str(Path(self._folder.name) / f"store-{self._runs}")
         ranks = range(topology.world_size)
-        return self._call([Task(function, arguments, topology, rank, store, self.timeout_s) for rank in ranks])
+        return self._call(
+            [Task(function, arguments, topology, rank, store, self.timeout_s) for rank in ranks]
+        )
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call `function(*arguments)` in one process, without process group (fake worlds make their own)."""

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import FileStore
 
 from tests.worlds.topology import Topology
 
@@ -93,7 +94,7 @@ def _run(task: Task) -> Any:
     from tests.worlds.fake import join_model_parallel, leave_model_parallel
 
     world = task.topology.world_size
-    store = dist.FileStore(task.store_path, world)
+    store = FileStore(task.store_path, world)
     limit = timedelta(seconds=task.timeout_s)
     dist.init_process_group("gloo", store=store, rank=task.rank, world_size=world, timeout=limit)
     try:

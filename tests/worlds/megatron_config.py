@@ -37,7 +37,9 @@ def block_spec(config: TransformerConfig, *, te: bool = False, vp_stage: int | N
     The local attention core is always replaced (see `attention`), Transformer Engine's only with context
     parallelism, for which it creates a CUDA stream.
     """
-    spec = get_gpt_decoder_block_spec(config, use_transformer_engine=te, normalization="RMSNorm", vp_stage=vp_stage)
+    spec = get_gpt_decoder_block_spec(
+        config, use_transformer_engine=te, normalization="RMSNorm", vp_stage=vp_stage
+    )
     for layer in spec.layer_specs:
         attention = layer.submodules.self_attention.submodules
         if not te or config.context_parallel_size > 1:

@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from tests.worlds.checkpoints import read_hf_tensors
 from tests.worlds.fake import build_model
 from tests.worlds.families import Family
+from tests.worlds.filling import holdings
 from tests.worlds.gloo import GlooRanks
 from tests.worlds.topology import SINGLE, Topology
 
@@ -74,19 +75,31 @@ def logits_on_rank(_rank: int, family: Family, hf_path: Path, tokens: torch.Tens
 
 
 def load_model(
-    _rank: int, family: Family, topology: Topology, torch_dist: Path, *, te: bool = False
+    rank: int, family: Family, topology: Topology, torch_dist: Path, *, te: bool = False
 ) -> list[GPTModel]:
     """Build this rank's chunks and load their shards of the torch_dist checkpoint.
 
-    Rows of vocabulary padding keep what initialisation put there.
+    Rows of vocabulary padding keep what initialisation put there. With `te` the values go through a model of
+    the local spec, because some norms have another key on disk; the pool needs a `te_path`.
     """
-    chunks = build_model(family, topology, te=te)
+    chunks = build_model(family, topology)
     loaded = dist_checkpointing.load(sharded_state_dict(chunks), str(torch_dist))
     for number, chunk in enumerate(chunks):
         missing, unexpected = chunk.load_state_dict(loaded[f"model{number}"], strict=False)
         left = [name for name in [*missing, *unexpected] if not name.endswith("_extra_state")]
         if left:
             raise RuntimeError(f"not loaded from {torch_dist}: {left}")
+    return _as_te(chunks, family, topology, rank) if te else chunks
+
+
+def _as_te(local: list[GPTModel], family: Family, topology: Topology, rank: int) -> list[GPTModel]:
+    """Copy the weights into Transformer Engine chunks: the same identities, the same cuts."""
+    chunks = build_model(family, topology, te=True)
+    source = {
+        (held.identity, tuple(held.tensor.shape)): held for held in holdings(local, family, topology, rank)
+    }
+    for held in holdings(chunks, family, topology, rank):
+        held.tensor.data.copy_(source[held.identity, tuple(held.tensor.shape)].tensor)
     return chunks
 
 
@@ -97,7 +110,9 @@ def sharded_state_dict(chunks: list[GPTModel]) -> dict[str, Any]:
         "non_homogeneous_layers": True,
         "singleton_local_shards": True,
     }
-    return {f"model{number}": chunk.sharded_state_dict(metadata=metadata) for number, chunk in enumerate(chunks)}
+    return {
+        f"model{number}": chunk.sharded_state_dict(metadata=metadata) for number, chunk in enumerate(chunks)
+    }
 
 
 def import_whole(family: Family, hf_path: Path, dtype: torch.dtype) -> GPTModel:

@@ -37,8 +37,8 @@ class DType(enum.IntEnum):
     kFloat4E2M1 = 10
 
 
-def _counted(name: str, members: str) -> type[enum.IntEnum]:
-    """Make an enum whose members are numbered from 0, as the extension's are."""
+def _counted(name: str, members: str) -> object:
+    """Make an enum class whose members are numbered from 0, as the extension's are."""
     return enum.IntEnum(name, [(member, number) for number, member in enumerate(members.split())])
 
 
@@ -57,7 +57,9 @@ class Absent:
         raise RuntimeError(f"{self._path} is compiled code, which a CPU test world does not have")
 
     def __int__(self) -> int:
-        return zlib.crc32(self._path.encode())  # enum members go into tables of numbers: any distinct one will do
+        return zlib.crc32(
+            self._path.encode()
+        )  # enum members go into tables of numbers: any distinct one will do
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Absent) and other._path == self._path
@@ -93,7 +95,9 @@ def install(te_path: str) -> None:
     if EXTENSION in sys.modules:
         return
     if "megatron.core" in sys.modules:
-        raise RuntimeError("megatron.core is imported already and has decided that Transformer Engine is absent")
+        raise RuntimeError(
+            "megatron.core is imported already and has decided that Transformer Engine is absent"
+        )
     sys.path.insert(0, te_path)
     sys.modules[EXTENSION] = _extension()
     # the flag keeps transformer_engine.common from loading its core library, cuDNN and nvrtc
@@ -142,7 +146,9 @@ def _triton_by_name() -> Iterator[None]:
         return
     for prober in ("torch._dynamo", "torch._inductor.utils"):
         importlib.import_module(prober)
-    language = AbsentModule("triton.language", constexpr=type("constexpr", (), {"__init__": _nothing_to_load}))
+    language = AbsentModule(
+        "triton.language", constexpr=type("constexpr", (), {"__init__": _nothing_to_load})
+    )
     members: dict[str, object] = {name: _decorator for name in ("jit", "autotune", "heuristics")}
     triton = AbsentModule("triton", language=language, __version__="3.4.0", Config=_nothing_of, **members)
     stand_ins = {"triton": triton, "triton.language": language}

@@ -7,6 +7,19 @@ from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True, slots=True)
+class Coordinates:
+    """Where one rank stands on every axis."""
+
+    tp: int
+    cp: int
+    dp: int
+    pp: int
+    etp: int
+    ep: int
+    expert_dp: int
+
+
+@dataclass(frozen=True, slots=True)
 class Topology:
     """Parallel sizes as megatron-core takes them; `dp` is the data parallel size of the dense parameters.
 
@@ -29,7 +42,9 @@ class Topology:
         if min(sizes) < 1:
             raise ValueError(f"every parallel size must be at least 1, got {sizes}")
         if self.stage_size % (self.etp * self.ep):
-            raise ValueError(f"etp * ep = {self.etp * self.ep} does not divide tp * cp * dp = {self.stage_size}")
+            raise ValueError(
+                f"etp * ep = {self.etp * self.ep} does not divide tp * cp * dp = {self.stage_size}"
+            )
         if self.pp == 1 and (self.vpp > 1 or self.is_uneven):
             raise ValueError("virtual and uneven pipeline stages need pp > 1")
 
@@ -52,6 +67,22 @@ class Topology:
     def is_uneven(self) -> bool:
         """Whether the first or the last pipeline stage has its own number of layers."""
         return self.first_stage_layers is not None or self.last_stage_layers is not None
+
+    def coordinates(self, rank: int) -> Coordinates:
+        """Return the rank's place by plain arithmetic, in megatron's default order "tp-cp-ep-dp-pp".
+
+        The dense axes count tp, cp, dp, pp from the fastest, the expert axes etp, ep, expert_dp, pp.
+        """
+        pp_rank, in_stage = divmod(rank, self.stage_size)
+        return Coordinates(
+            tp=in_stage % self.tp,
+            cp=in_stage // self.tp % self.cp,
+            dp=in_stage // (self.tp * self.cp),
+            pp=pp_rank,
+            etp=in_stage % self.etp,
+            ep=in_stage // self.etp % self.ep,
+            expert_dp=in_stage // (self.etp * self.ep),
+        )
 
     @property
     def name(self) -> str:

@@ -1,0 +1,134 @@
+"""Weights that say where they belong: every element is a function of its identity, global row and column.
+
+For the fake world, where nothing can be loaded: each rank fills its part by rank arithmetic, and a test writes
+the expected Hugging Face tensor by hand with `expected`. Nothing here asks sharded_state_dict.
+
+An identity is a name of the unsharded model, the same for the local and the Transformer Engine spec:
+`embedding.word_embeddings.weight`, `decoder.layers.5.self_attention.linear_qkv.weight`,
+`decoder.layers.5.input_layernorm.weight`, `decoder.layers.5.mlp.experts.11.linear_fc1.weight` (global layer,
+global expert; rows of a gated linear_fc1 are all gate rows, then all up rows), `output_layer.weight`.
+"""
+
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from megatron.core.models.gpt.gpt_model import GPTModel
+
+from tests.worlds.families import Family
+from tests.worlds.topology import Coordinates, Topology
+
+FLOAT32_TAIL = 2.0**-15  # in the one float32 buffer: lost if anything rounds it to bfloat16
+
+# The norm that a fused Transformer Engine module holds, by its name in the local spec.
+FUSED_NORMS = (
+    ("self_attention.linear_qkv.layer_norm_weight", "input_layernorm.weight"),
+    ("mlp.linear_fc1.layer_norm_weight", "pre_mlp_layernorm.weight"),
+    ("self_attention.linear_q_up_proj.layer_norm_weight", "self_attention.q_layernorm.weight"),
+    ("self_attention.linear_kv_up_proj.layer_norm_weight", "self_attention.kv_layernorm.weight"),
+)
+ROW_CUT = re.compile(
+    r"(linear_qkv|linear_q_proj|linear_q_up_proj|linear_kv_up_proj|word_embeddings|output_layer)\."
+)
+COLUMN_CUT = re.compile(r"(linear_proj|linear_fc2)\.weight$")
+LATENT_DOWN = re.compile(r"linear_(q|kv)_down_proj\.weight$")
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """One local tensor, its identity, and the global rows and columns it holds (columns empty if 1-D)."""
+
+    identity: str
+    tensor: torch.Tensor
+    rows: torch.Tensor
+    columns: torch.Tensor
+
+
+def fill(chunks: list[GPTModel], family: Family, topology: Topology, rank: int) -> None:
+    """Overwrite every parameter and the expert bias of this rank's chunks."""
+    for held in holdings(chunks, family, topology, rank):
+        held.tensor.data.copy_(_values(held.identity, held.rows, held.columns))
+
+
+def expected(identity: str, rows: Iterable[int], columns: Iterable[int] | None = None) -> torch.Tensor:
+    """Return the float32 values of these global rows (and columns, for a matrix), exact in bfloat16.
+
+    Only an identity that ends in `expert_bias` has values that are not.
+    """
+    return _values(identity, torch.tensor(list(rows)), torch.tensor([] if columns is None else list(columns)))
+
+
+def holdings(chunks: list[GPTModel], family: Family, topology: Topology, rank: int) -> Iterator[Held]:
+    """Walk what this rank holds: all parameters, and the router's expert_bias buffer."""
+    place = topology.coordinates(rank)
+    for chunk in chunks:
+        buffers = [item for item in chunk.named_buffers() if item[0].endswith("expert_bias")]
+        for name, tensor in [*chunk.named_parameters(), *buffers]:
+            identity = identify(name, chunk, family, topology, place)
+            rows, columns = _extent(identity, tensor.shape, family, topology, place)
+            yield Held(identity, tensor, rows, columns)
+
+
+def identify(name: str, chunk: GPTModel, family: Family, topology: Topology, place: Coordinates) -> str:
+    """Return the identity of the chunk's parameter `name`."""
+    if name == "output_layer.weight" and family.tied:
+        return "embedding.word_embeddings.weight"  # the last stage's copy
+    match = re.match(r"decoder\.layers\.(\d+)\.(.*)", name)
+    if match is None:
+        return name
+    rest = dict(FUSED_NORMS).get(match[2], match[2])
+    global_layer = chunk.decoder.layers[int(match[1])].layer_number - 1
+    return f"decoder.layers.{global_layer}.{_with_global_expert(rest, family, topology, place)}"
+
+
+def _with_global_expert(name: str, family: Family, topology: Topology, place: Coordinates) -> str:
+    """Replace the local expert number of a SequentialMLP or a TEGroupedMLP by the global one."""
+    match = re.match(r"mlp\.experts\.local_experts\.(\d+)\.(linear_fc[12])\.weight$", name)
+    grouped = re.match(r"mlp\.experts\.(linear_fc[12])\.weight(\d+)$", name)
+    if family.experts is None or (match is None and grouped is None):
+        return name
+    local, linear = (match[1], match[2]) if match else (grouped[2], grouped[1]) if grouped else ("", "")
+    global_expert = place.ep * (family.experts.num_experts // topology.ep) + int(local)
+    return f"mlp.experts.{global_expert}.{linear}.weight"
+
+
+def _extent(
+    identity: str, shape: torch.Size, family: Family, topology: Topology, place: Coordinates
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the global rows and columns of a local tensor of `shape`."""
+    routed = ".mlp.experts." in identity
+    size, cut = (topology.etp, place.etp) if routed else (topology.tp, place.tp)
+    rows = torch.arange(shape[0])
+    columns = torch.arange(shape[1] if len(shape) == 2 else 0)
+    if identity.endswith("linear_fc1.weight"):  # local rows are [gate part ; up part]
+        half = shape[0] // 2
+        rows = torch.where(rows < half, rows + cut * half, rows - half + (size + cut) * half)
+    elif ROW_CUT.search(identity) or _is_cut_down_projection(identity, shape, family):
+        rows = rows + cut * shape[0]
+    elif COLUMN_CUT.search(identity):
+        columns = columns + cut * shape[1]
+    return rows, columns
+
+
+def _is_cut_down_projection(identity: str, shape: torch.Size, family: Family) -> bool:
+    """The latent down projections are cut in the local spec and replicated in Transformer Engine's."""
+    match = LATENT_DOWN.search(identity)
+    if match is None or family.latent is None:
+        return False
+    latent = family.latent
+    whole = latent.query_rank if match[1] == "q" else latent.key_value_rank + latent.rope_channels
+    return shape[0] != whole
+
+
+def _values(identity: str, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Compute (polynomial in row and column, modulo 251, minus 125) / 128; the identity's hash sets it."""
+    digest = zlib.crc32(identity.encode())
+    start, by_row, by_column = digest % 251, 1 + digest // 251 % 250, 1 + digest // 62750 % 250
+    numbers = start + by_row * rows + rows * rows
+    if columns.numel():
+        row, column = rows[:, None], columns[None, :]
+        numbers = numbers[:, None] + by_column * column + row * column
+    tail = FLOAT32_TAIL if identity.endswith("expert_bias") else 0.0
+    return (numbers % 251 - 125).float() / 128 + tail
