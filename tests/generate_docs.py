@@ -32,7 +32,7 @@ DESCRIPTIONS = {
     "docs/manifest.schema.json": "JSON Schema of a manifest",
 }
 UNLISTED = {"__init__.py", "py.typed"}
-MAX_DESCRIPTION = 90
+MAX_DESCRIPTION = 110
 
 
 def commands() -> dict[str, click.Command]:
@@ -107,7 +107,8 @@ def describe(path: Path) -> str:
 
 def first_sentence(text: str) -> str:
     """The first sentence without its full stop; a long one loses clauses from its end."""
-    sentence = re.split(r"(?<=[\w)`\"'])[.](?=\s|$)", " ".join(text.partition("\n\n")[0].split()))[0]
+    paragraph = " ".join(text.partition("\n\n")[0].split())
+    sentence = re.split(r"(?<=[\w)`\"'])\.(?=\s|$)|(?<=\?)\s", paragraph)[0]
     while len(sentence) > MAX_DESCRIPTION and (cut := max(sentence.rfind(mark) for mark in ";:,")) > 0:
         sentence = sentence[:cut]
     return sentence
