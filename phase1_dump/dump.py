@@ -13,22 +13,22 @@ from torch import nn
 from shardmerge.common import durable, reference
 from shardmerge.common import manifest as manifests
 from shardmerge.common.architectures import Blueprint, blueprint
-from shardmerge.common.errors import BadInputError
 from shardmerge.common.manifest import Manifest
 from shardmerge.common.progress import Progress
 from shardmerge.common.reference import Reference
 
+from .agreement import check_agreement
 from .element_types import dtype_chooser, dtype_name
 from .expert_ids import check_expert_ids
 from .fragments import Fragment, owned, plan_fragments
 from .generation import Generation, attempt_of
 from .holdings import Claimed, Holding, claim_all, holdings_of
 from .parameters import parameters_of
-from .rank_directory import building, record_failure, refuse_existing
+from .rank_directory import building, forget_failure, record_failure, refuse_existing
 from .rank_manifest import Head, manifest_of, router_bias_dtypes
-from .refusals import refuse_parameters, refuse_stale, refuse_uninitialized, unwrap
+from .refusals import refuse_foreign, refuse_parameters, refuse_stale, refuse_uninitialized, unwrap
 from .world import World, world_of
-from .writer import Staging, write_fragment
+from .writer import Staging, settle, write_fragment
 
 MAX_FRAGMENT_BYTES = 5_000_000_000
 STAGING_BYTES = 64 << 20
@@ -57,7 +57,8 @@ def dump(
     params_synced: the caller has gathered the parameters of a DDP with overlap_param_gather.
     dtype_from_reference: let the reference narrow tensors that are otherwise kept float32 (router biases).
     max_fragment_bytes, staging_bytes: size of a fragment file; host memory used for copying.
-    on_error: "record" returns None where "raise" raises; rank-NNNNN.failed.json is written either way.
+    on_error: "record" returns None where "raise" raises, as soon as it is known which rank this is;
+        rank-NNNNN.failed.json is written either way.
 
     No collective is entered, and nothing stands under its final name until it is complete. Host memory above the
     model is `staging_bytes` and the largest row.
@@ -65,12 +66,12 @@ def dump(
     OutputExistsError if this rank was dumped to `out` before, OSError if the disk refuses.
     """
     folder, chunks = Path(out), [model] if isinstance(model, nn.Module) else list(model)
-    if not chunks:
-        raise BadInputError("no model chunk was given", "Pass the module, or the list of this rank's chunks.")
+    refuse_foreign(chunks)
     refuse_uninitialized(chunks)
     world = world_of(unwrap(chunks[0]))
-    refuse_existing(folder, world.rank)
+    forget_failure(folder, world.rank)
     try:
+        refuse_existing(folder, world.rank)
         generation = Generation(run_id, step, attempt_of() if attempt is None else attempt)
         refuse_stale([] if params_synced else chunks)
         refuse_parameters(chunks, world.rank)
@@ -96,6 +97,7 @@ def describe(
     """Every rectangle this rank holds, and the head of its manifest. Reads no numbers."""
     config: Any = unwrap(chunks[0]).config
     table, params_dtype = blueprint(known.config), dtype_name(config.params_dtype)
+    check_agreement(config, table, world.rank)
     bias_dtypes = router_bias_dtypes(chunks)  # first: sharded_state_dict may cast them in place
     claimed, drops = _claim(chunks, table, world)
     chooser = dtype_chooser(known, params_dtype, dtype_from_reference=dtype_from_reference)
@@ -106,6 +108,7 @@ def describe(
 def write(folder: Path, fragments: Sequence[Fragment], head: Head, staging_bytes: int) -> Manifest:
     """Write the fragments, then the manifest, under a temporary name, and rename. Raises OSError."""
     staging, progress = Staging(staging_bytes), _progress(fragments, head.world)
+    settle(fragments)
     with building(folder, head.world.rank) as partial:
         written = [write_fragment(partial, fragment, staging, progress.advance) for fragment in fragments]
         found = manifest_of(head, fragments, written)

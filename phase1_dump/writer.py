@@ -7,7 +7,7 @@ that already lies in host memory as it should is written from where it is.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from math import prod
@@ -79,6 +79,13 @@ class Staging:
         if num_bytes > self.buffers[self.turn].numel():  # a single row larger than a buffer
             self.buffers[self.turn] = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
         return self.buffers[self.turn]
+
+
+def settle(fragments: Iterable[Fragment]) -> None:
+    """Wait until every kernel that may still write to the parameters is through, on whatever stream it runs."""
+    parts = (part for fragment in fragments for holding in fragment.holdings for part in holding.parts)
+    for device in {part.data.device for part in parts if part.data.is_cuda}:
+        torch.cuda.synchronize(device)
 
 
 def write_fragment(folder: Path, fragment: Fragment, staging: Staging, progress: Progress) -> list[Written]:

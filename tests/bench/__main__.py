@@ -25,7 +25,7 @@ def main() -> None:
     try:
         print(f"A Qwen3-MoE of about {options.gib:g} GiB in {folder}; medians of several rounds.", flush=True)
         write_reference(bench_family(options.gib), folder / "reference")
-        lines = [line for kind in KINDS for line in of_kind(kind, options.gib, folder)]
+        lines = [line for kind in KINDS for line in of_kind(kind, options.gib, options.device, folder)]
         print(table(lines))
     finally:
         shutil.rmtree(folder)
@@ -38,14 +38,15 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--dir", help="where to write; needs three times the size (default: the temporary directory)"
     )
+    found.add_argument("--device", default="cpu", help="where the model lies while it is dumped: cpu or cuda")
     return found
 
 
-def of_kind(kind: str, gib: float, folder: Path) -> Iterator[Line]:
+def of_kind(kind: str, gib: float, device: str, folder: Path) -> Iterator[Line]:
     """The lines of one way to cut the model; its files are removed at the end."""
     dump, reference = folder / kind, folder / "reference"
     for rank in range(2):
-        yield dump_line(kind, rank, measure(gib, kind, rank, reference, dump))
+        yield dump_line(kind, rank, measure(gib, kind, rank, device, reference, dump))
     copies = rounds(partial(copied, dump), folder)
     for options in (["--verify", "full"], ["--verify", "size"]):
         runs = rounds(lambda out, given=options: merged(dump, out, reference, *given), folder)  # type: ignore[misc]

@@ -15,7 +15,7 @@ import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from tests.worlds.families import Experts, Family, hf_config
 from tests.worlds.topology import Topology
@@ -39,8 +39,18 @@ def bench_family(gib: float) -> Family:
     """A Qwen3-MoE of about `gib` GiB in bfloat16."""
     layers = max(1, round(gib * (1 << 30) / (32 * 3 * 2048 * 1024 * 2 + 12 * 2048 * 2048 * 2)))
     experts = Experts(num_experts=32, width=1024)
-    sizes = {"layers": layers, "hidden": 2048, "heads": 32, "groups": 4, "head_channels": 128}
-    return Family("bench", "Qwen3MoeForCausalLM", qk_norm=True, vocab=32_001, experts=experts, **sizes)
+    return Family(
+        "bench",
+        "Qwen3MoeForCausalLM",
+        qk_norm=True,
+        layers=layers,
+        hidden=2048,
+        heads=32,
+        groups=4,
+        head_channels=128,
+        vocab=32_001,
+        experts=experts,
+    )
 
 
 def write_reference(family: Family, folder: Path) -> None:
@@ -50,9 +60,9 @@ def write_reference(family: Family, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def measure(gib: float, kind: str, rank: int, reference: Path, out: Path) -> Dumping:
-    """Run one rank in a fresh process. `kind` is "whole" or "split"."""
-    command = [sys.executable, "-W", "ignore", "-m", "tests.bench.dumping", str(gib), kind, str(rank)]
+def measure(gib: float, kind: str, rank: int, device: str, reference: Path, out: Path) -> Dumping:
+    """Run one rank in a fresh process. `kind` is "whole" or "split"; `device` is where the model lies."""
+    command = [sys.executable, "-W", "ignore", "-m", "tests.bench.dumping", str(gib), kind, str(rank), device]
     result = subprocess.run(
         [*command, str(reference), str(out)], stdout=subprocess.PIPE, check=True, text=True
     )
@@ -67,7 +77,7 @@ class Anonymous:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
 
-    def __enter__(self) -> Anonymous:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -100,13 +110,13 @@ def plain_write(tensors: list[Any], path: Path) -> float:
     return sum(map(len, tensors)) / seconds
 
 
-def run(gib: float, kind: str, rank: int, reference: Path, out: Path) -> Dumping:
+def run(gib: float, kind: str, rank: int, device: str, reference: Path, out: Path) -> Dumping:
     """Build the model of one rank, then dump and write plainly in turns. The last dump stays."""
     from tests.worlds.fake import build_model, fake_world
 
     topology = WHOLE if kind == "whole" else SPLIT
     with fake_world(topology, rank):
-        model = build_model(bench_family(gib), topology)
+        model = build_model(bench_family(gib), topology, device=device)
         rounds = [one_round(model, rank, reference, out) for _ in range(ROUNDS)]
     num_bytes, dumps, plains, extras = zip(*rounds, strict=True)
     return Dumping(num_bytes[0], list(dumps), list(plains), max(extras))
@@ -118,8 +128,11 @@ def one_round(model: Any, rank: int, reference: Path, out: Path) -> tuple[int, f
 
     from shardmerge.phase1_dump import dump
 
-    tensors: list[Any] = [p.detach().view(torch.uint8).reshape(-1).numpy() for p in model[0].parameters()]
+    tensors: list[Any] = [
+        p.detach().cpu().view(torch.uint8).reshape(-1).numpy() for p in model[0].parameters()
+    ]
     plain = plain_write(tensors, out.parent / "plain")
+    del tensors
     shutil.rmtree(out / f"rank-{rank:05d}", ignore_errors=True)
     os.sync()
     with Anonymous() as memory:
@@ -132,5 +145,5 @@ def one_round(model: Any, rank: int, reference: Path, out: Path) -> tuple[int, f
 
 
 if __name__ == "__main__":
-    gib, kind, rank, reference, out = sys.argv[1:]
-    print(json.dumps(asdict(run(float(gib), kind, int(rank), Path(reference), Path(out)))))
+    gib, kind, rank, device, reference, out = sys.argv[1:]
+    print(json.dumps(asdict(run(float(gib), kind, int(rank), device, Path(reference), Path(out)))))
