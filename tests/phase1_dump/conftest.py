@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.worlds.checkpoints import write_hf_checkpoint
-from tests.worlds.families import by_name
+from tests.worlds.families import FAMILIES
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +20,7 @@ class References:
 
     def weights(self, name: str) -> Path:
         """With weights and config.json."""
-        path = self.folder / name
-        return path if path.exists() else write_hf_checkpoint(by_name(name), path)
+        return self.folder / name
 
     def config(self, name: str) -> Path:
         """Without weights: config.json is all that a reference must hold."""
@@ -39,5 +38,11 @@ class References:
 
 @pytest.fixture(scope="session")
 def references(tmp_path_factory: pytest.TempPathFactory) -> References:
-    """`references.config("llama")`: a reference without weights."""
-    return References(tmp_path_factory.mktemp("references"))
+    """`references.config("llama")`: a reference without weights.
+
+    All are written at once: transformers asks torch.distributed who saves, and a fake world answers for others.
+    """
+    folder = tmp_path_factory.mktemp("references")
+    for family in FAMILIES:
+        write_hf_checkpoint(family, folder / family.name)
+    return References(folder)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import distributed
 
 from shardmerge.common.errors import ShardmergeError
 from shardmerge.phase1_dump import dump
@@ -16,18 +17,17 @@ from tests.phase1_dump.dumped import GENERATION
 def refused_and_recorded(
     kind: type[ShardmergeError], exit_code: int, model: Any, out: Path, reference: Path, **options: Any
 ) -> str:
-    """Check that rank 0 refuses and says so in its failed.json, also with on_error="record"; the message."""
+    """Check that this rank refuses and says so in its failed.json, also with on_error="record"; the message."""
     arguments = {"hf_reference": reference} | GENERATION | options
     with pytest.raises(kind) as caught:
         dump(model, out, **arguments)
 
     assert caught.value.exit_code == exit_code
     message = str(caught.value)
-    _only_the_failure(out, kind, message)
-    (out / "rank-00000.failed.json").unlink()
+    _take_the_failure(out, kind, message)
 
     assert dump(model, out, on_error="record", **arguments) is None
-    _only_the_failure(out, kind, message)
+    _take_the_failure(out, kind, message)
     return message
 
 
@@ -44,10 +44,13 @@ def refused_before_the_rank_is_known(
     return str(caught.value)
 
 
-def _only_the_failure(out: Path, kind: type[ShardmergeError], message: str) -> None:
-    assert [path.name for path in out.iterdir()] == ["rank-00000.failed.json"]
-    record = json.loads((out / "rank-00000.failed.json").read_text())
-    assert record["rank"] == 0
-    assert record["run_id"] == GENERATION["run_id"]
+def _take_the_failure(out: Path, kind: type[ShardmergeError], message: str) -> None:
+    """Remove the record of the failure, which must be all there is."""
+    (file,) = out.iterdir()
+    rank = distributed.get_rank()
+    assert file.name == f"rank-{rank:05d}.failed.json"
+    record = json.loads(file.read_text())
+    file.unlink()
+    assert (record["rank"], record["run_id"]) == (rank, GENERATION["run_id"])
     assert record["failure"]["error"] == kind.__name__
     assert record["failure"]["message"] == message
