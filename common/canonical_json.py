@@ -10,7 +10,9 @@ from typing import Any
 def encode(value: Any, *, indent: int | None = None) -> bytes:
     """Canonical bytes: the same value always gives the same bytes. Raises ValueError for NaN."""
     separators = (",", ":") if indent is None else (",", ": ")
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, indent=indent, separators=separators)
+    text = json.dumps(
+        value, sort_keys=True, ensure_ascii=False, allow_nan=False, indent=indent, separators=separators
+    )
     return text.encode() + b"\n"
 
 

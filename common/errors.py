@@ -172,7 +172,10 @@ class CorruptIndexError(ConflictError):
     reason: str
 
     def message(self) -> str:
-        return f"{self.path} does not fit the files beside it: {self.reason}. Take back the one that was published with them."
+        return (
+            f"{self.path} does not fit the files beside it: {self.reason}. Take back the one that was published with "
+            "them."
+        )
 
 
 @dataclass(eq=False)
@@ -373,8 +376,8 @@ class WorkerDiedError(ShardmergeError):
 
     def message(self) -> str:
         return (
-            f"A worker process was killed while it wrote {', '.join(self.shards[:SHOWN])} (out of memory?). Nothing was "
-            "published. Run again, with fewer --workers if memory is short."
+            f"A worker process was killed while it wrote {', '.join(self.shards[:SHOWN])} (out of memory?). Nothing "
+            "was published. Run again, with fewer --workers if memory is short."
         )
 
 

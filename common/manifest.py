@@ -248,7 +248,9 @@ def _check_columns(m: Manifest) -> None:
     ):
         _require(not rows or max(column) < size, "a column points outside its list")
     _require(not rows or min([*c.name, *c.dtype, *c.ndim]) >= 0, "a column points outside its list")
-    _require(not rows or 0 <= min(c.owner) <= max(c.owner) < m.world_size, "an owner is no rank of this world")
+    _require(
+        not rows or 0 <= min(c.owner) <= max(c.owner) < m.world_size, "an owner is no rank of this world"
+    )
 
 
 def _require(holds: bool, reason: str) -> None:

@@ -54,6 +54,10 @@ def reported(
     @click.option("--json", "as_json", is_flag=True, help="Print the outcome to stdout as JSON.")
     @functools.wraps(run)
     def command(*, as_json: bool, report: Path | None, **options: Any) -> None:
+        if (
+            report is not None and not report.absolute().parent.is_dir()
+        ):  # said before hours of work, not after
+            raise click.BadParameter(f"{report.parent} is no directory.", param_hint="--report")
         end = _run(lambda: run(**options))
         if report is not None:
             durable.write_file(report_path(report), canonical_json.encode(end.facts, indent=2))

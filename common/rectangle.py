@@ -29,7 +29,9 @@ class Rectangle:
         ranks = {len(self.global_shape), len(self.global_offset), len(self.local_shape)}
         inside = len(ranks) == 1 and all(
             offset >= 0 and size >= 0 and offset + size <= whole
-            for offset, size, whole in zip(self.global_offset, self.local_shape, self.global_shape, strict=True)
+            for offset, size, whole in zip(
+                self.global_offset, self.local_shape, self.global_shape, strict=True
+            )
         )
         if not inside:
             raise BadInputError(

@@ -29,6 +29,7 @@ from shardmerge.common.rectangle import place
 from . import gaps
 from .expected import ExpectedTensor, shapes
 from .ledger import DTYPES, Ledger
+from .naming import summary
 from .rows import BoolArray, IntArray, group
 from .tiling import outside, untiled
 
@@ -172,9 +173,7 @@ def _judge_tiling(ledger: Ledger, v: Verdict, expected: list[ExpectedTensor], so
     for at in failing:
         members = _without_repeats(ledger, v, tested[order[start[at] : start[at + 1]]], again)
         _judge_pieces(ledger, v, expected[at], members)
-    v.warnings += [
-        f"{len(names):,} rectangles, the first of {names[0]}, {how}" for how, names in again.items()
-    ]
+    v.warnings += [f"{how}: {summary(names)}, the first {names[0]}" for how, names in again.items()]
 
 
 def _without_repeats(ledger: Ledger, v: Verdict, members: IntArray, again: dict[str, list[str]]) -> IntArray:
@@ -185,7 +184,7 @@ def _without_repeats(ledger: Ledger, v: Verdict, members: IntArray, again: dict[
         key = (*rows.box(row), rows.checksum(row), int(rows.dtype[row]))
         if key in seen:
             v.kept[row] = False
-            how = f"were written twice with the same bytes, by ranks {rows.rank[seen[key]]} and {rows.rank[row]}"
+            how = f"written twice with the same bytes, by ranks {rows.rank[seen[key]]} and {rows.rank[row]}"
             again[how].append(ledger.names[rows.name[row]])
         else:
             seen[key] = row

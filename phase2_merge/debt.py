@@ -26,6 +26,7 @@ AXES = (
     "dp",
     "edp",
 )  # as messages name them; later ones often repeat earlier ones
+GRIDS = (("pp", "tp", "cp", "dp"), ("pp", "ep", "etp", "edp"))  # megatron lays ranks out twice: experts apart
 NOTHING = "no tensor is missing without it, but nothing proves that it held none"
 
 
@@ -37,8 +38,10 @@ class Holdings:
     every: set[int]
 
     def may_hold(self, coordinate: int | None, number: int) -> bool:
-        """Whether a rank there held this; where nobody of its coordinate is left, what nobody else holds is its."""
-        own = self.by_coordinate.get(coordinate) if coordinate is not None else None
+        """Whether a rank there held this; if nobody there is left, whether nobody else holds it. Unknown: maybe."""
+        if coordinate is None:
+            return True
+        own = self.by_coordinate.get(coordinate)
         return number in own if own else number not in self.every
 
 
@@ -62,7 +65,7 @@ def debts(ledger: Ledger, absent: Sequence[int], incomplete: Sequence[str]) -> d
     found: dict[int, list[str]] = {}
     for rank in absent:
         at = coordinates(ledger, rank)
-        ends = _at_an_end(ledger, rank)
+        ends = _at_an_end(ledger, at.get("pp"))
         found[rank] = [
             name
             for name, layer, expert in ids
@@ -72,37 +75,42 @@ def debts(ledger: Ledger, absent: Sequence[int], incomplete: Sequence[str]) -> d
     return found
 
 
-def _at_an_end(ledger: Ledger, rank: int) -> bool:
-    """Whether it may hold what belongs to no layer: the first and the last pipeline stage do."""
-    stages = _groups(ledger, rank).get("pp")
-    return stages is None or rank in (stages[0], stages[-1])
+def _at_an_end(ledger: Ledger, stage: int | None) -> bool:
+    """Whether a rank of this stage may hold what belongs to no layer: the first and the last stage do."""
+    last = max(len(group) for group in _every_group(ledger, "pp")) - 1
+    return stage is None or stage in (0, last)
 
 
 def coordinates(ledger: Ledger, rank: int) -> dict[str, int]:
-    """Where a missing rank stood, on each axis on which a peer is left."""
-    return {axis: group.index(rank) for axis, group in _groups(ledger, rank).items()}
+    """Where a missing rank stood, on every axis that its peers tell.
+
+    A peer along an axis lists it in its group there; on the other axes of the same grid the two stand alike.
+    """
+    found: dict[str, int] = {}
+    for head in ledger.heads:
+        groups, at = head.manifest.groups, head.manifest.coordinates
+        for axis in (axis for axis in AXES if rank in groups.get(axis, ())):
+            found.setdefault(axis, groups[axis].index(rank))
+            for alike in (a for grid in GRIDS if axis in grid for a in grid if a != axis and a in at):
+                found.setdefault(alike, at[alike])
+    return found
 
 
 def told(ledger: Ledger, rank: int) -> dict[str, int]:
     """The same for messages: without axes of size one, and without those that repeat an earlier one."""
-    groups = _groups(ledger, rank)
-    seen: list[list[int]] = []
-    found: dict[str, int] = {}
-    for axis in AXES:
-        group = groups.get(axis, [])
-        if len(group) > 1 and group not in seen:
-            seen.append(group)
-            found[axis] = group.index(rank)
-    return found
+    found = coordinates(ledger, rank)
+    shown: list[str] = []
+    for axis in (axis for axis in AXES if axis in found):
+        groups = _every_group(ledger, axis)
+        if any(len(group) > 1 for group in groups) and all(
+            groups != _every_group(ledger, other) for other in shown
+        ):
+            shown.append(axis)
+    return {axis: found[axis] for axis in shown}
 
 
-def _groups(ledger: Ledger, rank: int) -> dict[str, list[int]]:
-    found: dict[str, list[int]] = {}
-    for head in ledger.heads:
-        for axis, group in head.manifest.groups.items():
-            if axis not in found and rank in group:
-                found[axis] = group
-    return found
+def _every_group(ledger: Ledger, axis: str) -> list[list[int]]:
+    return [head.manifest.groups.get(axis, []) for head in ledger.heads]
 
 
 def _holdings(ledger: Ledger, axis: str, number_of: Callable[[str], int | None]) -> Holdings:

@@ -78,7 +78,7 @@ def _others(names: list[str], beside_experts: bool) -> str:
     layers = [layer for name in names if (layer := layer_of(name)) is not None]
     parts = [name for name in names if layer_of(name) is None]
     if layers:
-        count = f"{len(layers):,} others of " if beside_experts else ""
+        count = f"{len(layers):,} other{'s' if len(layers) > 1 else ''} of " if beside_experts else ""
         parts.insert(0, count + _plural("layer", layers))
     return ", ".join(parts)
 

@@ -22,6 +22,7 @@ from shardmerge.common.errors import OutputExistsError, OutputLockedError
 from .receipts import FOLDER, RECORDS
 
 LOCK = "lock"
+NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}  # a file system that cannot lock
 
 
 def refuse_existing(out: Path) -> None:
@@ -40,6 +41,7 @@ def publishing(out: Path, talk: TextIO | None) -> Iterator[Path]:
     partial = out.with_name(f"{out.name}.partial")
     with _locked(partial, talk):
         try:
+            refuse_existing(out)  # another merge may have published it while we asked for the lock
             (partial / RECORDS / FOLDER).mkdir(parents=True, exist_ok=True)
             yield partial
             _commit(partial, out)
@@ -79,12 +81,17 @@ def _locked(partial: Path, talk: TextIO | None) -> Iterator[None]:
 
 def _acquire(lock: int, partial: Path, talk: TextIO | None) -> None:
     holder = os.pread(lock, 4096, 0).decode(errors="replace").strip()
+    reaches = holder.endswith(f" on {socket.gethostname()}")  # a lock may not reach across hosts
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise OutputLockedError(str(partial), holder or "another process") from None
-    if holder and not holder.endswith(f" on {socket.gethostname()}"):  # a lock may not reach across hosts
-        raise OutputLockedError(str(partial), f"{holder}; if it is dead, remove the folder") from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        reaches = False
+    if holder and not reaches:
+        raise OutputLockedError(str(partial), f"{holder} (if it is dead, remove the folder)")
     if holder:
         _say(talk, f"{partial} was left by {holder}, which is dead: removed, starting afresh.")
         _empty(partial)

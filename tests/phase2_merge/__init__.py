@@ -1,0 +1,1 @@
+"""Tests of phase two, on dumps that a small generator writes."""

@@ -18,6 +18,7 @@ import numpy as np
 import safetensors
 import xxhash
 from safetensors import TensorSpec
+
 from shardmerge.common import manifest as manifests
 from shardmerge.common.manifest import FragmentFile, Manifest, Placed
 from shardmerge.common.rectangle import Rectangle
@@ -73,7 +74,7 @@ def dense_config(layers: int = 2, **more: Any) -> dict[str, Any]:
 
 def moe_config(layers: int = 2, experts: int = 4, **more: Any) -> dict[str, Any]:
     """A tiny Qwen3-MoE."""
-    own = {"num_experts": experts, "moe_intermediate_size": 6, "architectures": ["Qwen3MoeForCausalLM"]}
+    own = {"num_experts": experts, "moe_intermediate_size": 20, "architectures": ["Qwen3MoeForCausalLM"]}
     return dense_config(layers) | {"model_type": "qwen3_moe"} | own | more
 
 
@@ -227,7 +228,9 @@ def write_rank(
         placed += _write_fragment(folder / name, number, model, members, rank)
         facts.append(file_facts(folder / name))
     for one in held:
-        rectangle = Rectangle(one.name, model.tensors[one.name][0], model.tensors[one.name][1], one.offset, one.shape)
+        rectangle = Rectangle(
+            one.name, model.tensors[one.name][0], model.tensors[one.name][1], one.offset, one.shape
+        )
         placed.append(Placed(rectangle, -1, 0, 0, one.owner, xxhash.xxh3_128_hexdigest(one.data)))
     write_manifest(folder, placed, facts, rank, topology, model, head)
 
@@ -293,7 +296,9 @@ def _write_fragment(
 
 def save(path: Path, tensors: Mapping[str, tuple[str, tuple[int, ...], bytes]]) -> None:
     """Write a file with the safetensors library."""
-    arrays = {key: np.frombuffer(data, np.uint8) for key, (_, _, data) in tensors.items()}  # alive until written
+    arrays = {
+        key: np.frombuffer(data, np.uint8) for key, (_, _, data) in tensors.items()
+    }  # alive until written
     given = {
         key: TensorSpec(
             dtype=RUST_NAMES[dtype], shape=list(shape), data_ptr=arrays[key].ctypes.data, data_len=len(data)
@@ -325,11 +330,19 @@ def write_reference(folder: Path, model: Model, *, weights: bool = False) -> Pat
 
 def tree(folder: Path) -> dict[str, bytes]:
     """Every file below a folder and its bytes."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
-def grid(shape: Sequence[int], edges: Sequence[Sequence[int]]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+def grid(
+    shape: Sequence[int], edges: Sequence[Sequence[int]]
+) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """(offset, shape) of all cells of a tensor cut at `edges` along each dimension."""
-    cuts = [sorted({0, size, *(e for e in inner if e < size)}) for size, inner in zip(shape, edges, strict=True)]
+    cuts = [
+        sorted({0, size, *(e for e in inner if e < size)}) for size, inner in zip(shape, edges, strict=True)
+    ]
     spans = [list(itertools.pairwise(cut)) if len(cut) > 1 else [(0, 0)] for cut in cuts]
     return [(tuple(a for a, _ in cell), tuple(b - a for a, b in cell)) for cell in itertools.product(*spans)]
