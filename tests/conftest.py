@@ -17,16 +17,17 @@ import pytest
 
 from tests import matrix
 
-RANK_POOLS = ("ranks", "te_ranks")
+RANK_POOLS = ("ranks", "te_ranks", "pool", "te_pool")
+TE_PATH = Path(sys.prefix) / "te-python"
 
 
 @pytest.fixture(scope="session")
-def te_path() -> Path:
+def te_path(request: pytest.FixtureRequest) -> Path:
     """The folder beside the environment that holds Transformer Engine's Python classes, kernels absent."""
-    folder = Path(sys.prefix) / "te-python"
-    if not folder.is_dir():
-        pytest.skip(f"{folder} is missing: make setup brings Transformer Engine's Python classes")
-    return folder
+    folder = request.config.getoption("--te-path")
+    if folder is None:
+        pytest.skip(f"{TE_PATH} is missing: make setup brings Transformer Engine's Python classes")
+    return Path(folder)
 
 
 @pytest.fixture(scope="session")
@@ -61,6 +62,8 @@ def tested(record_property: Callable[[str, object], None]) -> Callable[[str, str
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    te_path = str(TE_PATH) if TE_PATH.is_dir() else None
+    parser.addoption("--te-path", metavar="DIR", default=te_path, help="folder of TE's Python-only wheel")
     parser.addoption(
         "--matrix", metavar="FILE", help="write which architectures and topologies passed, as JSON"
     )
