@@ -1,0 +1,140 @@
+"""Geometry by hand: where rows of fused, padded and plain Megatron tensors land in Hugging Face tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+
+from shardmerge.common.architectures import Tensor
+from shardmerge.common.errors import MismatchError
+from shardmerge.phase1_dump.layouts import Box, Piece, qkv, same, vocab
+
+# 4 heads in 2 groups, 3 rows a head. Fused rows:  0-5 q, 6-8 k, 9-11 v | 12-17 q, 18-20 k, 21-23 v
+HEADS = {"heads": 4, "groups": 2, "head_dim": 3}
+Q, K, V = Tensor("q", (12, 5), False), Tensor("k", (6, 5), False), Tensor("v", (6, 5), False)
+EMBEDDING = Tensor("embed", (211, 72), False)
+
+Rows = list[tuple[str, int, int, int]]  # tensor, first row there, first row in the box, number of rows
+
+
+def rows(pieces: Iterable[Piece]) -> Rows:
+    return [(piece.tensor.name, piece.offset[0], piece.source[0], piece.shape[0]) for piece in pieces]
+
+
+def fused(first: int, count: int) -> Rows:
+    pieces = list(qkv(Box((24, 5), (first, 0), (count, 5)), (Q, K, V), HEADS))
+    assert all(
+        (piece.offset[1:], piece.source[1:], piece.shape[1:]) == ((0,), (0,), (5,)) for piece in pieces
+    )
+    return rows(pieces)
+
+
+def test_an_uncut_qkv_comes_apart_group_by_group() -> None:
+    assert fused(0, 24) == [
+        ("q", 0, 0, 6), ("k", 0, 6, 3), ("v", 0, 9, 3),
+        ("q", 6, 12, 6), ("k", 3, 18, 3), ("v", 3, 21, 3),
+    ]  # fmt: skip
+
+
+def test_a_cut_between_groups_gives_each_rank_its_groups() -> None:
+    assert fused(12, 12) == [("q", 6, 0, 6), ("k", 3, 6, 3), ("v", 3, 9, 3)]
+
+
+@pytest.mark.parametrize(
+    ("rank", "expected"),
+    [
+        (0, [("q", 0, 0, 6)]),
+        (1, [("k", 0, 0, 3), ("v", 0, 3, 3)]),
+        (2, [("q", 6, 0, 6)]),
+        (3, [("k", 3, 0, 3), ("v", 3, 3, 3)]),
+    ],
+)
+def test_fewer_groups_than_ranks_cut_inside_a_group(rank: int, expected: Rows) -> None:
+    assert fused(6 * rank, 6) == expected
+
+
+@pytest.mark.parametrize(
+    ("rank", "expected"),
+    [
+        (0, [("q", 0, 0, 6), ("k", 0, 6, 2)]),
+        (1, [("k", 2, 0, 1), ("v", 0, 1, 3), ("q", 6, 4, 4)]),
+        (2, [("q", 10, 0, 2), ("k", 3, 2, 3), ("v", 3, 5, 3)]),
+    ],
+)
+def test_three_ranks_cut_inside_a_head(rank: int, expected: Rows) -> None:
+    assert fused(8 * rank, 8) == expected
+
+
+def test_a_bias_follows_the_rows_of_its_weight() -> None:
+    tensors = [Tensor(name, (size,), False) for name, size in (("q", 12), ("k", 6), ("v", 6))]
+
+    pieces = list(qkv(Box((24,), (8,), (8,)), tensors, HEADS))
+
+    assert rows(pieces) == [("k", 2, 0, 1), ("v", 0, 1, 3), ("q", 6, 4, 4)]
+    assert {len(piece.shape) for piece in pieces} == {1}
+
+
+def test_every_head_its_own_group_interleaves_q_k_and_v() -> None:
+    tensors = [Tensor(name, (4, 5), False) for name in "qkv"]
+
+    found = rows(qkv(Box((12, 5), (0, 0), (12, 5)), tensors, {"heads": 2, "groups": 2, "head_dim": 2}))
+
+    assert found == [
+        ("q", 0, 0, 2),
+        ("k", 0, 2, 2),
+        ("v", 0, 4, 2),
+        ("q", 2, 6, 2),
+        ("k", 2, 8, 2),
+        ("v", 2, 10, 2),
+    ]
+
+
+def test_a_qkv_of_other_heads_is_a_mismatch_that_says_got_and_expected() -> None:
+    with pytest.raises(MismatchError) as caught:
+        list(qkv(Box((30, 5), (0, 0), (30, 5)), (Q, K, V), HEADS))
+
+    assert (caught.value.tensor, caught.value.got) == ("q", "[30, 5]")
+    assert caught.value.expected.startswith("[24, 5]")
+    assert caught.value.exit_code == 4
+
+
+@pytest.mark.parametrize(
+    ("rank", "expected"),
+    [(0, [("embed", 0, 0, 128)]), (1, [("embed", 128, 0, 83)]), (2, []), (3, [])],
+)
+def test_rows_beyond_the_vocabulary_are_padding(rank: int, expected: Rows) -> None:
+    assert rows(vocab(Box((512, 72), (128 * rank, 0), (128, 72)), (EMBEDDING,), {})) == expected
+
+
+def test_a_vocabulary_that_ends_with_a_shard_leaves_the_next_one_empty() -> None:
+    exact = Tensor("embed", (128, 72), False)
+
+    assert rows(vocab(Box((256, 72), (0, 0), (128, 72)), (exact,), {})) == [("embed", 0, 0, 128)]
+    assert rows(vocab(Box((256, 72), (128, 0), (128, 72)), (exact,), {})) == []
+
+
+def test_a_vocabulary_without_padding_is_taken_as_it_is() -> None:
+    assert rows(vocab(Box((211, 72), (0, 0), (211, 72)), (EMBEDDING,), {})) == [("embed", 0, 0, 211)]
+
+
+@pytest.mark.parametrize("shape", [(200, 72), (256, 64)])
+def test_an_embedding_of_other_size_is_a_mismatch(shape: tuple[int, int]) -> None:
+    with pytest.raises(MismatchError) as caught:
+        list(vocab(Box(shape, (0, 0), shape), (EMBEDDING,), {}))
+
+    assert (caught.value.tensor, caught.value.got) == ("embed", str(list(shape)))
+    assert "72]" in caught.value.expected
+
+
+def test_a_plain_tensor_stays_where_it_is() -> None:
+    down = Tensor("down", (72, 40), False)
+
+    assert list(same(Box((72, 40), (0, 20), (72, 20)), (down,), {})) == [
+        Piece(down, (0, 20), (0, 0), (72, 20))
+    ]
+
+
+def test_a_transposed_tensor_is_a_mismatch() -> None:
+    with pytest.raises(MismatchError, match=r"down: shape in the model is \[40, 72\], expected \[72, 40\]"):
+        list(same(Box((40, 72), (0, 0), (40, 72)), (Tensor("down", (72, 40), False),), {}))
