@@ -25,8 +25,10 @@ def main() -> None:
     try:
         print(f"A Qwen3-MoE of about {options.gib:g} GiB in {folder}; medians of several rounds.", flush=True)
         write_reference(bench_family(options.gib), folder / "reference")
-        lines = [line for kind in KINDS for line in of_kind(kind, options.gib, options.device, folder)]
-        print(table(lines))
+        print(row(("what", "data", "peer", "ratio", "peak memory")), row(("---",) * 5), sep="\n", flush=True)
+        for kind in KINDS:
+            for line in of_kind(kind, options.gib, options.device, folder):
+                print(row(line), flush=True)
     finally:
         shutil.rmtree(folder)
 
@@ -79,10 +81,9 @@ def memory(num_bytes: int) -> str:
     return f"{num_bytes / MIB:.0f} MiB"
 
 
-def table(lines: Sequence[Line]) -> str:
-    """Markdown."""
-    head = ("what", "data", "peer", "ratio", "peak memory")
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ("---",) * 5, *lines))
+def row(line: Line) -> str:
+    """A row of a Markdown table."""
+    return f"| {' | '.join(line)} |"
 
 
 if __name__ == "__main__":

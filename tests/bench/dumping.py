@@ -16,6 +16,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
+from unittest import mock
 
 from tests.worlds.families import Experts, Family, hf_config
 from tests.worlds.topology import Topology
@@ -112,14 +113,30 @@ def plain_write(tensors: list[Any], path: Path) -> float:
 
 def run(gib: float, kind: str, rank: int, device: str, reference: Path, out: Path) -> Dumping:
     """Build the model of one rank, then dump and write plainly in turns. The last dump stays."""
-    from tests.worlds.fake import build_model, fake_world
+    from tests.worlds.fake import fake_world
 
     topology = WHOLE if kind == "whole" else SPLIT
     with fake_world(topology, rank):
-        model = build_model(bench_family(gib), topology, device=device)
+        model = cheap_model(bench_family(gib), topology, device)
         rounds = [one_round(model, rank, reference, out) for _ in range(ROUNDS)]
     num_bytes, dumps, plains, extras = zip(*rounds, strict=True)
     return Dumping(num_bytes[0], list(dumps), list(plains), max(extras))
+
+
+def cheap_model(family: Family, topology: Topology, device: str) -> Any:
+    """The rank's chunks without megatron's random initialisation, which would take longer than all rounds."""
+    import torch
+
+    from tests.worlds.fake import build_model
+
+    with mock.patch.object(torch.nn.init, "normal_", lambda tensor, *_args, **_kwargs: tensor):
+        chunks = build_model(family, topology, device=device)
+    pattern = torch.randn(1 << 20, device=device)
+    for parameter in chunks[0].parameters():
+        flat = parameter.data.view(-1)
+        for at in range(0, flat.numel(), pattern.numel()):
+            flat[at : at + pattern.numel()].copy_(pattern[: flat.numel() - at])
+    return chunks
 
 
 def one_round(model: Any, rank: int, reference: Path, out: Path) -> tuple[int, float, float, int]:
