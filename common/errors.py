@@ -6,7 +6,6 @@ This module knows no other: anything may import it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -381,43 +380,7 @@ class WorkerDiedError(ShardmergeError):
         )
 
 
-# ---- several at once ----------------------------------------------------------------------------------------
-
-
-@dataclass(eq=False)
-class ProblemsFoundError(ShardmergeError):
-    """Everything that is wrong, collected before anything was written."""
-
-    problems: tuple[ShardmergeError, ...]
-
-    @property
-    def exit_code(self) -> int:  # type: ignore[override]
-        """The highest of 5 > 4 > 3, as documented for several problems."""
-        return max(problem.exit_code for problem in self.problems)
-
-    def message(self) -> str:
-        shown = "\n".join(f"  {problem.message()}" for problem in self.problems[:SHOWN])
-        more = len(self.problems) - SHOWN
-        rest = f"\n  ... and {more} more (--report FILE holds all)" if more > 0 else ""
-        count = len(self.problems)
-        return f"{count} problem{'s' if count > 1 else ''} found:\n{shown}{rest}"
-
-    def facts(self) -> dict[str, Any]:
-        """All problems, each with its own facts."""
-        return {
-            "error": type(self).__name__,
-            "exit_code": self.exit_code,
-            "problems": [problem.facts() for problem in self.problems],
-        }
-
-
-def raise_problems(problems: Iterable[ShardmergeError]) -> None:
-    """Raise nothing, the only problem itself, or all of them together."""
-    found = tuple(problems)
-    if len(found) == 1:
-        raise found[0]
-    if found:
-        raise ProblemsFoundError(found)
+# ---- for messages -------------------------------------------------------------------------------------------
 
 
 def first_ranks(ranks: tuple[int, ...], shown: int = 6) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from shardmerge.common.errors import raise_problems
+from shardmerge.common.problems import raise_problems
 from shardmerge.common.progress import Progress
 
 from .fragments import Fragment, check_bytes

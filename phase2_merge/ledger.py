@@ -202,7 +202,8 @@ def _assemble(heads: tuple[Head, ...], parts: list[dict[str, Any]]) -> Ledger:
     name = pa.concat_arrays(
         pa.chunked_array([part.pop("name") for part in parts]).unify_dictionaries().chunks
     )
-    joined = {column: _joined(parts, column) for column in _column_names(parts)}
+    counts = [len(part["rank"]) for part in parts]
+    joined = {column: _joined(parts, column, counts) for column in _column_names(parts)}
     arrays = {"name": name} | {column: _arrow(values) for column, values in joined.items()}
     dims = sum(column.startswith("g") for column in joined)
     rows = Rows(
@@ -221,14 +222,13 @@ def _column_names(parts: list[dict[str, Any]]) -> list[str]:
     return max(map(list, parts), key=len)
 
 
-def _joined(parts: list[dict[str, Any]], column: str) -> Any:
-    missing = (
-        0 if column.startswith("o") else 1
-    )  # a dimension that a rectangle lacks: global 1, shape 1, offset 0
+def _joined(parts: list[dict[str, Any]], column: str, counts: list[int]) -> Any:
+    """One column of all ranks. What a rectangle lacks of a dimension is global 1, shape 1, offset 0."""
+    absent = 0 if column.startswith("o") else 1
     chunks = []
-    for part in parts:
+    for part, count in zip(parts, counts, strict=True):
         found = part.pop(column, None)
-        chunks.append(np.full(len(part["owner"]), missing, np.int64) if found is None else found)
+        chunks.append(np.full(count, absent, np.int64) if found is None else found)
     return np.concatenate(chunks)
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from shardmerge.common import reference as references
 from shardmerge.common.architectures import Blueprint, blueprint
-from shardmerge.common.errors import BadInputError, ShardmergeError, raise_problems
+from shardmerge.common.errors import BadInputError, ShardmergeError
+from shardmerge.common.problems import raise_problems
 from shardmerge.common.reference import Reference
 
 from . import debt, generations, health, ledger, replicas

@@ -24,8 +24,8 @@ from shardmerge.common.errors import (
     MissingTensorError,
     ShardmergeError,
     UnsupportedArchitectureError,
-    raise_problems,
 )
+from shardmerge.common.problems import raise_problems
 from shardmerge.common.progress import Progress
 from shardmerge.common.reference import INDEX, PLAIN_FLOATS
 from shardmerge.common.safetensors_header import Header

@@ -14,6 +14,7 @@ from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExe
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,21 @@ class InProcess(Executor):
         except Exception as error:  # kept in the future, as every executor does; an interrupt goes through
             future.set_exception(error)
         return future
+
+
+class QuietPool(ProcessPoolExecutor):
+    """Its processes never see Ctrl-C, which a terminal sends to all: the parent alone decides what it means.
+
+    They are spawned by `submit` and inherit its blocked signals; here a signal waits until `submit` is through.
+    """
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        resource_tracker.ensure_running()  # it unblocks signals when it starts, so it must be running before
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return super().submit(fn, *args, **kwargs)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def default_workers() -> int:
@@ -81,9 +97,7 @@ def pool(workers: int) -> Iterator[Executor]:
         yield InProcess()
         return
     others = set(multiprocessing.active_children())
-    executor = ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), initializer=_ignore_interrupts
-    )
+    executor = QuietPool(workers, multiprocessing.get_context("spawn"))
     try:
         yield executor
         executor.shutdown()
@@ -93,8 +107,3 @@ def pool(workers: int) -> Iterator[Executor]:
             child.terminate()
             child.join()
         raise
-
-
-def _ignore_interrupts() -> None:
-    """Ctrl-C reaches the whole group of processes; the parent alone decides what it means."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

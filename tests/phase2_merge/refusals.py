@@ -1,4 +1,4 @@
-"""How a spoiled dump is refused: the same by check and merge, and nothing is left behind; and how to spoil a manifest."""
+"""How a spoiled dump is refused: by check and merge alike, nothing left behind; and how to spoil a manifest."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 import xxhash
 
 from shardmerge.common import canonical_json
-from shardmerge.common import errors as tree
 from shardmerge.common.errors import ShardmergeError
+from shardmerge.common.problems import ProblemsFoundError
 
 from .conftest import World
 
@@ -31,7 +31,7 @@ def refusal(world: World, kind: type[ShardmergeError], exit_code: int) -> Any:
 
 
 def problems(world: World, exit_code: int) -> tuple[ShardmergeError, ...]:
-    found: tuple[ShardmergeError, ...] = refusal(world, tree.ProblemsFoundError, exit_code).problems
+    found: tuple[ShardmergeError, ...] = refusal(world, ProblemsFoundError, exit_code).problems
     return found
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from shardmerge.common.errors import IncompleteError, MissingRankError, ProblemsFoundError
+from shardmerge.common.errors import IncompleteError, MissingRankError
+from shardmerge.common.problems import ProblemsFoundError
 
 from .conftest import MakeWorld, World
 from .dumps import Topology, moe_config

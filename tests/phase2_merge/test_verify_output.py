@@ -11,6 +11,7 @@ import pytest
 
 from shardmerge.common import errors as tree
 from shardmerge.common.errors import ShardmergeError
+from shardmerge.common.problems import ProblemsFoundError
 from shardmerge.phase2_merge import verify
 
 from . import dumps
@@ -97,13 +98,13 @@ def test_a_flipped_bit_names_shard_and_tensor(merged: Path, number: int) -> None
 def test_a_truncated_shard(foreign: Path) -> None:
     path = foreign / "b.safetensors"
     path.write_bytes(path.read_bytes()[:-2])
-    found = refusal(foreign, tree.ProblemsFoundError, 4).problems
+    found = refusal(foreign, ProblemsFoundError, 4).problems
     assert found[0].path == str(path)
 
 
 def test_a_missing_shard(foreign: Path) -> None:
     (foreign / "b.safetensors").unlink()
-    found = refusal(foreign, tree.ProblemsFoundError, 4).problems
+    found = refusal(foreign, ProblemsFoundError, 4).problems
     assert "missing" in found[0].reason
 
 
@@ -129,7 +130,7 @@ def test_a_shard_in_a_sub_folder(foreign: Path) -> None:
             {name: moved for name, file in index["weight_map"].items() if file == "b.safetensors"}
         ),
     )
-    found = refusal(foreign, tree.ProblemsFoundError, 4).problems
+    found = refusal(foreign, ProblemsFoundError, 4).problems
     assert any("sub/b.safetensors is not beside it" in problem.message() for problem in found)
 
 
@@ -141,7 +142,7 @@ def test_a_wrong_total_size(foreign: Path) -> None:
 def test_shapes_that_config_contradicts(foreign: Path) -> None:
     config = json.loads((foreign / "config.json").read_bytes())
     (foreign / "config.json").write_text(json.dumps(config | {"vocab_size": 25}))
-    found = refusal(foreign, tree.ProblemsFoundError, 4).problems
+    found = refusal(foreign, ProblemsFoundError, 4).problems
     assert {(error.tensor, error.got, error.expected) for error in found} == {
         ("model.embed_tokens.weight", "[24, 8]", "[25, 8]"),
         ("lm_head.weight", "[24, 8]", "[25, 8]"),
@@ -151,7 +152,7 @@ def test_shapes_that_config_contradicts(foreign: Path) -> None:
 def test_a_layer_that_config_requires_and_nobody_holds(foreign: Path) -> None:
     config = json.loads((foreign / "config.json").read_bytes())
     (foreign / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
-    found = refusal(foreign, tree.ProblemsFoundError, 3).problems
+    found = refusal(foreign, ProblemsFoundError, 3).problems
     assert len(found) == 11
     assert all(error.tensor.startswith("model.layers.1.") for error in found)
 
