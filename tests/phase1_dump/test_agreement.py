@@ -1,0 +1,79 @@
+"""A model and a config.json that differ where no shape shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from megatron.core.models.gpt.gpt_model import GPTModel
+
+from shardmerge.common.errors import MismatchError, UnsupportedParameterError
+from tests.phase1_dump.conftest import References
+from tests.phase1_dump.dumped import dumped
+from tests.phase1_dump.refusing import refused_and_recorded
+from tests.worlds.fake import build_model, fake_world
+from tests.worlds.families import by_name
+from tests.worlds.topology import SINGLE
+
+
+@pytest.fixture
+def model() -> Iterator[GPTModel]:
+    with fake_world(SINGLE, 0):
+        yield build_model(by_name("llama"), SINGLE)[0]
+
+
+def test_other_heads_of_the_same_fused_size_are_a_mismatch(
+    model: GPTModel, references: References, tmp_path: Path
+) -> None:
+    """(8 + 2 * 2) * 12 rows are (4 + 2 * 1) * 24 rows, and 8 * 12 columns are 4 * 24."""
+    reference = references.edited("llama", num_attention_heads=4, num_key_value_heads=1, head_dim=24)
+
+    message = refused_and_recorded(MismatchError, 4, model, tmp_path / "out", reference)
+
+    assert message.startswith(
+        "model.layers.{layer}.self_attn.q_proj.weight: num_attention_heads of the model is 8"
+    )
+    assert "expected 4 by config.json" in message
+
+
+def test_other_groups_are_a_mismatch(references: References, tmp_path: Path) -> None:
+    """As many rows again: (8 + 2 * 2) * 12 are (6 + 2 * 3) * 12."""
+    reference = references.edited("llama", num_key_value_heads=3, num_attention_heads=6)
+    with fake_world(SINGLE, 0):
+        model = build_model(replace(by_name("llama"), heads=6, groups=2), SINGLE)[0]
+
+        message = refused_and_recorded(MismatchError, 4, model, tmp_path / "out", reference)
+
+    assert "num_query_groups of the model is 2" in message
+
+
+def test_latent_attention_has_no_groups_to_compare(references: References, tmp_path: Path) -> None:
+    with fake_world(SINGLE, 0):
+        model = build_model(by_name("deepseek_v3"), SINGLE)[0]
+        model.config.kv_channels = 1000
+
+        assert dumped(model, tmp_path, references.config("deepseek_v3")).rank == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("layernorm_zero_centered_gamma", True),
+        ("rotary_interleaved", True),
+        ("moe_mlp_glu_interleave_size", 32),
+        ("moe_shared_expert_glu_interleave_size", 32),
+    ],
+)
+def test_an_option_that_rearranges_weights_is_refused(
+    option: str, value: object, model: GPTModel, references: References, tmp_path: Path
+) -> None:
+    setattr(model.config, option, value)
+
+    message = refused_and_recorded(
+        UnsupportedParameterError, 5, model, tmp_path / "out", references.config("llama")
+    )
+
+    assert message.startswith(f"{option}={value} on rank 0: ")
+    assert "LlamaForCausalLM" in message
