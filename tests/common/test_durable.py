@@ -1,0 +1,60 @@
+"""Files appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from shardmerge.common import durable
+
+
+def test_a_file_is_created_and_replaced_whole(tmp_path: Path) -> None:
+    for data in (b"first", b"second"):
+        durable.write_file(tmp_path / "x", data)
+        assert (tmp_path / "x").read_bytes() == data
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    durable.write_file(tmp_path / "x", b"old")
+
+    def fail(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space"):
+        durable.write_file(tmp_path / "x", b"new")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"x": b"old"}
+
+
+def test_data_and_folder_are_synced_before_and_after_the_rename(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    sync, rename = os.fsync, Path.rename
+
+    def syncing(file: int) -> None:
+        steps.append("folder" if os.path.isdir(f"/proc/self/fd/{file}") else "data")
+        sync(file)
+
+    def renaming(path: Path, target: Path) -> Path:
+        steps.append("rename")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", syncing)
+    monkeypatch.setattr(Path, "rename", renaming)
+    durable.write_file(tmp_path / "x", b"data")
+    assert steps == ["data", "rename", "folder"]
+
+
+def test_file_modes_follow_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        durable.write_file(tmp_path / "x", b"data")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o640

@@ -1,0 +1,169 @@
+"""The manifest: round trip, digest, and every way it can contradict itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import xxhash
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shardmerge.common import canonical_json
+from shardmerge.common import manifest as manifests
+from shardmerge.common.errors import BadInputError, CorruptManifestError
+from shardmerge.common.manifest import FragmentFile, Manifest, Placed, columns
+from shardmerge.common.rectangle import Rectangle
+
+HASH = "0123456789abcdef" * 2
+PLACED = [
+    Placed(Rectangle("m.w", "BF16", (8, 4), (4, 0), (4, 4)), 0, 4096, 4128, 3, HASH),
+    Placed(Rectangle("m.b", "F32", (8,), (0,), (8,)), 0, 4128, 4160, 3, HASH),
+    Placed(Rectangle("m.s", "F32", (), (), ()), -1, 0, 0, 2, HASH),
+]
+
+
+def manifest(**changes: Any) -> Manifest:
+    names, dtypes, found = columns(PLACED)
+    given: dict[str, Any] = {
+        "run_id": "run-1", "step": 7, "attempt": "0", "rank": 3, "world_size": 4, "coordinates": {"tp": 1},
+        "groups": {"tp": [2, 3]}, "architecture": "LlamaForCausalLM", "facts": {"dtype": "BF16"},
+        "files": (FragmentFile("whole-00001.safetensors", 4160, 4096, HASH),), "names": names, "dtypes": dtypes,
+        "columns": found, "health": {}, "drops": {"rotary": 2},
+    }  # fmt: skip
+    return Manifest(**given | changes)
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.json"
+    path.write_bytes(manifests.encode(manifest()))
+    assert manifests.read(path) == manifest()
+    assert list(manifests.read(path).placed()) == PLACED
+
+
+def test_it_ends_with_the_digest_of_all_before(tmp_path: Path) -> None:
+    data = manifests.encode(manifest())
+    body, digest = data[: data.rindex(b',"xxh3_128"')], json.loads(data)["xxh3_128"]
+    assert digest == xxhash.xxh3_128_hexdigest(body)
+    assert data.endswith(f'"{digest}"}}\n'.encode())
+
+
+def test_dimensions_that_a_rectangle_lacks_are_neutral() -> None:
+    _, _, found = columns(PLACED)
+    assert found.ndim == [2, 1, 0]
+    assert found.global_shape == [[8, 8, 1], [4, 1, 1]]
+    assert found.global_offset == [[4, 0, 0], [0, 0, 0]]
+
+
+def test_no_rectangles_at_all_are_a_manifest_too(tmp_path: Path) -> None:
+    names, dtypes, found = columns([])
+    path = tmp_path / "manifest.json"
+    path.write_bytes(manifests.encode(manifest(names=names, dtypes=dtypes, columns=found, files=())))
+    assert len(manifests.read(path).columns) == 0
+
+
+def test_too_many_dimensions_cannot_be_written() -> None:
+    with pytest.raises(BadInputError, match="6 dimensions"):
+        columns([Placed(Rectangle("w", "U8", (1,) * 6, (0,) * 6, (1,) * 6), 0, 0, 1, 0, HASH)])
+
+
+@pytest.mark.parametrize("at", [0.1, 0.3, 0.5, 0.7, 0.9, 0.999])
+def test_any_changed_byte_is_noticed(tmp_path: Path, at: float) -> None:
+    data = bytearray(manifests.encode(manifest()))
+    data[int(at * len(data))] ^= 1
+    path = tmp_path / "manifest.json"
+    path.write_bytes(data)
+    with pytest.raises(CorruptManifestError) as error:
+        manifests.read(path)
+    assert error.value.path == str(path)
+    assert error.value.exit_code == 4
+
+
+def reason(tmp_path: Path, **changes: Any) -> str:
+    """Why a manifest with these top-level values, and a digest that fits, is refused."""
+    value = json.loads(manifests.encode(manifest())) | changes
+    del value["xxh3_128"]
+    body = canonical_json.encode(value)[:-2]
+    path = tmp_path / "manifest.json"
+    path.write_bytes(body + f',"xxh3_128":"{xxhash.xxh3_128_hexdigest(body)}"}}\n'.encode())
+    with pytest.raises(CorruptManifestError) as error:
+        manifests.read(path)
+    return error.value.reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"format": "other"}, "no shardmerge manifest"),
+        ({"schema_version": 2}, "schema_version 2"),
+        ({"rank": 4}, "rank 4 of 4"),
+        ({"rank": -1}, "rank -1 of 4"),
+        ({"world_size": True}, "must be integers"),
+        ({"run_id": 5}, "must be strings"),
+        ({"step": "7"}, "step must be an integer"),
+        ({"architecture": None}, "architecture must be a string"),
+        ({"groups": {"tp": [9]}}, "group tp"),
+        ({"groups": [1]}, "must be objects"),
+        ({"coordinates": {"tp": "1"}}, "coordinates must be integers"),
+        ({"facts": []}, "must be objects"),
+        (
+            {"files": [{"name": "../x", "num_bytes": 1, "header_bytes": 1, "header_xxh3_128": HASH}]},
+            "file name",
+        ),
+        ({"files": [{"name": "x"}]}, "missing"),
+        ({"names": ["m.w"]}, "points outside its list"),
+        ({"dtypes": [1, 2]}, "are strings"),
+    ],
+)
+def test_heads_that_cannot_be_are_refused(tmp_path: Path, changes: dict[str, Any], expected: str) -> None:
+    assert expected in reason(tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "expected"),
+    [
+        ("name", [0, 1], "differ in length"),
+        ("name", [0, 1, 3], "points outside its list"),
+        ("name", [0, 1, -1], "points outside its list"),
+        ("file", [0, 0, 1], "points outside its list"),
+        ("ndim", [2, 1, 3], "points outside its list"),
+        ("begin", [0.5, 1, 2], "something else than integers"),
+        ("begin", [True, 1, 2], "something else than integers"),
+        ("end", [1 << 62, 1, 2], "leaves its range"),
+        ("owner", [-2, 1, 2], "leaves its range"),
+        ("xxh3_128", [1, 2, 3], "are strings"),
+        ("global_shape", [], "columns of dimensions"),
+        ("local_shape", [[1, 1, 1]], "columns of dimensions"),
+        ("global_shape", 5, ""),
+    ],
+)
+def test_columns_that_cannot_be_are_refused(tmp_path: Path, column: str, value: Any, expected: str) -> None:
+    found = json.loads(manifests.encode(manifest()))["columns"]
+    assert expected in reason(tmp_path, columns=found | {column: value})
+
+
+@given(st.binary(max_size=300) | st.text(max_size=100).map(str.encode))
+def test_no_bytes_crash_the_reader(data: bytes) -> None:
+    with pytest.raises(CorruptManifestError):
+        manifests.decode(data, Path("manifest.json"))
+
+
+JSON = st.none() | st.booleans() | st.integers(-3, 1 << 70) | st.floats(allow_nan=False) | st.text(max_size=3)
+NESTED = st.recursive(
+    JSON, lambda i: st.lists(i, max_size=3) | st.dictionaries(st.text(max_size=3), i, max_size=3)
+)
+
+
+@given(st.sampled_from(sorted(json.loads(manifests.encode(manifest())))), NESTED)
+def test_no_value_of_any_field_crashes_the_reader(field: str, value: Any) -> None:
+    changed = json.loads(manifests.encode(manifest())) | {field: value}
+    changed.pop("xxh3_128", None)
+    body = canonical_json.encode(changed)[:-2]
+    data = body + f',"xxh3_128":"{xxhash.xxh3_128_hexdigest(body)}"}}\n'.encode()
+    try:
+        found = manifests.decode(data, Path("manifest.json"))
+    except CorruptManifestError:
+        return
+    assert found.rank < found.world_size
