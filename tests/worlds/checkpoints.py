@@ -5,6 +5,7 @@ the published ones. Must not know megatron-core or worlds.
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def random_hf_model(family: Family, seed: int = 0) -> Any:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(_telling_values(name, parameter.shape, generator))
-        for name, module in model.named_modules():
+        for module in model.modules():
             if hasattr(module, "e_score_correction_bias"):
                 shape = module.e_score_correction_bias.shape
                 module.e_score_correction_bias = 0.1 * torch.randn(shape, generator=generator)
@@ -61,7 +62,7 @@ def _telling_values(name: str, shape: torch.Size, generator: torch.Generator) ->
         return torch.ones(shape) + sides * (0.0625 + 0.2 * torch.rand(shape, generator=generator))
     if name.endswith(".bias"):
         return 0.5 * values
-    return values / max(shape[-1], 1) ** 0.5
+    return values / math.sqrt(shape[-1])
 
 
 def _publish_config(family: Family, path: Path) -> None:

@@ -11,7 +11,7 @@ global expert; rows of a gated linear_fc1 are all gate rows, then all up rows), 
 
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -50,6 +50,21 @@ def fill(chunks: list[GPTModel], family: Family, topology: Topology, rank: int) 
     """Overwrite every parameter and the expert bias of this rank's chunks."""
     for held in holdings(chunks, family, topology, rank):
         held.tensor.data.copy_(_values(held.identity, held.rows, held.columns))
+
+
+def fill_from(
+    whole: Mapping[str, torch.Tensor], chunks: list[GPTModel], family: Family, topology: Topology, rank: int
+) -> None:
+    """Overwrite the same with this rank's cuts of whole tensors, by identity; rows of padding become 9.
+
+    Raises KeyError for a parameter that `whole` lacks.
+    """
+    for held in holdings(chunks, family, topology, rank):
+        source = whole[held.identity]
+        rows = held.rows.clamp(max=len(source) - 1)
+        values = source[rows] if not held.columns.numel() else source[rows][:, held.columns]
+        values[held.rows >= len(source)] = 9
+        held.tensor.data.copy_(values)
 
 
 def expected(identity: str, rows: Iterable[int], columns: Iterable[int] | None = None) -> torch.Tensor:

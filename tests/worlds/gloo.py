@@ -16,14 +16,14 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from types import ModuleType, TracebackType
+from typing import Any, Self
 from unittest import mock
 
 from tests.worlds.gloo_worker import Answer, Task, serve
 from tests.worlds.topology import Topology
 
-PRELOADED = ["tests.worlds.gloo_worker", "tests.worlds.fake"]
+PRELOADED = ["tests.worlds.gloo_worker", "tests.worlds.oracle"]
 START_S = 180.0  # importing torch and megatron-core eight times on two cores takes half a minute
 GRACE_S = 20.0  # how long the peers of a failed rank may take to fail too
 
@@ -37,7 +37,7 @@ class RankError(Exception):
         super().__init__("\n".join(parts))
 
 
-class RankTimeout(Exception):
+class RankTimeoutError(Exception):
     """Some ranks gave no answer in time, or died; `hung` and `failures` say which."""
 
     def __init__(self, hung: list[int], timeout_s: float, failures: dict[int, str]) -> None:
@@ -70,7 +70,7 @@ class GlooRanks:
         self._folder = tempfile.TemporaryDirectory(prefix="gloo-ranks-")
         self._runs = 0
 
-    def __enter__(self) -> "GlooRanks":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -81,7 +81,7 @@ class GlooRanks:
     def run(self, function: Callable[..., Any], topology: Topology, *arguments: Any) -> list[Any]:
         """Call `function(rank, *arguments)` on every rank of a fresh world; return the results in rank order.
 
-        `function` is importable by name from a module. Raises RankError, or RankTimeout (the pool is then
+        `function` is importable by name from a module. Raises RankError, or RankTimeoutError (the pool is then
         started anew by the next call).
         """
         if topology.world_size > self.size:
@@ -109,13 +109,13 @@ class GlooRanks:
 
     def _call(self, tasks: list[Task]) -> list[Any]:
         self._start(len(tasks))
-        for worker, task in zip(self._workers, tasks):
+        for worker, task in zip(self._workers, tasks, strict=False):  # the pool may be larger than the world
             worker.connection.send_bytes(pickle.dumps(task))
         answers = self._collect(len(tasks))
         failures = {rank: answer.failure for rank, answer in answers.items() if answer.failure}
         if len(answers) < len(tasks):
             self._kill()
-            raise RankTimeout(sorted(set(range(len(tasks))) - set(answers)), self.timeout_s, failures)
+            raise RankTimeoutError(sorted(set(range(len(tasks))) - set(answers)), self.timeout_s, failures)
         if failures:
             raise RankError(failures)
         return [answers[rank].result for rank in range(len(tasks))]
@@ -142,7 +142,9 @@ class GlooRanks:
         for _ in new:
             ours, theirs = context.Pipe()
             process = context.Process(target=serve, args=(theirs, self.te_path), daemon=True)
-            process.start()
+            # children would import this program's main script, and with it perhaps megatron before TE's stub
+            with mock.patch.dict(sys.modules, {"__main__": ModuleType("__main__")}):
+                process.start()
             theirs.close()
             self._workers.append(_Worker(process, ours))
         for rank in new:
@@ -153,7 +155,7 @@ class GlooRanks:
         ready = _receive(connection) if connection.poll(START_S) else None
         if ready is None or ready.failure:
             self._kill()
-            raise RankTimeout([rank], START_S, {} if ready is None else {rank: ready.failure})
+            raise RankTimeoutError([rank], START_S, {} if ready is None else {rank: ready.failure})
 
     def _kill(self) -> None:
         for worker in self._workers:

@@ -22,6 +22,7 @@ def transformer_config(
 ) -> TransformerConfig:
     """Return the megatron config; with `te` the experts are grouped (TEGroupedMLP), else a SequentialMLP."""
     options = _model_options(family) | _parallel_options(topology, dtype)
+    options["transformer_impl"] = "transformer_engine" if te else "local"
     if family.experts is not None:
         _mend_router()
         options |= _expert_options(family.experts, family.layers) | {"moe_grouped_gemm": te}
@@ -59,8 +60,9 @@ def _mend_latent_attention() -> None:
     """Let the local spec build multi-latent attention where Transformer Engine is absent.
 
     0.16 holds TE for present in that module though its classes are mocks, and fails in isinstance. 0.19 wants
-    a fused norm and projection for a query without low rank, and finds a mock there: take the plain projection
-    of the spec, as the published checkpoints without q_lora have no query norm.
+    norm and projection fused for a query without low rank, which the local spec does not have: take the plain
+    projection, as the published checkpoints without q_lora have no query norm. With Transformer Engine 0.19
+    does build that norm (`linear_q_proj.layer_norm_weight`), and no checkpoint holds it.
     """
     if not isinstance(multi_latent_attention.TELinear, type):
         setattr(multi_latent_attention, "HAVE_TE", False)
@@ -70,10 +72,8 @@ def _mend_latent_attention() -> None:
 
 
 def _fused_linear_or_plain(resolver: Any, module_spec: Any, _module_name: str) -> Any:
-    """Stand for 0.19's `QKNormConfigResolver._mla_fused_linear_or_default`, which fails without TE."""
-    if isinstance(resolver.fused_norm_linear_impl, type) and not resolver._is_fused_norm_linear(module_spec):
-        return resolver.fused_norm_linear_impl
-    return module_spec
+    """Stand for 0.19's `QKNormConfigResolver._mla_fused_linear_or_default`, which refuses the local spec."""
+    return module_spec if resolver.fused_norm_linear_impl is None else resolver.fused_norm_linear_impl
 
 
 def _model_options(family: Family) -> dict[str, Any]:

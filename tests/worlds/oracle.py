@@ -21,12 +21,12 @@ from typing import Any
 import torch
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.models.gpt.gpt_model import GPTModel
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from tests.worlds.checkpoints import read_hf_tensors
 from tests.worlds.fake import build_model
 from tests.worlds.families import Family
-from tests.worlds.filling import holdings
+from tests.worlds.filling import fill_from, holdings
 from tests.worlds.gloo import GlooRanks
 from tests.worlds.topology import SINGLE, Topology
 
@@ -42,7 +42,8 @@ MIXTRAL_AS_QWEN3_MOE = (
 def write_torch_dist(pool: GlooRanks, family: Family, hf_path: Path, out: Path) -> Path:
     """Turn the HF checkpoint into a torch_dist checkpoint `out`, in one process of the pool; return `out`.
 
-    The embedding is stored without vocabulary padding, which megatron allows to differ when loading.
+    The embedding is stored without vocabulary padding, which megatron allows to differ when loading. The same
+    tensors are written whole at `whole_path(out)`.
     """
     pool.run(import_and_save, SINGLE, family, hf_path, out)
     return out
@@ -63,6 +64,8 @@ def import_and_save(_rank: int, family: Family, hf_path: Path, out: Path) -> Non
     model = import_whole(family, hf_path, torch.bfloat16)
     out.mkdir(parents=True, exist_ok=True)
     dist_checkpointing.save(sharded_state_dict([model]), str(out))
+    whole = {held.identity: held.tensor.detach().clone() for held in holdings([model], family, SINGLE, 0)}
+    save_file(whole, whole_path(out))
 
 
 def logits_on_rank(_rank: int, family: Family, hf_path: Path, tokens: torch.Tensor) -> torch.Tensor:
@@ -79,28 +82,25 @@ def load_model(
 ) -> list[GPTModel]:
     """Build this rank's chunks and load their shards of the torch_dist checkpoint.
 
-    Rows of vocabulary padding keep what initialisation put there. With `te` the values go through a model of
-    the local spec, because some norms have another key on disk; the pool needs a `te_path`.
+    Rows of vocabulary padding keep what initialisation put there. With `te` the weights come from the whole
+    tensors beside the checkpoint, because some have another key or cut in that spec; the pool needs a `te_path`.
     """
-    chunks = build_model(family, topology)
+    chunks = build_model(family, topology, te=te)
+    if te:
+        fill_from(load_file(whole_path(torch_dist)), chunks, family, topology, rank)
+        return chunks
     loaded = dist_checkpointing.load(sharded_state_dict(chunks), str(torch_dist))
     for number, chunk in enumerate(chunks):
         missing, unexpected = chunk.load_state_dict(loaded[f"model{number}"], strict=False)
         left = [name for name in [*missing, *unexpected] if not name.endswith("_extra_state")]
         if left:
             raise RuntimeError(f"not loaded from {torch_dist}: {left}")
-    return _as_te(chunks, family, topology, rank) if te else chunks
-
-
-def _as_te(local: list[GPTModel], family: Family, topology: Topology, rank: int) -> list[GPTModel]:
-    """Copy the weights into Transformer Engine chunks: the same identities, the same cuts."""
-    chunks = build_model(family, topology, te=True)
-    source = {
-        (held.identity, tuple(held.tensor.shape)): held for held in holdings(local, family, topology, rank)
-    }
-    for held in holdings(chunks, family, topology, rank):
-        held.tensor.data.copy_(source[held.identity, tuple(held.tensor.shape)].tensor)
     return chunks
+
+
+def whole_path(torch_dist: Path) -> Path:
+    """Where `write_torch_dist` puts the whole tensors by identity (see `filling`), for `fill_from`."""
+    return torch_dist.with_name(torch_dist.name + "-whole.safetensors")
 
 
 def sharded_state_dict(chunks: list[GPTModel]) -> dict[str, Any]:
@@ -130,13 +130,15 @@ def import_whole(family: Family, hf_path: Path, dtype: torch.dtype) -> GPTModel:
 
 def _as_qwen3_moe(hf_path: Path, folder: Path) -> Path:
     """Write the Mixtral checkpoint under Qwen3-MoE's names into `folder` and return it."""
-    tensors = {}
-    for name, tensor in read_hf_tensors(hf_path).items():
-        for old, new in MIXTRAL_AS_QWEN3_MOE:
-            name = name.replace(old, new)
-        tensors[name] = tensor
+    tensors = {_qwen3_moe_name(name): tensor for name, tensor in read_hf_tensors(hf_path).items()}
     save_file(tensors, folder / "model.safetensors")
     config = json.loads((hf_path / "config.json").read_text())
     config |= {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe"}
     (folder / "config.json").write_text(json.dumps(config))
     return folder
+
+
+def _qwen3_moe_name(name: str) -> str:
+    for old, new in MIXTRAL_AS_QWEN3_MOE:
+        name = name.replace(old, new)
+    return name

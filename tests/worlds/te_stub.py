@@ -149,7 +149,7 @@ def _triton_by_name() -> Iterator[None]:
     language = AbsentModule(
         "triton.language", constexpr=type("constexpr", (), {"__init__": _nothing_to_load})
     )
-    members: dict[str, object] = {name: _decorator for name in ("jit", "autotune", "heuristics")}
+    members: dict[str, object] = dict.fromkeys(("jit", "autotune", "heuristics"), _decorator)
     triton = AbsentModule("triton", language=language, __version__="3.4.0", Config=_nothing_of, **members)
     stand_ins = {"triton": triton, "triton.language": language}
     stand_ins |= {name: AbsentModule(name) for name in ("triton.language.core", "triton.language.standard")}
@@ -184,7 +184,7 @@ def _lift_device_check() -> None:
     construct = TransformerEngineBaseModule.__init__
 
     def construct_anywhere(module: Any, *args: Any, **kwargs: Any) -> None:
-        with mock.patch.object(torch.cuda, "is_available", lambda: True):
+        with mock.patch.object(torch.cuda, "is_available", return_value=True):
             construct(module, *args, **kwargs)
 
     TransformerEngineBaseModule.__init__ = construct_anywhere

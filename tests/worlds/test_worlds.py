@@ -1,7 +1,6 @@
 """The worlds keep what they promise: models build everywhere, the oracle is right, the pool fails loudly."""
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,17 +14,11 @@ from tests.worlds.checkpoints import read_hf_tensors, write_hf_checkpoint
 from tests.worlds.fake import build_model, fake_world
 from tests.worlds.families import FAMILIES, Family, by_name, topologies_of
 from tests.worlds.filling import FLOAT32_TAIL, expected, fill, holdings
-from tests.worlds.gloo import GlooRanks, RankError, RankTimeout
+from tests.worlds.gloo import GlooRanks, RankError, RankTimeoutError
 from tests.worlds.oracle import load_model, megatron_logits, write_torch_dist
 from tests.worlds.topology import TOPOLOGIES, Topology
 
 EIGHT_RANKS = Topology(tp=2, pp=2, ep=2, dp=2)
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[GlooRanks]:
-    with GlooRanks(8) as ranks:
-        yield ranks
 
 
 def family_id(family: Family) -> str:
@@ -127,12 +120,12 @@ def test_filled_ranks_cover_each_identity_once_per_replica(family: Family) -> No
     for rank in range(world.world_size):
         with fake_world(world, rank):
             for held in holdings(build_model(family, world), family, world, rank):
-                grid = counts.setdefault(held.identity, torch.zeros(600, 600, dtype=torch.int32))
+                grid = counts.setdefault(held.identity, torch.zeros(520, 120, dtype=torch.int8))
                 columns = held.columns if held.columns.numel() else torch.zeros(1, dtype=torch.int64)
                 grid[held.rows[:, None], columns[None, :]] += 1
-    for identity, grid in counts.items():
-        rows, columns = int(grid.any(1).sum()), int(grid.any(0).sum())
-        assert grid[:rows, :columns].unique().numel() == 1, identity
+    for identity, counted in counts.items():
+        height, width = int(counted.any(1).sum()), int(counted.any(0).sum())
+        assert counted[:height, :width].unique().numel() == 1, identity
 
 
 def test_filled_values_are_exact_in_bfloat16_and_written_by_hand() -> None:
@@ -161,14 +154,14 @@ def test_filled_values_are_exact_in_bfloat16_and_written_by_hand() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES, ids=family_id)
 def test_an_imported_model_computes_what_transformers_computes(
-    family: Family, pool: GlooRanks, tmp_path: Path
+    family: Family, ranks: GlooRanks, tmp_path: Path
 ) -> None:
     path = write_hf_checkpoint(family, tmp_path, seed=2)
     tokens = torch.randint(0, family.vocab, (2, 17), generator=torch.Generator().manual_seed(3))
     reference = getattr(transformers, family.architecture).from_pretrained(path, dtype=torch.float32)
     with torch.no_grad():
         logits = reference(tokens).logits
-    torch.testing.assert_close(megatron_logits(pool, family, path, tokens), logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(megatron_logits(ranks, family, path, tokens), logits, rtol=1e-4, atol=1e-4)
 
 
 def _pieces(rank: int, family: Family, torch_dist: Path) -> dict[str, torch.Tensor]:
@@ -189,16 +182,16 @@ def _pieces(rank: int, family: Family, torch_dist: Path) -> dict[str, torch.Tens
     return {name: tensor.detach() for name, tensor in names.items()}
 
 
-def test_an_import_at_eight_ranks_puts_each_value_where_it_belongs(pool: GlooRanks, tmp_path: Path) -> None:
+def test_an_import_at_eight_ranks_puts_each_value_where_it_belongs(ranks: GlooRanks, tmp_path: Path) -> None:
     family = by_name("qwen3_moe")
     hf = read_hf_tensors(write_hf_checkpoint(family, tmp_path / "hf", seed=4))
-    torch_dist = write_torch_dist(pool, family, tmp_path / "hf", tmp_path / "torch_dist")
-    ranks = pool.run(_pieces, EIGHT_RANKS, family, torch_dist)
+    torch_dist = write_torch_dist(ranks, family, tmp_path / "hf", tmp_path / "torch_dist")
+    pieces = ranks.run(_pieces, EIGHT_RANKS, family, torch_dist)
     layer = "model.layers.3."
     query, key, value = (hf[f"{layer}self_attn.{part}_proj.weight"] for part in "qkv")
     for rank in range(8):
         tp, ep, pp = rank % 2, rank % 2, rank // 4  # etp 1: the tensor ranks of a stage are its expert ranks
-        piece = ranks[rank]
+        piece = pieces[rank]
         rows = slice(128 * tp, min(211, 128 * tp + 128))
         if pp == 0:
             assert torch.equal(
@@ -226,11 +219,11 @@ def _router_biases(
     return {layer.layer_number - 1: layer.mlp.router.expert_bias for layer in layers}
 
 
-def test_a_router_bias_arrives_in_float32_also_with_virtual_stages(pool: GlooRanks, tmp_path: Path) -> None:
+def test_a_router_bias_arrives_in_float32_also_with_virtual_stages(ranks: GlooRanks, tmp_path: Path) -> None:
     family, world = by_name("deepseek_v3"), Topology(pp=2, vpp=2, ep=2, dp=2)
     hf = read_hf_tensors(write_hf_checkpoint(family, tmp_path / "hf", seed=5))
-    torch_dist = write_torch_dist(pool, family, tmp_path / "hf", tmp_path / "torch_dist")
-    found = pool.run(_router_biases, world, family, world, torch_dist)
+    torch_dist = write_torch_dist(ranks, family, tmp_path / "hf", tmp_path / "torch_dist")
+    found = ranks.run(_router_biases, world, family, world, torch_dist)
     assert [sorted(biases) for biases in found] == [[2], [2], [1, 3], [1, 3]]
     for biases in found:
         for layer, bias in biases.items():
@@ -243,12 +236,33 @@ def _tied_copy(rank: int, family: Family, topology: Topology, torch_dist: Path) 
     return weight
 
 
-def test_the_last_stage_of_a_tied_model_holds_the_embedding_too(pool: GlooRanks, tmp_path: Path) -> None:
+def test_the_last_stage_of_a_tied_model_holds_the_embedding_too(ranks: GlooRanks, tmp_path: Path) -> None:
     family, world = by_name("llama_tied"), Topology(pp=2)
     hf = read_hf_tensors(write_hf_checkpoint(family, tmp_path / "hf", seed=6))
-    torch_dist = write_torch_dist(pool, family, tmp_path / "hf", tmp_path / "torch_dist")
-    for copy in pool.run(_tied_copy, world, family, world, torch_dist):
+    torch_dist = write_torch_dist(ranks, family, tmp_path / "hf", tmp_path / "torch_dist")
+    for copy in ranks.run(_tied_copy, world, family, world, torch_dist):
         assert torch.equal(copy[:211], hf["model.embed_tokens.weight"])
+
+
+# ---------------------------------------------------------------- Transformer Engine without a GPU
+
+
+def _grouped_experts(rank: int, family: Family, torch_dist: Path) -> tuple[str, torch.Tensor]:
+    chunk = load_model(rank, family, EIGHT_RANKS, torch_dist, te=True)[0]
+    experts = chunk.decoder.layers[1].mlp.experts
+    return type(experts).__name__, experts.linear_fc2.weight3.detach()
+
+
+def test_grouped_experts_of_transformer_engine_hold_the_imported_values(
+    te_ranks: GlooRanks, tmp_path: Path
+) -> None:
+    family = by_name("deepseek_v3")
+    hf = read_hf_tensors(write_hf_checkpoint(family, tmp_path / "hf", seed=7))
+    torch_dist = write_torch_dist(te_ranks, family, tmp_path / "hf", tmp_path / "torch_dist")
+    for rank, (kind, weight) in enumerate(te_ranks.run(_grouped_experts, EIGHT_RANKS, family, torch_dist)):
+        layer, expert = 1 + 2 * (rank // 4), 4 * (rank % 2) + 3
+        assert kind == "TEGroupedMLP"
+        assert torch.equal(weight, hf[f"model.layers.{layer}.mlp.experts.{expert}.down_proj.weight"])
 
 
 # ---------------------------------------------------------------- the pool
@@ -270,20 +284,20 @@ def _sleep_on_rank_one(rank: int) -> None:
     time.sleep(60 if rank == 1 else 0)
 
 
-def test_the_pool_serves_one_world_after_another(pool: GlooRanks) -> None:
-    assert pool.run(_sum_of_ranks, Topology(dp=2)) == [1.0] * 2
-    assert pool.run(_sum_of_ranks, Topology(tp=2, pp=2)) == [6.0] * 4
+def test_the_pool_serves_one_world_after_another(ranks: GlooRanks) -> None:
+    assert ranks.run(_sum_of_ranks, Topology(dp=2)) == [1.0] * 2
+    assert ranks.run(_sum_of_ranks, Topology(tp=2, pp=2)) == [6.0] * 4
 
 
-def test_an_exception_on_a_rank_arrives_with_rank_and_traceback(pool: GlooRanks) -> None:
+def test_an_exception_on_a_rank_arrives_with_rank_and_traceback(ranks: GlooRanks) -> None:
     with pytest.raises(RankError, match=r"(?s)rank 1 failed.*_fail_on_rank_one.*ValueError: told to"):
-        pool.run(_fail_on_rank_one, Topology(dp=2))
-    assert pool.run(_sum_of_ranks, Topology(dp=2)) == [1.0] * 2
+        ranks.run(_fail_on_rank_one, Topology(dp=2))
+    assert ranks.run(_sum_of_ranks, Topology(dp=2)) == [1.0] * 2
 
 
 def test_a_hanging_rank_is_named_and_the_pool_recovers() -> None:
     with GlooRanks(2, timeout_s=2) as small:
-        with pytest.raises(RankTimeout) as caught:
+        with pytest.raises(RankTimeoutError) as caught:
             small.run(_sleep_on_rank_one, Topology(dp=2))
         assert 1 in caught.value.hung
         small.timeout_s = 60
