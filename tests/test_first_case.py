@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+
+from shardmerge.phase1_dump import dump
+from shardmerge.phase2_merge import merge
 from tests.worlds.fake import build_model, fake_world
 from tests.worlds.families import Experts, Family, hf_config
 from tests.worlds.filling import expected, fill
 from tests.worlds.topology import Topology
-
-from shardmerge.phase1_dump import dump
-from shardmerge.phase2_merge import merge
 
 
 def narrow(layers: int, num_experts: int) -> Family:

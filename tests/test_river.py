@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from shardmerge.phase2_merge import merge
 from tests.demo.compare import differing, logits
 from tests.worlds.checkpoints import write_hf_checkpoint
 from tests.worlds.families import FAMILIES, Family, by_name, topologies_of
 from tests.worlds.gloo import GlooRanks
 from tests.worlds.oracle import load_model, megatron_logits, write_torch_dist
 from tests.worlds.topology import Topology
-
-from shardmerge.phase2_merge import merge
 
 Tested = Callable[[str, str, str], None]
 CASES = [pytest.param(f, t, id=f"{f.name}-{t.name}") for f in FAMILIES for t in topologies_of(f)]

@@ -34,7 +34,7 @@ def make_megatron(reference: Path, folder: Path) -> None:
 
     prepare()
     with tempfile.TemporaryDirectory() as store:
-        dist.init_process_group("gloo", store=dist.FileStore(f"{store}/store", 1), rank=0, world_size=1)
+        dist.init_process_group("gloo", init_method=f"file://{store}/store", rank=0, world_size=1)
         try:
             join_model_parallel(SINGLE)
             import_and_save(0, FAMILY, reference, folder)

@@ -1,0 +1,1 @@
+"""Beside the newest megatron-core, modelopt and transformers: what `make test-peers` adds."""
