@@ -1,4 +1,4 @@
-"""A second oracle: Model-Optimizer's one-rank exporter says the same of a live model as shardmerge does at any topology."""
+"""A second oracle: what Model-Optimizer exports from one rank is what shardmerge merges from any topology."""
 
 from __future__ import annotations
 
