@@ -22,6 +22,7 @@ FORMAT = "shardmerge-manifest"
 SCHEMA_VERSION = 1
 FILE_NAME = "manifest.json"
 MAX_DIMS = 5
+MAX_WORLD_SIZE = 1_000_000
 NOT_WRITTEN = -1
 _DIGEST_KEY = b',"xxh3_128":"'
 _DIGEST_BYTES = 32 + len(b'"}\n')
@@ -195,7 +196,7 @@ def _manifest(value: dict[str, Json]) -> Manifest:
 
 def _check_head(m: Manifest) -> None:
     _require(all(type(n) is int for n in (m.rank, m.world_size)), "rank and world_size must be integers")
-    _require(0 <= m.rank < m.world_size, f"rank {m.rank} of {m.world_size}")
+    _require(0 <= m.rank < m.world_size <= MAX_WORLD_SIZE, f"rank {m.rank} of {m.world_size}")
     _require(type(m.run_id) is str and type(m.attempt) is str, "run_id and attempt must be strings")
     _require(m.step is None or type(m.step) is int, "step must be an integer")
     objects = (m.coordinates, m.groups, m.facts, m.health, m.quantization, m.drops, m.statistics, m.producer)
@@ -203,6 +204,7 @@ def _check_head(m: Manifest) -> None:
         all(type(one) is dict for one in objects), "coordinates, groups, facts and the like must be objects"
     )
     _require(type(m.architecture) is str, "architecture must be a string")
+    canonical_json.encode(m.facts)  # ValueError for NaN and infinities, which equal nothing
     _require(all(type(at) is int for at in m.coordinates.values()), "coordinates must be integers")
     for axis, group in m.groups.items():
         _require(

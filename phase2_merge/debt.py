@@ -7,7 +7,7 @@ same pipeline stage tell its layers, ranks at the same expert coordinate its exp
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,14 +25,22 @@ AXES = (
     "etp",
     "dp",
     "edp",
-)  # as messages name them; later ones often repeat earlier ones
+)  # in the order of messages; later ones often repeat earlier ones
 GRIDS = (("pp", "tp", "cp", "dp"), ("pp", "ep", "etp", "edp"))  # megatron lays ranks out twice: experts apart
 NOTHING = "no tensor is missing without it, but nothing proves that it held none"
 
 
 @dataclass(frozen=True, slots=True)
+class Debt:
+    """An error per missing rank, and the tensors that they owe together."""
+
+    missing: tuple[MissingRankError, ...]
+    owed: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Holdings:
-    """Layers and experts, by coordinate on an axis; `every` is what any present rank holds."""
+    """Layers or experts, by coordinate on an axis; `every` is what any present rank holds."""
 
     by_coordinate: dict[int, set[int]]
     every: set[int]
@@ -45,75 +53,75 @@ class Holdings:
         return number in own if own else number not in self.every
 
 
-def missing_ranks(
-    ledger: Ledger, incomplete: Sequence[str], failures: dict[int, str]
-) -> Iterator[MissingRankError]:
-    """An error for each rank without a manifest, with the tensors among `incomplete` that it owes."""
-    present = {head.manifest.rank for head in ledger.heads}
+def debt(ledger: Ledger, incomplete: Sequence[str], failures: dict[int, str]) -> Debt:
+    """What ranks without a manifest owe of the `incomplete` tensors; `failures` are the reasons they recorded."""
+    present = set(ledger.rows.present.tolist())
     absent = [rank for rank in range(ledger.heads[0].manifest.world_size) if rank not in present]
-    if absent:
-        owed = debts(ledger, absent, incomplete)
-        for rank in absent:
-            debt = summary(owed[rank]) if owed[rank] else NOTHING
-            yield MissingRankError(rank, told(ledger, rank), debt, failures.get(rank))
+    if not absent:
+        return Debt((), frozenset())
+    places, axes = coordinates(ledger, absent), _axes_to_tell(ledger)
+    owed = _owed(ledger, places, incomplete)
+    missing = [
+        MissingRankError(
+            rank,
+            {axis: places[rank][axis] for axis in axes if axis in places[rank]},
+            summary(owed[rank]) if owed[rank] else NOTHING,
+            failures.get(rank),
+        )
+        for rank in absent
+    ]
+    return Debt(tuple(missing), frozenset(name for names in owed.values() for name in names))
 
 
-def debts(ledger: Ledger, absent: Sequence[int], incomplete: Sequence[str]) -> dict[int, list[str]]:
-    """The incomplete tensors that each absent rank may have held a part of."""
+def coordinates(ledger: Ledger, absent: Sequence[int]) -> dict[int, dict[str, int]]:
+    """Where missing ranks stood, on every axis that their peers tell.
+
+    A peer along an axis lists the rank in its group there; on the other axes of the same grid the two stand alike.
+    """
+    found: dict[int, dict[str, int]] = {rank: {} for rank in absent}
+    for head in ledger.heads:
+        alike = head.manifest.coordinates
+        for axis, group in head.manifest.groups.items():
+            for at, rank in enumerate(group):
+                if rank in found:
+                    others = {a: alike[a] for grid in GRIDS if axis in grid for a in grid if a in alike}
+                    found[rank] = others | found[rank] | {axis: at}
+    return found
+
+
+def _owed(
+    ledger: Ledger, places: dict[int, dict[str, int]], incomplete: Sequence[str]
+) -> dict[int, list[str]]:
+    """The incomplete tensors that each rank may have held a part of; ranks of one stage and expert group share."""
     layers, experts = _holdings(ledger, "pp", layer_of), _holdings(ledger, "ep", expert_of)
     ids = [(name, layer_of(name), expert_of(name)) for name in incomplete]
-    found: dict[int, list[str]] = {}
-    for rank in absent:
-        at = coordinates(ledger, rank)
-        ends = _at_an_end(ledger, at.get("pp"))
-        found[rank] = [
-            name
-            for name, layer, expert in ids
-            if (ends if layer is None else layers.may_hold(at.get("pp"), layer))
-            and (expert is None or experts.may_hold(at.get("ep"), expert))
-        ]
+    last = max(len(head.manifest.groups.get("pp", [0])) for head in ledger.heads) - 1
+    known: dict[tuple[int | None, int | None], list[str]] = {}
+    for place in places.values():
+        stage, ep = place.get("pp"), place.get("ep")
+        if (stage, ep) not in known:
+            known[stage, ep] = [
+                name
+                for name, layer, expert in ids
+                if (stage in (None, 0, last) if layer is None else layers.may_hold(stage, layer))
+                and (expert is None or experts.may_hold(ep, expert))
+            ]
+    return {rank: known[place.get("pp"), place.get("ep")] for rank, place in places.items()}
+
+
+def _axes_to_tell(ledger: Ledger) -> list[str]:
+    """Axes without those of size one, and without those that repeat an earlier one."""
+    groups = {axis: [head.manifest.groups.get(axis, []) for head in ledger.heads] for axis in AXES}
+    found: list[str] = []
+    for axis in AXES:
+        divides = any(len(group) > 1 for group in groups[axis])
+        if divides and all(groups[axis] != groups[other] for other in found):
+            found.append(axis)
     return found
-
-
-def _at_an_end(ledger: Ledger, stage: int | None) -> bool:
-    """Whether a rank of this stage may hold what belongs to no layer: the first and the last stage do."""
-    last = max(len(group) for group in _every_group(ledger, "pp")) - 1
-    return stage is None or stage in (0, last)
-
-
-def coordinates(ledger: Ledger, rank: int) -> dict[str, int]:
-    """Where a missing rank stood, on every axis that its peers tell.
-
-    A peer along an axis lists it in its group there; on the other axes of the same grid the two stand alike.
-    """
-    found: dict[str, int] = {}
-    for head in ledger.heads:
-        groups, at = head.manifest.groups, head.manifest.coordinates
-        for axis in (axis for axis in AXES if rank in groups.get(axis, ())):
-            found.setdefault(axis, groups[axis].index(rank))
-            for alike in (a for grid in GRIDS if axis in grid for a in grid if a != axis and a in at):
-                found.setdefault(alike, at[alike])
-    return found
-
-
-def told(ledger: Ledger, rank: int) -> dict[str, int]:
-    """The same for messages: without axes of size one, and without those that repeat an earlier one."""
-    found = coordinates(ledger, rank)
-    shown: list[str] = []
-    for axis in (axis for axis in AXES if axis in found):
-        groups = _every_group(ledger, axis)
-        if any(len(group) > 1 for group in groups) and all(
-            groups != _every_group(ledger, other) for other in shown
-        ):
-            shown.append(axis)
-    return {axis: found[axis] for axis in shown}
-
-
-def _every_group(ledger: Ledger, axis: str) -> list[list[int]]:
-    return [head.manifest.groups.get(axis, []) for head in ledger.heads]
 
 
 def _holdings(ledger: Ledger, axis: str, number_of: Callable[[str], int | None]) -> Holdings:
+    """What present ranks hold, by their coordinate on the axis."""
     numbers = np.array([-1 if (n := number_of(name)) is None else n for name in ledger.names], np.int64)
     rows = ledger.rows
     by_coordinate: dict[int, set[int]] = defaultdict(set)

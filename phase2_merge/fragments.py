@@ -110,12 +110,16 @@ def _check_header(ledger: Ledger, one: Fragment) -> None:
 
 
 def _wanted(ledger: Ledger, rows: IntArray) -> Iterator[tuple[Any, ...]]:
-    """The header's entries as the manifest's columns give them."""
+    """The header's entries as the manifest's columns give them. Plain lists: this is the longest loop of a check."""
     of = ledger.rows
-    for row in rows:
-        offset, shape = of.box(row)
-        key = fragment_key(_name(ledger, row), of.global_of(row), offset, shape)
-        yield key, DTYPES[of.dtype[row]], shape, int(of.begin[row]), int(of.end[row])
+    flat = (column[rows].tolist() for column in (of.name, of.dtype, of.ndim, of.begin, of.end))
+    boxes = (
+        zip(*(column[rows].tolist() for column in dims), strict=True)
+        for dims in (of.global_shape, of.global_offset, of.local_shape)
+    )
+    for name, dtype, ndim, begin, end, whole, offset, shape in zip(*flat, *boxes, strict=True):
+        key = fragment_key(ledger.names[name], whole[:ndim], offset[:ndim], shape[:ndim])
+        yield key, DTYPES[dtype], shape[:ndim], begin, end
 
 
 def _by_place(entry: tuple[Any, ...]) -> tuple[int, int, str]:
@@ -129,7 +133,7 @@ def _tell(entry: tuple[Any, ...]) -> str:
 
 def _check_bytes(ledger: Ledger, one: Fragment, advance: Advance) -> None:
     rows = ledger.rows
-    spans = [(int(rows.begin[row]), int(rows.end[row])) for row in one.rows]
+    spans = zip(rows.begin[one.rows].tolist(), rows.end[one.rows].tolist(), strict=True)
     for row, got in zip(one.rows, checksums(one.path, spans, advance), strict=True):
         if got != rows.checksum(row):
             what = f"{_name(ledger, row)} {place(*rows.box(row))}"

@@ -16,8 +16,9 @@ from shardmerge.common.errors import BadInputError, ShardmergeError
 from shardmerge.common.problems import raise_problems
 from shardmerge.common.reference import Reference
 
-from . import debt, generations, health, ledger, replicas
+from . import generations, health, ledger, replicas
 from .completeness import Verdict, judge
+from .debt import debt
 from .expected import ExpectedTensor, expected_tensors
 from .fragments import Fragment, check_headers, fragments
 from .ledger import Ledger
@@ -66,11 +67,10 @@ def _refuse_unknown(allow: Collection[str]) -> None:
 
 
 def _incomplete(book: Ledger, verdict: Verdict, failures: dict[int, str]) -> list[ShardmergeError]:
-    """Missing ranks, and what is missing without one that could owe it."""
-    missing = list(debt.missing_ranks(book, list(verdict.incomplete), failures))
-    owed = debt.debts(book, [one.rank for one in missing], list(verdict.incomplete)) if missing else {}
-    explained = {name for names in owed.values() for name in names}
-    return [*missing, *(error for name, error in verdict.incomplete.items() if name not in explained)]
+    """Missing ranks, and what is missing though none of them could owe it."""
+    found = debt(book, list(verdict.incomplete), failures)
+    rest = (error for name, error in verdict.incomplete.items() if name not in found.owed)
+    return [*found.missing, *rest]
 
 
 def _failed_but_complete(book: Ledger, failures: dict[int, str]) -> list[str]:

@@ -101,6 +101,7 @@ def reason(tmp_path: Path, **changes: Any) -> str:
         ({"rank": 4}, "rank 4 of 4"),
         ({"rank": -1}, "rank -1 of 4"),
         ({"world_size": True}, "must be integers"),
+        ({"world_size": 10**15}, "rank 3 of 1000000000000000"),
         ({"run_id": 5}, "must be strings"),
         ({"step": "7"}, "step must be an integer"),
         ({"architecture": None}, "architecture must be a string"),
@@ -144,13 +145,31 @@ def test_columns_that_cannot_be_are_refused(tmp_path: Path, column: str, value: 
     assert expected in reason(tmp_path, columns=found | {column: value})
 
 
+def test_a_fact_that_equals_nothing_is_refused(tmp_path: Path) -> None:
+    body = (
+        manifests.encode(manifest(facts={"x": 12345}))[:-2]
+        .replace(b"12345", b"1e999")
+        .rsplit(b',"xxh3_128"', 1)[0]
+    )
+    path = tmp_path / "manifest.json"
+    path.write_bytes(body + f',"xxh3_128":"{xxhash.xxh3_128_hexdigest(body)}"}}\n'.encode())
+    with pytest.raises(CorruptManifestError, match="not JSON compliant"):
+        manifests.read(path)
+
+
 @given(st.binary(max_size=300) | st.text(max_size=100).map(str.encode))
 def test_no_bytes_crash_the_reader(data: bytes) -> None:
     with pytest.raises(CorruptManifestError):
         manifests.decode(data, Path("manifest.json"))
 
 
-JSON = st.none() | st.booleans() | st.integers(-3, 1 << 70) | st.floats(allow_nan=False) | st.text(max_size=3)
+JSON = (
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 1 << 70)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=3)
+)
 NESTED = st.recursive(
     JSON, lambda i: st.lists(i, max_size=3) | st.dictionaries(st.text(max_size=3), i, max_size=3)
 )

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shardmerge.common.errors import BadInputError, CorruptFileError, OutputExistsError, OutputLockedError
-from shardmerge.phase2_merge import merge, merge_dump
+from shardmerge.common.errors import BadInputError, CorruptFileError
+from shardmerge.phase2_merge import merge
 
 from . import dumps
 from .conftest import MakeWorld
@@ -198,6 +198,23 @@ def test_config_is_the_references_with_the_dtype_of_the_dump(world: MakeWorld) -
     assert list(got) == [key for key in config if key != "quantization_config"] + ["dtype"]
 
 
+def test_a_config_may_hold_infinity_as_mamba_configs_do(world: MakeWorld) -> None:
+    one = world(config=dense_config(1, time_step_limit=[0.0, float("inf")])).write()
+    one.merge()
+    assert '"time_step_limit": [\n    0.0,\n    Infinity\n  ]' in (one.out / "config.json").read_text()
+
+
+def test_ranks_that_hold_nothing_or_only_vectors_are_ranks(world: MakeWorld) -> None:
+    one = world(Topology(tp=3), dense_config(1))
+    one.cuts = {
+        name: [Cut(1 if len(s) == 1 else 0, (0,) * len(s), s)]
+        for name, (_, s, _) in one.model.tensors.items()
+    }
+    report = one.write().merge()
+    assert (report.check.world_size, report.adopted_shards) == (3, 2)
+    assert load(one.out) == one.model.tensors
+
+
 def test_sidecars_are_copied_and_nothing_of_another_checkpoint(world: MakeWorld) -> None:
     config = dense_config(
         1, auto_map={"AutoModel": "modeling_tiny.Tiny", "AutoConfig": "other/repo--far.Config"}
@@ -258,77 +275,6 @@ def test_a_flipped_bit_publishes_nothing(world: MakeWorld, name: str) -> None:
     assert error.value.rank == 0
     assert {path.name for path in one.folder.iterdir()} == {"dump", "reference"}
     assert "Nothing was published" in talk.getvalue()
-
-
-@pytest.mark.parametrize("kind", ["file", "folder", "dangling link"])
-def test_an_output_that_exists_is_left_alone(world: MakeWorld, kind: str) -> None:
-    one = world().write()
-    if kind == "file":
-        one.out.write_text("mine")
-    elif kind == "folder":
-        one.out.mkdir()
-    else:
-        one.out.symlink_to("nowhere")
-    with pytest.raises(OutputExistsError) as error:
-        one.merge()
-    assert error.value.exit_code == 6
-    assert not one.folder.joinpath("out.partial").exists()
-
-
-def test_a_partial_output_of_somebody_else_is_left_alone(world: MakeWorld) -> None:
-    one = world().write()
-    (one.folder / "out.partial").mkdir()
-    (one.folder / "out.partial" / "mine").write_text("mine")
-    with pytest.raises(OutputExistsError, match="no merge of shardmerge made it"):
-        one.merge()
-    assert (one.folder / "out.partial" / "mine").read_text() == "mine"
-
-
-def test_an_output_that_appears_meanwhile_is_left_alone(
-    world: MakeWorld, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one = world().write()
-    describe = merge_dump._describe
-    monkeypatch.setattr(
-        merge_dump, "_describe", lambda *given: (describe(*given), one.out.write_text("mine"))
-    )
-    with pytest.raises(OutputExistsError):
-        one.merge()
-    assert one.out.read_text() == "mine"
-    assert not (one.folder / "out.partial").exists()
-
-
-def test_the_lock_names_its_holder(world: MakeWorld) -> None:
-    one = world().write()
-    seen = []
-
-    class Nosy(ThreadPoolExecutor):
-        """Tries to merge into the same output in the middle of a merge."""
-
-        def submit(self, fn, /, *args, **kwargs):  # type: ignore[no-untyped-def]
-            with pytest.raises(OutputLockedError) as error:
-                one.merge()
-            seen.append(error.value)
-            return super().submit(fn, *args, **kwargs)
-
-    one.cuts["lm_head.weight"] = [Cut(0, (0, 0), (12, 8)), Cut(0, (12, 0), (12, 8))]
-    shutil.rmtree(one.dump)
-    one.write()
-    with Nosy(1) as executor:
-        one.merge(executor=executor)
-    assert f"process {os.getpid()} on " in seen[0].holder
-    assert seen[0].exit_code == 6
-    assert load(one.out) == one.model.tensors
-
-
-def test_a_lock_of_another_host_is_respected(world: MakeWorld) -> None:
-    one = world().write()
-    lock = one.folder / "out.partial" / ".shardmerge" / "lock"
-    lock.parent.mkdir(parents=True)
-    lock.write_text("process 12 on another-host\n")
-    with pytest.raises(OutputLockedError, match="process 12 on another-host"):
-        one.merge()
-    assert lock.read_text() == "process 12 on another-host\n"
 
 
 def test_an_unknown_allowance_is_refused(world: MakeWorld) -> None:
