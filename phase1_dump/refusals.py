@@ -127,9 +127,12 @@ def unwrap(chunk: nn.Module) -> nn.Module:
 
 
 def stored_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters, and the buffers that a checkpoint would hold."""
+    """Parameters, and the buffers that a checkpoint would hold.
+
+    `state_dict` is not asked: on it routers cast their bias to float32, before anyone has seen what it was.
+    """
     yield from model.named_parameters()
-    persistent = model.state_dict(keep_vars=True)
-    for name, buffer in model.named_buffers():
-        if name in persistent and buffer.dtype.is_floating_point:
-            yield name, buffer
+    for prefix, module in model.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set and buffer.dtype.is_floating_point:
+                yield f"{prefix}.{name}" if prefix else name, buffer

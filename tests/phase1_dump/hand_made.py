@@ -1,0 +1,47 @@
+"""Holdings of plain tensors, made without a model: what blocks, fragments and the writer are tested with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from shardmerge.common.rectangle import Rectangle
+from shardmerge.phase1_dump.holdings import Holding, Part
+
+DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+Slices = Sequence[slice]
+
+
+def whole(name: str, tensor: torch.Tensor, dtype: str = "BF16") -> Holding:
+    """An entire tensor in one part."""
+    shape, origin = tuple(tensor.shape), (0,) * tensor.ndim
+    return Holding(Rectangle(name, dtype, shape, origin, shape), (Part(tensor, origin, origin, shape),), (0,))
+
+
+def in_parts(
+    name: str, pieces: Sequence[tuple[tuple[int, ...], torch.Tensor]], dtype: str = "BF16"
+) -> Holding:
+    """A tensor put together from (offset, live tensor) pieces, which must fill a box that starts at the origin."""
+    ends = [tuple(at + n for at, n in zip(offset, tensor.shape, strict=True)) for offset, tensor in pieces]
+    shape = tuple(map(max, zip(*ends, strict=True)))
+    parts = tuple(Part(tensor, (0,) * tensor.ndim, offset, tuple(tensor.shape)) for offset, tensor in pieces)
+    return Holding(Rectangle(name, dtype, shape, (0,) * len(shape), shape), parts, (0,))
+
+
+def box_of(
+    name: str, live: torch.Tensor, box: Slices, offset: tuple[int, ...], shape: tuple[int, ...]
+) -> Holding:
+    """The part `box` of a live tensor, bound for `offset` of a Hugging Face tensor of `shape`."""
+    start, size = tuple(s.start for s in box), tuple(s.stop - s.start for s in box)
+    return Holding(Rectangle(name, "BF16", shape, offset, size), (Part(live, start, offset, size),), (0,))
+
+
+def numbers(*shape: int, dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> torch.Tensor:
+    """Normal values, different for every seed."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def raw(tensor: torch.Tensor) -> bytes:
+    """The bytes of a tensor in row order, by numpy."""
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
