@@ -81,6 +81,7 @@ def rank_report(path: Path) -> Path:
 )
 @click.option("--dtype-from-reference", is_flag=True, help="Let the reference narrow router biases.")
 @click.option("--params-synced", is_flag=True, help="Parameters of overlap_param_gather have been gathered.")
+@click.option("--check-replicas", is_flag=True, help="Record checksums of replicas, for the merge to compare.")
 @click.option("--wait", default=600.0, show_default=True, help="Seconds a failing rank waits for the others.")
 @functools.partial(reported, report_path=rank_report)
 def dump(model_provider: str, out: Path, run_id: str, wait: float, **options: Any) -> Dumped:

@@ -27,6 +27,7 @@ from .parameters import parameters_of
 from .rank_directory import building, forget_failure, record_failure, refuse_existing
 from .rank_manifest import Head, manifest_of, router_bias_dtypes
 from .refusals import refuse_foreign, refuse_parameters, refuse_stale, refuse_uninitialized, unwrap
+from .replicas import Replica, hashed, replicas_of
 from .world import World, world_of
 from .writer import Staging, settle, write_fragment
 
@@ -44,6 +45,7 @@ def dump(
     attempt: str | None = None,
     params_synced: bool = False,
     dtype_from_reference: bool = False,
+    check_replicas: bool = False,
     max_fragment_bytes: int = MAX_FRAGMENT_BYTES,
     staging_bytes: int = STAGING_BYTES,
     on_error: Literal["raise", "record"] = "raise",
@@ -56,6 +58,7 @@ def dump(
         restart count.
     params_synced: the caller has gathered the parameters of a DDP with overlap_param_gather.
     dtype_from_reference: let the reference narrow tensors that are otherwise kept float32 (router biases).
+    check_replicas: also record the checksums of what this rank holds and another writes; the merge compares them.
     max_fragment_bytes, staging_bytes: size of a fragment file; host memory used for copying.
     on_error: "record" returns None where "raise" raises, as soon as it is known which rank this is;
         rank-NNNNN.failed.json is written either way.
@@ -78,7 +81,8 @@ def dump(
         known = reference.read(Path(hf_reference))
         head, holdings = describe(chunks, world, generation, known, dtype_from_reference=dtype_from_reference)
         fragments = plan_fragments(owned(holdings, world.rank), max_fragment_bytes)
-        return write(folder, fragments, head, staging_bytes)
+        copies = replicas_of(holdings, world.rank) if check_replicas else ()
+        return write(folder, fragments, head, staging_bytes, copies)
     except Exception as error:
         record_failure(folder, world.rank, run_id, error)
         if on_error == "record":
@@ -105,13 +109,22 @@ def describe(
     return Head(generation, world, table, params_dtype, drops, bias_dtypes), holdings
 
 
-def write(folder: Path, fragments: Sequence[Fragment], head: Head, staging_bytes: int) -> Manifest:
-    """Write the fragments, then the manifest, under a temporary name, and rename. Raises OSError."""
+def write(
+    folder: Path,
+    fragments: Sequence[Fragment],
+    head: Head,
+    staging_bytes: int,
+    copies: Sequence[Replica] = (),
+) -> Manifest:
+    """Write the fragments, then the manifest, under a temporary name, and rename. Raises OSError.
+
+    `copies` are only hashed.
+    """
     staging, progress = Staging(staging_bytes), _progress(fragments, head.world)
     settle(fragments)
     with building(folder, head.world.rank) as partial:
         written = [write_fragment(partial, fragment, staging, progress.advance) for fragment in fragments]
-        found = manifest_of(head, fragments, written)
+        found = manifest_of(head, fragments, written, [hashed(copy, staging) for copy in copies])
         durable.write_file(partial / manifests.FILE_NAME, manifests.encode(found))
     progress.close()
     return found

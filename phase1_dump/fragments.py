@@ -22,10 +22,15 @@ class Fragment:
     holdings: tuple[Holding, ...]
 
 
-def owned(holdings: Sequence[Holding], rank: int) -> tuple[Holding, ...]:
-    """Those that this rank writes: each rectangle is written by exactly one of the ranks that hold it."""
+def owners_of(holdings: Sequence[Holding]) -> tuple[int, ...]:
+    """The rank that writes each holding: exactly one of those that hold the rectangle."""
     writer = owners(Held(h.rectangle.fragment_key, h.rectangle.num_bytes, h.replicas) for h in holdings)
-    return tuple(h for h in holdings if writer[h.rectangle.fragment_key] == rank)
+    return tuple(writer[h.rectangle.fragment_key] for h in holdings)
+
+
+def owned(holdings: Sequence[Holding], rank: int) -> tuple[Holding, ...]:
+    """Those that this rank writes."""
+    return tuple(h for h, owner in zip(holdings, owners_of(holdings), strict=True) if owner == rank)
 
 
 def plan_fragments(holdings: Sequence[Holding], max_bytes: int) -> tuple[Fragment, ...]:

@@ -34,10 +34,15 @@ class Head:
     router_bias_dtypes: dict[str, int]
 
 
-def manifest_of(head: Head, fragments: Sequence[Fragment], written: Sequence[Sequence[Written]]) -> Manifest:
-    """`written[i][j]` is what was learnt about holding j of fragment i."""
+def manifest_of(
+    head: Head,
+    fragments: Sequence[Fragment],
+    written: Sequence[Sequence[Written]],
+    replicas: Sequence[Placed] = (),
+) -> Manifest:
+    """`written[i][j]` is what was learnt about holding j of fragment i; `replicas` are held here, written elsewhere."""
     placed = list(_placed(fragments, written, head.world.rank))
-    names, dtypes, found = columns(placed)
+    names, dtypes, found = columns([*placed, *replicas])
     learnt = [one for of in written for one in of]
     return Manifest(
         run_id=head.generation.run_id,

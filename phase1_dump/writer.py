@@ -35,6 +35,7 @@ class Written:
     nonfinite: tuple[int, int] | None
     all_zero: bool
     narrowed: int
+    no_scales: int = 0  # elements of a scale that are zero, negative or not finite
 
 
 @dataclass(slots=True)
@@ -106,8 +107,17 @@ def write_fragment(folder: Path, fragment: Fragment, staging: Staging, progress:
     return found
 
 
+def checksum_of(holding: Holding, staging: Staging) -> str:
+    """xxh3_128 of the bytes that would be written, for a rectangle that another rank writes."""
+    checksum = xxhash.xxh3_128()
+    for block in blocks_of(holding, staging.block_bytes):
+        checksum.update(memoryview(cast(Any, staging.host(block).numpy())))
+    return checksum.hexdigest()
+
+
 def _write_holding(holding: Holding, staging: Staging, submit: Callable[[memoryview], None]) -> Written:
-    checksum, health = xxhash.xxh3_128(), Health()
+    checksum = xxhash.xxh3_128()
+    health = Health(encoding=holding.encoding, is_scale=holding.is_scale)
     for block in blocks_of(holding, staging.block_bytes):
         health.look(block)
         staging.wait()
@@ -116,11 +126,11 @@ def _write_holding(holding: Holding, staging: Staging, submit: Callable[[memoryv
         submit(data)
     finite, all_zero = health.verdict()
     nonfinite = None if finite else _count(holding, staging.block_bytes)
-    return Written(checksum.hexdigest(), nonfinite, all_zero, _narrowed(holding))
+    return Written(checksum.hexdigest(), nonfinite, all_zero, _narrowed(holding), health.count_no_scales())
 
 
 def _count(holding: Holding, max_bytes: int) -> tuple[int, int]:
-    counts = [count_nonfinite(block) for block in blocks_of(holding, max_bytes)]
+    counts = [count_nonfinite(block, holding.encoding) for block in blocks_of(holding, max_bytes)]
     return sum(nan for nan, _ in counts), sum(inf for _, inf in counts)
 
 

@@ -1,0 +1,32 @@
+"""What this rank holds and another writes: hashed, not written, so that the merge can tell whether replicas agree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from shardmerge.common.manifest import NOT_WRITTEN, Placed
+
+from .fragments import owners_of
+from .holdings import Holding
+from .writer import Staging, checksum_of
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Replica:
+    """A holding, and the rank that writes the same rectangle."""
+
+    holding: Holding
+    owner: int
+
+
+def replicas_of(holdings: Sequence[Holding], rank: int) -> tuple[Replica, ...]:
+    """Every holding that another rank writes."""
+    pairs = zip(holdings, owners_of(holdings), strict=True)
+    return tuple(Replica(holding, owner) for holding, owner in pairs if owner != rank)
+
+
+def hashed(replica: Replica, staging: Staging) -> Placed:
+    """The row that a manifest holds for it."""
+    checksum = checksum_of(replica.holding, staging)
+    return Placed(replica.holding.rectangle, NOT_WRITTEN, 0, 0, replica.owner, checksum)
