@@ -6,25 +6,25 @@ Decides how processes start, are given work, are waited for and are ended. Must 
 import multiprocessing
 import os
 import pickle
+import signal
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from multiprocessing import forkserver
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerContext, SpawnContext
-from multiprocessing.process import BaseProcess
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any, Self
 from unittest import mock
 
-from tests.worlds.gloo_worker import Answer, Task, serve
+from tests.worlds.gloo_worker import Answer, Task, raise_ranks
 from tests.worlds.topology import Topology
 
-PRELOADED = ["tests.worlds.gloo_worker", "tests.worlds.oracle"]
-START_S = 180.0  # importing torch and megatron-core eight times on two cores takes half a minute
+SPAWN = multiprocessing.get_context("spawn")  # the ranks must not inherit what pytest has loaded
+START_S = 180.0  # importing torch and megatron-core takes five seconds on an idle machine
+EXIT_S = 5.0
 GRACE_S = 20.0  # how long the peers of a failed rank may take to fail too
 
 
@@ -49,16 +49,10 @@ class RankTimeoutError(Exception):
         super().__init__(f"ranks {hung} died or gave no answer (limit {timeout_s:.0f} s); pool killed{text}")
 
 
-@dataclass(frozen=True, slots=True)
-class _Worker:
-    process: BaseProcess
-    connection: Connection
-
-
 class GlooRanks:
     """Up to `size` processes with torch and megatron-core loaded; use as a context manager.
 
-    Processes start when first needed. With `te_path` (a folder that holds the pure Python Transformer Engine
+    Processes start at the first call. With `te_path` (a folder that holds the pure Python Transformer Engine
     package) the stub of `te_stub` is installed in each, before megatron-core is imported.
     """
 
@@ -66,7 +60,8 @@ class GlooRanks:
         self.size = size
         self.te_path = te_path
         self.timeout_s = timeout_s
-        self._workers: list[_Worker] = []
+        self._parent: SpawnProcess | None = None
+        self._connections: list[Connection] = []
         self._folder = tempfile.TemporaryDirectory(prefix="gloo-ranks-")
         self._runs = 0
 
@@ -99,18 +94,18 @@ class GlooRanks:
 
     def close(self) -> None:
         """End all processes: by a closed connection, then by force."""
-        for worker in self._workers:
-            worker.connection.close()
-        deadline = time.monotonic() + 5
-        for worker in self._workers:
-            worker.process.join(max(0.0, deadline - time.monotonic()))
+        for connection in self._connections:
+            connection.close()
+        if self._parent is not None:
+            self._parent.join(EXIT_S)
         self._kill()
         self._folder.cleanup()
 
     def _call(self, tasks: list[Task]) -> list[Any]:
-        self._start(len(tasks))
-        for worker, task in zip(self._workers, tasks, strict=False):  # the pool may be larger than the world
-            worker.connection.send_bytes(pickle.dumps(task))
+        if self._parent is None:
+            self._start()
+        for connection, task in zip(self._connections, tasks, strict=False):  # the world may be smaller
+            connection.send_bytes(pickle.dumps(task))
         answers = self._collect(len(tasks))
         failures = {rank: answer.failure for rank, answer in answers.items() if answer.failure}
         if len(answers) < len(tasks):
@@ -123,7 +118,7 @@ class GlooRanks:
     def _collect(self, count: int) -> dict[int, Answer]:
         """Gather answers until all are there, a process dies, or time is up."""
         answers: dict[int, Answer] = {}
-        waiting = {self._workers[rank].connection: rank for rank in range(count)}
+        waiting = {self._connections[rank]: rank for rank in range(count)}
         deadline = time.monotonic() + self.timeout_s
         while waiting and (left := deadline - time.monotonic()) > 0:
             for ready in wait(list(waiting), left):
@@ -136,49 +131,37 @@ class GlooRanks:
                     deadline = min(deadline, time.monotonic() + GRACE_S)
         return answers
 
-    def _start(self, count: int) -> None:
-        context = _context(self.te_path)
-        new = range(len(self._workers), count)
-        for _ in new:
-            ours, theirs = context.Pipe()
-            process = context.Process(target=serve, args=(theirs, self.te_path), daemon=True)
-            # children would import this program's main script, and with it perhaps megatron before TE's stub
-            with mock.patch.dict(sys.modules, {"__main__": ModuleType("__main__")}):
-                process.start()
-            theirs.close()
-            self._workers.append(_Worker(process, ours))
-        for rank in new:
-            self._await_start(rank)
+    def _start(self) -> None:
+        """Spawn the process that loads everything, and let it fork the ranks."""
+        pipes = [SPAWN.Pipe() for _ in range(self.size)]
+        self._connections = [ours for ours, _ in pipes]
+        theirs = [their for _, their in pipes]
+        self._parent = SPAWN.Process(target=raise_ranks, args=(theirs, self.te_path), daemon=True)
+        # the child would import this program's main script, and with it perhaps megatron before TE's stub
+        with mock.patch.dict(sys.modules, {"__main__": ModuleType("__main__")}):
+            self._parent.start()
+        for connection in theirs:
+            connection.close()
+        self._await_ranks()
 
-    def _await_start(self, rank: int) -> None:
-        connection = self._workers[rank].connection
-        ready = _receive(connection) if connection.poll(START_S) else None
-        if ready is None or ready.failure:
-            self._kill()
-            raise RankTimeoutError([rank], START_S, {} if ready is None else {rank: ready.failure})
+    def _await_ranks(self) -> None:
+        for rank, connection in enumerate(self._connections):
+            ready = _receive(connection) if connection.poll(START_S) else None
+            if ready is None or ready.failure:
+                self._kill()
+                raise RankTimeoutError([rank], START_S, {} if ready is None else {rank: ready.failure})
 
     def _kill(self) -> None:
-        for worker in self._workers:
-            if worker.process.is_alive():
-                worker.process.kill()
-            worker.process.join()
-            worker.connection.close()
-        self._workers = []
-
-
-def _context(te_path: str | None) -> ForkServerContext | SpawnContext:
-    """A fork server loads torch and megatron once for all; with TE they must be loaded after its stub.
-
-    The server is told the parent's import path through the environment: Python 3.11's ignores it otherwise,
-    and then silently preloads nothing.
-    """
-    if te_path is not None:
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    with mock.patch.dict(os.environ, {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}):
-        forkserver.ensure_running()
-    return context
+        """End every process of the pool by force, unless all have ended; the next call starts anew."""
+        for connection in self._connections:
+            connection.close()
+        self._connections = []
+        if self._parent is not None and self._parent.exitcode != 0 and self._parent.pid is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._parent.pid, signal.SIGKILL)
+            self._parent.kill()  # should it not have made its group yet
+            self._parent.join()
+        self._parent = None
 
 
 def _receive(connection: Connection) -> Answer | None:

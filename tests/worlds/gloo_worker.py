@@ -1,9 +1,10 @@
 """What one process of the gloo pool does: wait for a task, be a rank, answer, wait again.
 
-Importing this module loads torch and megatron-core, so a fork server that preloads it pays for them once.
-Must not know how the pool is kept (`gloo`).
+A parent process loads torch and megatron-core and forks the ranks, so loading is paid for once. Must not know
+how the pool is kept (`gloo`).
 """
 
+import importlib
 import multiprocessing
 import os
 import pickle
@@ -42,32 +43,55 @@ class Answer:
     failure: str = ""
 
 
-def serve(connection: Connection, te_path: str | None) -> None:
-    """Answer pickled tasks from `connection` until it closes; `te_path` installs the stub of `te_stub` first."""
-    # A daemon may have no children, but the torch_dist writer starts some. The parent still sees a daemon.
+def raise_ranks(connections: list[Connection], te_path: str | None) -> None:
+    """Load torch and megatron-core once, then become the parent of one rank process per connection.
+
+    `te_path` installs the stub of `te_stub` first. If loading fails every connection gets the traceback.
+    """
+    os.setpgid(0, 0)  # the pool ends the whole group, also what a rank has started
+    # A daemon may have no children, but this one has, and the torch_dist writer too. The pool still sees one.
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(1)
-    ready = _answer(Task(_prepare, (te_path,)))
-    connection.send_bytes(_encode(ready))
-    while not ready.failure:
+    loaded = _answer(Task(_load, (te_path,)))
+    if loaded.failure:
+        for connection in connections:
+            connection.send_bytes(_encode(loaded))
+        return
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=_serve, args=(connections, place)) for place in range(len(connections))]
+    for process in processes:
+        process.start()
+    for connection in connections:
+        connection.close()  # so that the pool sees the end of a connection when its rank dies
+    for process in processes:
+        process.join()
+
+
+def _load(te_path: str | None) -> None:
+    if te_path is not None:
+        from tests.worlds.te_stub import install
+
+        install(te_path)
+    importlib.import_module("tests.worlds.oracle")  # and with it megatron-core, after the stub
+    from tests.worlds.cpu import prepare
+
+    prepare()
+
+
+def _serve(connections: list[Connection], place: int) -> None:
+    """Say that this process is there, then answer pickled tasks from one connection until it closes."""
+    for other, connection in enumerate(connections):
+        if other != place:
+            connection.close()
+    connection = connections[place]
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    connection.send_bytes(_encode(Answer()))
+    while True:
         try:
             task = pickle.loads(connection.recv_bytes())
         except EOFError:
             return
         connection.send_bytes(_encode(_answer(task)))
-
-
-def _prepare(te_path: str | None) -> None:
-    if te_path is not None:
-        from tests.worlds.te_stub import install
-
-        install(te_path)
-    from tests.worlds import fake  # loads megatron-core, after the stub
-    from tests.worlds.cpu import prepare
-
-    del fake
-    prepare()
 
 
 def _encode(answer: Answer) -> bytes:
