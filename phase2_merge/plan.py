@@ -55,7 +55,7 @@ class Assembled:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
-    """All shards. `order` and `start` find the kept rows of a tensor, ascending by offset."""
+    """All shards. `order` and `start` find the kept rows of a tensor."""
 
     ledger: Ledger
     expected: list[ExpectedTensor]
@@ -121,7 +121,7 @@ def plan_shards(
         _groups(np.flatnonzero(~at_adopted), expected, _dtypes(ledger, verdict, expected), max_shard_bytes)
     )
     names = _names(len(adopted) + len(groups))
-    order, start = _by_tensor(ledger, verdict, len(expected))
+    order, start = _by_tensor(verdict, len(expected))
     return Plan(
         ledger,
         expected,
@@ -179,11 +179,9 @@ def _dtypes(ledger: Ledger, verdict: Verdict, expected: list[ExpectedTensor]) ->
     return [DTYPES[code] for code in codes]
 
 
-def _by_tensor(ledger: Ledger, verdict: Verdict, count: int) -> tuple[IntArray, IntArray]:
-    """Kept rows by tensor, those of one tensor ascending by offset: the same whatever order ranks were listed in."""
-    rows = ledger.rows
+def _by_tensor(verdict: Verdict, count: int) -> tuple[IntArray, IntArray]:
+    """Kept rows by tensor, those of one tensor in the order of ranks."""
     kept = np.flatnonzero(verdict.kept)
-    kept = kept[np.lexsort([offset[kept] for offset in reversed(rows.global_offset)])]
     order, start = group(verdict.tensor[kept], count)
     return kept[order], start
 

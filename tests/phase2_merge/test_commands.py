@@ -242,6 +242,7 @@ def test_ctrl_c_ends_the_workers_too(world: MakeWorld) -> None:
     one = world(Topology(tp=2)).write()
     with blocked_pool(one) as (process, workers):
         assert len(workers) == 2
+        assert all(blocks_interrupts(pid) for pid in workers)  # from their first instruction on
         os.killpg(process.pid, signal.SIGINT)
         _, talk = process.communicate(timeout=30)
     assert "Nothing was published" in talk
@@ -258,6 +259,14 @@ def test_a_killed_worker_ends_the_merge_and_names_its_shards(world: MakeWorld) -
     assert "WorkerDiedError: A worker process was killed while it wrote model-00002-of-" in talk
     assert not any(alive(pid) for pid in workers)
     assert {path.name for path in one.folder.iterdir()} == {"dump", "reference"}
+
+
+def blocks_interrupts(pid: int) -> bool:
+    """From the mask of blocked signals that the kernel shows; signal n is bit n - 1."""
+    status = dict(
+        line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line
+    )
+    return bool(int(status["SigBlk"], 16) >> (signal.SIGINT - 1) & 1)
 
 
 def alive(pid: int) -> bool:
