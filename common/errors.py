@@ -336,8 +336,8 @@ class UnsupportedQuantizationError(UnsupportedError):
 
     def message(self) -> str:
         return (
-            f"The dump is quantized ({self.formats} on rank {first_ranks(self.ranks)}), which this shardmerge cannot "
-            "merge. Nothing was written. Dump the model unquantized."
+            f"The dump is quantized as {self.formats} (rank {first_ranks(self.ranks)}), which this shardmerge cannot "
+            "merge. Nothing was written. Quantize the model otherwise, or dump it unquantized."
         )
 
 

@@ -50,4 +50,6 @@ def _block(parts: tuple[Part, ...], offset: Shape, shape: Shape, dtype: torch.dt
 def _view(part: Part, low: Shape, extent: Shape) -> torch.Tensor:
     """The elements of a part that are `extent` at `low` in the Hugging Face tensor, as a view of the live tensor."""
     starts = [s + a - o for s, a, o in zip(part.source, low, part.offset, strict=True)]
-    return part.data.detach()[tuple(slice(at, at + n) for at, n in zip(starts, extent, strict=True))]
+    box = tuple(slice(at, at + n) for at, n in zip(starts, extent, strict=True))
+    found: torch.Tensor = part.data.detach()[box]
+    return found

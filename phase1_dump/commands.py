@@ -80,8 +80,11 @@ def rank_report(path: Path) -> Path:
     "--max-fragment-bytes", default=MAX_FRAGMENT_BYTES, show_default=True, help="Size of a fragment file."
 )
 @click.option("--dtype-from-reference", is_flag=True, help="Let the reference narrow router biases.")
+@click.option("--dequantize", is_flag=True, help="Write quantized Transformer Engine parameters as bf16.")
 @click.option("--params-synced", is_flag=True, help="Parameters of overlap_param_gather have been gathered.")
-@click.option("--check-replicas", is_flag=True, help="Record checksums of replicas, for the merge to compare.")
+@click.option(
+    "--check-replicas", is_flag=True, help="Record checksums of replicas, for the merge to compare."
+)
 @click.option("--wait", default=600.0, show_default=True, help="Seconds a failing rank waits for the others.")
 @functools.partial(reported, report_path=rank_report)
 def dump(model_provider: str, out: Path, run_id: str, wait: float, **options: Any) -> Dumped:

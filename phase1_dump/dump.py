@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ from .fragments import Fragment, owned, plan_fragments
 from .generation import Generation, attempt_of
 from .holdings import Claimed, Holding, claim_all, holdings_of
 from .parameters import parameters_of
+from .quantized import KVCache, facts_of, kv_caches, pack_claims
 from .rank_directory import building, forget_failure, record_failure, refuse_existing
 from .rank_manifest import Head, manifest_of, router_bias_dtypes
 from .refusals import refuse_foreign, refuse_parameters, refuse_stale, refuse_uninitialized, unwrap
@@ -33,6 +35,14 @@ from .writer import Staging, settle, write_fragment
 
 MAX_FRAGMENT_BYTES = 5_000_000_000
 STAGING_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """How the caller of `dump` wants numbers to be written."""
+
+    dtype_from_reference: bool = False
+    dequantize: bool = False
 
 
 def dump(
@@ -45,6 +55,7 @@ def dump(
     attempt: str | None = None,
     params_synced: bool = False,
     dtype_from_reference: bool = False,
+    dequantize: bool = False,
     check_replicas: bool = False,
     max_fragment_bytes: int = MAX_FRAGMENT_BYTES,
     staging_bytes: int = STAGING_BYTES,
@@ -54,19 +65,16 @@ def dump(
 
     model: a module, or the list of this rank's virtual pipeline chunks, wrapped (DDP, Float16Module) or not.
     hf_reference: Hugging Face directory with the model's config.json; weights there, if any, give dtypes.
-    run_id, step, attempt: the generation, the same on all ranks. `attempt` defaults to the launcher's job id and
-        restart count.
+    run_id, step, attempt: the generation, the same on all ranks; attempt by default the launcher's job and restart.
     params_synced: the caller has gathered the parameters of a DDP with overlap_param_gather.
     dtype_from_reference: let the reference narrow tensors that are otherwise kept float32 (router biases).
+    dequantize: write Transformer Engine's quantized parameters in the precision they stand for.
     check_replicas: also record the checksums of what this rank holds and another writes; the merge compares them.
     max_fragment_bytes, staging_bytes: size of a fragment file; host memory used for copying.
-    on_error: "record" returns None where "raise" raises, as soon as it is known which rank this is;
-        rank-NNNNN.failed.json is written either way.
-
+    on_error: "record" returns None where "raise" raises, once the rank is known; both write rank-NNNNN.failed.json.
     No collective is entered, and nothing stands under its final name until it is complete. Host memory above the
     model is `staging_bytes` and the largest row.
-    Raises UsageError, UnsupportedError, ConflictError or IncompleteError before anything is written,
-    OutputExistsError if this rank was dumped to `out` before, OSError if the disk refuses.
+    Raises an error of the tree before anything is written, OutputExistsError if this rank is in `out`, OSError.
     """
     folder, chunks = Path(out), [model] if isinstance(model, nn.Module) else list(model)
     refuse_foreign(chunks)
@@ -76,10 +84,9 @@ def dump(
     try:
         refuse_existing(folder, world.rank)
         generation = Generation(run_id, step, attempt_of() if attempt is None else attempt)
-        refuse_stale([] if params_synced else chunks)
-        refuse_parameters(chunks, world.rank)
-        known = reference.read(Path(hf_reference))
-        head, holdings = describe(chunks, world, generation, known, dtype_from_reference=dtype_from_reference)
+        _refuse(chunks, world.rank, params_synced=params_synced, dequantize=dequantize)
+        known, wanted = reference.read(Path(hf_reference)), Wanted(dtype_from_reference, dequantize)
+        head, holdings = describe(chunks, world, generation, known, wanted)
         fragments = plan_fragments(owned(holdings, world.rank), max_fragment_bytes)
         copies = replicas_of(holdings, world.rank) if check_replicas else ()
         return write(folder, fragments, head, staging_bytes, copies)
@@ -95,18 +102,19 @@ def describe(
     world: World,
     generation: Generation,
     known: Reference,
-    *,
-    dtype_from_reference: bool,
+    wanted: Wanted,
 ) -> tuple[Head, tuple[Holding, ...]]:
-    """Every rectangle this rank holds, and the head of its manifest. Reads no numbers."""
+    """Every rectangle this rank holds, and the head of its manifest. Reads no numbers but calibration ranges."""
     config: Any = unwrap(chunks[0]).config
     table, params_dtype = blueprint(known.config), dtype_name(config.params_dtype)
     check_agreement(config, table, world.rank)
     bias_dtypes = router_bias_dtypes(chunks)  # first: sharded_state_dict may cast them in place
-    claimed, drops = _claim(chunks, table, world)
-    chooser = dtype_chooser(known, params_dtype, dtype_from_reference=dtype_from_reference)
-    holdings = tuple(holdings_of(claimed, table, world, chooser))
-    return Head(generation, world, table, params_dtype, drops, bias_dtypes), holdings
+    claimed, caches, drops = _claim(chunks, table, world, dequantize=wanted.dequantize)
+    chooser = dtype_chooser(known, params_dtype, dtype_from_reference=wanted.dtype_from_reference)
+    scales = [scale for cache in caches for scale in cache.scales]
+    holdings = tuple(holdings_of(claimed, table, world, chooser, scales))
+    facts = facts_of(claimed, caches)
+    return Head(generation, world, table, params_dtype, drops, bias_dtypes, facts), holdings
 
 
 def write(
@@ -130,17 +138,24 @@ def write(
     return found
 
 
+def _refuse(chunks: Sequence[nn.Module], rank: int, *, params_synced: bool, dequantize: bool) -> None:
+    refuse_stale([] if params_synced else chunks)
+    refuse_parameters(chunks, rank, dequantize=dequantize)
+
+
 def _claim(
-    chunks: Sequence[nn.Module], table: Blueprint, world: World
-) -> tuple[list[Claimed], dict[str, int]]:
+    chunks: Sequence[nn.Module], table: Blueprint, world: World, *, dequantize: bool
+) -> tuple[list[Claimed], list[KVCache], dict[str, int]]:
     claimed: list[Claimed] = []
+    caches: list[KVCache] = []
     drops: dict[str, int] = {}
     for chunk in chunks:
         own, dropped = claim_all(parameters_of(chunk, world), table, world.rank)
         check_expert_ids(unwrap(chunk), own, table, world.rank)
-        claimed += own
+        caches += kv_caches(unwrap(chunk), own, world.rank)
+        claimed += pack_claims(unwrap(chunk), own, world.rank, dequantize=dequantize)
         drops |= {reason: drops.get(reason, 0) + count for reason, count in dropped.items()}
-    return claimed, drops
+    return claimed, caches, drops
 
 
 def _progress(fragments: Sequence[Fragment], world: World) -> Progress:

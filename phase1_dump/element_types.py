@@ -10,8 +10,9 @@ from shardmerge.common.architectures import Tensor
 from shardmerge.common.errors import BadInputError
 from shardmerge.common.reference import Reference
 
-TORCH = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
-NAMES = {dtype: name for name, dtype in TORCH.items()}
+PLAIN = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+TORCH = PLAIN | {"F8_E4M3": torch.float8_e4m3fn, "U8": torch.uint8}
+NAMES = {dtype: name for name, dtype in PLAIN.items()}
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -1,6 +1,7 @@
-"""What a look at the numbers says: not finite, all zero, or narrowed with loss. One aminmax per block, always on.
+"""What a look at the numbers says: not finite, all zero, no scale, or narrowed with loss. One aminmax per block.
 
-NaN propagates through aminmax, so counting is left for blocks that turn out not to be finite.
+NaN propagates through aminmax, so counting is left for blocks that turn out not to be finite. Packed numbers are
+looked at by their bits: aminmax knows none of them.
 """
 
 from __future__ import annotations
@@ -10,28 +11,66 @@ from math import isfinite
 
 import torch
 
+from shardmerge.common.quantization import Encoding
+
+# encoding -> (bits of a byte that are its magnitude, magnitude that is NaN); a byte of pairs has no NaN
+MAGNITUDES = {Encoding.E4M3: (0x7F, 0x7F), Encoding.E2M1_PAIR: (0x77, 0x100), Encoding.E8M0: (0xFF, 0xFF)}
+
 
 @dataclass(slots=True)
 class Health:
     """Extremes of one rectangle, gathered block by block on the device; read once, when all blocks are through."""
 
     extremes: list[torch.Tensor] = field(default_factory=list)
+    encoding: Encoding = Encoding.FLOAT
+    is_scale: bool = False
+    no_scales: list[torch.Tensor] = field(default_factory=list)
 
     def look(self, block: torch.Tensor) -> None:
         """Take a block's extremes. Does not wait for the device."""
-        if block.numel():
-            self.extremes.append(torch.stack(torch.aminmax(block)))
+        if not block.numel():
+            return
+        self.extremes.append(torch.stack(torch.aminmax(_magnitudes(block, self.encoding))))
+        if self.is_scale:
+            self.no_scales.append(_no_scale(block, self.encoding).sum())
 
     def verdict(self) -> tuple[bool, bool]:
         """(every element is finite, there are elements and all are zero). Waits for the device once."""
         if not self.extremes:
             return True, False
         values = torch.stack(self.extremes).flatten().tolist()
-        return all(map(isfinite, values)), not any(values)
+        if self.encoding is Encoding.FLOAT:
+            return all(map(isfinite, values)), not any(values)
+        is_zero = (
+            not any(values) and self.encoding is not Encoding.E8M0
+        )  # there zero is the smallest power of two
+        return max(values) < MAGNITUDES[self.encoding][1], is_zero
+
+    def count_no_scales(self) -> int:
+        """Elements that are no scale: zero, negative or not finite. Waits for the device."""
+        return int(torch.stack(self.no_scales).sum()) if self.no_scales else 0
 
 
-def count_nonfinite(block: torch.Tensor) -> tuple[int, int]:
+def _magnitudes(block: torch.Tensor, encoding: Encoding) -> torch.Tensor:
+    if encoding is Encoding.FLOAT:
+        return block
+    return block.view(torch.uint8) & MAGNITUDES[encoding][0]
+
+
+def _no_scale(block: torch.Tensor, encoding: Encoding) -> torch.Tensor:
+    """True where an element is no positive finite number."""
+    if encoding is Encoding.FLOAT:
+        return ~((block > 0) & torch.isfinite(block))
+    raw = block.view(torch.uint8)
+    if encoding is Encoding.E8M0:
+        return raw == MAGNITUDES[encoding][1]
+    return (raw == 0) | (raw >= MAGNITUDES[encoding][1])  # zero; NaN; and with the sign bit what is negative
+
+
+def count_nonfinite(block: torch.Tensor, encoding: Encoding = Encoding.FLOAT) -> tuple[int, int]:
     """(NaN, Inf) elements of a block."""
+    if encoding is not Encoding.FLOAT:
+        return int((_magnitudes(block, encoding) == MAGNITUDES[encoding][1]).sum()), 0
     return int(torch.isnan(block).sum()), int(torch.isinf(block).sum())
 
 

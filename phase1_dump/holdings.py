@@ -15,18 +15,21 @@ import torch
 
 from shardmerge.common.architectures import Blueprint, Claim, Tensor
 from shardmerge.common.errors import OverlapError, UnclaimedParameterError
+from shardmerge.common.quantization import Encoding
 from shardmerge.common.rectangle import Rectangle, Shape, place
 
 from .layouts import LAYOUTS, Box
+from .packing import Stored, packed_pieces, packed_scalars, scalar
 from .parameters import Parameter
+from .sources import Packed, Readable
 from .world import World
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """`shape` elements at `source` of a live tensor, bound for `offset` of the Hugging Face tensor."""
+    """`shape` elements at `source` of a live or derived tensor, bound for `offset` of the Hugging Face tensor."""
 
-    data: torch.Tensor
+    data: Readable
     source: Shape
     offset: Shape
     shape: Shape
@@ -39,14 +42,21 @@ class Holding:
     rectangle: Rectangle
     parts: tuple[Part, ...]
     replicas: tuple[int, ...]
+    encoding: Encoding = Encoding.FLOAT
+    is_scale: bool = False
+
+
+Held = dict[tuple[Stored, tuple[int, ...]], list[Part]]  # by tensor and the ranks that hold the same of it
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Claimed:
-    """A parameter and the row of the table that claims it."""
+    """A parameter, the row of the table that claims it, and the packed form it is written in if it has one."""
 
     parameter: Parameter
     claim: Claim
+    packed: Packed | None = None
+    has_quantizer: bool = False
 
 
 def claim_all(
@@ -71,14 +81,19 @@ def claim_all(
 
 
 def holdings_of(
-    claimed: Iterable[Claimed], blueprint: Blueprint, world: World, dtype_of: Callable[[Tensor], str]
+    claimed: Iterable[Claimed],
+    blueprint: Blueprint,
+    world: World,
+    dtype_of: Callable[[Tensor], str],
+    scalars: Iterable[tuple[str, float]] = (),
 ) -> Iterator[Holding]:
     """The rectangles this rank holds and may write, in the order of the model.
 
-    Raises MismatchError if the model's shapes are not those of config.json, OverlapError if two parameters are the
-    same part of the same tensor.
+    `scalars`: names and values of scales that belong to no weight. Raises MismatchError if the model's shapes are not
+    those of config.json, OverlapError if two parameters are the same part of the same tensor, CutInsideBlockError if
+    a part of a packed weight begins or ends inside a block.
     """
-    parts: dict[tuple[Tensor, tuple[int, ...]], list[Part]] = defaultdict(list)
+    parts: Held = defaultdict(list)
     seen: set[tuple[str, Shape]] = set()
     for one in claimed:
         parameter = one.parameter
@@ -88,16 +103,40 @@ def holdings_of(
             both = f"{parameter.key} {place(parameter.global_offset, parameter.local_shape)} stands twice in the model"
             raise OverlapError(one.claim.tensors[0].name, (world.rank,), both)
         seen.add((parameter.key, parameter.global_offset))
-        replicas = world.replicas(routed_expert=parameter.is_routed_expert, cut=parameter.is_cut)
-        box = Box(parameter.global_shape, parameter.global_offset, parameter.local_shape)
-        for piece in LAYOUTS[one.claim.row.layout](box, one.claim.tensors, blueprint.dimensions):
-            source = tuple(map(sum, zip(parameter.start, piece.source, strict=True)))
-            parts[piece.tensor, replicas].append(Part(parameter.data, source, piece.offset, piece.shape))
-    for (tensor, replicas), found in parts.items():
+        _hold(parts, one, blueprint, world, dtype_of)
+    for name, value in scalars:
+        parts[scalar(name), world.replicas(routed_expert=False, cut=False)].append(_scalar_part(value))
+    for (stored, replicas), found in parts.items():
         for joined in join(found):
             offset, shape = bounds(joined)
-            rectangle = Rectangle(tensor.name, dtype_of(tensor), tensor.shape, offset, shape)
-            yield Holding(rectangle, tuple(joined), replicas)
+            rectangle = Rectangle(stored.name, stored.dtype, stored.shape, offset, shape)
+            yield Holding(rectangle, tuple(joined), replicas, stored.encoding, stored.is_scale)
+
+
+def _hold(
+    parts: Held, one: Claimed, blueprint: Blueprint, world: World, dtype_of: Callable[[Tensor], str]
+) -> None:
+    """Add what a parameter holds of every tensor that it becomes."""
+    parameter, tensors, packed = one.parameter, one.claim.tensors, one.packed
+    replicas = world.replicas(routed_expert=parameter.is_routed_expert, cut=parameter.is_cut)
+    box = Box(parameter.global_shape, parameter.global_offset, parameter.local_shape)
+    for piece in LAYOUTS[one.claim.row.layout](box, tensors, blueprint.dimensions):
+        source = tuple(map(sum, zip(parameter.start, piece.source, strict=True)))
+        if packed is None:
+            stored = Stored(piece.tensor.name, piece.tensor.shape, dtype_of(piece.tensor))
+            parts[stored, replicas].append(Part(parameter.data, source, piece.offset, piece.shape))
+            continue
+        live = tuple(parameter.data.shape)
+        for of in packed_pieces(parameter.name, packed, piece, source, live, world.rank):
+            parts[of.tensor, replicas].append(Part(of.data, of.source, of.offset, of.shape))
+    if packed is not None:
+        everywhere = world.replicas(routed_expert=parameter.is_routed_expert, cut=False)
+        for stored, value in packed_scalars(packed, tensors):
+            parts[stored, everywhere].append(_scalar_part(value))
+
+
+def _scalar_part(value: float) -> Part:
+    return Part(torch.tensor(value, dtype=torch.float32), (), (), ())
 
 
 def join(parts: Sequence[Part]) -> Iterator[list[Part]]:

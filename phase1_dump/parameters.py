@@ -8,6 +8,7 @@ Source: megatron/core/dist_checkpointing/mapping.py (`ShardedTensor`, `ShardedTe
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,21 +21,26 @@ from shardmerge.common.errors import UnsupportedParameterError
 from shardmerge.common.rectangle import Shape
 
 from .refusals import stored_tensors, unwrap
+from .sources import Readable
+from .te_weights import members, raw_address
 from .world import World
 
 METADATA = {"non_homogeneous_layers": True, "singleton_local_shards": True}
+CALIBRATION = re.compile(
+    r"\.[a-z_]*_quantizer\."
+)  # ranges that modelopt keeps beside weights: scales are made of them
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Parameter:
     """A box of a local tensor, and where it lies in the unsharded Megatron tensor `key`.
 
-    `data` is the live tensor; the box starts at `start` in it and has `local_shape`.
+    `data` is the live tensor, or its dequantized form; the box starts at `start` in it and has `local_shape`.
     """
 
     key: str
     name: str  # as the live model calls it, for messages
-    data: torch.Tensor
+    data: Readable
     start: Shape
     local_shape: Shape
     global_shape: Shape
@@ -52,7 +58,7 @@ class Parameter:
 
 
 def parameters_of(chunk: nn.Module, world: World) -> Iterator[Parameter]:
-    """Every parameter of one model chunk, including copies that another pipeline stage owns.
+    """Every parameter of one model chunk, including copies that another pipeline stage owns; no calibration ranges.
 
     Raises UnsupportedParameterError for a description without a plain box of local data, and for a parameter
     without a description.
@@ -64,6 +70,8 @@ def parameters_of(chunk: nn.Module, world: World) -> Iterator[Parameter]:
         if isinstance(entry, ShardedObject):
             continue  # extra states: no tensors of the model
         seen.append(entry.data)
+        if CALIBRATION.search(entry.key):
+            continue
         if isinstance(entry, ShardedTensorFactory):
             yield from _from_factory(name, entry, world.rank)
         else:
@@ -135,8 +143,8 @@ def _pp_replica(replica_id: int | tuple[int, ...]) -> int:
 
 def _require_all_described(model: nn.Module, described: Sequence[torch.Tensor], rank: int) -> None:
     """Raise UnsupportedParameterError for a parameter or buffer that `sharded_state_dict` does not mention."""
-    addresses = {tensor.data_ptr() for tensor in described}  # storages would not do: DDP puts all into one
+    addresses = {raw_address(tensor) for tensor in described}  # storages would not do: DDP puts all into one
     for name, tensor in stored_tensors(model):
-        if tensor.numel() and tensor.data_ptr() not in addresses:
+        if tensor.numel() and not {raw_address(one) for one in members(tensor)} <= addresses:
             reason = f"{type(model).__name__}.sharded_state_dict does not tell where it belongs"
             raise UnsupportedParameterError(name, reason, rank)

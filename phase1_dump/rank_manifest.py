@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -32,6 +32,7 @@ class Head:
     params_dtype: str
     drops: dict[str, int]
     router_bias_dtypes: dict[str, int]
+    quantization: dict[str, Any] = field(default_factory=dict)
 
 
 def manifest_of(
@@ -59,6 +60,7 @@ def manifest_of(
         dtypes=dtypes,
         columns=found,
         health=_health(learnt),
+        quantization=_quantization(head, placed, learnt),
         drops=head.drops,
         statistics=_statistics(head, placed, learnt),
         producer=dict(_versions()),
@@ -97,6 +99,16 @@ def _health(learnt: Sequence[Written]) -> dict[str, Any]:
         "nonfinite": [[row, *one.nonfinite] for row, one in enumerate(learnt) if one.nonfinite],
         "all_zero": [row for row, one in enumerate(learnt) if one.all_zero],
     }
+
+
+def _quantization(head: Head, placed: Sequence[Placed], learnt: Sequence[Written]) -> dict[str, Any]:
+    """The facts, and how many elements of which written scale are no scale."""
+    bad = {
+        p.rectangle.fragment_key: one.no_scales
+        for p, one in zip(placed, learnt, strict=True)
+        if one.no_scales
+    }
+    return head.quantization | {"bad_scales": bad} if head.quantization else {}
 
 
 def _statistics(head: Head, placed: Sequence[Placed], learnt: Sequence[Written]) -> dict[str, Any]:

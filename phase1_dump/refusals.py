@@ -20,6 +20,8 @@ from shardmerge.common.errors import (
     UnsupportedParameterError,
 )
 
+from .te_weights import te_class, te_refusal
+
 PLAIN_TYPES = (torch.Tensor, nn.Parameter, nn.Buffer)
 PARALLEL_SIZES = (
     "tensor_model_parallel_size",
@@ -73,12 +75,12 @@ def refuse_stale(chunks: Sequence[nn.Module]) -> None:
                 raise StaleParametersError(index)
 
 
-def refuse_parameters(chunks: Sequence[nn.Module], rank: int) -> None:
+def refuse_parameters(chunks: Sequence[nn.Module], rank: int, *, dequantize: bool = False) -> None:
     """Raise UnsupportedParameterError for the first parameter or buffer whose bytes cannot be taken as they are."""
     for chunk in chunks:
         model = unwrap(chunk)
         for name, tensor in stored_tensors(model):
-            reason = refusal(tensor)
+            reason = refusal(tensor, dequantize=dequantize)
             if reason:
                 raise UnsupportedParameterError(name, reason, rank)
         config = getattr(model, "config", None)
@@ -90,12 +92,14 @@ def refuse_parameters(chunks: Sequence[nn.Module], rank: int) -> None:
                 )
 
 
-def refusal(tensor: torch.Tensor) -> str | None:
+def refusal(tensor: torch.Tensor, *, dequantize: bool = False) -> str | None:
     """Why this parameter cannot be dumped, or None."""
     if isinstance(tensor, DTensor):
         return "it is a DTensor (FSDP2 or tensor parallelism of PyTorch); gather it or use a Megatron model"
     if getattr(tensor, "is_gtp_weight_remat", False):
         return "it is sharded by GTP (gtp_remat), which only a collective can undo"
+    if te_class(tensor) is not None:
+        return te_refusal(tensor, dequantize=dequantize)
     if type(tensor) not in PLAIN_TYPES:
         return f"it is a {type(tensor).__module__}.{type(tensor).__qualname__}; quantized storage is not supported"
     if tensor.device.type == "meta":

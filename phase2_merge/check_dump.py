@@ -12,6 +12,7 @@ from shardmerge.common.progress import Progress
 from .fragments import Fragment, check_bytes
 from .ledger import Ledger
 from .proof import prove
+from .quantization import Uncalibrated
 from .report import CheckReport, Verification, check_report
 
 
@@ -21,15 +22,17 @@ def check(
     hf_reference: str | Path,
     verify: Verification = "full",
     allow: Collection[str] = (),
+    uncalibrated: Uncalibrated = "error",
     talk: TextIO | None = None,
 ) -> CheckReport:
     """Prove that `dumps`, together, hold every tensor of the model once, undamaged.
 
     hf_reference: Hugging Face directory of the same model; config.json is enough, weights are read if there.
     verify: "full" reads every byte, "size" only sizes and headers. allow: "nan", "replicas". talk: progress goes here.
+    uncalibrated: "layer-max" gives experts whose inputs calibration never saw the largest scale of their layer.
     Raises an error of the tree: what is missing (exit 3), contradicts itself (4) or is not supported (5).
     """
-    proof = prove([Path(dump) for dump in dumps], Path(hf_reference), allow)
+    proof = prove([Path(dump) for dump in dumps], Path(hf_reference), allow, uncalibrated)
     if verify == "full":
         verify_bytes(proof.ledger, proof.fragments, talk)
     return check_report(proof, verify)

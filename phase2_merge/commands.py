@@ -28,6 +28,13 @@ def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Make NaN or differing replicas a warning; may be given twice.",
         ),
         click.option(
+            "--uncalibrated",
+            type=click.Choice(["error", "layer-max"]),
+            default="error",
+            show_default=True,
+            help="Experts whose inputs calibration never saw: refuse, or take the layer's largest input_scale.",
+        ),
+        click.option(
             "--verify",
             type=click.Choice(["full", "size"]),
             default="full",

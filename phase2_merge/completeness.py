@@ -7,7 +7,7 @@ one fault gives one message. Only tensors that do not tile are looked at rectang
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -40,6 +40,7 @@ UNKNOWN = -1
 class Verdict:
     """What was found. `kept` are the rows that make the checkpoint, `tensor` each row's expected tensor or -1.
 
+    `borrowed`: expected tensor that nobody wrote -> the row whose bytes it gets.
     `incomplete` are expected tensors with nothing wrong but that something is missing: a missing rank may owe it.
     """
 
@@ -48,6 +49,7 @@ class Verdict:
     problems: list[ShardmergeError] = field(default_factory=list)
     incomplete: dict[str, ShardmergeError] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    borrowed: dict[int, int] = field(default_factory=dict)
 
 
 def judge(ledger: Ledger, expected: list[ExpectedTensor], architecture: str) -> Verdict:
@@ -64,6 +66,19 @@ def judge(ledger: Ledger, expected: list[ExpectedTensor], architecture: str) -> 
     _judge_tiling(ledger, verdict, expected, sound)
     _note_missing(verdict, expected)
     return verdict
+
+
+def borrow(
+    ledger: Ledger, verdict: Verdict, expected: list[ExpectedTensor], lenders: Mapping[str, str]
+) -> None:
+    """Let tensors that nobody wrote have the bytes of another, which is whole in one row: name -> its lender's name."""
+    number = {one.name: at for at, one in enumerate(expected) if one.name in lenders}
+    rows = np.flatnonzero(verdict.kept & ledger.rows.whole())
+    row_of = {ledger.names[ledger.rows.name[row]]: int(row) for row in rows} if lenders else {}
+    for name, lender in lenders.items():
+        if lender in row_of:
+            verdict.borrowed[number[name]] = row_of[lender]
+            verdict.incomplete.pop(name, None)
 
 
 def _unexpected(ledger: Ledger, verdict: Verdict, architecture: str) -> Iterator[ShardmergeError]:

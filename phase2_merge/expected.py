@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from shardmerge.common.architectures import Blueprint
 from shardmerge.common.reference import Reference
 
+from .quantization import Quantization
 from .rows import IntArray
 
 TABLE = "config.json with the table of {}"
 REFERENCE = "the reference checkpoint"
+QUANTIZED = "the quantization of the model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,10 @@ class ExpectedTensor:
 
 
 def expected_tensors(
-    blueprint: Blueprint, reference: Reference, facts: dict[str, Any]
+    blueprint: Blueprint,
+    reference: Reference,
+    facts: dict[str, Any],
+    quantization: Quantization | None = None,
 ) -> list[ExpectedTensor]:
     """Every tensor of a complete checkpoint, in the order of layers; last what only the reference lists.
 
@@ -38,12 +43,16 @@ def expected_tensors(
     """
     table = TABLE.format(blueprint.architecture.name)
     plain = "quantization_config" not in reference.config
-    found = {
-        tensor.name: ExpectedTensor(
-            tensor.name, tensor.shape, _dtype(tensor.name, tensor.float32, reference, facts), table
-        )
-        for tensor in blueprint.tensors()
-    }
+    found: dict[str, ExpectedTensor] = {}
+    for tensor in blueprint.tensors():
+        stored = None if quantization is None else quantization.tensors_of(tensor.name, tensor.shape)
+        if stored is None:
+            dtype = _dtype(tensor.name, tensor.float32, reference, facts)
+            found[tensor.name] = ExpectedTensor(tensor.name, tensor.shape, dtype, table)
+        else:
+            found |= {name: ExpectedTensor(name, shape, dtype, QUANTIZED) for name, shape, dtype in stored}
+    for name, shape, dtype in quantization.cache_tensors() if quantization else ():
+        found[name] = ExpectedTensor(name, shape, dtype, QUANTIZED)
     if plain:
         for name, held in reference.tensors.items():
             if name not in found:

@@ -7,12 +7,7 @@ from typing import Any
 
 from shardmerge.common import canonical_json
 from shardmerge.common.architectures import Blueprint
-from shardmerge.common.errors import (
-    MismatchError,
-    MixedGenerationsError,
-    ShardmergeError,
-    UnsupportedQuantizationError,
-)
+from shardmerge.common.errors import MismatchError, MixedGenerationsError, ShardmergeError
 from shardmerge.common.manifest import Manifest
 
 ONE_GENERATION = ("run_id", "step", "attempt", "world_size", "architecture")
@@ -28,15 +23,6 @@ def disagreements(manifests: Sequence[Manifest]) -> list[ShardmergeError]:
     for name in sorted({key for one in manifests for key in one.facts}):
         found += _mixed(f"facts.{name}", {one.rank: one.facts.get(name) for one in manifests})
     return found
-
-
-def quantized(manifests: Sequence[Manifest]) -> list[ShardmergeError]:
-    """Refuse what packed weights need and this merge does not do."""
-    ranks = tuple(one.rank for one in manifests if one.quantization)
-    if not ranks:
-        return []
-    formats = sorted({key for one in manifests for key in one.quantization})
-    return [UnsupportedQuantizationError(", ".join(formats), ranks)]
 
 
 def against_reference(one: Manifest, blueprint: Blueprint) -> Iterator[ShardmergeError]:

@@ -5,6 +5,7 @@ transformers, whose load and save renames keys.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,19 +19,35 @@ from .ledger import DTYPES
 from .plan import Plan
 from .rows import BoolArray, Rows
 
+HF_QUANT_CONFIG = "hf_quant_config.json"
 TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 
 
-def write_config(folder: Path, config: dict[str, Any], dtype: str) -> None:
-    """config.json: the reference's, with the checkpoint's dtype."""
-    durable.write_file(folder / "config.json", _readable(edited(config, dtype)))
+def write_config(
+    folder: Path,
+    config: dict[str, Any],
+    dtype: str,
+    quantization: Sequence[dict[str, Any] | None] = (None, None),
+) -> None:
+    """config.json: the reference's, with the checkpoint's dtype; and hf_quant_config.json.
+
+    `quantization`: what the latter holds, and what the former says of it; None for none.
+    """
+    hf_quant_config, quantization_config = quantization
+    if hf_quant_config is not None:
+        durable.write_file(folder / HF_QUANT_CONFIG, _readable(hf_quant_config))
+    durable.write_file(folder / "config.json", _readable(edited(config, dtype, quantization_config)))
 
 
-def edited(config: dict[str, Any], dtype: str) -> dict[str, Any]:
-    """`torch_dtype` and `dtype` say what the weights are; a stale `quantization_config` goes; the rest stays."""
+def edited(
+    config: dict[str, Any], dtype: str, quantization_config: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """`torch_dtype` and `dtype` say what plain weights are; a stale `quantization_config` goes; the rest stays."""
     found = {key: value for key, value in config.items() if key != "quantization_config"}
     if dtype in TORCH_NAMES:
         found["torch_dtype"] = found["dtype"] = TORCH_NAMES[dtype]
+    if quantization_config is not None:
+        found["quantization_config"] = quantization_config
     return found
 
 

@@ -20,6 +20,7 @@ from .check_dump import verify_bytes
 from .plan import MAX_SHARD_BYTES, Plan, plan_shards, task
 from .proof import Proof, prove
 from .publish import publishing, refuse_existing
+from .quantization import Uncalibrated
 from .receipts import RECORDS
 from .report import MergeReport, Verification, check_report, finished, merge_report
 from .workers import default_workers, pool, write_shards
@@ -34,6 +35,7 @@ def merge(
     verify: Verification = "full",
     workers: int | None = None,
     allow: Collection[str] = (),
+    uncalibrated: Uncalibrated = "error",
     dry_run: bool = False,
     executor: Executor | None = None,
     staging_bytes: int = STAGING_BYTES,
@@ -49,7 +51,7 @@ def merge(
     """
     started, out = time.monotonic(), Path(os.path.abspath(out))
     refuse_existing(out)
-    proof = prove([Path(dump) for dump in dumps], Path(hf_reference), allow)
+    proof = prove([Path(dump) for dump in dumps], Path(hf_reference), allow, uncalibrated)
     plan = plan_shards(proof.ledger, proof.verdict, proof.expected, proof.fragments, max_shard_bytes)
     report = merge_report(plan, check_report(proof, "size" if dry_run else verify), str(out), dry_run=dry_run)
     if dry_run:
@@ -89,6 +91,5 @@ def _describe(proof: Proof, plan: Plan, report: MergeReport, folder: Path) -> No
     durable.write_file(records / "plan.json", canonical_json.encode(plan.facts(), indent=2))
     durable.write_file(records / "report.json", canonical_json.encode(report.published(), indent=2))
     sidecars.copy(proof.reference.path, folder)
-    dtype = hf_metadata.dominant_dtype(proof.ledger.rows, proof.verdict.kept)
-    hf_metadata.write_config(folder, proof.reference.config, dtype)
+    hf_metadata.write_config(folder, proof.reference.config, proof.dtype(), proof.quantization_json())
     hf_metadata.write_index(folder, plan)

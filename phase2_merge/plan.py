@@ -176,14 +176,18 @@ def _dtypes(ledger: Ledger, verdict: Verdict, expected: list[ExpectedTensor]) ->
     """The dtype of each expected tensor, as its rectangles have it."""
     codes = np.zeros(len(expected), np.int64)
     codes[verdict.tensor[verdict.kept]] = ledger.rows.dtype[verdict.kept]
+    for tensor, row in verdict.borrowed.items():
+        codes[tensor] = ledger.rows.dtype[row]
     return [DTYPES[code] for code in codes]
 
 
 def _by_tensor(verdict: Verdict, count: int) -> tuple[IntArray, IntArray]:
     """Kept rows by tensor, those of one tensor in the order of ranks."""
     kept = np.flatnonzero(verdict.kept)
-    order, start = group(verdict.tensor[kept], count)
-    return kept[order], start
+    lent = verdict.borrowed
+    rows = np.concatenate([kept, np.array(list(lent.values()), np.int64)])
+    order, start = group(np.concatenate([verdict.tensor[kept], np.array(list(lent), np.int64)]), count)
+    return rows[order], start
 
 
 def _names(count: int) -> Iterator[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from shardmerge.common import reference as references
 from shardmerge.common.architectures import Blueprint, blueprint
@@ -16,12 +17,13 @@ from shardmerge.common.errors import BadInputError, ShardmergeError
 from shardmerge.common.problems import raise_problems
 from shardmerge.common.reference import Reference
 
-from . import generations, health, ledger, replicas
-from .completeness import Verdict, judge
+from . import generations, health, hf_metadata, ledger, quantization_json, replicas
+from .completeness import Verdict, borrow, judge
 from .debt import debt
 from .expected import ExpectedTensor, expected_tensors
 from .fragments import Fragment, check_headers, fragments
 from .ledger import Ledger
+from .quantization import Quantization, Uncalibrated, united
 from .rank_directories import discover
 
 ALLOWANCES = ("nan", "replicas")
@@ -38,9 +40,27 @@ class Proof:
     verdict: Verdict
     fragments: list[Fragment]
     warnings: tuple[str, ...]
+    quantization: Quantization | None = None
+
+    def dtype(self) -> str:
+        """What plain weights are: the dtype of most bytes; beside quantized ones the dtype of the model."""
+        if self.quantization is None:
+            return hf_metadata.dominant_dtype(self.ledger.rows, self.verdict.kept)
+        return str(self.ledger.heads[0].manifest.facts.get("dtype"))
+
+    def quantization_json(self) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+        """(hf_quant_config.json, config.json["quantization_config"]), None for none."""
+        if self.quantization is None:
+            return None, None
+        return quantization_json.both(self.quantization, ((one.name, one.shape) for one in self.expected))
 
 
-def prove(dumps: Sequence[Path], hf_reference: Path, allow: Collection[str] = ()) -> Proof:
+def prove(
+    dumps: Sequence[Path],
+    hf_reference: Path,
+    allow: Collection[str] = (),
+    uncalibrated: Uncalibrated = "error",
+) -> Proof:
     """Read manifests and headers, and prove everything but the bytes. Raises one error of the tree, or all."""
     _refuse_unknown(allow)
     reference = references.read(hf_reference)
@@ -49,16 +69,20 @@ def prove(dumps: Sequence[Path], hf_reference: Path, allow: Collection[str] = ()
     book = ledger.read(found)
     manifests = [head.manifest for head in book.heads]
     raise_problems(generations.disagreements(manifests))
-    raise_problems(generations.quantized(manifests))
     raise_problems(generations.against_reference(manifests[0], table))
-    expected = expected_tensors(table, reference, manifests[0].facts)
+    quantized, wrong = united(manifests, uncalibrated)
+    if quantized is None:
+        raise_problems(wrong)
+    expected = expected_tensors(table, reference, manifests[0].facts, quantized)
     verdict = judge(book, expected, table.architecture.name)
-    problems = verdict.problems + _incomplete(book, verdict, found.failures)
+    borrow(book, verdict, expected, quantized.filled if quantized else {})
+    problems = wrong + verdict.problems + _incomplete(book, verdict, found.failures)
     warnings = [*verdict.warnings, *_failed_but_complete(book, found.failures)]
+    warnings += quantized.told() if quantized else []
     _judge_values(book, verdict, allow, problems, warnings)
     every = fragments(book)
     raise_problems(problems + check_headers(book, every))
-    return Proof(reference, table, book, expected, verdict, every, tuple(warnings))
+    return Proof(reference, table, book, expected, verdict, every, tuple(warnings), quantized)
 
 
 def _refuse_unknown(allow: Collection[str]) -> None:

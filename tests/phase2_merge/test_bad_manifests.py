@@ -99,9 +99,10 @@ def test_a_rank_twice_with_different_manifests(world: MakeWorld, tmp_path: Path)
 
 
 def test_a_quantized_dump_is_refused_by_name(world: MakeWorld) -> None:
-    one = world().write(quantization={"NVFP4": {}})
+    told = {"excluded": [], "kv_cache": {}, "scalars": {"names": [], "values": []}, "uncalibrated": [], "producer": {}}
+    one = world().write(quantization={"layers": {"INT4": []}} | told)
     error = refusal(one, tree.UnsupportedQuantizationError, 5)
-    assert (error.formats, error.ranks) == ("NVFP4", (0,))
+    assert (error.formats, error.ranks) == ("INT4", (0,))
 
 
 # ---- manifests ------------------------------------------------------------------------------------------------

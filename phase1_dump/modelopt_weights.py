@@ -1,0 +1,294 @@
+"""Weights that carry modelopt quantizers: their format, and their packed form by modelopt's own functions.
+
+A model with quantizers has modelopt installed; it is imported only then. The live modules are never changed: what
+modelopt's functions look at is a module of our own with the weight and its quantizers in it.
+Source: modelopt/torch/export/quant_utils.py; unified_export_megatron.py (`_get_quantized_state`,
+`_grouped_mlp_slicing`: one quantizer for each expert).
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from math import isfinite
+from typing import Any
+
+import torch
+from torch import nn
+
+from shardmerge.common.errors import UnsupportedParameterError
+from shardmerge.common.quantization import (
+    BLOCK_FP8,
+    KV_CACHE_ALGORITHMS,
+    Companion,
+    Format,
+    by_modelopt_name,
+)
+from shardmerge.common.quantization_errors import BadScaleError
+
+from .element_types import TORCH
+from .sources import Derived, Readable
+
+_WEIGHT = re.compile(r"weight(\d*)$")
+_CACHES = ("k_bmm_quantizer", "v_bmm_quantizer")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Quantizers:
+    """The quantizers of one live weight. `modelopt` is the name that modelopt gives the format, None for none."""
+
+    weight: torch.Tensor
+    weight_quantizer: Any
+    input_quantizer: Any
+    modelopt: str | None
+
+    def module(self, weight: torch.Tensor) -> nn.Module:
+        """A module that holds just these, as modelopt's functions expect it."""
+        found = nn.Module()
+        found.weight = nn.Parameter(weight, requires_grad=False)
+        found.weight_quantizer, found.input_quantizer = self.weight_quantizer, self.input_quantizer
+        return found
+
+
+def is_quantizer(module: nn.Module) -> bool:
+    """Whether a module is a quantizer of modelopt; does not import it."""
+    return any(
+        one.__name__ in ("TensorQuantizer", "SequentialQuantizer") and one.__module__.startswith("modelopt.")
+        for one in type(module).__mro__
+    )
+
+
+def quantizers_of(model: nn.Module, rank: int) -> Iterator[tuple[str, Quantizers]]:
+    """(name of the live weight, its quantizers) of every module that has some, enabled or not.
+
+    Raises UnsupportedParameterError, naming the format, for quantizers that modelopt cannot name or we cannot write.
+    """
+    for prefix, module in model.named_modules():
+        held = getattr(module, "weight_quantizer", None)
+        if not isinstance(held, nn.Module):
+            continue
+        for name, weight in module.named_parameters(recurse=False):
+            local = _WEIGHT.match(name)
+            if local is None:
+                continue
+            own: Any = held
+            if isinstance(
+                held, nn.ModuleList
+            ):  # a GroupedQuantizer; a shorter one serves the rest with its last
+                own = held[min(int(local[1] or 0), len(held) - 1)]
+            full = f"{prefix}.{name}"
+            yield full, _checked(full, weight, own, getattr(module, "input_quantizer", None), rank)
+
+
+def row_of(quantizers: Quantizers) -> Format | None:
+    """The format a weight is written in, None if its quantizer is off."""
+    return by_modelopt_name(quantizers.modelopt) if quantizers.modelopt else None
+
+
+def packed_parts(quantizers: Quantizers, row: Format) -> Mapping[str, Readable]:
+    """Companion suffix -> what the whole local weight becomes, computed when it is read."""
+    weight = quantizers.weight
+    shape = (weight.shape[0], weight.shape[1])
+    return {
+        one.suffix: Derived(
+            shape,
+            one.divisors,
+            row.block[0],
+            TORCH[one.dtype],
+            weight.device,
+            partial(_compute, quantizers, row, one),
+        )
+        for one in row.companions
+        if one.divisors is not None
+    }
+
+
+def with_range(name: str, found: Quantizers, row: Format, *, cut: bool, rank: int) -> Quantizers:
+    """The same, the range of the weight known: an expert's dynamic quantizer carries none, and then it is max |W|.
+
+    `cut`: other ranks hold other parts of the weight. Raises BadScaleError for a range that is NaN, infinite,
+    negative or zero, UnsupportedParameterError for a missing one that this rank cannot know.
+    Source: unified_export_megatron.py, `_grouped_mlp_slicing`.
+    """
+    if row.name == "MXFP8":
+        return found  # its scales are powers of two, taken from the weight block by block
+    if getattr(found.weight_quantizer, "amax", None) is None:
+        if cut or not found.weight_quantizer.is_nvfp4_dynamic:
+            reason = "its weight quantizer has no amax: calibrate the model"
+            raise UnsupportedParameterError(name, reason, rank)
+        own = copy.deepcopy(found.weight_quantizer)
+        own.amax = found.weight.detach().abs().max().float()
+        found = replace(found, weight_quantizer=own)
+    if row is not BLOCK_FP8:  # of a block of zeros modelopt makes a scale of one
+        _require_range(f"{name}: weight_quantizer", found.weight_quantizer, rank)
+    return found
+
+
+def scalars(name: str, quantizers: Quantizers, row: Format, rank: int) -> dict[str, float]:
+    """Scalar companions of a weight by suffix; `input_scale` is absent if its input was never seen in calibration.
+
+    Raises BadScaleError for a range that is NaN, infinite or negative.
+    """
+    from modelopt.torch.export import quant_utils
+
+    if not row.scalars:
+        return {}
+    module, found = quantizers.module(quantizers.weight[:1]), dict[str, Any]()
+    if "weight_scale_2" in row.scalars:
+        found["weight_scale_2"] = quant_utils.get_weight_scaling_factor_2(module)
+    if "weight_scale" in row.scalars:
+        found["weight_scale"] = quant_utils.get_weight_scaling_factor(module)
+    if row.is_calibrated and _has_input_range(name, quantizers, rank):
+        found["input_scale"] = quant_utils.get_activation_scaling_factor(module)
+    return {suffix: _number(f"{name}: {suffix}", value, rank) for suffix, value in found.items()}
+
+
+def kv_cache_of(model: nn.Module, rank: int) -> Iterator[tuple[str, str, tuple[float, float]]]:
+    """(name of the attention core, algorithm, (k_scale, v_scale)) of every core with KV-cache quantizers on.
+
+    Raises UnsupportedParameterError for another algorithm than FP8, BadScaleError for ranges nobody calibrated.
+    """
+    for name, module in model.named_modules():
+        if not any(getattr(getattr(module, one, None), "is_enabled", False) for one in _CACHES):
+            continue
+        from modelopt.torch.export import quant_utils
+
+        algorithm = quant_utils.get_kv_cache_dtype(module)
+        if algorithm not in KV_CACHE_ALGORITHMS:
+            known = ", ".join(KV_CACHE_ALGORITHMS)
+            raise UnsupportedParameterError(
+                name, f"its KV cache is quantized as {algorithm}; known: {known}", rank
+            )
+        for one in _CACHES:
+            _require_range(f"{name}.{one}", getattr(module, one), rank)
+        k_scale, v_scale = quant_utils.get_kv_cache_scaling_factor(module)
+        yield name, algorithm, (_number(name, k_scale, rank), _number(name, v_scale, rank))
+
+
+def producer() -> dict[str, str]:
+    """What both JSON files name as their maker: the formats are modelopt's."""
+    import modelopt
+
+    return {"name": "modelopt", "version": modelopt.__version__}
+
+
+def _checked(name: str, weight: torch.Tensor, own: Any, inputs: Any, rank: int) -> Quantizers:
+    from modelopt.torch.export import quant_utils
+
+    bare = Quantizers(weight, own, inputs, None)
+    try:
+        told = quant_utils.get_quantization_format(bare.module(torch.empty(0)))
+    except (NotImplementedError, AssertionError) as error:
+        raise UnsupportedParameterError(
+            name, f"modelopt cannot export its quantizer: {error}", rank
+        ) from error
+    found = Quantizers(weight, own, inputs, told)
+    if reason := _refusal(found):
+        raise UnsupportedParameterError(name, reason, rank)
+    return found
+
+
+def _refusal(found: Quantizers) -> str | None:
+    row = row_of(found)
+    if row is None:
+        unknown = (
+            f"it is quantized as {found.modelopt} of modelopt, which has no row in common/quantization.py"
+        )
+        return unknown if found.modelopt else None
+    refused = (
+        (
+            getattr(found.weight_quantizer, "is_nvfp4_static", False),
+            "with static block scales, not supported",
+        ),
+        (
+            row.is_calibrated and not getattr(found.input_quantizer, "is_enabled", False),
+            "with its input quantizer off: readers want input_scale",
+        ),
+        (hasattr(found.input_quantizer, "_pre_quant_scale"), "with a pre_quant_scale (SmoothQuant, AWQ)"),
+        (
+            row is BLOCK_FP8 and _block_of(found.weight_quantizer) != row.block,
+            f"with blocks of {_block_of(found.weight_quantizer)}: readers take 128x128 only",
+        ),
+    )
+    return next(
+        (f"it is quantized as {found.modelopt} of modelopt {why}" for applies, why in refused if applies),
+        None,
+    )
+
+
+def _block_of(quantizer: Any) -> tuple[int, int]:
+    sizes = quantizer.block_sizes or {}
+    return sizes.get(-2, 1), sizes.get(-1, 1)
+
+
+def _compute(
+    quantizers: Quantizers, row: Format, one: Companion, rows: slice, columns: slice
+) -> torch.Tensor:
+    """One companion of a few rows of the weight. [n, k] -> [n / divisors[0], k / divisors[1]]"""
+    from modelopt.torch.export import quant_utils
+
+    weight = quantizers.weight.detach()[rows, columns].contiguous()
+    with torch.no_grad():
+        scale = _scale(quantizers, row, weight, rows, columns)
+        if one.is_scale:
+            return scale.to(TORCH[one.dtype])
+        module = quantizers.module(weight)
+        second = quant_utils.get_weight_scaling_factor_2(module) if "weight_scale_2" in row.scalars else None
+        if row is BLOCK_FP8 and 1 in scale.shape:
+            return _single_block_row(weight, scale)
+        packed: torch.Tensor = quant_utils.to_quantized_weight(
+            weight, scale, quantizers.modelopt, second, row.group_size or row.block[1]
+        )
+        return packed
+
+
+def _scale(
+    quantizers: Quantizers, row: Format, weight: torch.Tensor, rows: slice, columns: slice
+) -> torch.Tensor:
+    """weight_scale of these rows: a scalar for FP8, [n / blocks, k / blocks] otherwise."""
+    from modelopt.torch.export import quant_utils
+
+    scale: torch.Tensor = quant_utils.get_weight_scaling_factor(quantizers.module(weight))
+    if row is not BLOCK_FP8:
+        return scale.squeeze() if "weight_scale" in row.scalars else scale
+    blocks = tuple(-(-size // by) for size, by in zip(quantizers.weight.shape, row.block, strict=True))
+    by_row, by_column = (
+        slice(s.start // by, -(-s.stop // by)) for s, by in zip((rows, columns), row.block, strict=True)
+    )
+    return scale.reshape(blocks)[by_row, by_column].to(weight.device)
+
+
+def _single_block_row(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """modelopt's to_quantized_weight squeezes a scale of one row or column away; the class it calls is the same."""
+    from modelopt.torch.quantization.qtensor import FP8QTensor
+
+    packed: torch.Tensor = FP8QTensor.quantize(weight, scale, block_sizes={-1: 128, -2: 128})[
+        0
+    ]._quantized_data
+    return packed
+
+
+def _has_input_range(name: str, found: Quantizers, rank: int) -> bool:
+    """Whether calibration saw an input. modelopt itself would put maxbound for a range of zero, silently."""
+    amax = found.input_quantizer.amax
+    if amax is None or not bool((amax != 0).any()):
+        return False
+    _require_range(f"{name}: input_quantizer", found.input_quantizer, rank)
+    return True
+
+
+def _require_range(what: str, quantizer: Any, rank: int) -> None:
+    amax = getattr(quantizer, "amax", None)
+    values = [float("nan")] if amax is None else amax.detach().float().flatten().tolist()
+    for value in values:
+        if not (isfinite(value) and value > 0):
+            raise BadScaleError(f"{what}.amax", None if amax is None else str(value), (rank,))
+
+
+def _number(what: str, value: torch.Tensor, rank: int) -> float:
+    if value.numel() != 1:
+        raise UnsupportedParameterError(what, f"it has {value.numel()} values where one is expected", rank)
+    return float(value.detach().float().item())

@@ -1,0 +1,105 @@
+"""Transformer Engine's quantized parameters, recognised by class: which can be written, and their plain parts.
+
+A parameter is never sliced or indexed: that would dequantize it, or read a storage of no bytes. Its raw tensors are
+plain and may be cut. `get_metadata()` is the way in that versions 2.8 to 2.20 share.
+Source: transformer_engine/pytorch/tensor/storage/*_storage.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from shardmerge.common.quantization import BLOCK_FP8, FORMATS, Format
+
+from .sources import Cache, Derived, Readable
+
+CLASSES = ("Float8Tensor", "Float8BlockwiseQTensor", "MXFP8Tensor", "NVFP4Tensor", "GroupedTensor")
+WRITTEN = {"Float8BlockwiseQTensor": BLOCK_FP8, "MXFP8Tensor": FORMATS["MXFP8"]}
+INSTEAD = "dump it with dequantize=True (--dequantize)"
+
+
+def te_class(tensor: object) -> str | None:
+    """The name of the Transformer Engine class that a parameter is of, None for any other."""
+    for one in type(tensor).__mro__:
+        name = one.__name__.removesuffix("Storage").removesuffix("Base")
+        if one.__module__.startswith("transformer_engine.") and name in CLASSES:
+            return name
+    return None
+
+
+def members(tensor: Any) -> list[Any]:
+    """The matrices of a parameter: a GroupedTensor holds one per expert, any other is one itself."""
+    if te_class(tensor) != "GroupedTensor":
+        return [tensor]
+    return list(getattr(tensor, "quantized_tensors", None) or tensor.split_into_quantized_tensors())
+
+
+def te_refusal(tensor: Any, *, dequantize: bool) -> str | None:
+    """Why a parameter of Transformer Engine cannot be written, or None."""
+    for one in members(tensor):
+        if te_class(one) is not None and (reason := _refusal(one, dequantize=dequantize)):
+            return reason
+    return None
+
+
+def raw_address(tensor: Any) -> int:
+    """Where the bytes of a parameter lie: a quantized one has no storage of its own."""
+    if te_class(tensor) is None:
+        return int(tensor.data_ptr())
+    return next((int(raw.data_ptr()) for raw in _raw(tensor)), 0)
+
+
+def te_format(tensor: Any) -> Format:
+    """The format that a parameter which is not refused is written in."""
+    return WRITTEN[te_class(tensor) or ""]
+
+
+def te_parts(tensor: Any) -> Mapping[str, Readable]:
+    """Companion suffix -> plain tensor, padding trimmed: [N, K] weights and [ceil(N/n), ceil(K/k)] scales."""
+    row, facts = te_format(tensor), tensor.get_metadata()
+    data, scale = facts["rowwise_data"], facts["rowwise_scale_inv"]
+    weight, scales = row.companions
+    rows, columns = (-(-size // by) for size, by in zip(data.shape, scales.divisors or (1, 1), strict=True))
+    return {weight.suffix: data.view(torch.float8_e4m3fn), scales.suffix: scale[:rows, :columns]}
+
+
+def dequantized(tensor: Any, cache: Cache) -> Derived:
+    """The parameter as Transformer Engine dequantizes it, whole, when its first part is read."""
+    shape = tuple(tensor.shape)
+    whole = lambda: tensor.dequantize().detach()  # noqa: E731
+    return Derived(
+        (shape[0], shape[1]),
+        (1, 1),
+        1,
+        tensor.dtype,
+        tensor.device,
+        lambda rows, columns: cache.get(tensor, whole)[rows, columns],
+    )
+
+
+def _refusal(tensor: Any, *, dequantize: bool) -> str | None:
+    name, facts = te_class(tensor), tensor.get_metadata()
+    if not any(raw.numel() for raw in _raw(tensor)):
+        return f"it is a {name} whose data is freed"
+    refused = (
+        (name not in WRITTEN, "on whose form the readers of checkpoints do not agree"),
+        (facts.get("rowwise_data") is None, "that holds columnwise data only"),
+        ("E4M3" not in str(facts.get("fp8_dtype")), f"of {facts.get('fp8_dtype')}, not E4M3"),
+        (
+            not facts.get("is_2D_scaled", True),
+            "with blocks of one row; only blocks of 128x128 can be written",
+        ),
+        (facts.get("with_gemm_swizzled_scales"), "whose scales are swizzled for a kernel"),
+    )
+    why = next((why for applies, why in refused if applies), None)
+    return None if dequantize or why is None else f"it is a {name} {why}; {INSTEAD}"
+
+
+def _raw(tensor: Any) -> Iterator[torch.Tensor]:
+    """Raw tensors, the one that is written first."""
+    facts = tensor.get_metadata()
+    names = ("rowwise_data", "data", "columnwise_data", "data_transpose")
+    yield from (facts[name] for name in names if facts.get(name) is not None)

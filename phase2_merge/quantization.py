@@ -1,0 +1,192 @@
+"""What all ranks together say of quantization: one structure, from which names, shapes and both JSON files follow.
+
+Every rank reports formats of modules under global names, and every shard's scalars. Here they are united and
+compared; numbers are compared, never computed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+from typing import Any, Literal
+
+from shardmerge.common.errors import ShardmergeError, UnsupportedQuantizationError
+from shardmerge.common.manifest import Manifest
+from shardmerge.common.quantization import (
+    BLOCK_FP8,
+    FORMATS,
+    KV_CACHE_ALGORITHMS,
+    KV_CACHE_TENSORS,
+    companions_of,
+    module_of,
+)
+from shardmerge.common.quantization_errors import (
+    BadScaleError,
+    QuantizationMismatchError,
+    ScalarMismatchError,
+    UncalibratedError,
+)
+from shardmerge.common.rectangle import Shape
+
+from .naming import EXPERT, grouped
+
+Uncalibrated = Literal["error", "layer-max"]
+EXCLUDED = "not quantized"
+NEVER = "never calibrated"
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """`layers`: module -> format; `kv_cache`: attention -> algorithm.
+
+    `filled`: tensor that calibration never saw -> the one whose value it gets.
+    """
+
+    layers: Mapping[str, str]
+    kv_cache: Mapping[str, str]
+    producer: Mapping[str, str]
+    filled: Mapping[str, str] = field(default_factory=dict)
+
+    def tensors_of(self, name: str, shape: Shape) -> Iterator[tuple[str, Shape, str]] | None:
+        """(name, shape, dtype) of what a weight is stored as, None if it is stored as it is."""
+        module = module_of(name)
+        if module is None or module not in self.layers:
+            return None
+        return companions_of(module, shape, FORMATS[self.layers[module]])
+
+    def cache_tensors(self) -> Iterator[tuple[str, Shape, str]]:
+        """(name, shape, dtype) of the scales of KV caches."""
+        for attention in self.kv_cache:
+            for suffix in KV_CACHE_TENSORS:
+                yield f"{attention}.{suffix}", (), "F32"
+
+    def told(self) -> list[str]:
+        """What was filled in, a line for each kind and layer, for the report."""
+        return [
+            f"{line}: the largest of the layer, never calibrated itself"
+            for line in grouped(sorted(self.filled))
+        ]
+
+
+def united(
+    manifests: Sequence[Manifest], uncalibrated: Uncalibrated = "error"
+) -> tuple[Quantization | None, list[ShardmergeError]]:
+    """The quantization of a dump, None if it has none, and everything that is wrong with it."""
+    quantized = [one for one in manifests if one.quantization]
+    if not quantized:
+        return None, []
+    problems = list(_unknown(quantized))
+    if problems:
+        return None, problems
+    layers, differing = _one_each(_modules(quantized))
+    caches, cache_problems = _one_each(_caches(quantized))
+    problems = [QuantizationMismatchError(name, values) for name, values in (*differing, *cache_problems)]
+    scalars, scalar_problems = _scalars(quantized)
+    problems += [*scalar_problems, *_bad_blocks(quantized), *_mixed_with_blocks(set(layers.values()))]
+    absent = sorted({name for one in quantized for name in one.quantization["uncalibrated"]} - set(scalars))
+    filled = _layer_max(absent, scalars) if uncalibrated == "layer-max" else {}
+    if left := tuple(name for name in absent if name not in filled):
+        problems.append(UncalibratedError(left, tuple(grouped(left))))
+    quantized_only = {module: name for module, name in layers.items() if name != EXCLUDED}
+    producer = max(
+        (one.quantization["producer"] for one in quantized), key=lambda p: (p["name"] == "modelopt", str(p))
+    )
+    return Quantization(quantized_only, caches, producer, filled), problems
+
+
+def _unknown(manifests: Iterable[Manifest]) -> Iterator[ShardmergeError]:
+    ranks: dict[str, list[int]] = defaultdict(list)
+    for one in manifests:
+        told = one.quantization
+        wanted = ("layers", "excluded", "kv_cache", "scalars", "uncalibrated", "producer")
+        strange = [f"without {key}" for key in wanted if key not in told]
+        strange += [name for name in told.get("layers", {}) if name not in FORMATS]
+        strange += [
+            f"KV cache {name}" for name in told.get("kv_cache", {}) if name not in KV_CACHE_ALGORITHMS
+        ]
+        for name in strange:
+            ranks[name].append(one.rank)
+    for name, of in ranks.items():
+        yield UnsupportedQuantizationError(name, tuple(of))
+
+
+def _modules(manifests: Iterable[Manifest]) -> Iterator[tuple[str, str, int]]:
+    for one in manifests:
+        for name, modules in one.quantization["layers"].items():
+            yield from ((module, name, one.rank) for module in modules)
+        yield from ((module, EXCLUDED, one.rank) for module in one.quantization["excluded"])
+
+
+def _caches(manifests: Iterable[Manifest]) -> Iterator[tuple[str, str, int]]:
+    for one in manifests:
+        for algorithm, attentions in one.quantization["kv_cache"].items():
+            yield from ((attention, algorithm, one.rank) for attention in attentions)
+
+
+def _one_each(
+    told: Iterable[tuple[str, str, int]],
+) -> tuple[dict[str, str], list[tuple[str, dict[str, tuple[int, ...]]]]]:
+    """(name -> its only value, names with several values and the ranks behind each)."""
+    ranks: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for name, value, rank in told:
+        ranks[name][value].append(rank)
+    first = {name: next(iter(values)) for name, values in sorted(ranks.items())}
+    several = [
+        (name, {value: tuple(of) for value, of in values.items()})
+        for name, values in sorted(ranks.items())
+        if len(values) > 1
+    ]
+    return first, several
+
+
+def _scalars(manifests: Iterable[Manifest]) -> tuple[dict[str, float], list[ShardmergeError]]:
+    """Name -> value, the same on every shard, and what is not."""
+    ranks: dict[str, dict[Any, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for one in manifests:
+        told = one.quantization["scalars"]
+        for name, value in zip(told["names"], told["values"], strict=True):
+            ranks[name][value].append(one.rank)
+        for name in one.quantization["uncalibrated"]:
+            ranks[name][NEVER].append(one.rank)
+    problems: list[ShardmergeError] = []
+    for name, values in sorted(ranks.items()):
+        if len(values) > 1:
+            problems.append(
+                ScalarMismatchError(name, {str(value): tuple(of) for value, of in values.items()})
+            )
+        for value, of in values.items():
+            if value != NEVER and not (isinstance(value, int | float) and isfinite(value) and value > 0):
+                problems.append(BadScaleError(name, str(value), tuple(of)))
+    return {name: next(iter(values)) for name, values in ranks.items() if NEVER not in values}, problems
+
+
+def _bad_blocks(manifests: Iterable[Manifest]) -> Iterator[ShardmergeError]:
+    for one in manifests:
+        for name, count in sorted(one.quantization.get("bad_scales", {}).items()):
+            yield BadScaleError(name, f"zero, negative or not finite in {count:,} elements", (one.rank,))
+
+
+def _mixed_with_blocks(formats: set[str]) -> Iterator[ShardmergeError]:
+    """DeepSeek's form knows one format; modelopt's mixtures know no 128x128 blocks."""
+    quantized = sorted(formats - {EXCLUDED})
+    if BLOCK_FP8.name in quantized and len(quantized) > 1:
+        yield UnsupportedQuantizationError(f"a mixture of {' and '.join(quantized)}", ())
+
+
+def _layer_max(absent: Iterable[str], scalars: Mapping[str, float]) -> dict[str, str]:
+    """Each absent scalar of an expert -> the tensor of its layer and projection with the largest value."""
+    alike: dict[str, list[str]] = defaultdict(list)
+    for name in scalars:
+        alike[_of_any_expert(name)].append(name)
+    found = {}
+    for name in absent:
+        if EXPERT.search(name) and (peers := alike.get(_of_any_expert(name))):
+            found[name] = max(peers, key=lambda peer: (scalars[peer], peer))
+    return found
+
+
+def _of_any_expert(name: str) -> str:
+    return re.sub(EXPERT, ".experts.*.", name)
