@@ -1,0 +1,50 @@
+"""Model providers for the command: each returns this process's model, or fails as real ones do."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Any
+
+from torch import distributed
+
+from tests.worlds.families import by_name
+from tests.worlds.topology import SINGLE, Topology
+
+NOT_CALLABLE = 7
+SLOW_S = 4.0  # much longer than torchrun takes to end a node of which a process has failed
+
+
+def whole() -> Any:
+    """A model in a process that stands alone, without torch.distributed."""
+    from tests.worlds.fake import build_model, fake_world
+
+    with fake_world(SINGLE, 0):
+        return build_model(by_name("llama"), SINGLE)
+
+
+def fails() -> Any:
+    """What a provider's own defect looks like."""
+    raise RuntimeError("no checkpoint to load")
+
+
+def exits() -> Any:
+    """What an argument parser does to arguments it does not know."""
+    sys.exit(2)
+
+
+def second_fails_at_once() -> Any:
+    """One of two real ranks; rank 1 fails, rank 0 takes its time."""
+    from tests.worlds.cpu import prepare
+    from tests.worlds.fake import build_model, join_model_parallel
+
+    prepare()
+    topology = Topology(dp=2)
+    distributed.init_process_group("gloo")
+    join_model_parallel(topology)
+    model = build_model(by_name("llama"), topology)
+    if os.environ["RANK"] == "1":
+        raise RuntimeError("rank 1 cannot read its shard")
+    time.sleep(SLOW_S)
+    return model
