@@ -26,6 +26,7 @@ from shardmerge.common.dtypes import BITS
 from shardmerge.common.errors import CorruptFileError, CorruptManifestError, DuplicateRankError
 from shardmerge.common.manifest import FILE_NAME, Manifest, decode, rank_name
 
+from . import manifest_json
 from .rank_directories import RankDirectories
 from .rows import IntArray, Rows
 
@@ -121,7 +122,7 @@ def _read_rank(rank: int, directories: tuple[Path, ...]) -> tuple[Head, dict[str
     if len(set(contents.values())) > 1:
         raise DuplicateRankError(rank, tuple(map(str, directories)))
     path, data = directories[0] / FILE_NAME, contents[directories[0]]
-    found = decode(data, path)
+    found = decode(data, path, manifest_json.decode)
     if found.rank != rank:
         raise CorruptManifestError(str(path), f"it is of rank {found.rank}, but lies in {rank_name(rank)}")
     try:

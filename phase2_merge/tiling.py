@@ -7,12 +7,14 @@ itself, cancel at every point, then the rectangles cover each element exactly on
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 
 import numpy as np
 
 from .rows import BoolArray, IntArray
 
 BATCH_ROWS = 1 << 20
+LARGEST_KEY = 1 << 62
 
 
 def untiled(
@@ -80,6 +82,26 @@ def _uncancelled(
     pieces, expected = _corners(tensor, offset, local, 1), _corners(ids, origin, boxes, -1)
     points = [np.concatenate(pair) for pair in zip(pieces[0], expected[0], strict=True)]
     signs = np.concatenate([pieces[1], expected[1]])
+    sizes = [int(of.max()) + 1 for of in boxes]
+    if (int(ids[-1]) + 1) * prod(sizes) < LARGEST_KEY:
+        return _unbalanced_keys(points, signs, sizes)
+    return _unbalanced_points(points, signs)
+
+
+def _unbalanced_keys(points: list[IntArray], signs: IntArray, sizes: list[int]) -> IntArray:
+    """A corner as one number, its sign the last bit: numbers are sorted without an order to carry along."""
+    key = points[-1]
+    for axis, size in zip(points[:-1], sizes, strict=True):
+        key = key * size + axis
+    key = np.sort(key << 1 | (signs > 0))
+    corner = key >> 1
+    starts = np.flatnonzero(np.diff(corner, prepend=-1))
+    sums = np.add.reduceat((key & 1) * 2 - 1, starts)
+    return np.unique(corner[starts[sums != 0]] // prod(sizes))
+
+
+def _unbalanced_points(points: list[IntArray], signs: IntArray) -> IntArray:
+    """The same where such a number would not fit into 63 bits."""
     order = np.lexsort(points)
     changed = np.zeros(len(order), bool)
     changed[0] = True

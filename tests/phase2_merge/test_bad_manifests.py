@@ -99,7 +99,13 @@ def test_a_rank_twice_with_different_manifests(world: MakeWorld, tmp_path: Path)
 
 
 def test_a_quantized_dump_is_refused_by_name(world: MakeWorld) -> None:
-    told = {"excluded": [], "kv_cache": {}, "scalars": {"names": [], "values": []}, "uncalibrated": [], "producer": {}}
+    told = {
+        "excluded": [],
+        "kv_cache": {},
+        "scalars": {"names": [], "values": []},
+        "uncalibrated": [],
+        "producer": {},
+    }
     one = world().write(quantization={"layers": {"INT4": []}} | told)
     error = refusal(one, tree.UnsupportedQuantizationError, 5)
     assert (error.formats, error.ranks) == ("INT4", (0,))
@@ -216,14 +222,33 @@ def test_one_flipped_bit_in_a_header(world: MakeWorld) -> None:
 
 
 def test_a_header_that_the_manifest_does_not_describe(world: MakeWorld) -> None:
-    """The manifest was made of another layout: its offsets and the header's differ, all checksums fit."""
+    """Two tensors of one size have changed places in the manifest; all checksums fit."""
     one = world().write()
     path = one.rank(0) / "manifest.json"
     columns = json.loads(path.read_bytes())["columns"]
-    columns["begin"][0] += 2
-    columns["end"][0] += 2
+    names = json.loads(path.read_bytes())["names"]
+    first, second = (
+        columns["name"].index(names.index(f"model.layers.0.{norm}_layernorm.weight"))
+        for norm in ("input", "post_attention")
+    )
+    columns["name"][first], columns["name"][second] = columns["name"][second], columns["name"][first]
     edit(path, columns=columns)
     assert "its header has" in refusal(one, tree.CorruptFileError, 4).reason
+
+
+@pytest.mark.parametrize("name", ["whole", "split"])
+def test_a_manifest_that_leaves_a_hole_in_a_fragment(world: MakeWorld, name: str) -> None:
+    one = world(Topology(tp=2)).write()
+    path = one.rank(0) / "manifest.json"
+    value = json.loads(path.read_bytes())
+    columns = value["columns"]
+    row = columns["file"].index([file["name"] for file in value["files"]].index(f"{name}-00001.safetensors"))
+    columns["begin"][row] += 2
+    columns["end"][row] += 2
+    edit(path, columns=columns)
+    error = refusal(one, tree.CorruptFileError, 4)
+    assert error.path == str(one.rank(0) / f"{name}-00001.safetensors")
+    assert "nothing or twice" in error.reason
 
 
 def test_fragments_swapped_between_two_ranks(world: MakeWorld) -> None:

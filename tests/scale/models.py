@@ -1,0 +1,89 @@
+"""The real shapes of three large models, and the worlds that their dumps are made for.
+
+Configs are those published with the weights, without what no table reads. Must not know how a dump is written.
+Source: config.json of Qwen/Qwen3-235B-A22B, deepseek-ai/DeepSeek-V3 and moonshotai/Kimi-K2-Instruct.
+Not here: hybrids of Mamba and Mixture of Experts, for which there is no table of an architecture yet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+QWEN3_235B: dict[str, Any] = {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "moe_intermediate_size": 1536,
+    "num_hidden_layers": 94,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "num_experts": 128,
+    "vocab_size": 151936,
+}
+DEEPSEEK_V3: dict[str, Any] = {
+    "architectures": ["DeepseekV3ForCausalLM"],
+    "hidden_size": 7168,
+    "intermediate_size": 18432,
+    "moe_intermediate_size": 2048,
+    "num_hidden_layers": 61,
+    "first_k_dense_replace": 3,
+    "n_routed_experts": 256,
+    "n_shared_experts": 1,
+    "num_attention_heads": 128,
+    "num_key_value_heads": 128,
+    "q_lora_rank": 1536,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "vocab_size": 129280,
+}
+KIMI_K2 = DEEPSEEK_V3 | {
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 384,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 64,
+    "vocab_size": 163840,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """pp stages of ep x etp ranks; the same ranks are tp x dp for everything that is no routed expert."""
+
+    pp: int
+    ep: int
+    etp: int
+    tp: int
+
+    @property
+    def stage_size(self) -> int:
+        return self.ep * self.etp
+
+    @property
+    def size(self) -> int:
+        return self.pp * self.stage_size
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A model on a world. Experts are cut far finer than anybody trains: that is where rectangles come from."""
+
+    name: str
+    config: dict[str, Any]
+    world: World
+
+
+REAL = (  # as such models are trained: experts entire
+    Case("Qwen3-235B-A22B", QWEN3_235B, World(pp=8, ep=16, etp=1, tp=4)),
+    Case("DeepSeek-V3", DEEPSEEK_V3, World(pp=16, ep=64, etp=1, tp=2)),
+    Case("Kimi-K2", KIMI_K2, World(pp=16, ep=64, etp=1, tp=2)),
+)
+LARGEST = (  # ten million rectangles on ten thousand ranks
+    Case("Qwen3-235B-A22B", QWEN3_235B, World(pp=6, ep=6, etp=278, tp=4)),
+    Case("DeepSeek-V3", DEEPSEEK_V3, World(pp=9, ep=5, etp=225, tp=5)),
+    Case("Kimi-K2", KIMI_K2, World(pp=8, ep=8, etp=157, tp=8)),
+)
+GROWTH = tuple(Case("Kimi-K2", KIMI_K2, World(pp=8, ep=8, etp=etp, tp=8)) for etp in (16, 32, 80, 157))

@@ -1,0 +1,50 @@
+"""Dumps without bytes are whole in every other respect, and checking the largest stays within its bounds."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from shardmerge.common.errors import MissingRankError
+from shardmerge.common.problems import ProblemsFoundError
+from shardmerge.phase2_merge import check
+
+from .__main__ import BOUND_BYTES, BOUND_S, cost
+from .generate import generate
+from .models import LARGEST, QWEN3_235B, Case, World
+
+FOUR_LAYERS = QWEN3_235B | {"num_hidden_layers": 4}
+SMALL = Case("four layers", FOUR_LAYERS, World(pp=2, ep=4, etp=2, tp=2))
+# per layer 128 experts of 3 matrices in 2 parts; q, k, v, o in 2; the router and 4 norms entire
+RECTANGLES = 4 * (128 * 3 * 2 + 4 * 2 + 1 + 4) + 2 * 2 + 1
+
+
+def test_a_generated_dump_is_whole_and_has_the_published_size(tmp_path: Path) -> None:
+    assert generate(SMALL, tmp_path / "made", workers=1) == RECTANGLES
+    found = check([tmp_path / "made" / "dump"], hf_reference=tmp_path / "made" / "reference", verify="size")
+    assert found.num_rectangles == RECTANGLES
+    layer = 128 * 3 * 4096 * 1536 + 4096 * 128 * (64 + 4 + 4 + 64) + 128 * 4096 + 2 * 4096 + 2 * 128
+    assert found.num_parameters == 4 * layer + 2 * 151936 * 4096 + 4096
+
+
+def test_a_generated_dump_without_a_rank_is_refused(tmp_path: Path) -> None:
+    generate(SMALL, tmp_path / "made", workers=1)
+    shutil.rmtree(tmp_path / "made" / "dump" / "rank-00011")
+    with pytest.raises((MissingRankError, ProblemsFoundError)) as error:
+        check([tmp_path / "made" / "dump"], hf_reference=tmp_path / "made" / "reference", verify="size")
+    assert "rank 11 (pp 1, tp 1, ep 1" in str(error.value)
+    assert "experts 32-63 of layers 2-3" in str(error.value)
+
+
+@pytest.mark.scale
+@pytest.mark.parametrize("case", LARGEST, ids=lambda case: case.name)
+def test_ten_million_rectangles_on_ten_thousand_ranks_stay_within_the_bounds(
+    case: Case, tmp_path: Path
+) -> None:
+    found = cost(case, tmp_path / "made")
+    assert found.rectangles >= 10_000_000
+    assert found.ranks >= 10_000
+    assert found.check_cpu_s < BOUND_S
+    assert found.peak_bytes < BOUND_BYTES
