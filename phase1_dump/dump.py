@@ -86,9 +86,9 @@ def dump(
         generation = Generation(run_id, step, attempt_of() if attempt is None else attempt)
         _refuse(chunks, world.rank, params_synced=params_synced, dequantize=dequantize)
         known, wanted = reference.read(Path(hf_reference)), Wanted(dtype_from_reference, dequantize)
-        head, holdings = describe(chunks, world, generation, known, wanted)
+        head, holdings, stage_copies = describe(chunks, world, generation, known, wanted)
         fragments = plan_fragments(owned(holdings, world.rank), max_fragment_bytes)
-        copies = replicas_of(holdings, world.rank) if check_replicas else ()
+        copies = replicas_of(holdings, stage_copies, world) if check_replicas else ()
         return write(folder, fragments, head, staging_bytes, copies)
     except Exception as error:
         record_failure(folder, world.rank, run_id, error)
@@ -103,8 +103,11 @@ def describe(
     generation: Generation,
     known: Reference,
     wanted: Wanted,
-) -> tuple[Head, tuple[Holding, ...]]:
-    """Every rectangle this rank holds, and the head of its manifest. Reads no numbers but calibration ranges."""
+) -> tuple[Head, tuple[Holding, ...], tuple[Holding, ...]]:
+    """The manifest's head, the rectangles this rank may write, and those that another pipeline stage owns.
+
+    Reads no numbers but calibration ranges.
+    """
     config: Any = unwrap(chunks[0]).config
     table, params_dtype = blueprint(known.config), dtype_name(config.params_dtype)
     check_agreement(config, table, world.rank)
@@ -112,9 +115,11 @@ def describe(
     claimed, caches, drops = _claim(chunks, table, world, dequantize=wanted.dequantize)
     chooser = dtype_chooser(known, params_dtype, dtype_from_reference=wanted.dtype_from_reference)
     scales = [scale for cache in caches for scale in cache.scales]
-    holdings = tuple(holdings_of(claimed, table, world, chooser, scales))
-    facts = facts_of(claimed, caches)
-    return Head(generation, world, table, params_dtype, drops, bias_dtypes, facts), holdings
+    mine = [one for one in claimed if not one.parameter.is_stage_copy]
+    copies = [one for one in claimed if one.parameter.is_stage_copy]
+    holdings = tuple(holdings_of(mine, table, world, chooser, scales))
+    head = Head(generation, world, table, params_dtype, drops, bias_dtypes, facts_of(claimed, caches))
+    return head, holdings, tuple(holdings_of(copies, table, world, chooser))
 
 
 def write(

@@ -97,8 +97,6 @@ def holdings_of(
     seen: set[tuple[str, Shape]] = set()
     for one in claimed:
         parameter = one.parameter
-        if parameter.pp_replica:
-            continue  # a copy, such as the tied embedding of the last stage; its owner is another stage
         if (parameter.key, parameter.global_offset) in seen:
             both = f"{parameter.key} {place(parameter.global_offset, parameter.local_shape)} stands twice in the model"
             raise OverlapError(one.claim.tensors[0].name, (world.rank,), both)

@@ -53,6 +53,11 @@ class Parameter:
         return self.local_shape != self.global_shape
 
     @property
+    def is_stage_copy(self) -> bool:
+        """True if another pipeline stage owns it, as the first does the tied embedding of the last."""
+        return self.pp_replica != 0
+
+    @property
     def is_routed_expert(self) -> bool:
         return ".experts.experts." in self.key
 

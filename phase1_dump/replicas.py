@@ -9,6 +9,7 @@ from shardmerge.common.manifest import NOT_WRITTEN, Placed
 
 from .fragments import owners_of
 from .holdings import Holding
+from .world import World
 from .writer import Staging, checksum_of
 
 
@@ -20,10 +21,17 @@ class Replica:
     owner: int
 
 
-def replicas_of(holdings: Sequence[Holding], rank: int) -> tuple[Replica, ...]:
-    """Every holding that another rank writes."""
+def replicas_of(
+    holdings: Sequence[Holding], stage_copies: Sequence[Holding], world: World
+) -> tuple[Replica, ...]:
+    """Every holding that another rank writes.
+
+    Who that is of a copy of another pipeline stage's tensor only that stage can tell; its rank in this rank's
+    pipeline group stands for it.
+    """
     pairs = zip(holdings, owners_of(holdings), strict=True)
-    return tuple(Replica(holding, owner) for holding, owner in pairs if owner != rank)
+    replicas = [Replica(holding, owner) for holding, owner in pairs if owner != world.rank]
+    return (*replicas, *(Replica(copy, world.groups["pp"][0]) for copy in stage_copies))
 
 
 def hashed(replica: Replica, staging: Staging) -> Placed:

@@ -20,7 +20,7 @@ FAMILY, TOPOLOGY = by_name("qwen3_moe"), Topology(tp=2, ep=2, dp=2)
 NORM = "model.layers.1.post_attention_layernorm.weight"
 
 
-def dump_all(out: Path, reference: Path, drifted: int | None, **options: bool) -> None:
+def dump_all(out: Path, reference: Path, drifted: int | None, *, check_replicas: bool = False) -> None:
     """Dump every rank; on rank `drifted` one layernorm has changed."""
     for rank in range(TOPOLOGY.world_size):
         with fake_world(TOPOLOGY, rank):
@@ -28,7 +28,9 @@ def dump_all(out: Path, reference: Path, drifted: int | None, **options: bool) -
             fill(chunks, FAMILY, TOPOLOGY, rank)
             if rank == drifted:
                 chunks[0].decoder.layers[1].pre_mlp_layernorm.weight.data[3] += 0.5
-            dump(chunks, out, hf_reference=reference, run_id="replicas", step=1, **options)
+            dump(
+                chunks, out, hf_reference=reference, run_id="replicas", step=1, check_replicas=check_replicas
+            )
 
 
 @pytest.fixture
@@ -79,3 +81,22 @@ def test_without_the_option_nothing_but_what_was_written_is_recorded(reference: 
     assert found is not None
     assert min(found.columns.file) >= 0
     assert torch.tensor(found.columns.owner).unique().tolist() == [1]
+
+
+def test_a_tied_embedding_that_differs_on_the_last_stage_is_noticed(tmp_path: Path) -> None:
+    family, topology = by_name("llama_tied"), Topology(pp=2)
+    reference = write_hf_checkpoint(family, tmp_path / "hf")
+    for rank in range(2):
+        with fake_world(topology, rank):
+            chunks = build_model(family, topology)
+            fill(chunks, family, topology, rank)
+            if rank == 1:
+                chunks[0].output_layer.weight.data[5, 2] += 1
+            dump(chunks, tmp_path / "d", hf_reference=reference, run_id="tied", step=1, check_replicas=True)
+    with pytest.raises(ReplicaMismatchError) as caught:
+        check([tmp_path / "d"], hf_reference=reference)
+    assert (caught.value.tensor, caught.value.owner, caught.value.ranks) == (
+        "model.embed_tokens.weight",
+        0,
+        (1,),
+    )

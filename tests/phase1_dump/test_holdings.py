@@ -112,15 +112,6 @@ def test_a_rank_of_padding_holds_no_embedding(references: References) -> None:
     assert found == [[((0, 0), (128, 72))], [((128, 0), (83, 72))], [], []]
 
 
-def test_the_copy_of_a_tied_embedding_on_the_last_stage_is_not_held(references: References) -> None:
-    first, last = (
-        held("llama_tied", Topology(pp=2), rank, references.config("llama_tied")) for rank in (0, 1)
-    )
-
-    assert boxes(first, "model.embed_tokens.weight") == [((0, 0), (211, 72))]
-    assert boxes(last, "model.embed_tokens.weight") == []
-
-
 def test_routed_experts_are_replicated_apart_from_dense_tensors(references: References) -> None:
     """tp 4, ep 2, dp 2, rank 3: experts 4-7 also on 1, 5, 7; its quarter of o_proj on 7; norms on all eight."""
     found = held("qwen3_moe", Topology(tp=4, ep=2, dp=2), 3, references.config("qwen3_moe"))
