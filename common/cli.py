@@ -35,6 +35,9 @@ SUBCOMMANDS = {
     "merge": Subcommand(
         "shardmerge.phase2_merge.commands:merge", "Turn a dump into a Hugging Face checkpoint."
     ),
+    "metadata": Subcommand(
+        "shardmerge.phase2_merge.commands:metadata", "Correct everything but the shards of an output."
+    ),
     "verify": Subcommand("shardmerge.phase2_merge.commands:verify", "Check any Hugging Face directory."),
 }
 

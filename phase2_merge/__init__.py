@@ -12,11 +12,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .check_dump import check
     from .merge_dump import merge
+    from .rewrite_metadata import metadata
     from .verify_output import verify
 
-__all__ = ["check", "merge", "verify"]
+__all__ = ["check", "merge", "metadata", "verify"]
 
-HOMES = {"check": "check_dump", "merge": "merge_dump", "verify": "verify_output"}
+HOMES = {
+    "check": "check_dump",
+    "merge": "merge_dump",
+    "metadata": "rewrite_metadata",
+    "verify": "verify_output",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -23,6 +23,7 @@ def check(
     verify: Verification = "full",
     allow: Collection[str] = (),
     uncalibrated: Uncalibrated = "error",
+    corrections: Sequence[str] = (),
     talk: TextIO | None = None,
 ) -> CheckReport:
     """Prove that `dumps`, together, hold every tensor of the model once, undamaged.
@@ -30,9 +31,11 @@ def check(
     hf_reference: Hugging Face directory of the same model; config.json is enough, weights are read if there.
     verify: "full" reads every byte, "size" only sizes and headers. allow: "nan", "replicas". talk: progress goes here.
     uncalibrated: "layer-max" gives experts whose inputs calibration never saw the largest scale of their layer.
+    corrections: `facts.KEY=VALUE`, `config.KEY=VALUE`, `quantization.KEY=VALUE`: what dump or reference say wrongly;
+    recorded in the report.
     Raises an error of the tree: what is missing (exit 3), contradicts itself (4) or is not supported (5).
     """
-    proof = prove([Path(dump) for dump in dumps], Path(hf_reference), allow, uncalibrated)
+    proof = prove([Path(dump) for dump in dumps], Path(hf_reference), allow, uncalibrated, corrections)
     if verify == "full":
         verify_bytes(proof.ledger, proof.fragments, talk)
     return check_report(proof, verify)

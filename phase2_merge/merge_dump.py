@@ -7,6 +7,7 @@ import time
 from collections.abc import Collection, Sequence
 from concurrent.futures import Executor
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
@@ -19,10 +20,11 @@ from .assemble import STAGING_BYTES
 from .check_dump import verify_bytes
 from .plan import MAX_SHARD_BYTES, Plan, plan_shards, task
 from .proof import Proof, prove
-from .publish import publishing, refuse_existing
+from .publish import publishing
 from .quantization import Uncalibrated
 from .receipts import RECORDS
 from .report import MergeReport, Verification, check_report, finished, merge_report
+from .rewrite_metadata import correct_config, refuse_other, republish
 from .workers import default_workers, pool, write_shards
 
 
@@ -36,6 +38,7 @@ def merge(
     workers: int | None = None,
     allow: Collection[str] = (),
     uncalibrated: Uncalibrated = "error",
+    corrections: Sequence[str] = (),
     dry_run: bool = False,
     executor: Executor | None = None,
     staging_bytes: int = STAGING_BYTES,
@@ -43,6 +46,7 @@ def merge(
 ) -> MergeReport:
     """Publish `dumps`, together, as the Hugging Face checkpoint `out`, which must not exist.
 
+    If it exists, from the same dump in the same shards, its metadata are written again and no shard is touched.
     max_shard_bytes bounds assembled shards; adopted ones are as the dump made them. workers: processes that assemble,
     by default one per core; they are spawned, so a script that calls this needs `if __name__ == "__main__":`.
     executor: used instead of a pool of our own, and left running. staging_bytes: memory for data, per worker.
@@ -50,12 +54,18 @@ def merge(
     Raises an error of the tree, OSError; `out` then does not exist.
     """
     started, out = time.monotonic(), Path(os.path.abspath(out))
-    refuse_existing(out)
-    proof = prove([Path(dump) for dump in dumps], Path(hf_reference), allow, uncalibrated)
+    if exists := os.path.lexists(out):
+        refuse_other(out)
+    proof = prove([Path(dump) for dump in dumps], Path(hf_reference), allow, uncalibrated, corrections)
     plan = plan_shards(proof.ledger, proof.verdict, proof.expected, proof.fragments, max_shard_bytes)
-    report = merge_report(plan, check_report(proof, "size" if dry_run else verify), str(out), dry_run=dry_run)
+    report = merge_report(
+        plan, check_report(proof, "size" if dry_run or exists else verify), str(out), dry_run=dry_run
+    )
     if dry_run:
         return finished(report, {}, time.monotonic() - started)
+    if exists:
+        again = republish(out, plan, Path(hf_reference), proof.given)
+        return finished(replace(report, rewritten=again.changed), {}, time.monotonic() - started)
     with publishing(out, talk) as folder:
         if verify == "full":
             verify_bytes(proof.ledger, [shard.fragment for shard in plan.adopted], talk)
@@ -89,7 +99,8 @@ def _describe(proof: Proof, plan: Plan, report: MergeReport, folder: Path) -> No
     records = folder / RECORDS
     ledger.write(proof.ledger, records / "ledger.parquet")
     durable.write_file(records / "plan.json", canonical_json.encode(plan.facts(), indent=2))
+    report = replace(report, sidecars=sidecars.copy(proof.reference.path, folder))
     durable.write_file(records / "report.json", canonical_json.encode(report.published(), indent=2))
-    sidecars.copy(proof.reference.path, folder)
     hf_metadata.write_config(folder, proof.reference.config, proof.dtype(), proof.quantization_json())
+    correct_config(folder, proof.given)
     hf_metadata.write_index(folder, plan)

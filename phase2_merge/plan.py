@@ -83,7 +83,7 @@ class Plan:
 
     def facts(self) -> dict[str, Any]:
         """What plan.json holds: enough, with the ledger, to do the same again."""
-        adopted = [{"shard": one.name, "fragment": _relative(one.fragment)} for one in self.adopted]
+        adopted = [{"shard": one.name, **_which(one.fragment)} for one in self.adopted]
         names = ([self.expected[at].name for at in one.tensors.tolist()] for one in self.assembled)
         assembled = [
             {"shard": one.name, "tensors": of} for one, of in zip(self.assembled, names, strict=True)
@@ -200,5 +200,7 @@ def _names(count: int) -> Iterator[str]:
     return (f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1))
 
 
-def _relative(fragment: Fragment) -> str:
-    return f"{rank_name(fragment.rank)}/{fragment.file.name}"
+def _which(fragment: Fragment) -> dict[str, Any]:
+    """For people, and as the ledger numbers it."""
+    name = f"{rank_name(fragment.rank)}/{fragment.file.name}"
+    return {"fragment": name, "rank": fragment.rank, "file": fragment.number}

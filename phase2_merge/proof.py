@@ -7,18 +7,20 @@ do not belong together: they would only repeat it.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from shardmerge.common import reference as references
 from shardmerge.common.architectures import Blueprint, blueprint
 from shardmerge.common.errors import BadInputError, ShardmergeError
+from shardmerge.common.manifest import Manifest
 from shardmerge.common.problems import raise_problems
 from shardmerge.common.reference import Reference
 
 from . import generations, health, hf_metadata, ledger, quantization_json, replicas
 from .completeness import Verdict, borrow, judge
+from .corrections import Correction, Recorded, corrected, of_part, parse, recorded
 from .debt import debt
 from .expected import ExpectedTensor, expected_tensors
 from .fragments import Fragment, check_headers, fragments
@@ -40,6 +42,8 @@ class Proof:
     verdict: Verdict
     fragments: list[Fragment]
     warnings: tuple[str, ...]
+    corrections: Recorded
+    given: tuple[Correction, ...]
     quantization: Quantization | None = None
 
     def dtype(self) -> str:
@@ -49,6 +53,10 @@ class Proof:
         return str(self.ledger.heads[0].manifest.facts.get("dtype"))
 
     def quantization_json(self) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+        """(hf_quant_config.json, config.json["quantization_config"]) as corrected, None for none."""
+        return quantization_json.corrected_both(*self.declared_quantization(), self.given)
+
+    def declared_quantization(self) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
         """(hf_quant_config.json, config.json["quantization_config"]), None for none."""
         if self.quantization is None:
             return None, None
@@ -60,14 +68,20 @@ def prove(
     hf_reference: Path,
     allow: Collection[str] = (),
     uncalibrated: Uncalibrated = "error",
+    corrections: Sequence[str] = (),
 ) -> Proof:
     """Read manifests and headers, and prove everything but the bytes. Raises one error of the tree, or all."""
     _refuse_unknown(allow)
+    given = parse(corrections)
     reference = references.read(hf_reference)
+    told = recorded("config", reference.config, given)
+    reference = replace(reference, config=corrected("config", reference.config, given))
     table = blueprint(reference.config)
     found = discover(dumps)
     book = ledger.read(found)
     manifests = [head.manifest for head in book.heads]
+    told |= recorded("facts", manifests[0].facts, given)
+    manifests = [_corrected(one, given) for one in manifests]
     raise_problems(generations.disagreements(manifests))
     raise_problems(generations.against_reference(manifests[0], table))
     quantized, wrong = united(manifests, uncalibrated)
@@ -82,7 +96,20 @@ def prove(
     _judge_values(book, verdict, allow, problems, warnings)
     every = fragments(book)
     raise_problems(problems + check_headers(book, every))
-    return Proof(reference, table, book, expected, verdict, every, tuple(warnings), quantized)
+    proof = Proof(reference, table, book, expected, verdict, every, tuple(warnings), told, given, quantized)
+    return _with_quantization(proof) if of_part("quantization", given) else proof
+
+
+def _with_quantization(found: Proof) -> Proof:
+    """Record what the quantization was before it was corrected. Raises BadInputError for a key it does not have."""
+    before = quantization_json.statements(*found.declared_quantization())
+    corrected("quantization", before, found.given)
+    return replace(found, corrections=found.corrections | recorded("quantization", before, found.given))
+
+
+def _corrected(one: Manifest, given: Sequence[Correction]) -> Manifest:
+    """A manifest's facts as they should be; the file and its digest stay as they are."""
+    return replace(one, facts=corrected("facts", one.facts, given))
 
 
 def _refuse_unknown(allow: Collection[str]) -> None:

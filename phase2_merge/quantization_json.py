@@ -7,12 +7,13 @@ config.json of deepseek-ai/DeepSeek-V3.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from shardmerge.common.quantization import BLOCK_FP8, FORMATS, Format, module_of
 from shardmerge.common.rectangle import Shape
 
+from .corrections import Correction, corrected, of_part
 from .quantization import Quantization
 
 Json = dict[str, Any]
@@ -62,6 +63,24 @@ def both(found: Quantization, weights: Iterable[tuple[str, Shape]]) -> tuple[Jso
     exclude = excluded(weights, found.layers)
     hf = hf_quant_config(found, exclude)
     return hf, quantization_config(hf, exclude)
+
+
+def statements(hf: Json | None, declared: Json | None) -> Json:
+    """What `--set quantization.KEY` corrects: hf_quant_config.json's statements, or config.json's where that is all."""
+    return dict(hf["quantization"]) if hf else dict(declared or {})
+
+
+def corrected_both(
+    hf: Json | None, declared: Json | None, corrections: Sequence[Correction]
+) -> tuple[Json | None, Json | None]:
+    """Both files with corrections; the second follows from the first. Raises BadInputError for an unknown key."""
+    if not of_part("quantization", corrections):
+        return hf, declared
+    now = corrected("quantization", statements(hf, declared), corrections)
+    if hf is None:
+        return None, now
+    hf = {**hf, "quantization": now}
+    return hf, quantization_config(hf, now["exclude_modules"])
 
 
 def _groups(told: Json) -> Json:

@@ -10,6 +10,8 @@ from typing import Any, Literal
 from shardmerge.common.byte_count import show
 from shardmerge.common.errors import SHOWN
 
+from . import corrections
+from .corrections import Recorded
 from .plan import Plan
 from .proof import Proof
 
@@ -37,12 +39,13 @@ class CheckReport:
     total_bytes: int
     verification: Verification
     warnings: tuple[str, ...]
+    corrections: Recorded
 
     def facts(self) -> dict[str, Any]:
         return asdict(self)
 
     def text(self) -> str:
-        return "\n".join([*self.lines(), *warning_lines(self.warnings)])
+        return "\n".join([*self.lines(), *corrections.lines(self.corrections), *warning_lines(self.warnings)])
 
     def lines(self) -> list[str]:
         """The dump in two lines."""
@@ -68,16 +71,20 @@ class MergeReport:
     adopted_by: dict[str, int]
     dry_run: bool
     seconds: float
+    sidecars: tuple[str, ...] = ()
+    rewritten: tuple[str, ...] | None = None
 
     def facts(self) -> dict[str, Any]:
         return asdict(self)
 
     def published(self) -> dict[str, Any]:
         """What report.json in the output holds: the same for the same input, wherever and whenever it was merged."""
-        local = {"out", "adopted_by", "dry_run", "seconds"}
+        local = {"out", "adopted_by", "dry_run", "seconds", "rewritten"}
         return {key: value for key, value in asdict(self).items() if key not in local}
 
     def text(self) -> str:
+        if self.rewritten is not None:
+            return "\n".join([*self.check.lines(), self._told_again(), *self._remarks()])
         means = ", ".join(f"{count} by {how}" for how, count in self.adopted_by.items())
         shards = (
             f"{self.num_shards:,} shards, {self.adopted_shards:,} adopted{f' ({means})' if means else ''}"
@@ -87,7 +94,14 @@ class MergeReport:
         lines = [*self.check.lines(), f"{verb} {self.out}: {shards}, {moved}, in {self.seconds:.1f} s."]
         if self.dry_run:
             lines += [f"  {name}  {show(size)}" for name, size in self.largest_shards]
-        return "\n".join([*lines, *warning_lines(self.check.warnings)])
+        return "\n".join([*lines, *self._remarks()])
+
+    def _told_again(self) -> str:
+        what = f"rewrote {', '.join(self.rewritten)}" if self.rewritten else "nothing to change"
+        return f"{self.out} was published before from this dump: {what}; no shard was touched."
+
+    def _remarks(self) -> list[str]:
+        return [*corrections.lines(self.check.corrections), *warning_lines(self.check.warnings)]
 
 
 def check_report(proof: Proof, verification: Verification) -> CheckReport:
@@ -109,6 +123,7 @@ def check_report(proof: Proof, verification: Verification) -> CheckReport:
         total_bytes=int((rows.end - rows.begin)[kept].sum()),
         verification=verification,
         warnings=proof.warnings,
+        corrections=proof.corrections,
     )
 
 

@@ -27,10 +27,15 @@ RELATIVE_IMPORT = re.compile(r"^\s*from\s+\.(\w+)\s+import", re.MULTILINE)
 
 def copy(reference: Path, folder: Path) -> tuple[str, ...]:
     """Copy all sidecars; their names, sorted. Raises OSError."""
-    names = sorted({*_data_files(reference), *_modules(reference)})
-    for name in names:
+    found = names(reference)
+    for name in found:
         durable.write_file(folder / name, (reference / name).read_bytes())
-    return tuple(names)
+    return found
+
+
+def names(reference: Path) -> tuple[str, ...]:
+    """The sidecars that a reference holds, sorted."""
+    return tuple(sorted({*_data_files(reference), *_modules(reference)}))
 
 
 def _data_files(reference: Path) -> Iterator[str]:

@@ -30,7 +30,7 @@ from shardmerge.common.progress import Progress
 from shardmerge.common.reference import INDEX, PLAIN_FLOATS
 from shardmerge.common.safetensors_header import Header
 
-from . import ledger, receipts
+from . import ledger, receipts, rewriting
 from .checksums import Advance, checksums, in_threads, wrong_bytes
 from .expected import TABLE
 from .hf_metadata import TORCH_NAMES
@@ -71,6 +71,7 @@ def verify(out: str | Path, *, verify: Verification = "full", talk: TextIO | Non
     Raises MissingConfigError, BadInputError (no weights), and what is wrong, as one error or ProblemsFoundError.
     """
     out = Path(out)
+    rewriting.finish(out)
     config = references.read_config(out)
     files = references.weight_files(out)
     if not files:

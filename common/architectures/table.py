@@ -129,9 +129,12 @@ class Blueprint:
                 yield from self._targets(row, {})
         for layer in range(self.dimensions["num_layers"]):
             for row in self.rows:
-                if row.where != "model" and layer in self.layers[row.where]:
-                    for ids in self._ids(row, layer):
-                        yield from self._targets(row, ids)
+                if row.where == "model" or layer not in self.layers[row.where]:
+                    continue
+                if "{expert}" in row.targets[0].name:
+                    yield from self._of_experts(row, layer)
+                else:
+                    yield from self._targets(row, {"layer": layer})
 
     def expert_tensors(self, layer: int, expert: int) -> Iterator[Tensor]:
         """Every tensor of one routed expert."""
@@ -155,17 +158,20 @@ class Blueprint:
         pattern = key_pattern(key)
         return next((drop.reason for drop in self.architecture.drops if drop.key == pattern), None)
 
-    def _ids(self, row: Row, layer: int) -> Iterator[Ids]:
-        if "{expert}" not in row.targets[0].name:
-            yield {"layer": layer}
-            return
+    def _of_experts(self, row: Row, layer: int) -> Iterator[Tensor]:
+        """A row's tensors of all experts of a layer. Names are put together by hand: there are millions."""
+        shapes = [self._shape(target) for target in row.targets]
+        names = [target.name.format(layer=layer, expert="\n").split("\n") for target in row.targets]
         for expert in range(self.dimensions["num_experts"]):
-            yield {"layer": layer, "expert": expert}
+            for (before, after), shape in zip(names, shapes, strict=True):
+                yield Tensor(f"{before}{expert}{after}", shape, row.float32)
 
     def _targets(self, row: Row, ids: Ids) -> Iterator[Tensor]:
         for target in row.targets:
-            shape = tuple(self.dimensions[dim] for dim in target.shape)
-            yield Tensor(target.name.format(**ids), shape, row.float32)
+            yield Tensor(target.name.format(**ids), self._shape(target), row.float32)
+
+    def _shape(self, target: Target) -> tuple[int, ...]:
+        return tuple(self.dimensions[dim] for dim in target.shape)
 
 
 def key_pattern(key: str) -> str:

@@ -114,7 +114,7 @@ def test_a_defect_exits_with_1_and_shows_its_traceback(
     assert "This is a defect of shardmerge" in found.stderr
 
 
-@pytest.mark.parametrize("name", ["check", "merge", "verify"])
+@pytest.mark.parametrize("name", ["check", "merge", "metadata", "verify"])
 def test_help_of_every_command_has_an_example(name: str) -> None:
     text = run(name, "--help").stdout
     assert f"Example:\n    shardmerge {name} " in text
@@ -287,3 +287,19 @@ def test_a_command_whose_library_is_missing_says_what_to_install(monkeypatch: py
     assert (
         "shardmerge dump needs torch, which is not installed. pip install 'shardmerge[dump]'." in found.stderr
     )
+
+
+def test_metadata_and_a_second_merge_exit_with_0_and_touch_no_shard(world: MakeWorld) -> None:
+    one = world(Topology(tp=2)).write()
+    assert run(*merge_arguments(one)).exit_code == 0
+    before = [path.stat().st_mtime_ns for path in sorted(one.out.glob("*.safetensors"))]
+    found = run("metadata", one.out, "--set", "config.rope_theta=1000000")
+    assert (found.exit_code, found.stderr) == (0, "")
+    assert "2 shards with 25 tensors were not touched" in found.stdout
+    assert "Corrected: config.rope_theta is 1000000, was null." in found.stdout
+    assert json.loads((one.out / "config.json").read_bytes())["rope_theta"] == 1000000
+    again = run(*merge_arguments(one))
+    assert again.exit_code == 0
+    assert "no shard was touched" in again.stdout
+    assert run("metadata", one.out, "--set", "rope_theta=1").exit_code == 2
+    assert [path.stat().st_mtime_ns for path in sorted(one.out.glob("*.safetensors"))] == before

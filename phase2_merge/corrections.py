@@ -1,0 +1,110 @@
+"""Corrections from the command line: `--set facts.KEY=VALUE`, `config.KEY=VALUE`, `quantization.KEY=VALUE`.
+
+What a rank, a reference or a dump says wrongly is corrected beside it, never in it: manifests and references stay as
+they are, and what was corrected is kept in the report. Pure: knows no file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from shardmerge.common.errors import BadInputError
+
+PARTS = ("facts", "config", "quantization")
+OPEN = ("config",)  # parts in which a key may be new: whoever reads config.json decides what it knows
+HOW = "Write facts.KEY=VALUE, config.KEY=VALUE or quantization.KEY=VALUE, for example config.rope_theta=1000000."
+Json = Any
+Recorded = dict[str, dict[str, Json]]
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """`value` at `path` of a part; `path` leads into nested objects."""
+
+    part: str
+    path: tuple[str, ...]
+    value: Json
+
+    @property
+    def key(self) -> str:
+        return ".".join((self.part, *self.path))
+
+
+def parse(texts: Iterable[str]) -> tuple[Correction, ...]:
+    """Corrections as they are written; a value that is no JSON is a string. Raises BadInputError."""
+    found = tuple(map(_parse, texts))
+    keys = [one.key for one in found]
+    if twice := sorted({key for key in keys if keys.count(key) > 1}):
+        raise BadInputError(f"{twice[0]} is set twice", "Set it once.")
+    return found
+
+
+def _parse(text: str) -> Correction:
+    key, equals, value = text.partition("=")
+    part, *path = key.split(".")
+    if not equals or part not in PARTS or not path or not all(path):
+        raise BadInputError(f"--set {text}", HOW)
+    try:
+        return Correction(part, tuple(path), json.loads(value))
+    except ValueError:
+        return Correction(part, tuple(path), value)
+
+
+def of_part(part: str, corrections: Sequence[Correction]) -> tuple[Correction, ...]:
+    """Those that concern one part."""
+    return tuple(one for one in corrections if one.part == part)
+
+
+def corrected(part: str, values: Mapping[str, Json], corrections: Sequence[Correction]) -> dict[str, Json]:
+    """`values` with the corrections of this part, in the old order of keys; `values` itself stays.
+
+    Raises BadInputError for a key that is not there, or leads through something that is no object.
+    """
+    found = dict(values)
+    for one in of_part(part, corrections):
+        found = _with(found, one.path, one)
+    return found
+
+
+def recorded(part: str, values: Mapping[str, Json], corrections: Sequence[Correction]) -> Recorded:
+    """For the report: what each corrected key was, and what it is now."""
+    return {one.key: {"was": _at(values, one.path), "now": one.value} for one in of_part(part, corrections)}
+
+
+def replayed(told: Recorded) -> tuple[Correction, ...]:
+    """The corrections that a report recorded."""
+    return tuple(
+        Correction(key.split(".")[0], tuple(key.split(".")[1:]), one["now"]) for key, one in told.items()
+    )
+
+
+def lines(told: Recorded) -> list[str]:
+    """`Corrected: facts.dimensions.vocab_size is 24, was 25.`"""
+    return [
+        f"Corrected: {key} is {json.dumps(one['now'])}, was {json.dumps(one['was'])}."
+        for key, one in sorted(told.items())
+    ]
+
+
+def _with(values: Mapping[str, Json], path: tuple[str, ...], one: Correction) -> dict[str, Json]:
+    first, *rest = path
+    if first not in values and one.part not in OPEN:
+        known = ", ".join(sorted(values)) or "nothing: it is not quantized"
+        raise BadInputError(f"--set {one.key}: there is no {first} to correct", f"There is {known}.")
+    if not rest:
+        return {**values, first: one.value}
+    inner = values.get(first, {})
+    if not isinstance(inner, Mapping):
+        raise BadInputError(
+            f"--set {one.key}: {first} is {json.dumps(inner)}, no object", "Set it as a whole."
+        )
+    return {**values, first: _with(inner, tuple(rest), one)}
+
+
+def _at(values: Json, path: tuple[str, ...]) -> Json:
+    for key in path:
+        values = values.get(key) if isinstance(values, Mapping) else None
+    return values

@@ -1,0 +1,67 @@
+"""`--set`: how it is written, what it refuses, and that nothing it was given is changed."""
+
+from __future__ import annotations
+
+import pytest
+
+from shardmerge.common.errors import BadInputError
+from shardmerge.phase2_merge.corrections import corrected, parse, recorded, replayed
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("config.a=1", 1),
+        ("config.a=1e6", 1e6),
+        ("config.a=null", None),
+        ("config.a=bfloat16", "bfloat16"),
+        ('config.a="1"', "1"),
+        ("config.a=[1, 2]", [1, 2]),
+        ("config.a=b=c", "b=c"),
+        ("config.a=", ""),
+    ],
+)
+def test_a_value_is_json_or_else_a_string(text: str, value: object) -> None:
+    assert parse([text])[0].value == value
+
+
+@pytest.mark.parametrize(
+    "text", ["config.a", "rope_theta=1", "config=1", "config.=1", "model.a=1", "config..a=1"]
+)
+def test_what_is_no_correction_is_refused(text: str) -> None:
+    with pytest.raises(BadInputError, match=r"Write facts\.KEY=VALUE"):
+        parse([text])
+
+
+def test_the_same_key_twice_is_refused() -> None:
+    with pytest.raises(BadInputError, match=r"config\.a is set twice"):
+        parse(["config.a=1", "config.a=2"])
+
+
+def test_a_nested_key_is_corrected_and_its_neighbours_and_the_original_stay() -> None:
+    original = {"z": 1, "rope": {"theta": 1, "kind": "x"}, "a": 2}
+    got = corrected("config", original, parse(["config.rope.theta=9", "facts.z=5"]))
+    assert got == {"z": 1, "rope": {"theta": 9, "kind": "x"}, "a": 2}
+    assert list(got) == ["z", "rope", "a"]
+    assert original["rope"] == {"theta": 1, "kind": "x"}
+
+
+def test_config_takes_new_keys_and_facts_do_not() -> None:
+    assert corrected("config", {}, parse(["config.rope.theta=9"])) == {"rope": {"theta": 9}}
+    with pytest.raises(BadInputError, match=r"there is no dtpye to correct. There is dimensions, dtype"):
+        corrected("facts", {"dtype": "BF16", "dimensions": {}}, parse(["facts.dtpye=F16"]))
+
+
+def test_a_key_inside_a_number_is_refused() -> None:
+    with pytest.raises(BadInputError, match="rope is 1, no object"):
+        corrected("config", {"rope": 1}, parse(["config.rope.theta=9"]))
+
+
+def test_what_was_recorded_can_be_replayed() -> None:
+    given = parse(["config.rope.theta=9", "facts.dtype=F16"])
+    told = recorded("config", {"rope": {"theta": 1}}, given) | recorded("facts", {"dtype": "BF16"}, given)
+    assert told == {
+        "config.rope.theta": {"was": 1, "now": 9},
+        "facts.dtype": {"was": "BF16", "now": "F16"},
+    }
+    assert replayed(told) == given
