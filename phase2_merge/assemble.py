@@ -26,6 +26,7 @@ from shardmerge.common.dtypes import BITS
 from shardmerge.common.errors import BadInputError, CorruptFileError
 from shardmerge.common.rectangle import Shape, place
 
+from .checksums import wrong_bytes
 from .receipts import Receipt
 
 STAGING_BYTES = 64 << 20
@@ -214,8 +215,7 @@ def _compare(tensor: TensorTask, moving: list[Moving]) -> None:
             at = place(one.piece.offset, one.piece.shape)
             raise CorruptFileError(
                 one.piece.path,
-                f"the bytes of {tensor.name} {at} have checksum {one.checksum.hexdigest()}, the manifest says "
-                f"{one.piece.xxh3_128}",
+                wrong_bytes(f"{tensor.name} {at}", one.checksum.hexdigest(), one.piece.xxh3_128),
                 one.piece.rank,
             )
 

@@ -18,6 +18,7 @@ def disagreements(manifests: Sequence[Manifest]) -> list[ShardmergeError]:
     found: list[ShardmergeError] = []
     for name in ONE_GENERATION:
         found += _mixed(name, {one.rank: getattr(one, name) for one in manifests})
+    found += _mixed("topology", {one.rank: _sizes(one) for one in manifests})
     if all(one.facts == manifests[0].facts for one in manifests):
         return found
     for name in sorted({key for one in manifests for key in one.facts}):
@@ -36,6 +37,10 @@ def against_reference(one: Manifest, blueprint: Blueprint) -> Iterator[Shardmerg
     for name, value in sorted(blueprint.dimensions.items()):
         if name in dumped and dumped[name] != value:
             yield MismatchError("config.json", name, str(value), f"{dumped[name]}, as dumped")
+
+
+def _sizes(one: Manifest) -> dict[str, int]:
+    return {axis: len(group) for axis, group in one.groups.items()}
 
 
 def _mixed(name: str, by_rank: dict[int, Any]) -> list[ShardmergeError]:
