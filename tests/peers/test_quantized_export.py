@@ -1,0 +1,146 @@
+"""Quantized bytes and both JSON files, against Model-Optimizer's own export of the same model from one rank."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from shardmerge.phase2_merge import merge
+from tests.demo.compare import differing
+from tests.worlds.checkpoints import read_hf_tensors, write_hf_checkpoint
+from tests.worlds.families import Family
+from tests.worlds.gloo import GlooRanks
+from tests.worlds.oracle import import_whole, load_model, write_torch_dist
+from tests.worlds.quantizing import DEEPSEEK_V3, QWEN3_MOE, quantize, recipe
+from tests.worlds.topology import SINGLE, Topology
+
+pytestmark = pytest.mark.peers
+
+FAMILIES = {"qwen3_moe": QWEN3_MOE, "deepseek_v3": DEEPSEEK_V3}
+RECIPES = ("FP8", "NVFP4", "W4A16_NVFP4", "MIXED")
+SEQUENTIAL = (SINGLE, Topology(tp=2, pp=2, etp=2), Topology(pp=2, ep=2, dp=2))
+GROUPED = (Topology(tp=2, pp=2, ep=2), Topology(tp=2, etp=2, pp=2))
+Sources = Callable[[str, str, bool], tuple[Path, Path, Path]]
+
+
+def export_on_rank(
+    _rank: int, family: Family, reference: Path, out: Path, config: dict[str, Any], shared_inputs: bool
+) -> None:
+    """Model-Optimizer's whole way: its importer, its quantizers, its exporter, one rank."""
+    from modelopt.torch.export import export_mcore_gpt_to_hf
+
+    model = import_whole(family, reference, torch.bfloat16)
+    quantize([model], family, SINGLE, 0, config, shared_inputs=shared_inputs)
+    export_mcore_gpt_to_hf(model, str(reference), dtype=torch.bfloat16, export_dir=str(out))
+
+
+def dump_on_rank(
+    rank: int,
+    family: Family,
+    topology: Topology,
+    torch_dist: Path,
+    reference: Path,
+    out: Path,
+    config: dict[str, Any],
+    te: bool,
+) -> None:
+    """Be one rank that loads, quantizes and dumps."""
+    from shardmerge.phase1_dump import dump
+
+    chunks = load_model(rank, family, topology, torch_dist, te=te)
+    quantize(chunks, family, topology, rank, config, shared_inputs=te)
+    dump(chunks, out, hf_reference=reference, run_id="quantized", step=7)
+
+
+@pytest.fixture(scope="module")
+def sources(ranks: GlooRanks, tmp_path_factory: pytest.TempPathFactory) -> Sources:
+    """(family, recipe, shared inputs) -> (reference, torch_dist, modelopt's export), each made once."""
+    made: dict[Any, Path] = {}
+
+    def source(name: str, recipe_name: str, shared_inputs: bool) -> tuple[Path, Path, Path]:
+        family = FAMILIES[name]
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp(name)
+            write_hf_checkpoint(family, made[name] / "hf")
+            write_torch_dist(ranks, family, made[name] / "hf", made[name] / "torch_dist")
+        reference, key = made[name] / "hf", (name, recipe_name, shared_inputs)
+        if key not in made:
+            made[key] = made[name] / f"{recipe_name}-{shared_inputs}"
+            config = recipe(recipe_name)
+            ranks.run(export_on_rank, SINGLE, family, reference, made[key], config, shared_inputs)
+        return reference, made[name] / "torch_dist", made[key]
+
+    return source
+
+
+@pytest.mark.parametrize("topology", SEQUENTIAL, ids=lambda one: one.name)
+@pytest.mark.parametrize("recipe_name", RECIPES)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_sequential_experts_become_what_modelopt_exports(
+    name: str, recipe_name: str, topology: Topology, ranks: GlooRanks, sources: Sources, tmp_path: Path
+) -> None:
+    reference, torch_dist, theirs = sources(name, recipe_name, False)
+    given = (FAMILIES[name], topology, torch_dist, reference, tmp_path / "dump", recipe(recipe_name), False)
+    ranks.run(dump_on_rank, topology, *given)
+    merge([tmp_path / "dump"], tmp_path / "merged", hf_reference=reference, workers=1)
+    assert_same(theirs, tmp_path / "merged")
+
+
+@pytest.mark.parametrize("topology", GROUPED, ids=lambda one: one.name)
+@pytest.mark.parametrize("recipe_name", RECIPES)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_grouped_experts_become_what_modelopt_exports(
+    name: str, recipe_name: str, topology: Topology,
+    ranks: GlooRanks, te_ranks: GlooRanks, sources: Sources, tmp_path: Path,
+) -> None:  # fmt: skip
+    """Model-Optimizer has no rule for grouped experts of these families: its export is of a SequentialMLP."""
+    reference, torch_dist, theirs = sources(name, recipe_name, True)
+    given = (FAMILIES[name], topology, torch_dist, reference, tmp_path / "dump", recipe(recipe_name), True)
+    te_ranks.run(dump_on_rank, topology, *given)
+    merge([tmp_path / "dump"], tmp_path / "merged", hf_reference=reference, workers=1)
+    assert_same(theirs, tmp_path / "merged")
+
+
+def assert_same(theirs: Path, ours: Path) -> None:
+    """Every tensor bit for bit, and both JSON files. Two things Model-Optimizer 0.47's Megatron exporter does alone.
+
+    It rounds the router's bias, and it leaves FP8's input_scale with a dimension of one, which its exporter of
+    Hugging Face models squeezes away (modelopt/torch/export/unified_export_hf.py).
+    """
+    left, right = read_hf_tensors(theirs), read_hf_tensors(ours)
+    rounded = {name for name in right if name.endswith("e_score_correction_bias")}
+    unsqueezed = {name for name, tensor in left.items() if name.endswith(".input_scale") and tensor.ndim == 1}
+    assert set(differing(theirs, ours)) == rounded | unsqueezed
+    for name in rounded:
+        assert torch.equal(left[name], right[name].to(torch.bfloat16))
+    for name in unsqueezed:
+        assert left[name].dtype == right[name].dtype
+        assert torch.equal(left[name].squeeze(), right[name])
+    their_file, our_file = (
+        json.loads((path / "hf_quant_config.json").read_text()) for path in (theirs, ours)
+    )
+    their_config, our_config = (
+        json.loads((path / "config.json").read_text())["quantization_config"] for path in (theirs, ours)
+    )
+    mended = mended_excludes(their_file["quantization"]["exclude_modules"], set(right))
+    assert our_file == their_file | {"quantization": their_file["quantization"] | {"exclude_modules": mended}}
+    assert our_config == their_config | {"ignore": mended}
+
+
+def mended_excludes(modules: list[str], names: set[str]) -> list[str]:
+    """What Model-Optimizer 0.47 should have said of a fused gate and up that stay as they are.
+
+    `_gated_mlp_slicing` records the prefix of both, `model.layers.0.mlp`, which is no linear: read as a prefix it
+    takes the router and every expert of a layer with it. The linears are gate_proj and up_proj.
+    """
+    found = set()
+    for module in modules:
+        is_linear = f"{module}.weight" in names
+        found.update([module] if is_linear else [f"{module}.gate_proj", f"{module}.up_proj"])
+    assert all(f"{module}.weight" in names for module in found)
+    return sorted(found)
