@@ -16,17 +16,19 @@ from shardmerge.common.errors import BadInputError
 PARTS = ("facts", "config", "quantization")
 OPEN = ("config",)  # parts in which a key may be new: whoever reads config.json decides what it knows
 HOW = "Write facts.KEY=VALUE, config.KEY=VALUE or quantization.KEY=VALUE, for example config.rope_theta=1000000."
+ADDS = "+"  # KEY+=VALUE adds to a list
 Json = Any
 Recorded = dict[str, dict[str, Json]]
 
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """`value` at `path` of a part; `path` leads into nested objects."""
+    """`value` at `path` of a part; `path` leads into nested objects. `adds`: to the list that is there."""
 
     part: str
     path: tuple[str, ...]
     value: Json
+    adds: bool = False
 
     @property
     def key(self) -> str:
@@ -44,13 +46,13 @@ def parse(texts: Iterable[str]) -> tuple[Correction, ...]:
 
 def _parse(text: str) -> Correction:
     key, equals, value = text.partition("=")
-    part, *path = key.split(".")
+    part, *path = key.removesuffix(ADDS).split(".")
     if not equals or part not in PARTS or not path or not all(path):
         raise BadInputError(f"--set {text}", HOW)
     try:
-        return Correction(part, tuple(path), json.loads(value))
+        return Correction(part, tuple(path), json.loads(value), key.endswith(ADDS))
     except ValueError:
-        return Correction(part, tuple(path), value)
+        return Correction(part, tuple(path), value, key.endswith(ADDS))
 
 
 def of_part(part: str, corrections: Sequence[Correction]) -> tuple[Correction, ...]:
@@ -71,7 +73,8 @@ def corrected(part: str, values: Mapping[str, Json], corrections: Sequence[Corre
 
 def recorded(part: str, values: Mapping[str, Json], corrections: Sequence[Correction]) -> Recorded:
     """For the report: what each corrected key was, and what it is now."""
-    return {one.key: {"was": _at(values, one.path), "now": one.value} for one in of_part(part, corrections)}
+    found = of_part(part, corrections)
+    return {one.key: {"was": _at(values, one.path), "now": _now(_at(values, one.path), one)} for one in found}
 
 
 def replayed(told: Recorded) -> tuple[Correction, ...]:
@@ -95,13 +98,25 @@ def _with(values: Mapping[str, Json], path: tuple[str, ...], one: Correction) ->
         known = ", ".join(sorted(values)) or "nothing: it is not quantized"
         raise BadInputError(f"--set {one.key}: there is no {first} to correct", f"There is {known}.")
     if not rest:
-        return {**values, first: one.value}
+        return {**values, first: _now(values.get(first), one)}
     inner = values.get(first, {})
     if not isinstance(inner, Mapping):
         raise BadInputError(
             f"--set {one.key}: {first} is {json.dumps(inner)}, no object", "Set it as a whole."
         )
     return {**values, first: _with(inner, tuple(rest), one)}
+
+
+def _now(was: Json, one: Correction) -> Json:
+    """What stands there after the correction: its value, or a list with the value, or its elements, at the end."""
+    if not one.adds:
+        return one.value
+    if not isinstance(was, list):
+        raise BadInputError(
+            f"--set {one.key}+=: there is {json.dumps(was)}, no list", "Set it with = instead."
+        )
+    more = one.value if isinstance(one.value, list) else [one.value]
+    return was + [each for each in more if each not in was]
 
 
 def _at(values: Json, path: tuple[str, ...]) -> Json:

@@ -65,3 +65,22 @@ def test_what_was_recorded_can_be_replayed() -> None:
         "facts.dtype": {"was": "BF16", "now": "F16"},
     }
     assert replayed(told) == given
+
+
+def test_plus_equals_adds_to_a_list_what_it_lacks() -> None:
+    told = {"exclude_modules": ["lm_head"], "quant_algo": "FP8"}
+    given = parse(["quantization.exclude_modules+=model.layers.0.mlp.gate"])
+    assert corrected("quantization", told, given) == told | {
+        "exclude_modules": ["lm_head", "model.layers.0.mlp.gate"]
+    }
+    assert corrected(
+        "quantization", told, parse(['quantization.exclude_modules+=["a", "lm_head"]'])
+    ) == told | {"exclude_modules": ["lm_head", "a"]}
+    assert recorded("quantization", told, given) == {
+        "quantization.exclude_modules": {"was": ["lm_head"], "now": ["lm_head", "model.layers.0.mlp.gate"]}
+    }
+
+
+def test_plus_equals_needs_a_list() -> None:
+    with pytest.raises(BadInputError, match=r'quantization\.quant_algo\+=: there is "FP8", no list'):
+        corrected("quantization", {"quant_algo": "FP8"}, parse(["quantization.quant_algo+=NVFP4"]))
