@@ -90,7 +90,6 @@ def test_a_float8_parameter_is_refused_by_name(
 
     assert kind == "UnsupportedParameterError"
     assert message.startswith(
-        "decoder.layers.2.mlp.experts.linear_fc2.weight5 on rank 0: it is a transformer_engine."
+        "decoder.layers.2.mlp.experts.linear_fc2.weight5 on rank 0: it is a Float8Tensor "
     )
-    assert "Float8Tensor; quantized storage is not supported" in message
     assert [path.name for path in tmp_path.iterdir()] == ["rank-00000.failed.json"]
