@@ -111,8 +111,7 @@ def test_two_dtypes_within_one_tensor(world: MakeWorld) -> None:
     value["dtypes"].append("F16")
     value["columns"]["dtype"][at[0]] = 1
     edit(path, dtypes=value["dtypes"], columns=value["columns"])
-    found = problems(one, 4)
-    mixed = next(error for error in found if isinstance(error, tree.MismatchError))
+    mixed = refusal(one, tree.MismatchError, 4)
     assert (mixed.tensor, mixed.got, mixed.expected, mixed.ranks) == (Q, "F16", "BF16", (1,))
 
 
@@ -140,7 +139,7 @@ def test_a_rectangle_outside_its_tensor(world: MakeWorld) -> None:
     at = next(i for i, name in enumerate(value["columns"]["name"]) if value["names"][name] == Q)
     value["columns"]["global_offset"][0][at] = 9
     edit(path, columns=value["columns"])
-    error = next(e for e in problems(one, 4) if isinstance(e, tree.MismatchError))
+    error = refusal(one, tree.MismatchError, 4)
     assert (error.tensor, error.got, error.expected) == (Q, "[9:17, 0:8]", "one inside [16, 8]")
 
 
