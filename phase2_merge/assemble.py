@@ -63,6 +63,7 @@ class ShardTask:
     name: str
     tensors: tuple[TensorTask, ...]
     check: bool
+    plan_digest: str = ""
 
 
 def assemble(task: ShardTask, folder: Path, staging_bytes: int = STAGING_BYTES) -> Receipt:
@@ -85,7 +86,8 @@ def assemble(task: ShardTask, folder: Path, staging_bytes: int = STAGING_BYTES) 
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    return Receipt(task.name, header.file_bytes, xxhash.xxh3_128_hexdigest(head), tensors)
+    digest = xxhash.xxh3_128_hexdigest(head)
+    return Receipt(task.name, task.plan_digest, task.check, header.file_bytes, digest, tensors)
 
 
 @dataclass(slots=True)

@@ -12,20 +12,24 @@ from pathlib import Path
 from typing import TextIO
 
 from shardmerge.common import canonical_json, durable
+from shardmerge.common.errors import WorkerDiedError
 from shardmerge.common.progress import Progress
 
-from . import hf_metadata, ledger, sidecars
+from . import hf_metadata, ledger, receipts, sidecars
 from .adopt import adopt
 from .assemble import STAGING_BYTES
 from .check_dump import verify_bytes
-from .plan import MAX_SHARD_BYTES, Plan, plan_shards, task
+from .plan import MAX_SHARD_BYTES, Assembled, Plan, plan_shards, task
 from .proof import Proof, prove
 from .publish import publishing
 from .quantization import Uncalibrated
 from .receipts import RECORDS
 from .report import MergeReport, Verification, check_report, finished, merge_report
+from .resume import keep_finished
 from .rewrite_metadata import correct_config, refuse_other, republish
 from .workers import default_workers, pool, write_shards
+
+MAX_POOLS = 3  # a worker that is killed again and again lacks memory, and no new pool gives it any
 
 
 def merge(
@@ -67,16 +71,19 @@ def merge(
         again = republish(out, plan, Path(hf_reference), proof.given)
         return finished(replace(report, rewritten=again.changed), {}, time.monotonic() - started)
     with publishing(out, talk) as folder:
+        kept = keep_finished(folder, plan, check=verify == "full")
         if verify == "full":
             verify_bytes(proof.ledger, [shard.fragment for shard in plan.adopted], talk)
         adopted_by = adopt(plan.adopted, folder)
-        _assemble(plan, folder, workers, executor, staging_bytes, check=verify == "full", talk=talk)
+        left = [shard for shard in plan.assembled if shard.name not in kept]
+        _assemble(plan, left, folder, workers, executor, staging_bytes, check=verify == "full", talk=talk)
         _describe(proof, plan, report, folder)
-    return finished(report, adopted_by, time.monotonic() - started)
+    return finished(replace(report, kept_shards=len(kept)), adopted_by, time.monotonic() - started)
 
 
 def _assemble(
     plan: Plan,
+    left: list[Assembled],
     folder: Path,
     workers: int | None,
     executor: Executor | None,
@@ -85,12 +92,21 @@ def _assemble(
     check: bool,
     talk: TextIO | None,
 ) -> None:
-    """Split tensors are verified here, as they pass: nothing is read twice."""
-    progress = Progress("assembling", sum(shard.num_bytes for shard in plan.assembled), talk)
-    count = min(workers or default_workers(), len(plan.assembled))
-    with nullcontext(executor) if executor else pool(count) as running:
-        tasks = (task(plan, shard, check=check) for shard in plan.assembled)
-        write_shards(tasks, folder, running, staging_bytes, progress.advance)
+    """Split tensors are verified here, as they pass: nothing is read twice. A pool that dies is built anew."""
+    progress = Progress("assembling", sum(shard.num_bytes for shard in left), talk)
+    count, digest = min(workers or default_workers(), len(left)), plan.digest
+    for pools_left in reversed(range(1 if executor else MAX_POOLS)):
+        try:
+            with nullcontext(executor) if executor else pool(count) as running:
+                tasks = (task(plan, shard, check=check, plan_digest=digest) for shard in left)
+                write_shards(tasks, folder, running, staging_bytes, progress.advance)
+            break
+        except WorkerDiedError as error:
+            if not pools_left:
+                raise
+            left = [shard for shard in left if receipts.read(folder, shard.name) is None]
+            if talk:
+                print(f"A worker was killed ({error.shards[0]}, ...): {len(left):,} shards left.", file=talk)
     progress.close()
 
 

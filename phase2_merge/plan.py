@@ -133,9 +133,11 @@ def plan_shards(
     )
 
 
-def task(plan: Plan, shard: Assembled, *, check: bool) -> ShardTask:
+def task(plan: Plan, shard: Assembled, *, check: bool, plan_digest: str = "") -> ShardTask:
     """All that a worker needs to write a shard, and no ledger."""
-    return ShardTask(shard.name, tuple(_tensor_task(plan, at) for at in shard.tensors.tolist()), check)
+    return ShardTask(
+        shard.name, tuple(_tensor_task(plan, at) for at in shard.tensors.tolist()), check, plan_digest
+    )
 
 
 def _tensor_task(plan: Plan, at: int) -> TensorTask:

@@ -1,7 +1,7 @@
 """How an output appears: built in OUT.partial beside it under a lock, made durable, renamed once.
 
 Whoever looks sees no OUT or a finished one. What fails or is interrupted removes its OUT.partial; what is killed
-leaves it, and the next merge of the same OUT finds the lock free, says so, empties it and starts afresh.
+leaves it, and the next merge of the same OUT finds the lock free, says so, and keeps the shards that are finished.
 """
 
 from __future__ import annotations
@@ -55,7 +55,6 @@ def _commit(partial: Path, out: Path) -> None:
     for folder in (partial / RECORDS / FOLDER, partial / RECORDS, partial):
         durable.sync_folder(folder)
     refuse_existing(out)
-    _lock_path(partial).unlink()
     try:
         partial.rename(out)
     except OSError as error:
@@ -63,12 +62,13 @@ def _commit(partial: Path, out: Path) -> None:
             raise OutputExistsError(str(out), "it appeared while the merge ran") from error
         raise
     durable.sync_folder(out.parent)
+    _lock_path(out).unlink()  # it goes last: a partial output without a lock would be a stranger's
 
 
 @contextlib.contextmanager
 def _locked(partial: Path, talk: TextIO | None) -> Iterator[None]:
     """Hold the lock of OUT.partial; take over what a dead process left of it on this host."""
-    if os.path.lexists(partial) and not _lock_path(partial).is_file():
+    if os.path.lexists(partial) and not _ours(partial):
         raise OutputExistsError(str(partial), "it exists, and no merge of shardmerge made it")
     _lock_path(partial).parent.mkdir(parents=True, exist_ok=True)
     lock = os.open(_lock_path(partial), os.O_RDWR | os.O_CREAT, 0o666)
@@ -93,22 +93,14 @@ def _acquire(lock: int, partial: Path, talk: TextIO | None) -> None:
     if holder and not reaches:
         raise OutputLockedError(str(partial), f"{holder} (if it is dead, remove the folder)")
     if holder:
-        _say(talk, f"{partial} was left by {holder}, which is dead: removed, starting afresh.")
-        _empty(partial)
+        _say(talk, f"{partial} was left by {holder}, which is dead: finished shards are kept.")
     os.ftruncate(lock, 0)
     os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
 
 
-def _empty(partial: Path) -> None:
-    """Remove everything but the lock, which is held."""
-    for entry in partial.iterdir():
-        if entry.name != RECORDS:
-            entry.unlink()
-    for entry in (partial / RECORDS).iterdir():
-        if entry.is_dir():
-            shutil.rmtree(entry)
-        elif entry.name != LOCK:
-            entry.unlink()
+def _ours(partial: Path) -> bool:
+    """Records, or nothing yet: a merge may be killed before it has written anything."""
+    return partial.is_dir() and ((partial / RECORDS).is_dir() or not any(partial.iterdir()))
 
 
 def _lock_path(partial: Path) -> Path:

@@ -14,9 +14,14 @@ FOLDER = "receipts"
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """Size of a shard, xxh3_128 of its header (length bytes included) and of each tensor's bytes."""
+    """Size of a shard, xxh3_128 of its header (length bytes included) and of each tensor's bytes.
+
+    `checked`: its pieces were compared with the checksums in the manifests.
+    """
 
     shard: str
+    plan_digest: str
+    checked: bool
     num_bytes: int
     header_xxh3_128: str
     tensors: dict[str, str]

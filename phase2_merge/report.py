@@ -73,13 +73,14 @@ class MergeReport:
     seconds: float
     sidecars: tuple[str, ...] = ()
     rewritten: tuple[str, ...] | None = None
+    kept_shards: int = 0
 
     def facts(self) -> dict[str, Any]:
         return asdict(self)
 
     def published(self) -> dict[str, Any]:
         """What report.json in the output holds: the same for the same input, wherever and whenever it was merged."""
-        local = {"out", "adopted_by", "dry_run", "seconds", "rewritten"}
+        local = {"out", "adopted_by", "dry_run", "seconds", "rewritten", "kept_shards"}
         return {key: value for key, value in asdict(self).items() if key not in local}
 
     def text(self) -> str:
@@ -92,6 +93,8 @@ class MergeReport:
         moved = f"{show(self.adopted_bytes)} not copied, {show(self.assembled_bytes)} assembled"
         verb = "Would publish" if self.dry_run else "Published"
         lines = [*self.check.lines(), f"{verb} {self.out}: {shards}, {moved}, in {self.seconds:.1f} s."]
+        if self.kept_shards:
+            lines.append(f"{self.kept_shards:,} shards were finished by a merge that was killed, and kept.")
         if self.dry_run:
             lines += [f"  {name}  {show(size)}" for name, size in self.largest_shards]
         return "\n".join([*lines, *self._remarks()])

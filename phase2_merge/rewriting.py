@@ -16,7 +16,7 @@ from pathlib import Path
 from shardmerge.common import canonical_json, durable
 from shardmerge.common.errors import CorruptFileError, OutputLockedError
 
-from .publish import NO_LOCKS
+from .publish import LOCK, NO_LOCKS
 from .receipts import RECORDS
 
 NEXT, JOURNAL = "next", "journal.json"
@@ -76,7 +76,7 @@ def _finish(out: Path) -> None:
         durable.sync_folder(out)
         durable.sync_folder(out / RECORDS)
     shutil.rmtree(stage, ignore_errors=True)
-    for left in (journal, *(out / RECORDS).glob(f".{JOURNAL}.*.tmp")):
+    for left in (journal, out / RECORDS / LOCK, *(out / RECORDS).glob(f".{JOURNAL}.*.tmp")):
         left.unlink(missing_ok=True)
 
 

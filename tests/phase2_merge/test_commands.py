@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -251,13 +253,53 @@ def test_ctrl_c_ends_the_workers_too(world: MakeWorld) -> None:
     assert {path.name for path in one.folder.iterdir()} == {"dump", "reference"}
 
 
-def test_a_killed_worker_ends_the_merge_and_names_its_shards(world: MakeWorld) -> None:
+def children(pid: int) -> list[int]:
+    """Spawned workers of a process, by their command line."""
+    found = []
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        with suppress(FileNotFoundError):
+            if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+                found.append(int(child))
+    return found
+
+
+def test_a_killed_worker_is_survived(world: MakeWorld) -> None:
     one = world(Topology(tp=2)).write()
+    fragments = [one.rank(rank) / "split-00001.safetensors" for rank in range(2)]
+    content = [fragment.read_bytes() for fragment in fragments]
     with blocked_pool(one) as (process, workers):
+        for fragment, data in zip(
+            fragments, content, strict=True
+        ):  # the workers go on waiting for the old fifos
+            fragment.unlink()
+            fragment.write_bytes(data)
         os.kill(workers[0], signal.SIGKILL)
+        _, talk = process.communicate(timeout=60)
+    assert process.returncode == 0, talk
+    assert "A worker was killed (model-00002-of-" in talk
+    split = {path.name: path.read_bytes() for path in one.out.glob("*.safetensors")}
+    shutil.rmtree(one.out)
+    one.merge(max_shard_bytes=500)
+    assert split == {name: (one.out / name).read_bytes() for name in split}
+    assert len(split) > 2
+    assert not any(alive(pid) for pid in workers)
+
+
+def test_workers_that_are_killed_again_and_again_end_the_merge_and_name_their_shards(
+    world: MakeWorld,
+) -> None:
+    one = world(Topology(tp=2)).write()
+    killed = set()
+    with blocked_pool(one) as (process, _):
+        while process.poll() is None:
+            for pid in children(process.pid):
+                killed.add(pid)
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(0.05)
         _, talk = process.communicate(timeout=30)
     assert "WorkerDiedError: A worker process was killed while it wrote model-00002-of-" in talk
-    assert not any(alive(pid) for pid in workers)
+    assert len(killed) >= 3
+    assert not any(alive(pid) for pid in killed)
     assert {path.name for path in one.folder.iterdir()} == {"dump", "reference"}
 
 
