@@ -39,6 +39,9 @@ SUBCOMMANDS = {
         "shardmerge.phase2_merge.commands:metadata", "Correct everything but the shards of an output."
     ),
     "verify": Subcommand("shardmerge.phase2_merge.commands:verify", "Check any Hugging Face directory."),
+    "inspect": Subcommand(
+        "shardmerge.phase2_merge.looking:inspect", "Show what a dump or an output holds, also in progress."
+    ),
 }
 
 

@@ -148,8 +148,8 @@ class CorruptManifestError(ConflictError):
 
     def message(self) -> str:
         return (
-            f"{self.path} is no manifest: {self.reason}. Manifests are never edited: take back the original, or dump "
-            "this run again."
+            f"{self.path} is no manifest: {self.reason}. Manifests are never edited: take back the original, and "
+            "correct a fact with --set facts.KEY=VALUE; or dump this run again."
         )
 
 

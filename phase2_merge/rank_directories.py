@@ -34,7 +34,7 @@ def discover(dumps: Sequence[Path]) -> RankDirectories:
         if (rank := RANK.fullmatch(entry.name)) and (entry / FILE_NAME).is_file():
             complete.setdefault(int(rank[1]), []).append(entry)
         elif rank := FAILED.fullmatch(entry.name):
-            failures[int(rank[1])] = _reason(entry)
+            failures[int(rank[1])] = reason(entry)
     if not complete:
         raise BadInputError(
             f"no rank-NNNNN/{FILE_NAME} in {_list(dumps)}{_failed(failures)}", "Give what a dump wrote."
@@ -50,7 +50,7 @@ def _entries(dumps: Sequence[Path]) -> list[Path]:
     return [entry for dump in unique for entry in sorted(dump.iterdir())]
 
 
-def _reason(path: Path) -> str:
+def reason(path: Path) -> str:
     """What the rank recorded; a record that cannot be read is no reason to stop, since the rank failed anyhow."""
     try:
         failure = canonical_json.read_object(path).get("failure")

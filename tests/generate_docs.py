@@ -29,6 +29,7 @@ DESCRIPTIONS = {
     "LICENSE": "Apache License 2.0",
     "docs": "What does not fit on this page",
     "docs/matrix.json": "What the last full test run compared: the source of the table above",
+    "docs/inspect.png": "The page of `shardmerge inspect --html`, of a dump with three ranks missing",
     "docs/manifest.schema.json": "JSON Schema of a manifest",
 }
 UNLISTED = {"__init__.py", "py.typed"}

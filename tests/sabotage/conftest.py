@@ -61,7 +61,7 @@ class Victim:
 def dump_world(name: str, topology: Topology, out: Path, reference: Path, **generation: Any) -> None:
     """Dump every rank of a fake world with weights that tell where they belong."""
     family = by_name(name)
-    told = {"run_id": "run-1", "step": 100, "attempt": "0"} | generation
+    told: dict[str, Any] = {"run_id": "run-1", "step": 100, "attempt": "0"} | generation
     for rank in range(topology.world_size):
         with fake_world(topology, rank):
             chunks = build_model(family, topology)

@@ -37,7 +37,7 @@ def rewrite(rank: Path, change: Change) -> None:
     for file in before.files:
         (rank / file.name).unlink()
     placed: list[Placed] = []
-    names = []
+    names: list[str] = []
     for name, whole in (("whole-00001.safetensors", True), ("split-00001.safetensors", False)):
         members = [one for one in after if one.rectangle.is_whole is whole]
         if members:

@@ -78,7 +78,7 @@ def test_manifest_edited_by_hand_is_refused_and_says_what_to_do(victim: Make) ->
         str(path),
         "its digest does not fit its content (edited or damaged)",
     )
-    assert "Manifests are never edited" in error.message()
+    assert "take back the original, and correct a fact with --set facts.KEY=VALUE" in error.message()
 
 
 def test_fragment_swapped_between_two_ranks_names_both(victim: Make) -> None:

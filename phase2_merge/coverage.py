@@ -1,0 +1,82 @@
+"""How much of every layer and expert is there: a map of layers x experts. Pure; knows no file.
+
+Without a reference nothing says what ought to be there, so a cell is measured by its fullest sibling: an expert that
+has fewer tensors than another is not whole. The proof is `check`; this is what a person looks at.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+import click
+
+from .naming import expert_of, layer_of
+
+NONE, PART, FULL, DOUBLE = "none", "part", "full", "double"
+SIGNS = {NONE: (".", "red"), PART: ("-", "yellow"), FULL: ("#", "green"), DOUBLE: ("2", "magenta")}
+MAX_COLUMNS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCover:
+    """A layer: state of what is no routed expert, and of every routed expert; no experts if it is dense."""
+
+    layer: int
+    rest: str
+    experts: tuple[str, ...]
+
+
+def cover(shares: Mapping[str, float], num_layers: int = 0, num_experts: int = 0) -> tuple[LayerCover, ...]:
+    """shares: tensor name to covered elements over all of its elements; above 1 if some are there twice.
+
+    num_layers, num_experts: how many there must be at least, where that is known.
+    """
+    cells: dict[tuple[int, int | None], list[float]] = defaultdict(list)
+    for name, share in shares.items():
+        if (layer := layer_of(name)) is not None:
+            cells[layer, expert_of(name)].append(share)
+    routed = {at: of for at, of in cells.items() if at[1] is not None}
+    most = max(map(len, routed.values()), default=0)
+    experts = max([num_experts, *(expert + 1 for _, expert in routed if expert is not None)])
+    moe = {layer for layer, _ in routed}
+    layers = max([num_layers, *(layer + 1 for layer, _ in cells)])
+    return tuple(
+        LayerCover(
+            layer,
+            _state(cells.get((layer, None), []), 1),
+            tuple(_state(cells.get((layer, e), []), most) for e in range(experts)) if layer in moe else (),
+        )
+        for layer in range(layers)
+    )
+
+
+def _state(shares: list[float], most: int) -> str:
+    if not shares:
+        return NONE
+    if max(shares) > 1:
+        return DOUBLE
+    return FULL if min(shares) == 1 and len(shares) >= most else PART
+
+
+def drawn(layers: Iterable[LayerCover]) -> list[str]:
+    """A line per layer, coloured; click.echo takes the colour away where there is no terminal."""
+    return [
+        f"{one.layer:>5} {_sign(one.rest)} {''.join(map(_sign, _columns(one.experts)))}".rstrip()
+        for one in layers
+    ]
+
+
+def _columns(experts: tuple[str, ...]) -> list[str]:
+    """At most MAX_COLUMNS: several experts share one, and the worst of them is shown."""
+    count = min(len(experts), MAX_COLUMNS)
+    edges = [len(experts) * at // count for at in range(count + 1)] if count else []
+    order = (NONE, PART, DOUBLE, FULL)
+    return [min(experts[low:high], key=order.index) for low, high in pairwise(edges)]
+
+
+def _sign(state: str) -> str:
+    sign, colour = SIGNS[state]
+    return click.style(sign, fg=colour)

@@ -1,0 +1,143 @@
+"""The story of `inspect`: look at a dump, also one in progress, or at an output. Judges nothing, writes nothing.
+
+Reads manifests of a dump or headers of an output, never a tensor.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardmerge.common import reference as references
+from shardmerge.common import safetensors_header
+from shardmerge.common.errors import BadInputError
+from shardmerge.common.manifest import FILE_NAME
+
+from . import generations, ledger
+from .coverage import cover
+from .inspection import Inspection, Ranks
+from .ledger import DTYPES, Ledger
+from .rank_directories import FAILED, discover, reason
+
+RUNNING = re.compile(r"\.rank-(\d{5,})\.partial")
+Array: TypeAlias = NDArray[Any]
+AXES = ("pp", "tp", "cp", "dp", "ep", "etp", "edp")
+
+
+def inspect(path: str | Path) -> Inspection:
+    """Look at `path`: a dump, or a directory with safetensors.
+
+    Raises BadInputError if it is neither, and what reading manifests and headers raises.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise BadInputError(f"{path} is no directory", "Give a dump or a Hugging Face directory.")
+    if references.weight_files(path):
+        return _output(path)
+    running, failed = _unfinished(path)
+    if any(path.glob(f"rank-*/{FILE_NAME}")):
+        return _dump(path, running, failed)
+    if not running and not failed:
+        raise BadInputError(
+            f"{path} holds no rank of a dump and no checkpoint", "Give what a dump or a merge wrote."
+        )
+    return Inspection(
+        str(path), "dump", {}, {}, Ranks(0, (), running, failed), 0, 0, {}, {}, {}, (), _told(failed)
+    )
+
+
+def _unfinished(path: Path) -> tuple[tuple[int, ...], dict[int, str]]:
+    """Ranks that are writing, and what failed ranks recorded."""
+    entries = sorted(path.iterdir())
+    running = tuple(int(found[1]) for entry in entries if (found := RUNNING.fullmatch(entry.name)))
+    failed = {int(found[1]): reason(entry) for entry in entries if (found := FAILED.fullmatch(entry.name))}
+    return running, failed
+
+
+def _told(failed: dict[int, str]) -> tuple[str, ...]:
+    return tuple(f"rank {rank} failed: {why}" for rank, why in sorted(failed.items()))
+
+
+def _dump(path: Path, running: tuple[int, ...], failed: dict[int, str]) -> Inspection:
+    book = ledger.read(discover([path]))
+    heads = [head.manifest for head in book.heads]
+    first, rows = heads[0], book.rows
+    written = rows.written
+    sizes = np.where(written, rows.end - rows.begin, 0)
+    dimensions = first.facts.get("dimensions", {})
+    drops: Counter[str] = Counter()
+    for one in heads:
+        drops.update(one.drops)
+    problems = [error.message() for error in generations.disagreements(heads)]
+    return Inspection(
+        path=str(path),
+        kind="dump",
+        head={"model": first.architecture, "run": first.run_id, "step": first.step, "attempt": first.attempt},
+        topology={axis: len(first.groups[axis]) for axis in AXES if axis in first.groups},
+        ranks=Ranks(first.world_size, tuple(rows.present.tolist()), running, failed),
+        num_tensors=len(np.unique(rows.name[written])),
+        num_rectangles=int(written.sum()),
+        bytes_by_dtype=_by_number(DTYPES, rows.dtype, sizes),
+        sizes=dict.fromkeys((f"rank {rank}" for rank in rows.present.tolist()), 0)
+        | {f"rank {rank}": size for rank, size in _summed(rows.rank, sizes).items()},
+        drops=dict(drops),
+        layers=cover(_shares(book), dimensions.get("num_layers", 0), dimensions.get("num_experts", 0)),
+        problems=(*problems, *_told(failed)),
+    )
+
+
+def _shares(book: Ledger) -> dict[str, float]:
+    """Covered elements of every tensor over all of its elements."""
+    rows = book.rows
+    written = np.flatnonzero(rows.written)
+    ids = rows.name[written]
+    covered = np.bincount(ids, _product(rows.local_shape, written), len(book.names))
+    whole = np.zeros(len(book.names))
+    whole[ids] = _product(rows.global_shape, written)
+    return {
+        book.names[at]: float(covered[at] / whole[at]) if whole[at] else 1.0 for at in np.unique(ids).tolist()
+    }
+
+
+def _product(dims: tuple[Array, ...], rows: Array) -> Array:
+    found: Array = np.prod([size[rows].astype(np.float64) for size in dims], axis=0)
+    return found
+
+
+def _by_number(names: tuple[str, ...], codes: Array, sizes: Array) -> dict[str, int]:
+    return {names[code]: size for code, size in _summed(codes, sizes).items() if size}
+
+
+def _summed(keys: Array, sizes: Array) -> dict[int, int]:
+    total = np.zeros(int(keys.max(initial=-1)) + 1, np.int64)
+    np.add.at(total, keys, sizes)
+    return {at: int(total[at]) for at in np.unique(keys).tolist()}
+
+
+def _output(path: Path) -> Inspection:
+    config = references.read_config(path)
+    shards = {file.name: safetensors_header.read(file) for file in references.weight_files(path)}
+    entries = [entry for header in shards.values() for entry in header.entries]
+    dtypes: Counter[str] = Counter()
+    for entry in entries:
+        dtypes[entry.dtype] += entry.end - entry.begin
+    names = Counter(entry.name for entry in entries)
+    return Inspection(
+        path=str(path),
+        kind="output",
+        head={"model": (config.get("architectures") or ["unknown"])[0]},
+        topology={},
+        ranks=Ranks(),
+        num_tensors=len(names),
+        num_rectangles=len(entries),
+        bytes_by_dtype=dict(dtypes),
+        sizes={name: sum(e.end - e.begin for e in header.entries) for name, header in shards.items()},
+        drops={},
+        layers=cover({name: float(count) for name, count in names.items()}),
+        problems=tuple(f"{name} is in {n} shards" for name, n in sorted(names.items()) if n > 1),
+    )

@@ -1,0 +1,84 @@
+"""What `inspect` found out about a dump or an output, for people and for machines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from shardmerge.common.byte_count import show
+from shardmerge.common.errors import SHOWN
+
+from .coverage import LayerCover, drawn
+from .naming import ranges
+
+LEGEND = "Layers: what is no routed expert, then experts from 0 (# whole, - in part, . nothing, 2 twice)"
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """Who has a manifest, who is writing, who failed and why; empty for an output."""
+
+    world_size: int = 0
+    done: tuple[int, ...] = ()
+    running: tuple[int, ...] = ()
+    failed: dict[int, str] = field(default_factory=dict)
+
+    def text(self) -> str:
+        absent = set(range(self.world_size)) - {*self.done, *self.running, *self.failed}
+        parts = [f"{len(self.done):,} of {self.world_size or '?'} done"]
+        for word, who in (("running", self.running), ("failed", self.failed), ("not begun", absent)):
+            parts += [f"{len(who):,} {word} ({ranges(who)})"] if who else []
+        return f"Ranks: {', '.join(parts)}."
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """`sizes` are bytes by rank or by shard, `head` is run, step and the like, `topology` sizes by axis."""
+
+    path: str
+    kind: str
+    head: dict[str, Any]
+    topology: dict[str, int]
+    ranks: Ranks
+    num_tensors: int
+    num_rectangles: int
+    bytes_by_dtype: dict[str, int]
+    sizes: dict[str, int]
+    drops: dict[str, int]
+    layers: tuple[LayerCover, ...]
+    problems: tuple[str, ...]
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(self.sizes.values())
+
+    def facts(self) -> dict[str, Any]:
+        found = asdict(self) | {"total_bytes": self.total_bytes}
+        found["ranks"]["failed"] = {str(rank): why for rank, why in self.ranks.failed.items()}
+        return found
+
+    def text(self) -> str:
+        lines = self.lines()
+        if self.layers:
+            lines += [LEGEND, *drawn(self.layers)]
+        more = len(self.problems) - SHOWN
+        lines += [f"Problem: {text}" for text in self.problems[:SHOWN]]
+        return "\n".join(lines + ([f"... and {more} more (--report FILE holds all)"] if more > 0 else []))
+
+    def lines(self) -> list[str]:
+        """Everything but the map and the problems."""
+        told = ", ".join(f"{key} {value}" for key, value in self.head.items() if value is not None)
+        size = f"{show(self.total_bytes)}, {self.num_tensors:,} tensors in {self.num_rectangles:,} rectangles"
+        lines = [f"{self.kind.capitalize()} {self.path}: {told or 'no manifest yet'}."]
+        if self.kind == "dump":
+            lines += [self.ranks.text()]
+        if self.topology:
+            lines += [f"Topology: {_listed(self.topology)}."]
+        lines += [f"{size}: {', '.join(f'{k} {show(v)}' for k, v in sorted(self.bytes_by_dtype.items()))}."]
+        lines += [f"Dropped: {count:,} x {reason}." for reason, count in sorted(self.drops.items())]
+        return lines
+
+
+def _listed(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{axis} {size}" for axis, size in sizes.items())

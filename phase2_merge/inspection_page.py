@@ -1,0 +1,69 @@
+"""The page that `inspect --html` writes: one file, nothing loaded from elsewhere. Text in, text out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from html import escape
+
+from shardmerge.common.byte_count import show
+
+from .coverage import LayerCover
+from .inspection import Inspection
+
+STYLE = """
+body { font: 14px sans-serif; margin: 2em; color: #222 }
+table { border-collapse: collapse } th { font-weight: normal; color: #666; padding-right: .6em; text-align: right }
+.map td { width: 9px; height: 12px; border: 1px solid #fff; padding: 0 } .map td.rest { width: 24px }
+.full { background: #3a9d5d } .part { background: #e6b422 } .none { background: #d64545 }
+.double { background: #9b4dca } .bar { background: #5b8def; height: 10px }
+.key { display: inline-block; width: 12px; height: 12px; margin: 0 .3em 0 1em } li { margin: .3em 0 }
+"""
+KEY = (("full", "whole"), ("part", "in part"), ("none", "nothing"), ("double", "twice"))
+
+
+def page(one: Inspection) -> str:
+    """The whole page."""
+    title = f"{one.kind} {one.path}"
+    parts = [
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>',
+        f"<style>{STYLE}</style></head><body><h1>{escape(title)}</h1>",
+        *(f"<p>{escape(line)}</p>" for line in one.lines()),
+        *_problems(one.problems),
+        *_map(one.layers),
+        *_sizes(one.sizes),
+        "</body></html>",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _problems(problems: Iterable[str]) -> list[str]:
+    lines = [f"<li>{escape(text)}</li>" for text in problems]
+    return ["<h2>Problems</h2><ul>", *lines, "</ul>"] if lines else []
+
+
+def _map(layers: Iterable[LayerCover]) -> list[str]:
+    rows = [_row(one) for one in layers]
+    if not rows:
+        return []
+    key = "".join(f'<span class="key {state}"></span>{word}' for state, word in KEY)
+    told = "<p>Rows are layers. First what is no routed expert, then routed experts from 0."
+    return ["<h2>Coverage</h2>", f"{told}{key}</p>", '<table class="map">', *rows, "</table>"]
+
+
+def _row(one: LayerCover) -> str:
+    cells = [f'<td class="rest {one.rest}" title="layer {one.layer}: {one.rest}"></td>']
+    cells += [
+        f'<td class="{state}" title="layer {one.layer}, expert {expert}: {state}"></td>'
+        for expert, state in enumerate(one.experts)
+    ]
+    return f"<tr><th>{one.layer}</th>{''.join(cells)}</tr>"
+
+
+def _sizes(sizes: dict[str, int]) -> list[str]:
+    most = max(sizes.values(), default=0) or 1
+    rows = [
+        f"<tr><th>{escape(name)}</th><th>{show(size)}</th>"
+        f'<td><div class="bar" style="width:{400 * size // most}px"></div></td></tr>'
+        for name, size in sizes.items()
+    ]
+    return ["<h2>Sizes</h2><table>", *rows, "</table>"]

@@ -1,0 +1,40 @@
+"""The commands that look at what is there and judge nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from shardmerge.common import durable
+from shardmerge.common.outcome import Outcome, reported
+
+from . import inspect_path
+from .inspection_page import page
+
+DIRECTORY = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("path", metavar="PATH", type=DIRECTORY)
+@click.option(
+    "--html",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write a page of it too: the map, sizes, problems, in one file.",
+)
+@reported
+def inspect(path: Path, html: Path | None) -> Outcome:
+    """Show what PATH holds: a dump, also one in progress, or a Hugging Face directory.
+
+    Ranks done, running and failed, topology, sizes, dtypes, what was dropped, and a map of layers x experts. Judges
+    nothing: that is what `check` and `verify` are for.
+
+    \b
+    Example:
+      shardmerge inspect /scratch/run7/dump --html dump.html
+    """
+    found = inspect_path.inspect(path)
+    if html is not None:
+        durable.write_file(html, page(found).encode())
+    return found
