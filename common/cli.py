@@ -42,6 +42,9 @@ SUBCOMMANDS = {
     "inspect": Subcommand(
         "shardmerge.phase2_merge.looking:inspect", "Show what a dump or an output holds, also in progress."
     ),
+    "diff": Subcommand(
+        "shardmerge.phase2_merge.looking:diff", "Name the tensors that differ between two dumps or outputs."
+    ),
 }
 
 

@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .check_dump import check
+    from .compare import diff
     from .inspect_path import inspect
     from .merge_dump import merge
     from .rewrite_metadata import metadata
     from .verify_output import verify
 
-__all__ = ["check", "inspect", "merge", "metadata", "verify"]
+__all__ = ["check", "diff", "inspect", "merge", "metadata", "verify"]
 
 HOMES = {
     "check": "check_dump",
+    "diff": "compare",
     "inspect": "inspect_path",
     "merge": "merge_dump",
     "metadata": "rewrite_metadata",

@@ -1,0 +1,140 @@
+"""The story of `diff`: which tensors differ between two dumps or outputs, by the checksums that were recorded.
+
+A dump and an output have a checksum for every rectangle or tensor; no tensor byte is read. Tensors that the two hold
+in other cuts cannot be told by checksum, and are counted as such, never as equal.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from shardmerge.common import reference as references
+from shardmerge.common import safetensors_header
+from shardmerge.common.errors import SHOWN, BadInputError
+from shardmerge.common.manifest import FILE_NAME
+
+from . import ledger, receipts
+from .naming import grouped, layer_of
+from .rank_directories import discover
+from .receipts import RECORDS
+
+Place: TypeAlias = tuple[
+    str, tuple[int, ...], tuple[int, ...], tuple[int, ...]
+]  # dtype, whole, offset, shape
+Tensors: TypeAlias = Mapping[str, frozenset[tuple[Place, str]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Names of tensors by what became of them; `recut` have the same shape in other pieces."""
+
+    a: str
+    b: str
+    equal: int
+    differing: tuple[str, ...]
+    retyped: tuple[str, ...]
+    recut: tuple[str, ...]
+    only_a: tuple[str, ...]
+    only_b: tuple[str, ...]
+
+    @property
+    def by_layer(self) -> dict[str, int]:
+        """Differing tensors by layer, "none" for those of no layer."""
+        found = Counter(layer_of(name) for name in self.differing)
+        order = sorted(found, key=lambda layer: (layer is None, layer or 0))
+        return {"none" if layer is None else str(layer): found[layer] for layer in order}
+
+    def facts(self) -> dict[str, Any]:
+        return asdict(self) | {"by_layer": self.by_layer}
+
+    def text(self) -> str:
+        told = (
+            ("differ in bytes", self.differing),
+            ("differ in dtype or shape", self.retyped),
+            ("are cut otherwise and were not compared", self.recut),
+            (f"are only in {self.a}", self.only_a),
+            (f"are only in {self.b}", self.only_b),
+        )
+        lines = [f"{self.equal:,} tensors have the same bytes."]
+        for what, names in told:
+            lines += _lines(what, names)
+        layers = ", ".join(f"{layer}: {count:,}" for layer, count in self.by_layer.items())
+        return "\n".join([*lines, *([f"Differing tensors by layer: {layers}."] if layers else [])])
+
+
+def diff(a: str | Path, b: str | Path) -> Difference:
+    """Compare two dumps, two outputs, or one with the other.
+
+    Raises BadInputError for what is neither or has no recorded checksums, and what reading it raises.
+    """
+    left, right = tensors_of(Path(a)), tensors_of(Path(b))
+    both = sorted(left.keys() & right.keys())
+    kinds = {name: _kind(left[name], right[name]) for name in both}
+    chosen = {kind: tuple(n for n in both if kinds[n] == kind) for kind in ("differing", "retyped", "recut")}
+    return Difference(
+        a=str(a),
+        b=str(b),
+        equal=sum(kind == "equal" for kind in kinds.values()),
+        only_a=tuple(sorted(left.keys() - right.keys())),
+        only_b=tuple(sorted(right.keys() - left.keys())),
+        **chosen,
+    )
+
+
+def _kind(a: frozenset[tuple[Place, str]], b: frozenset[tuple[Place, str]]) -> str:
+    if a == b:
+        return "equal"
+    if {place[:2] for place, _ in a} != {place[:2] for place, _ in b}:
+        return "retyped"
+    return "differing" if {place for place, _ in a} == {place for place, _ in b} else "recut"
+
+
+def tensors_of(path: Path) -> Tensors:
+    """What a dump or an output recorded of every tensor."""
+    if path.is_dir() and any(path.glob(f"rank-*/{FILE_NAME}")):
+        return _of_dump(path)
+    if not (path / RECORDS).is_dir():
+        raise BadInputError(
+            f"{path} has no recorded checksums",
+            "Give a dump, or a directory that shardmerge merge published.",
+        )
+    return _of_output(path)
+
+
+def _of_dump(path: Path) -> Tensors:
+    book = ledger.read(discover([path]))
+    rows = book.rows
+    found: dict[str, set[tuple[Place, str]]] = {}
+    for row in rows.written.nonzero()[0].tolist():
+        place = (ledger.DTYPES[rows.dtype[row]], rows.global_of(row), *rows.box(row))
+        found.setdefault(book.names[rows.name[row]], set()).add((place, rows.checksum(row)))
+    return {name: frozenset(of) for name, of in found.items()}
+
+
+def _of_output(path: Path) -> Tensors:
+    book = path / RECORDS / "ledger.parquet"
+    whole = ledger.whole_checksums(book) if book.is_file() else {}
+    found: dict[str, frozenset[tuple[Place, str]]] = {}
+    for file in references.weight_files(path):
+        known = kept.tensors if (kept := receipts.read(path, file.name)) else whole
+        for one in safetensors_header.read(file).entries:
+            if one.name not in known:
+                raise BadInputError(f"{file} has no recorded checksum of {one.name}", "Merge it again.")
+            place = (one.dtype, one.shape, (0,) * len(one.shape), one.shape)
+            found[one.name] = frozenset({(place, known[one.name])})
+    return found
+
+
+def _lines(what: str, names: Iterable[str]) -> list[str]:
+    every = list(names)
+    if not every:
+        return []
+    lines = grouped(every)
+    more = len(lines) - SHOWN
+    shown = [f"  {line}" for line in lines[:SHOWN]]
+    rest = [f"  ... and {more} more lines (--report FILE holds all names)"] if more > 0 else []
+    return [f"{len(every):,} tensors {what}:", *shown, *rest]
