@@ -13,6 +13,7 @@ from shardmerge.common import byte_count
 from shardmerge.common.outcome import Outcome, reported
 
 from . import check_dump, merge_dump, rewrite_metadata, verify_output
+from .plan import ADOPT, LAYOUTS
 from .proof import ALLOWANCES
 
 DIRECTORY = click.Path(path_type=Path)
@@ -81,6 +82,13 @@ def check(dumps: tuple[Path, ...], **options: Any) -> Outcome:
 @click.argument("dumps", metavar="DUMP...", nargs=-1, required=True, type=DIRECTORY)
 @click.argument("out", metavar="OUT", type=DIRECTORY)
 @_shared
+@click.option(
+    "--layout",
+    type=click.Choice(LAYOUTS),
+    default=ADOPT,
+    show_default=True,
+    help="Take files of entire tensors as they are, or write everything in layer order into full shards.",
+)
 @click.option(
     "--max-shard-size", default="5GB", show_default=True, help="Largest assembled shard, as 5GB or 512MiB."
 )

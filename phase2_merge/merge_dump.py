@@ -19,7 +19,7 @@ from . import hf_metadata, ledger, receipts, sidecars
 from .adopt import adopt
 from .assemble import STAGING_BYTES
 from .check_dump import verify_bytes
-from .plan import MAX_SHARD_BYTES, Assembled, Plan, plan_shards, task
+from .plan import ADOPT, MAX_SHARD_BYTES, Assembled, Plan, plan_shards, task
 from .proof import Proof, prove
 from .publish import publishing
 from .quantization import Uncalibrated
@@ -38,6 +38,7 @@ def merge(
     *,
     hf_reference: str | Path,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    layout: str = ADOPT,
     verify: Verification = "full",
     workers: int | None = None,
     allow: Collection[str] = (),
@@ -51,7 +52,8 @@ def merge(
     """Publish `dumps`, together, as the Hugging Face checkpoint `out`, which must not exist.
 
     If it exists, from the same dump in the same shards, its metadata are written again and no shard is touched.
-    max_shard_bytes bounds assembled shards; adopted ones are as the dump made them. workers: processes that assemble,
+    max_shard_bytes bounds assembled shards; adopted ones are as the dump made them. layout:
+    "adopt", or "canonical" to assemble all tensors in the order of layers. workers: processes that assemble,
     by default one per core; they are spawned, so a script that calls this needs `if __name__ == "__main__":`.
     executor: used instead of a pool of our own, and left running. staging_bytes: memory for data, per worker.
     dry_run: prove (without reading bytes) and plan only. The rest as for `check`.
@@ -61,7 +63,7 @@ def merge(
     if exists := os.path.lexists(out):
         refuse_other(out)
     proof = prove([Path(dump) for dump in dumps], Path(hf_reference), allow, uncalibrated, corrections)
-    plan = plan_shards(proof.ledger, proof.verdict, proof.expected, proof.fragments, max_shard_bytes)
+    plan = plan_shards(proof.ledger, proof.verdict, proof.expected, proof.fragments, max_shard_bytes, layout)
     report = merge_report(
         plan, check_report(proof, "size" if dry_run or exists else verify), str(out), dry_run=dry_run
     )

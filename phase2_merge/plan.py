@@ -1,7 +1,8 @@
 """Which shard holds which tensor, and where its bytes come from. Pure: opens no file, and never sees a byte.
 
 A fragment of entire tensors, every one of which is wanted, is adopted as it is, in the order of ranks. All other
-tensors are assembled, in the order of layers, into shards of at most `max_shard_bytes`.
+tensors are assembled, in the order of layers, into shards of at most `max_shard_bytes`. With layout `canonical` all
+are: it costs about a copy, and gives full shards in the order of layers however many ranks there were.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from .rows import IntArray, group
 
 MAX_SHARD_BYTES = 5_000_000_000
 MAX_SHARDS = 99_999
-LAYOUT = "adopt"
+MANY_SHARDS = 1_000
+ADOPT, CANONICAL = LAYOUTS = ("adopt", "canonical")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,6 +62,7 @@ class Plan:
     ledger: Ledger
     expected: list[ExpectedTensor]
     max_shard_bytes: int
+    layout: str
     adopted: tuple[Adopted, ...]
     assembled: tuple[Assembled, ...]
     order: IntArray
@@ -91,7 +94,7 @@ class Plan:
         return {
             "schema_version": 1,
             "ledger_digest": self.ledger.digest,
-            "layout": LAYOUT,
+            "layout": self.layout,
             "max_shard_bytes": self.max_shard_bytes,
             "adopted": adopted,
             "assembled": assembled,
@@ -109,11 +112,14 @@ def plan_shards(
     expected: list[ExpectedTensor],
     every: Sequence[Fragment],
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    layout: str = ADOPT,
 ) -> Plan:
-    """Decide all shards. Raises BadInputError if there would be too many to number."""
+    """Decide all shards. Raises BadInputError if there would be too many to number, or for an unknown layout."""
+    if layout not in LAYOUTS:
+        raise BadInputError(f"layout {layout}", f"Known: {', '.join(LAYOUTS)}.")
     rows = ledger.rows
     wanted = verdict.kept & rows.whole()
-    adopted = [one for one in every if len(one.rows) and wanted[one.rows].all()]
+    adopted = [one for one in every if layout == ADOPT and len(one.rows) and wanted[one.rows].all()]
     at_adopted = np.zeros(len(expected), bool)
     for fragment in adopted:
         at_adopted[verdict.tensor[fragment.rows]] = True
@@ -126,6 +132,7 @@ def plan_shards(
         ledger,
         expected,
         max_shard_bytes,
+        layout,
         tuple(Adopted(next(names), one, verdict.tensor[one.rows]) for one in adopted),
         tuple(Assembled(next(names), tensors, size) for tensors, size in groups),
         order,

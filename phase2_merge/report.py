@@ -12,7 +12,7 @@ from shardmerge.common.errors import SHOWN
 
 from . import corrections
 from .corrections import Recorded
-from .plan import Plan
+from .plan import MANY_SHARDS, Plan
 from .proof import Proof
 
 Verification = Literal["full", "size"]
@@ -93,6 +93,10 @@ class MergeReport:
         moved = f"{show(self.adopted_bytes)} not copied, {show(self.assembled_bytes)} assembled"
         verb = "Would publish" if self.dry_run else "Published"
         lines = [*self.check.lines(), f"{verb} {self.out}: {shards}, {moved}, in {self.seconds:.1f} s."]
+        if self.num_shards > MANY_SHARDS and self.adopted_shards:
+            lines.append(
+                f"{self.num_shards:,} shards are slow to open: --layout canonical writes few, full ones."
+            )
         if self.kept_shards:
             lines.append(f"{self.kept_shards:,} shards were finished by a merge that was killed, and kept.")
         if self.dry_run:
