@@ -21,6 +21,7 @@ from . import modelopt_weights
 from .holdings import Claimed
 from .modelopt_weights import Quantizers, is_quantizer, quantizers_of
 from .parameters import Parameter
+from .rank_manifest import versions
 from .sources import Cache, Packed
 from .te_weights import dequantized, te_class, te_format, te_parts
 
@@ -158,6 +159,4 @@ def _require_all_claimed(
 def _producer(claimed: Sequence[Claimed], caches: Sequence[KVCache]) -> dict[str, str]:
     if caches or any(one.has_quantizer for one in claimed):
         return modelopt_weights.producer()
-    from importlib.metadata import version
-
-    return {"name": "shardmerge", "version": version("shardmerge")}
+    return {"name": "shardmerge", "version": dict(versions())["shardmerge"]}

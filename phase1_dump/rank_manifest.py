@@ -63,7 +63,7 @@ def manifest_of(
         quantization=_quantization(head, placed, learnt),
         drops=head.drops,
         statistics=_statistics(head, placed, learnt),
-        producer=dict(_versions()),
+        producer=dict(versions()),
     )
 
 
@@ -122,7 +122,8 @@ def _statistics(head: Head, placed: Sequence[Placed], learnt: Sequence[Written])
     }
 
 
-def _versions() -> Iterator[tuple[str, str]]:
+def versions() -> Iterator[tuple[str, str]]:
+    """(program, version) of what makes a dump."""
     for name in PRODUCERS:
         try:
             yield name, version(name)

@@ -87,7 +87,7 @@ def _refusal(tensor: Any, *, dequantize: bool) -> str | None:
     refused = (
         (name not in WRITTEN, "on whose form the readers of checkpoints do not agree"),
         (facts.get("rowwise_data") is None, "that holds columnwise data only"),
-        ("E4M3" not in str(facts.get("fp8_dtype")), f"of {facts.get('fp8_dtype')}, not E4M3"),
+        ("E4M3" not in _numbers(facts), f"of {_numbers(facts)}, not E4M3"),
         (
             not facts.get("is_2D_scaled", True),
             "with blocks of one row; only blocks of 128x128 can be written",
@@ -96,6 +96,17 @@ def _refusal(tensor: Any, *, dequantize: bool) -> str | None:
     )
     why = next((why for applies, why in refused if applies), None)
     return None if dequantize or why is None else f"it is a {name} {why}; {INSTEAD}"
+
+
+def _numbers(facts: Mapping[str, Any]) -> str:
+    """The name of the element type: an enum of numbers, in C++ or in Python."""
+    return str(getattr(facts.get("fp8_dtype"), "name", None))
+
+
+def _dtype_name(facts: Mapping[str, Any]) -> str:
+    """`kFloat8E4M3`: an enumeration whose str() is its number in some versions."""
+    dtype = facts.get("fp8_dtype")
+    return str(getattr(dtype, "name", dtype))
 
 
 def _raw(tensor: Any) -> Iterator[torch.Tensor]:
