@@ -265,9 +265,10 @@ class NonFiniteError(ConflictError):
     ranks: tuple[int, ...]
 
     def message(self) -> str:
+        by = f" (rank {first_ranks(self.ranks)})" if self.ranks else ""
         return (
-            f"{self.tensor} holds {self.nan_count:,} NaN and {self.inf_count:,} infinite elements "
-            f"(rank {first_ranks(self.ranks)}). Take an earlier checkpoint, or --allow nan to merge it as it is."
+            f"{self.tensor} holds {self.nan_count:,} NaN and {self.inf_count:,} infinite elements{by}. "
+            "Take an earlier checkpoint, or --allow nan to merge it as it is."
         )
 
 

@@ -143,15 +143,16 @@ def metadata(out: Path, **options: Any) -> Outcome:
     show_default=True,
     help="Read every byte that has a recorded checksum, or only sizes and headers.",
 )
+@click.option("--scan", is_flag=True, help="Look at every number too: NaN, infinities, tensors of zeros.")
 @reported
-def verify(out: Path, how: Any) -> Outcome:
+def verify(out: Path, how: Any, *, scan: bool) -> Outcome:
     """Check any Hugging Face directory, also one that shardmerge did not write.
 
     Index against headers and file sizes, total_size, tensors that are dangling or in no index, shapes against
-    config.json where the architecture is known, and checksums where shardmerge recorded them.
+    config.json where the architecture is known, and checksums where shardmerge recorded them; with --scan, numbers.
 
     \b
     Example:
       shardmerge verify /scratch/run7/hf
     """
-    return verify_output.verify(out, verify=how, talk=sys.stderr)
+    return verify_output.verify(out, verify=how, scan=scan, talk=sys.stderr)

@@ -22,6 +22,7 @@ from shardmerge.common.errors import (
     CorruptIndexError,
     MismatchError,
     MissingTensorError,
+    NonFiniteError,
     ShardmergeError,
     UnsupportedArchitectureError,
 )
@@ -31,6 +32,7 @@ from shardmerge.common.reference import INDEX, PLAIN_FLOATS
 from shardmerge.common.safetensors_header import Header
 
 from . import ledger, receipts, rewriting
+from . import scan as numbers
 from .checksums import Advance, checksums, in_threads, wrong_bytes
 from .expected import TABLE
 from .hf_metadata import TORCH_NAMES
@@ -65,8 +67,12 @@ class VerifyReport:
         return "\n".join([*lines, *warning_lines(self.warnings)])
 
 
-def verify(out: str | Path, *, verify: Verification = "full", talk: TextIO | None = None) -> VerifyReport:
+def verify(
+    out: str | Path, *, verify: Verification = "full", scan: bool = False, talk: TextIO | None = None
+) -> VerifyReport:
     """Check the directory `out`. verify: "full" compares bytes with recorded checksums, "size" does not.
+
+    scan: read all numbers too; NaN and infinities are problems, tensors of zeros warnings.
 
     Raises MissingConfigError, BadInputError (no weights), and what is wrong, as one error or ProblemsFoundError.
     """
@@ -83,9 +89,25 @@ def verify(out: str | Path, *, verify: Verification = "full", talk: TextIO | Non
     warnings = [*_strangers(out, files), *_judge_config(config, shards, problems)]
     raise_problems(problems)
     compared = _compare_bytes(out, shards, talk) if verify == "full" and (out / RECORDS).is_dir() else 0
+    if scan:
+        warnings += _scan(out, shards, talk)
     total = sum(header.entries[-1].end for header in shards.values() if header.entries)
     count = sum(len(header.entries) for header in shards.values())
     return VerifyReport(str(out), len(shards), count, total, verify, compared, tuple(warnings))
+
+
+def _scan(out: Path, shards: Shards, talk: TextIO | None) -> list[str]:
+    """A warning per group of tensors that are all zero. Raises NonFiniteError, or all of them."""
+    progress = Progress("scanning", sum(header.file_bytes for header in shards.values()), talk)
+    try:
+        found = [
+            n for file, header in shards.items() for n in numbers.scan(out / file, header, progress.advance)
+        ]
+    finally:
+        progress.close()
+    sick = [one for one in found if one.nan_count or one.inf_count]
+    raise_problems(NonFiniteError(one.name, one.nan_count, one.inf_count, ()) for one in sick)
+    return [f"all zero: {line}" for line in grouped(numbers.names_of_zeros(found))]
 
 
 def _headers(files: tuple[Path, ...]) -> tuple[Shards, list[ShardmergeError]]:

@@ -1,0 +1,83 @@
+"""Looks at every number of a file by bit masks alone: NaN, infinities, tensors that are zero throughout.
+
+The only place where phase two looks at numbers. It computes with none of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shardmerge.common.safetensors_header import Entry, Header
+
+from .checksums import Advance
+
+CHUNK_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Bits:
+    """`magnitude`: every bit but the sign. Above `largest` lies NaN; `infinite` if `largest` itself is infinity."""
+
+    kind: Any
+    magnitude: int
+    largest: int
+    infinite: bool = True
+
+
+# Source: IEEE 754; OCP 8-bit Floating Point Specification (E4M3 has no infinity); OCP Microscaling Formats (E8M0).
+FLOATS = {
+    "BF16": Bits(np.uint16, 0x7FFF, 0x7F80),
+    "F16": Bits(np.uint16, 0x7FFF, 0x7C00),
+    "F32": Bits(np.uint32, 0x7FFFFFFF, 0x7F800000),
+    "F64": Bits(np.uint64, 0x7FFFFFFFFFFFFFFF, 0x7FF0000000000000),
+    "F8_E4M3": Bits(np.uint8, 0x7F, 0x7E, infinite=False),
+    "F8_E5M2": Bits(np.uint8, 0x7F, 0x7C),
+    "F8_E8M0": Bits(np.uint8, 0xFF, 0xFE, infinite=False),
+}
+INTEGER = Bits(np.uint8, 0xFF, 0xFF, infinite=False)  # no pattern is special
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """What was seen in one tensor."""
+
+    name: str
+    nan_count: int
+    inf_count: int
+    all_zero: bool
+
+
+def scan(path: Path, header: Header, advance: Advance) -> list[Numbers]:
+    """Every tensor of a file that is not as weights should be. Raises OSError."""
+    with open(path, "rb", buffering=0) as file:
+        found = [_scan(file, header.data_offset, entry, advance) for entry in header.entries]
+    return [one for one in found if one.nan_count or one.inf_count or one.all_zero]
+
+
+def _scan(file: Any, start: int, entry: Entry, advance: Advance) -> Numbers:
+    bits = FLOATS.get(entry.dtype, INTEGER)
+    file.seek(start + entry.begin)
+    nan_count = inf_count = 0
+    zero = (
+        entry.end > entry.begin and entry.dtype != "F8_E8M0"
+    )  # there all bits zero is the smallest power of two
+    left = entry.end - entry.begin
+    while left:
+        data = file.read(min(left, CHUNK_BYTES))
+        values = np.frombuffer(data, bits.kind) & np.array(bits.magnitude, bits.kind)
+        nan_count += int((values > bits.largest).sum())
+        inf_count += int((values == bits.largest).sum()) if bits.infinite else 0
+        zero = zero and not values.any()
+        left -= len(data)
+        advance(len(data))
+    return Numbers(entry.name, nan_count, inf_count, zero)
+
+
+def names_of_zeros(found: Sequence[Numbers]) -> list[str]:
+    """Tensors that hold nothing but zeros."""
+    return sorted(one.name for one in found if one.all_zero)
