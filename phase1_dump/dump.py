@@ -118,7 +118,8 @@ def describe(
     mine = [one for one in claimed if not one.parameter.is_stage_copy]
     copies = [one for one in claimed if one.parameter.is_stage_copy]
     holdings = tuple(holdings_of(mine, table, world, chooser, scales))
-    head = Head(generation, world, table, params_dtype, drops, bias_dtypes, facts_of(claimed, caches))
+    narrow, quantization = wanted.dtype_from_reference, facts_of(claimed, caches)
+    head = Head(generation, world, table, params_dtype, drops, bias_dtypes, narrow, quantization)
     return head, holdings, tuple(holdings_of(copies, table, world, chooser))
 
 

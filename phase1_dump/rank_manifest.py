@@ -32,6 +32,7 @@ class Head:
     params_dtype: str
     drops: dict[str, int]
     router_bias_dtypes: dict[str, int]
+    dtype_from_reference: bool
     quantization: dict[str, Any] = field(default_factory=dict)
 
 
@@ -54,7 +55,11 @@ def manifest_of(
         coordinates=head.world.coordinates,
         groups=head.world.groups,
         architecture=head.blueprint.architecture.name,
-        facts={"dtype": head.params_dtype, "dimensions": head.blueprint.dimensions},
+        facts={
+            "dtype": head.params_dtype,
+            "dimensions": head.blueprint.dimensions,
+            "dtype_from_reference": head.dtype_from_reference,
+        },
         files=tuple(map(_file, fragments)),
         names=names,
         dtypes=dtypes,

@@ -27,7 +27,7 @@ class Ran:
 
 
 def ran(command: Sequence[str]) -> Ran:
-    """Run to the end. Raises CalledProcessError if it fails, with its output."""
+    """Run to the end. Raises CalledProcessError if it fails, after showing its output."""
     began = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
@@ -35,7 +35,8 @@ def ran(command: Sequence[str]) -> Ran:
     _, status, usage = os.wait4(process.pid, 0)
     code = process.returncode = os.waitstatus_to_exitcode(status)
     if code:
-        raise subprocess.CalledProcessError(code, command, output)
+        print(output, file=sys.stderr)
+        raise subprocess.CalledProcessError(code, command)
     return Ran(time.perf_counter() - began, usage.ru_maxrss * 1024)
 
 

@@ -5,14 +5,11 @@ Needs one GPU, megatron-core and Transformer Engine with its kernels.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors import safe_open
 
 pytestmark = pytest.mark.gpu
@@ -23,23 +20,6 @@ CONFIG = {
     "num_attention_heads": HEADS, "num_key_value_heads": GROUPS, "head_dim": HEAD_DIM, "intermediate_size": 1024,
     "moe_intermediate_size": WIDTH, "num_experts": EXPERTS, "vocab_size": VOCAB, "tie_word_embeddings": False,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A world of one real rank."""
-    from megatron.core import parallel_state
-    from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
-
-    torch.cuda.set_device(0)
-    dist.init_process_group(
-        "nccl", init_method=f"file://{tmp_path_factory.mktemp('store')}/s", rank=0, world_size=1
-    )
-    parallel_state.initialize_model_parallel()
-    model_parallel_cuda_manual_seed(7)
-    yield
-    parallel_state.destroy_model_parallel()
-    dist.destroy_process_group()
 
 
 def build(**options: Any) -> Any:
@@ -100,14 +80,6 @@ def dumped(folder: Path) -> dict[str, torch.Tensor]:
         with safe_open(file, "pt") as handle:
             found |= {name: handle.get_tensor(name) for name in handle.keys()}
     return found
-
-
-@pytest.fixture
-def reference(tmp_path: Path) -> Path:
-    """A reference without weights."""
-    (tmp_path / "hf").mkdir()
-    (tmp_path / "hf" / "config.json").write_text(json.dumps(CONFIG))
-    return tmp_path / "hf"
 
 
 @pytest.mark.parametrize("staging_bytes", [1 << 12, 1 << 20, 64 << 20])
