@@ -6,6 +6,7 @@ unsharded model. Must not import shardmerge.
 """
 
 import copy
+import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -92,7 +93,9 @@ def quantize(
     import modelopt.torch.quantization as mtq
 
     for chunk in chunks:
-        mtq.quantize(chunk, copy.deepcopy(config), forward_loop=None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # modelopt about its own modules, and its kernels that need a GPU
+            mtq.quantize(chunk, copy.deepcopy(config), forward_loop=None)
         for identity, quantizer in identified(chunk, family, topology, rank):
             if quantizer.is_enabled and not _finds_its_own_range(quantizer):
                 quantizer.amax = range_of(_without_expert(identity) if shared_inputs else identity)
