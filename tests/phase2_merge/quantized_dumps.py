@@ -30,15 +30,21 @@ def dump_quantized(
     *,
     spoil: Spoil | None = None,
     recipe_of_rank: Callable[[int], str] | None = None,
+    te: bool = False,
+    kv_cache: bool = False,
 ) -> None:
-    """Dump every rank of a fake world; `spoil` changes a rank's model after it was calibrated."""
+    """Dump every rank of a fake world; `spoil` changes a rank's model after it was calibrated.
+
+    `te`: grouped experts and Transformer Engine's attention, which alone has quantizers for a KV cache.
+    """
     for rank in range(topology.world_size):
         with fake_world(topology, rank):
-            chunks = build_model(family, topology)
+            chunks = build_model(family, topology, te=te)
             fill(chunks, family, topology, rank)
             name = recipe_of_rank(rank) if recipe_of_rank else recipe_name
             if name != "none":
-                quantize(chunks, family, topology, rank, recipe(name))
+                config = recipe(name, kv_cache=kv_cache)
+                quantize(chunks, family, topology, rank, config, shared_inputs=te)
             if spoil is not None:
                 spoil(rank, chunks[0])
             dumped(chunks, out, reference)
