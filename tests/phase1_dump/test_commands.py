@@ -108,11 +108,14 @@ def test_a_provider_that_exits_is_recorded_too(references: References, tmp_path:
 
 
 def test_what_an_earlier_attempt_recorded_is_forgotten_before_the_model_is_built(
-    references: References, tmp_path: Path
+    references: References, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("WATCHED", str(tmp_path))
     run(f"{PROVIDERS}:fails", tmp_path, references.config("llama"))
 
-    assert run(f"{PROVIDERS}:whole", tmp_path, references.config("llama")).exit_code == 0
+    second = run(f"{PROVIDERS}:whole_if_no_failure_stands", tmp_path, references.config("llama"))
+
+    assert second.exit_code == 0
     assert [path.name for path in tmp_path.iterdir()] == ["rank-00000"]
 
 

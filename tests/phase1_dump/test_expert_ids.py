@@ -123,6 +123,17 @@ def test_a_layer_without_any_expert_is_an_error(
         check_expert_ids(model, left, table, 1)
 
 
+def test_a_layer_and_keys_that_agree_on_a_gap_are_an_error(
+    model: GPTModel, claimed: list[Claimed], table: Blueprint
+) -> None:
+    """The second of four local experts is not described, and the layer does not list it either."""
+    model.decoder.layers[1].mlp.local_expert_indices = [4, 6, 7]
+    left = [one for one in claimed if one.claim.layer != 1 or one.claim.expert != 5]
+
+    with pytest.raises(ExpertIdsError, match=r"^decoder\.layers\.1\.mlp on rank 1"):
+        check_expert_ids(model, left, table, 1)
+
+
 def test_a_missing_expert_in_the_middle_is_an_error(
     model: GPTModel, claimed: list[Claimed], table: Blueprint
 ) -> None:

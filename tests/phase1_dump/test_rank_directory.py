@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,3 +58,30 @@ def test_a_dump_that_succeeds_forgets_the_failure_before_it(
     dumped(model, tmp_path, references.config("llama"))
 
     assert [path.name for path in tmp_path.iterdir()] == ["rank-00000"]
+
+
+def test_everything_is_durable_before_it_has_its_final_name(
+    model: GPTModel, references: References, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel's own order of fsync and rename, by path."""
+    events: list[tuple[str, str]] = []
+    fsync, rename = os.fsync, os.rename
+
+    def recorded_fsync(file: int) -> None:
+        events.append(("fsync", Path(f"/proc/self/fd/{file}").readlink().name))
+        fsync(file)
+
+    def recorded_rename(old: Path, new: Path) -> None:
+        events.append(("rename", Path(new).name))
+        rename(old, new)
+
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(os, "rename", recorded_rename)
+    dumped(model, tmp_path / "out", references.config("llama"))
+
+    at = {event: number for number, event in enumerate(events)}
+    final = at["rename", "rank-00000"]
+    files = [path.name for path in (tmp_path / "out" / "rank-00000").glob("*.safetensors")]
+    assert files
+    assert all(at["fsync", name] < at["rename", "manifest.json"] for name in files)
+    assert at["rename", "manifest.json"] < at["fsync", ".rank-00000.partial"] < final < at["fsync", "out"]

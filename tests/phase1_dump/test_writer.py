@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -156,6 +157,34 @@ def test_a_write_that_the_kernel_refuses_leaves_no_rank(
     assert caught.value.errno == errno.EFBIG
     assert [path.name for path in tmp_path.iterdir()] == ["rank-00000.failed.json"]
     assert json.loads((tmp_path / "rank-00000.failed.json").read_text())["failure"]["error"] == "OSError"
+
+
+@pytest.mark.parametrize("call", range(9))
+def test_an_error_of_one_write_among_many_is_never_lost(
+    call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A header and eight blocks of a matrix; only one of the nine writes fails."""
+    calls, real = iter(range(100)), os.write
+
+    def write_but_once(file: int, data: memoryview) -> int:
+        if next(calls) == call:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(file, data)
+
+    monkeypatch.setattr(os, "write", write_but_once)
+
+    with pytest.raises(OSError, match="Input/output error"):
+        write(tmp_path, [whole("t", numbers(8, 10))], staging_bytes=40)
+
+
+def test_a_write_of_half_the_bytes_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Linux does with more than 2 GiB, and any file system near a quota."""
+    real, tensor = os.write, numbers(8, 10)
+    monkeypatch.setattr(os, "write", lambda file, data: real(file, data[: max(1, len(data) // 2)]))
+
+    file, _, _ = write(tmp_path, [whole("t", tensor)], staging_bytes=1 << 20)
+
+    assert raw(load_file(file)["t"]) == raw(tensor)
 
 
 @pytest.fixture
