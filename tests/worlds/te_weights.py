@@ -5,7 +5,7 @@ fills every padding with garbage, as kernels do. To be called in a process where
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -129,7 +129,8 @@ def group_experts(model: nn.Module) -> None:
     """Make the weights of all experts of a linear one GroupedTensor, as `moe_single_grouped_weight` does on a GPU."""
     for module in list(model.modules()):
         if hasattr(module, "num_gemms"):
-            weights = [getattr(module, f"weight{expert}").detach() for expert in range(module.num_gemms)]
-            for expert in range(module.num_gemms):
+            experts = range(cast(int, module.num_gemms))
+            weights = [getattr(module, f"weight{expert}").detach() for expert in experts]
+            for expert in experts:
                 delattr(module, f"weight{expert}")
             module.weight = nn.Parameter(grouped(weights), requires_grad=False)
