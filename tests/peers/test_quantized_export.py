@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,23 @@ import torch
 from shardmerge.phase2_merge import merge
 from tests.demo.compare import differing
 from tests.worlds.checkpoints import read_hf_tensors, write_hf_checkpoint
-from tests.worlds.families import Family
+from tests.worlds.fake import build_model
+from tests.worlds.families import Family, by_name
+from tests.worlds.filling import fill
 from tests.worlds.gloo import GlooRanks
 from tests.worlds.oracle import import_whole, load_model, write_torch_dist
-from tests.worlds.quantizing import DEEPSEEK_V3, QWEN3_MOE, quantize, recipe
+from tests.worlds.quantizing import (
+    DEEPSEEK_V3,
+    QWEN3_MOE,
+    QWEN3_MOE_IN_BLOCKS,
+    quantize,
+    recipe,
+)
 from tests.worlds.topology import SINGLE, Topology
 
 pytestmark = pytest.mark.peers
 
+QWEN3 = replace(by_name("qwen3"), hidden=96, head_channels=16, dense_width=192)
 FAMILIES = {"qwen3_moe": QWEN3_MOE, "deepseek_v3": DEEPSEEK_V3}
 RECIPES = ("FP8", "NVFP4", "W4A16_NVFP4", "MIXED")
 SEQUENTIAL = (SINGLE, Topology(tp=2, pp=2, etp=2), Topology(pp=2, ep=2, dp=2))
@@ -104,6 +114,98 @@ def test_grouped_experts_become_what_modelopt_exports(
     te_ranks.run(dump_on_rank, topology, *given)
     merge([tmp_path / "dump"], tmp_path / "merged", hf_reference=reference, workers=1)
     assert_same(theirs, tmp_path / "merged")
+
+
+def test_microscaled_weights_hold_what_modelopt_packs(ranks: GlooRanks, tmp_path: Path) -> None:
+    """Model-Optimizer 0.47 writes tensors for MXFP8, but none of the two JSON files."""
+    topology = Topology(tp=2, pp=2, etp=2)
+    reference = write_hf_checkpoint(QWEN3_MOE, tmp_path / "hf")
+    torch_dist = write_torch_dist(ranks, QWEN3_MOE, reference, tmp_path / "torch_dist")
+    config = recipe("MXFP8")
+    given = (QWEN3_MOE, topology, torch_dist, reference, tmp_path / "dump", config, False)
+    ranks.run(export_on_rank, SINGLE, QWEN3_MOE, reference, tmp_path / "modelopt", config, False)
+    ranks.run(dump_on_rank, topology, *given)
+    merge([tmp_path / "dump"], tmp_path / "merged", hf_reference=reference, workers=1)
+    assert differing(tmp_path / "modelopt", tmp_path / "merged") == []
+    assert not (tmp_path / "modelopt" / "hf_quant_config.json").exists()
+    told = json.loads((tmp_path / "merged" / "hf_quant_config.json").read_text())["quantization"]
+    assert (told["quant_algo"], told["group_size"]) == ("MXFP8", 32)
+
+
+@pytest.mark.parametrize("topology", [SINGLE, Topology(tp=2, pp=2, etp=2)], ids=lambda one: one.name)
+def test_blocks_of_128_by_128_are_the_largest_of_each_block_over_448(
+    topology: Topology, ranks: GlooRanks, tmp_path: Path
+) -> None:
+    """Model-Optimizer 0.47's Megatron exporter fails on q/k/v in this format: what must come out is written here."""
+    reference = write_hf_checkpoint(QWEN3_MOE_IN_BLOCKS, tmp_path / "hf")
+    torch_dist = write_torch_dist(ranks, QWEN3_MOE_IN_BLOCKS, reference, tmp_path / "torch_dist")
+    config = recipe("FP8_BLOCK")
+    given = (QWEN3_MOE_IN_BLOCKS, topology, torch_dist, reference, tmp_path / "dump", config, False)
+    ranks.run(dump_on_rank, topology, *given)
+    merge([tmp_path / "dump"], tmp_path / "merged", hf_reference=reference, workers=1)
+    plain, found = read_hf_tensors(reference), read_hf_tensors(tmp_path / "merged")
+    for name, weight in plain.items():
+        if not name.endswith("_proj.weight"):
+            assert torch.equal(found[name], weight), name
+            continue
+        tiles = weight.view(weight.shape[0] // 128, 128, weight.shape[1] // 128, 128)
+        scale = tiles.abs().amax((1, 3)).float() / 448
+        packed = (tiles.float() / scale[:, None, :, None]).to(torch.float8_e4m3fn).view(weight.shape)
+        assert torch.equal(found[name].view(torch.uint8), packed.view(torch.uint8)), name
+        assert torch.equal(found[f"{name}_scale_inv"], scale), name
+    told = json.loads((tmp_path / "merged" / "config.json").read_text())["quantization_config"]
+    assert (told["quant_method"], told["weight_block_size"]) == ("fp8", [128, 128])
+
+
+def test_kv_cache_scales_are_modelopts(te_ranks: GlooRanks, tmp_path: Path) -> None:
+    """Under the names that readers take: its Megatron exporter writes `self_attn.k_scale`, of shape [1]."""
+    reference = write_hf_checkpoint(QWEN3, tmp_path / "hf")
+    given = (QWEN3, reference, recipe("FP8", kv_cache=True))
+    te_ranks.run(export_filled, SINGLE, *given, tmp_path / "modelopt")
+    for topology in (SINGLE, Topology(tp=2, pp=2)):
+        te_ranks.run(dump_filled, topology, *given, tmp_path / topology.name, topology)
+        out = tmp_path / f"{topology.name}-merged"
+        merge([tmp_path / topology.name], out, hf_reference=reference, workers=1)
+        theirs, ours = read_hf_tensors(tmp_path / "modelopt"), read_hf_tensors(out)
+        for layer in range(QWEN3.layers):
+            for side in "kv":
+                scale = theirs.pop(f"model.layers.{layer}.self_attn.{side}_scale")
+                own = ours.pop(f"model.layers.{layer}.self_attn.{side}_proj.{side}_scale")
+                assert own.shape == ()
+                assert torch.equal(scale.reshape(()), own)
+        assert theirs.keys() == ours.keys()
+        for name, tensor in ours.items():
+            left, right = (one.reshape(-1).view(torch.uint8) for one in (theirs[name], tensor))
+            assert torch.equal(left, right), name
+        their_file, our_file = (
+            json.loads((path / "hf_quant_config.json").read_text()) for path in (tmp_path / "modelopt", out)
+        )
+        assert our_file == their_file
+        assert our_file["quantization"]["kv_cache_quant_algo"] == "FP8"
+        told = json.loads((out / "config.json").read_text())["quantization_config"]
+        assert told["kv_cache_scheme"] == {"dynamic": False, "num_bits": 8, "type": "float"}
+
+
+def export_filled(rank: int, family: Family, reference: Path, config: dict[str, Any], out: Path) -> None:
+    """Export one rank with Transformer Engine's attention, which alone has quantizers for a KV cache."""
+    from modelopt.torch.export import export_mcore_gpt_to_hf
+
+    chunks = build_model(family, SINGLE, te=True, vocab_rows=family.vocab)
+    fill(chunks, family, SINGLE, rank)
+    quantize(chunks, family, SINGLE, rank, config)
+    export_mcore_gpt_to_hf(chunks[0], str(reference), dtype=torch.bfloat16, export_dir=str(out))
+
+
+def dump_filled(
+    rank: int, family: Family, reference: Path, config: dict[str, Any], out: Path, topology: Topology
+) -> None:
+    """Dump the same weights with the same calibration."""
+    from shardmerge.phase1_dump import dump
+
+    chunks = build_model(family, topology, te=True)
+    fill(chunks, family, topology, rank)
+    quantize(chunks, family, topology, rank, config)
+    dump(chunks, out, hf_reference=reference, run_id="kv", step=7)
 
 
 def assert_same(theirs: Path, ours: Path) -> None:
