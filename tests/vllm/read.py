@@ -47,7 +47,7 @@ def generate(path: Path) -> None:
     engine = LLM(str(path), dtype="float32", enforce_eager=True, max_model_len=64, gpu_memory_utilization=0.1)
     wanted = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True)
     found = engine.generate({"prompt_token_ids": PROMPT}, wanted)[0].outputs[0]
-    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     given = torch.tensor([PROMPT])
     expected = model.generate(given, max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=None)[
         0, len(PROMPT) :
@@ -116,11 +116,11 @@ def fused(files: dict[str, torch.Tensor]) -> Iterator[tuple[str, list[torch.Tens
                 parts = [files.get(f"{prefix}self_attn.{one}_proj.{suffix}") for one in names]
                 if (held := _all(parts)) is not None:
                     yield f"{prefix}self_attn.{fused_name}.{suffix}", held
-            for fused_name, names in (("w13", ("gate", "up")), ("w2", ("down",))):
+            for fused_name, projections in (("w13", ("gate", "up")), ("w2", ("down",))):
                 parts = [
                     files.get(f"{prefix}mlp.experts.{e}.{one}_proj.{suffix}")
                     for e in experts
-                    for one in names
+                    for one in projections
                 ]
                 if (held := _all(parts)) is not None:
                     yield f"{prefix}mlp.experts.routed_experts.{fused_name}_{suffix}", held
