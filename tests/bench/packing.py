@@ -60,6 +60,7 @@ def measure(gib: float, recipe_name: str, folder: Path) -> Packing:
 def run(gib: float, recipe_name: str, folder: Path) -> Packing:
     """Quantize the model of one rank, then dump and export in turns."""
     from torch import distributed
+    from torch._C._distributed_c10d import HashStore
 
     from tests.worlds.cpu import prepare
     from tests.worlds.fake import join_model_parallel, leave_model_parallel
@@ -68,10 +69,12 @@ def run(gib: float, recipe_name: str, folder: Path) -> Packing:
     family = bench_family(gib)
     write_reference(family, folder / "reference")
     prepare()
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     join_model_parallel(SINGLE)
     try:
         model = cheap_model(family, SINGLE, "cpu")
+        for parameter in model[0].parameters():
+            parameter.data.mul_(0.25)  # inside the range that they are calibrated to
         quantize(model, family, SINGLE, 0, recipe(recipe_name))
         rounds = [one_round(model, folder) for _ in range(ROUNDS)]
     finally:
