@@ -13,6 +13,7 @@ from typing import NoReturn
 import click
 
 from .errors import BadInputError
+from .outcome import HELP
 
 EXTRAS = {"torch": "dump", "megatron": "dump", "transformer_engine": "te", "modelopt": "modelopt"}
 
@@ -90,7 +91,7 @@ class _MissingLibrary(click.ClickException):
     exit_code = BadInputError.exit_code
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, context_settings=HELP)
 @click.version_option(package_name="shardmerge")
 def main() -> None:
     """Turn a Megatron-Core model on many ranks into one Hugging Face checkpoint.

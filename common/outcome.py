@@ -20,6 +20,7 @@ from .errors import ShardmergeError
 
 INTERRUPTED = 130
 FAILED = 1
+HELP = {"help_option_names": ["-h", "--help"]}  # context settings of every command, however it is reached
 DEFECT = "This is a defect of shardmerge. Please report it with the lines above."
 
 

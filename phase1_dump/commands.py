@@ -14,7 +14,7 @@ import click
 
 from shardmerge.common.errors import BadInputError
 from shardmerge.common.manifest import Manifest, rank_name
-from shardmerge.common.outcome import reported
+from shardmerge.common.outcome import HELP, reported
 
 from .dump import MAX_FRAGMENT_BYTES
 from .dump import dump as dump_rank
@@ -57,7 +57,7 @@ def rank_report(path: Path) -> Path:
     return path if rank == 0 else path.with_name(f"{path.stem}-{rank_name(rank)}{path.suffix}")
 
 
-@click.command()
+@click.command(context_settings=HELP)
 @click.option(
     "--model-provider",
     required=True,

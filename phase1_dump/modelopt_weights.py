@@ -30,7 +30,7 @@ from shardmerge.common.quantization import (
 from shardmerge.common.quantization_errors import BadScaleError
 
 from .element_types import TORCH
-from .sources import Derived, Readable
+from .sources import Derived, Readable, Scales
 
 _WEIGHT = re.compile(r"weight(\d*)$")
 _CACHES = ("k_bmm_quantizer", "v_bmm_quantizer")
@@ -88,7 +88,7 @@ def row_of(quantizers: Quantizers) -> Format | None:
     return by_modelopt_name(quantizers.modelopt) if quantizers.modelopt else None
 
 
-def packed_parts(quantizers: Quantizers, row: Format) -> Mapping[str, Readable]:
+def packed_parts(quantizers: Quantizers, row: Format, scales: Scales) -> Mapping[str, Readable]:
     """Companion suffix -> what the whole local weight becomes, computed when it is read."""
     weight = quantizers.weight
     shape = (weight.shape[0], weight.shape[1])
@@ -99,7 +99,7 @@ def packed_parts(quantizers: Quantizers, row: Format) -> Mapping[str, Readable]:
             row.block[0],
             TORCH[one.dtype],
             weight.device,
-            partial(_compute, quantizers, row, one),
+            partial(_compute, quantizers, row, one, scales),
         )
         for one in row.companions
         if one.divisors is not None
@@ -225,16 +225,20 @@ def _block_of(quantizer: Any) -> tuple[int, int]:
 
 
 def _compute(
-    quantizers: Quantizers, row: Format, one: Companion, rows: slice, columns: slice
+    quantizers: Quantizers, row: Format, one: Companion, scales: Scales, rows: slice, columns: slice
 ) -> torch.Tensor:
     """One companion of a few rows of the weight. [n, k] -> [n / divisors[0], k / divisors[1]]"""
     from modelopt.torch.export import quant_utils
 
+    if one.is_scale and (known := scales.take(quantizers, rows)) is not None:
+        return known
     weight = quantizers.weight.detach()[rows, columns].contiguous()
     with torch.no_grad():
         scale = _scale(quantizers, row, weight, rows, columns)
         if one.is_scale:
             return scale.to(TORCH[one.dtype])
+        if row.group_size is not None and weight.shape[1] == quantizers.weight.shape[1]:
+            scales.keep(quantizers, rows, scale)
         module = quantizers.module(weight)
         second = quant_utils.get_weight_scaling_factor_2(module) if "weight_scale_2" in row.scalars else None
         if row is BLOCK_FP8 and 1 in scale.shape:

@@ -22,7 +22,7 @@ from .holdings import Claimed
 from .modelopt_weights import Quantizers, is_quantizer, quantizers_of
 from .parameters import Parameter
 from .rank_manifest import versions
-from .sources import Cache, Packed
+from .sources import Cache, Packed, Scales
 from .te_weights import dequantized, te_class, te_format, te_parts
 
 
@@ -49,12 +49,12 @@ def pack_claims(
     """
     found = dict(quantizers_of(model, rank)) if is_quantized(model) else {}
     packed: dict[str, Packed | None] = {}
-    cache, done = Cache(), []
+    cache, scales, done = Cache(), Scales(), list[Claimed]()
     for one in claimed:
         parameter = one.parameter
         if parameter.name in found:
             if parameter.name not in packed:  # gate and up are two parts of one weight
-                packed[parameter.name] = _by_modelopt(parameter, found[parameter.name], rank)
+                packed[parameter.name] = _by_modelopt(parameter, found[parameter.name], scales, rank)
             done.append(replace(one, packed=packed[parameter.name], has_quantizer=True))
         elif te_class(parameter.data) is not None:
             done.append(_by_transformer_engine(one, cache, dequantize=dequantize))
@@ -112,7 +112,7 @@ def facts_of(claimed: Sequence[Claimed], caches: Sequence[KVCache]) -> dict[str,
     }  # fmt: skip
 
 
-def _by_modelopt(parameter: Parameter, found: Quantizers, rank: int) -> Packed | None:
+def _by_modelopt(parameter: Parameter, found: Quantizers, scales: Scales, rank: int) -> Packed | None:
     row = modelopt_weights.row_of(found)
     if row is None:
         return None
@@ -122,7 +122,7 @@ def _by_modelopt(parameter: Parameter, found: Quantizers, rank: int) -> Packed |
     ranged = modelopt_weights.with_range(name, found, row, cut=parameter.is_cut, rank=rank)
     return Packed(
         row,
-        modelopt_weights.packed_parts(ranged, row),
+        modelopt_weights.packed_parts(ranged, row, scales),
         modelopt_weights.scalars(name, ranged, row, rank),
     )
 

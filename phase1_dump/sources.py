@@ -13,7 +13,7 @@ import torch
 
 from shardmerge.common.quantization import Format
 
-CHUNK_ELEMENTS = 1 << 22  # of the live weight: bounds what packing needs beside it
+CHUNK_ELEMENTS = 1 << 21  # of the live weight: bounds what packing needs beside it
 
 Box = tuple[slice, ...]
 
@@ -80,6 +80,24 @@ class Packed:
     row: Format
     parts: Mapping[str, Readable]
     scalars: Mapping[str, float]
+
+
+@dataclass(slots=True, eq=False)
+class Scales:
+    """Block scales of the weight that was packed last: they are written next, and need not be computed twice."""
+
+    owner: object = None
+    found: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
+
+    def keep(self, owner: object, rows: slice, scale: torch.Tensor) -> None:
+        """Remember scales of some rows; those of another weight go."""
+        if self.owner is not owner:
+            self.owner, self.found = owner, {}
+        self.found[rows.start, rows.stop] = scale
+
+    def take(self, owner: object, rows: slice) -> torch.Tensor | None:
+        """The scales of these rows, which are then forgotten, or None."""
+        return self.found.pop((rows.start, rows.stop), None) if self.owner is owner else None
 
 
 @dataclass(slots=True, eq=False)

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from shardmerge.common import byte_count
-from shardmerge.common.outcome import Outcome, reported
+from shardmerge.common.outcome import HELP, Outcome, reported
 
 from . import check_dump, merge_dump, rewrite_metadata, verify_output
 from .plan import ADOPT, LAYOUTS
@@ -62,7 +62,7 @@ def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-@click.command()
+@click.command(context_settings=HELP)
 @click.argument("dumps", metavar="DUMP...", nargs=-1, required=True, type=DIRECTORY)
 @_shared
 @reported
@@ -78,7 +78,7 @@ def check(dumps: tuple[Path, ...], **options: Any) -> Outcome:
     return check_dump.check(dumps, talk=sys.stderr, **options)
 
 
-@click.command()
+@click.command(context_settings=HELP)
 @click.argument("dumps", metavar="DUMP...", nargs=-1, required=True, type=DIRECTORY)
 @click.argument("out", metavar="OUT", type=DIRECTORY)
 @_shared
@@ -111,7 +111,7 @@ def merge(dumps: tuple[Path, ...], out: Path, max_shard_size: str, **options: An
     )
 
 
-@click.command()
+@click.command(context_settings=HELP)
 @click.argument("out", metavar="OUT", type=DIRECTORY)
 @click.option(
     "--hf-reference",
@@ -133,7 +133,7 @@ def metadata(out: Path, **options: Any) -> Outcome:
     return rewrite_metadata.metadata(out, **options)
 
 
-@click.command()
+@click.command(context_settings=HELP)
 @click.argument("out", metavar="OUT", type=DIRECTORY)
 @click.option(
     "--verify",

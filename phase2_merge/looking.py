@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from shardmerge.common import durable
-from shardmerge.common.outcome import Outcome, reported
+from shardmerge.common.outcome import HELP, Outcome, reported
 
 from . import compare, inspect_path
 from .inspection_page import page
@@ -15,7 +15,7 @@ from .inspection_page import page
 DIRECTORY = click.Path(path_type=Path)
 
 
-@click.command()
+@click.command(context_settings=HELP)
 @click.argument("path", metavar="PATH", type=DIRECTORY)
 @click.option(
     "--html",
@@ -40,7 +40,7 @@ def inspect(path: Path, html: Path | None) -> Outcome:
     return found
 
 
-@click.command()
+@click.command(context_settings=HELP)
 @click.argument("a", metavar="A", type=DIRECTORY)
 @click.argument("b", metavar="B", type=DIRECTORY)
 @reported

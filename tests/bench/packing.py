@@ -8,6 +8,7 @@ newer than 0.16.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -107,6 +108,9 @@ def one_round(model: Any, folder: Path) -> tuple[int, float, float, int]:
     assert found is not None
     began = time.perf_counter()
     export_mcore_gpt_to_hf(model[0], str(reference), dtype=torch.bfloat16, export_dir=str(theirs))
+    for file in theirs.iterdir():
+        with open(file, "rb") as written:
+            os.fsync(written.fileno())  # as a dump does
     exported = time.perf_counter() - began
     return int(found.statistics["written_bytes"]), dumped, exported, memory.peak - memory.before
 
