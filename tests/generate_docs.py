@@ -1,7 +1,7 @@
 """Everything in the documentation that is not written by hand: `python -m tests.generate_docs [MATRIX]`.
 
 Decides what is generated and where it stands: docs/cli.md whole, and in README.md what lies between a pair of
-markers. Must not know what the commands do or what was tested.
+markers; docs/consolidation.md is the outcome of a run. Must not know what the commands do or what was tested.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from tests import matrix
 
 ROOT = Path(__file__).resolve().parents[1]
 README, CLI, MATRIX = ROOT / "README.md", ROOT / "docs" / "cli.md", ROOT / "docs" / "matrix.json"
+CONSOLIDATION = ROOT / "docs" / "consolidation.md"
 FOLDERS = ("common", "phase1_dump", "phase2_merge", "tests", "docs")
 TOP_FILES = ("Makefile", "pyproject.toml", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE")
 # what cannot describe itself
@@ -61,6 +62,13 @@ def _help(name: str, command: click.Command) -> str:
     context = click.Context(command, info_name=name, max_content_width=110, terminal_width=110)
     text = "\n".join(line.rstrip() for line in command.get_help(context).splitlines())
     return f"```text\n{text}\n```"
+
+
+def consolidation() -> str:
+    """docs/consolidation.md: two programs, run on the same faults."""
+    from tests.sabotage import consolidator
+
+    return consolidator.document()
 
 
 def tree() -> str:
@@ -150,8 +158,8 @@ def main(arguments: list[str]) -> None:
         print(f"wrote {path.relative_to(ROOT)}")
 
 
-# in this order: the tree of the README lists the other
-GENERATED: dict[Path, Callable[[], str]] = {CLI: cli_reference, README: readme}
+# in this order: the tree of the README lists the others
+GENERATED: dict[Path, Callable[[], str]] = {CLI: cli_reference, CONSOLIDATION: consolidation, README: readme}
 
 
 if __name__ == "__main__":
