@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import xxhash
 
 from shardmerge.common.errors import CorruptFileError, CorruptManifestError
 from shardmerge.common.problems import ProblemsFoundError
+from tests.phase2_merge.refusals import edit
 
 from .conftest import Victim
 
@@ -94,9 +96,28 @@ def test_fragment_swapped_between_two_ranks_names_both(victim: Make) -> None:
     ]
 
 
-def test_duplicate_key_in_a_manifest_is_refused_though_the_digest_fits(victim: Make) -> None:
-    import xxhash
+def test_duplicate_key_in_a_header_is_refused_though_the_digest_fits(victim: Make) -> None:
+    """The safetensors library takes the last of two; which one was meant, nobody knows."""
+    one = victim("pieces")
+    path = one.rank(0) / "whole-00001.safetensors"
+    data = path.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    name, entry = next(item for item in json.loads(data[8:end]).items() if item[0] != "__metadata__")
+    twice = b"{" + json.dumps({name: entry})[1:-1].encode() + b"," + data[9:end].rstrip()
+    path.write_bytes(data[:8] + twice.ljust(end - 8) + data[end:])
+    files = json.loads((one.rank(0) / "manifest.json").read_bytes())["files"]
+    digest = xxhash.xxh3_128_hexdigest(path.read_bytes()[:end])
+    edit(one.rank(0) / "manifest.json", files=[_with_digest(file, path.name, digest) for file in files])
+    error = one.refused(CorruptFileError, 4)
+    assert (error.path, error.rank) == (str(path), 0)
+    assert f"key {name!r} occurs twice" in error.reason
 
+
+def _with_digest(file: dict[str, object], name: str, digest: str) -> dict[str, object]:
+    return file | {"header_xxh3_128": digest} if file["name"] == name else file
+
+
+def test_duplicate_key_in_a_manifest_is_refused_though_the_digest_fits(victim: Make) -> None:
     one = victim("pieces")
     path = one.rank(1) / "manifest.json"
     body = path.read_bytes().replace(b'"step":100', b'"step":99,"step":100')

@@ -93,6 +93,8 @@ def test_local_expert_ids_instead_of_global_ones_name_experts_and_ranks(victim: 
     first = next(e for e in doubled if e.tensor == "model.layers.0.mlp.experts.0.gate_proj.weight")
     assert len(first.ranks) == 2
     assert {rank % 2 for rank in first.ranks} == {0, 1}
+    assert set(first.ranks) <= {0, 1, 2, 3}  # the first stage
+    assert first.rectangles == "[0:40, 0:72] and [0:40, 0:72]"
     lost = [error.tensor for error in found if isinstance(error, MissingTensorError)]
     assert len(lost) == 4 * 4 * 3
     assert {int(name.split(".experts.")[1].split(".")[0]) for name in lost} == {4, 5, 6, 7}
@@ -149,8 +151,12 @@ def test_last_stage_dense_names_what_is_strange_and_what_is_missing(victim: Make
     others = without(r"layers\.3\.mlp\.(experts\.[1-7]|gate\.)")
     one.rewrite(range(4, 8), lambda w: [new for kept in others(w) for new in dense(kept)])
     found = one.refused(ProblemsFoundError, 4).problems
-    strange = {error.tensor for error in found if isinstance(error, UnexpectedTensorError)}
-    assert strange == {f"model.layers.3.mlp.{matrix}_proj.weight" for matrix in ("gate", "up", "down")}
+    strange = [error for error in found if isinstance(error, UnexpectedTensorError)]
+    assert sorted(error.tensor for error in strange) == [
+        f"model.layers.3.mlp.{matrix}_proj.weight" for matrix in ("down", "gate", "up")
+    ]
+    assert {rank for error in strange for rank in error.ranks} <= {4, 6}  # ep 0 of the last stage
+    assert all(len(error.ranks) == 1 for error in strange)
     lost = {error.tensor for error in found if isinstance(error, MissingTensorError)}
     assert len(lost) == 8 * 3 + 1
     assert "model.layers.3.mlp.gate.weight" in lost
