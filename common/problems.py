@@ -1,8 +1,13 @@
-"""Several refusals at once: everything that is wrong, collected before anything was written."""
+"""Several refusals at once: everything that is wrong, collected before anything was written, grouped and counted.
+
+Decides how many of each kind are shown, so that no kind hides another. Must not know what any of them means.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,18 +25,32 @@ class ProblemsFoundError(ShardmergeError):
         """The highest of 5 > 4 > 3, as documented for several problems."""
         return max(problem.exit_code for problem in self.problems)
 
+    def groups(self) -> list[tuple[ShardmergeError, ...]]:
+        """The problems of each class, in the order found; classes with the highest exit code first."""
+        found: dict[type[ShardmergeError], list[ShardmergeError]] = defaultdict(list)
+        for problem in self.problems:
+            found[type(problem)].append(problem)
+        return sorted(map(tuple, found.values()), key=lambda group: -group[0].exit_code)
+
     def message(self) -> str:
-        shown = "\n".join(f"  {problem.message()}" for problem in self.problems[:SHOWN])
-        more = len(self.problems) - SHOWN
-        rest = f"\n  ... and {more} more (--report FILE holds all)" if more > 0 else ""
-        count = len(self.problems)
-        return f"{count} problem{'s' if count > 1 else ''} found:\n{shown}{rest}"
+        groups = self.groups()
+        shares = fair_shares([len(group) for group in groups], SHOWN)
+        lines = [f"{_count(len(self.problems), 'problem')} found:"]
+        for group, share in zip(groups, shares, strict=True):
+            more = len(group) - share
+            lines.append(f"{len(group):,} x {kind(group[0])}{':' if share else ''}")
+            lines += [f"  {problem.message()}" for problem in group[:share]]
+            lines += [f"  ... and {more:,} more"] if share and more else []
+        if len(self.problems) > SHOWN:
+            lines.append("(--report FILE holds all)")
+        return "\n".join(lines)
 
     def facts(self) -> dict[str, Any]:
-        """All problems, each with its own facts."""
+        """All problems, each with its own facts, and how many there are of each class."""
         return {
             "error": type(self).__name__,
             "exit_code": self.exit_code,
+            "counts": {type(group[0]).__name__: len(group) for group in self.groups()},
             "problems": [problem.facts() for problem in self.problems],
         }
 
@@ -43,3 +62,23 @@ def raise_problems(problems: Iterable[ShardmergeError]) -> None:
         raise found[0]
     if found:
         raise ProblemsFoundError(found)
+
+
+def fair_shares(counts: Sequence[int], total: int) -> list[int]:
+    """How many of each to show, `total` together: one of each in turn, as long as there are any."""
+    shares = [0] * len(counts)
+    while total and shares != list(counts):
+        for at, count in enumerate(counts):
+            if total and shares[at] < count:
+                shares[at] += 1
+                total -= 1
+    return shares
+
+
+def kind(problem: ShardmergeError) -> str:
+    """`missing tensor` for a MissingTensorError."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(problem).__name__.removesuffix("Error")).lower()
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' if number > 1 else ''}"

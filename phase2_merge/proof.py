@@ -139,14 +139,15 @@ def _judge_values(
     problems: list[ShardmergeError],
     warnings: list[str],
 ) -> None:
+    """What was allowed goes last: it may be much, and ten warnings are shown."""
     agreed = replicas.agreement(book)
-    for kind, found in (("replicas", agreed.differing), ("nan", tuple(health.nonfinite(book, verdict.kept)))):
-        if kind in allow:
-            warnings += [f"{error.message()} (allowed)" for error in found]
-        else:
-            problems += found
     if agreed.unmatched:
         warnings.append(
             f"{agreed.unmatched:,} replicas could not be compared: nobody wrote the same rectangle"
         )
     warnings += health.all_zero(book, verdict.kept)
+    for kind, found in (("replicas", agreed.differing), ("nan", tuple(health.nonfinite(book, verdict.kept)))):
+        if kind in allow:
+            warnings += [f"{error.message()} (allowed)" for error in found]
+        else:
+            problems += found

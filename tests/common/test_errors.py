@@ -11,7 +11,7 @@ import pytest
 
 from shardmerge.common import errors as tree
 from shardmerge.common.errors import ShardmergeError, first_ranks
-from shardmerge.common.problems import ProblemsFoundError, raise_problems
+from shardmerge.common.problems import ProblemsFoundError, fair_shares, raise_problems
 
 SAMPLES: dict[str, Any] = {
     "int": 3, "str": "some text", "str | None": "a reason", "tuple[int, ...]": (1, 2), "tuple[str, ...]": ("a", "b"),
@@ -55,14 +55,62 @@ def test_a_branch_has_one_exit_code(branch: type[ShardmergeError], code: int) ->
     assert {leaf.exit_code for leaf in leaves(branch)} == {code}
 
 
-def test_several_problems_show_ten_and_exit_with_the_highest_code() -> None:
-    missing = [tree.MissingTensorError(f"t{i}", (1,), "x") for i in range(11)]
+def test_many_problems_of_one_kind_are_a_count_with_examples_that_hide_no_other_kind() -> None:
+    missing = [tree.MissingTensorError(f"t{i}", (1,), "x") for i in range(3000)]
+    overlaps = [tree.OverlapError(f"w{i}", (0, 1), "here") for i in range(2)]
+    rank = tree.MissingRankError(37, {"pp": 2}, "1,344 tensors")
     with pytest.raises(ProblemsFoundError) as error:
-        raise_problems([*missing, tree.OverlapError("w", (0, 1), "here")])
+        raise_problems([*missing[:7], overlaps[0], rank, *missing[7:], overlaps[1]])
     assert error.value.exit_code == 4
-    assert error.value.message().startswith("12 problems found:\n  t0 [1] is in no manifest")
-    assert error.value.message().endswith("... and 2 more (--report FILE holds all)")
-    assert len(error.value.facts()["problems"]) == 12
+    assert [line[:30] for line in error.value.message().splitlines()] == [
+        "3,003 problems found:",
+        "2 x overlap:",
+        "  w0 is covered twice: here, b",
+        "  w1 is covered twice: here, b",
+        "3,000 x missing tensor:",
+        *(f"  t{i} [1] is in no manifest, bu" for i in range(7)),
+        "  ... and 2,993 more",
+        "1 x missing rank:",
+        "  rank 37 (pp 2) has no manife",
+        "(--report FILE holds all)",
+    ]
+
+
+def test_a_report_holds_every_problem_in_the_order_found_and_counts_by_class() -> None:
+    missing = [tree.MissingTensorError(f"t{i}", (1,), "x") for i in range(11)]
+    facts = ProblemsFoundError((*missing, tree.OverlapError("w", (0, 1), "here"))).facts()
+    assert facts["counts"] == {"OverlapError": 1, "MissingTensorError": 11}
+    assert [problem["tensor"] for problem in facts["problems"]] == [*(f"t{i}" for i in range(11)), "w"]
+
+
+def test_few_problems_are_all_shown_and_no_report_is_spoken_of() -> None:
+    found = ProblemsFoundError(
+        (
+            tree.MissingTensorError("a", (1,), "x"),
+            tree.UnsupportedParameterError("p", "no", 3),
+            tree.MissingTensorError("b", (1,), "x"),
+        )
+    )
+    told = "is in no manifest, but x requires it. "
+    told += "If the model was trained without it, use a reference that does not list it."
+    assert found.message() == (
+        "3 problems found:\n1 x unsupported parameter:\n  p on rank 3: no. Nothing was written.\n"
+        f"2 x missing tensor:\n  a [1] {told}\n  b [1] {told}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("counts", "shares"),
+    [
+        ([3000], [10]),
+        ([3000, 1, 2], [7, 1, 2]),
+        ([5, 5, 5], [4, 3, 3]),
+        ([1] * 12, [1] * 10 + [0, 0]),
+        ([], []),
+    ],
+)
+def test_examples_are_shared_among_kinds(counts: list[int], shares: list[int]) -> None:
+    assert fair_shares(counts, 10) == shares
 
 
 def test_one_problem_is_raised_as_itself_and_none_not_at_all() -> None:

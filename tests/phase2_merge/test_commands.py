@@ -81,8 +81,11 @@ def test_a_report_holds_every_problem(world: MakeWorld, tmp_path: Path) -> None:
     one.write()
     found = run(*merge_arguments(one, "--report", tmp_path / "r.json"))
     assert found.exit_code == 3
-    assert "... and 14 more (--report FILE holds all)" in found.stderr
-    assert len(json.loads((tmp_path / "r.json").read_bytes())["problems"]) == 24
+    assert found.stderr.startswith("Error: 24 problems found:\n24 x missing tensor:\n")
+    assert found.stderr.endswith("\n  ... and 14 more\n(--report FILE holds all)\n")
+    assert found.stderr.count(" is in no manifest") == 10
+    report = json.loads((tmp_path / "r.json").read_bytes())
+    assert (report["counts"], len(report["problems"])) == ({"MissingTensorError": 24}, 24)
 
 
 def test_a_report_that_cannot_be_written_is_said_before_the_work(world: MakeWorld, tmp_path: Path) -> None:
