@@ -7,7 +7,10 @@ A reader therefore sees a file whole or not at all, also after a power cut. A fa
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
+
+WRITEBACK_BYTES = 32 << 20
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -32,3 +35,29 @@ def sync_folder(path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def write_all(file: int, data: memoryview) -> None:
+    """Write everything: the kernel may take less at a time."""
+    while data:
+        data = data[os.write(file, data) :]
+
+
+@dataclass(slots=True)
+class Writeback:
+    """Has the kernel start writing a growing file to the disk while it grows, so that its fsync waits for little.
+
+    POSIX_FADV_DONTNEED starts writeback of dirty pages and does not wait (Linux, mm/fadvise.c). It drops pages that
+    are clean: those just written are not. A file system that ignores the advice loses nothing.
+    """
+
+    file: int
+    started: int = 0
+    written: int = 0
+
+    def advance(self, num_bytes: int) -> None:
+        """So many more bytes were written at the end of the file."""
+        self.written += num_bytes
+        if self.written - self.started >= WRITEBACK_BYTES:
+            os.posix_fadvise(self.file, self.started, self.written - self.started, os.POSIX_FADV_DONTNEED)
+            self.started = self.written

@@ -17,6 +17,8 @@ from typing import Any, cast
 import torch
 import xxhash
 
+from shardmerge.common import durable
+
 from .blocks import blocks_of
 from .element_types import TORCH
 from .fragments import Fragment
@@ -92,10 +94,15 @@ def settle(fragments: Iterable[Fragment]) -> None:
 def write_fragment(folder: Path, fragment: Fragment, staging: Staging, progress: Progress) -> list[Written]:
     """Write and fsync one file; what was learnt about each holding, in order. Raises OSError."""
     with open(folder / fragment.name, "xb", buffering=0) as file, ThreadPoolExecutor(1) as thread:
-        _write_all(file.fileno(), memoryview(fragment.head))
+        durable.write_all(file.fileno(), memoryview(fragment.head))
+        writeback = durable.Writeback(file.fileno())
+
+        def write(data: memoryview) -> None:
+            durable.write_all(file.fileno(), data)
+            writeback.advance(len(data))
 
         def submit(data: memoryview) -> None:
-            staging.pending[staging.turn] = thread.submit(_write_all, file.fileno(), data)
+            staging.pending[staging.turn] = thread.submit(write, data)
             staging.turn = 1 - staging.turn
             progress(len(data))
 
@@ -149,8 +156,3 @@ def _narrower(holding: Holding, target: torch.dtype) -> Iterator[torch.Tensor]:
             yield from part.data.detach()[box].split(
                 max(1, NARROWING_ELEMENTS // max(1, prod(part.shape[1:])))
             )
-
-
-def _write_all(file: int, data: memoryview) -> None:
-    while data:
-        data = data[os.write(file, data) :]

@@ -19,7 +19,6 @@ from typing import Any, Self
 
 import numpy as np
 import xxhash
-from numpy.typing import NDArray
 
 from shardmerge.common import safetensors_header
 from shardmerge.common.dtypes import BITS
@@ -27,11 +26,11 @@ from shardmerge.common.errors import BadInputError, CorruptFileError
 from shardmerge.common.rectangle import Shape, place
 
 from .checksums import wrong_bytes
+from .output import Bytes, Output, writing
 from .receipts import Receipt
 
-STAGING_BYTES = 64 << 20
+STAGING_BYTES = 12 << 20
 OPEN_FILES = 64
-Bytes = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,21 +72,22 @@ def assemble(task: ShardTask, folder: Path, staging_bytes: int = STAGING_BYTES) 
     """
     head, header = safetensors_header.build((t.name, t.dtype, t.shape) for t in task.tensors)
     temporary = folder / f".{task.name}.{os.getpid()}.tmp"
+    third = max(1, staging_bytes // 3)
     try:
-        with open(temporary, "wb", buffering=0) as output, Sources() as sources:
-            _write(output.fileno(), memoryview(head))
-            half = max(1, staging_bytes // 2)
-            stage = Staging(
-                output.fileno(), sources, np.empty(half, np.uint8), np.empty(half, np.uint8), task.check
-            )
+        with (
+            open(temporary, "wb", buffering=0) as file,
+            Sources() as sources,
+            writing(file.fileno(), head, third) as output,
+        ):
+            stage = Staging(output, sources, np.empty(third, np.uint8), task.check)
             tensors = {tensor.name: stage.move(tensor) for tensor in task.tensors}
-            os.fsync(output.fileno())
         temporary.rename(folder / task.name)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    digests = {name: checksum.hexdigest() for name, checksum in tensors.items()}
     digest = xxhash.xxh3_128_hexdigest(head)
-    return Receipt(task.name, task.plan_digest, task.check, header.file_bytes, digest, tensors)
+    return Receipt(task.name, task.plan_digest, task.check, header.file_bytes, digest, digests)
 
 
 @dataclass(slots=True)
@@ -137,29 +137,26 @@ class Moving:
 
 @dataclass(slots=True, eq=False)
 class Staging:
-    """The buffers that tensors pass through: `band` as it will be written, `piece` as it was read."""
+    """What tensors pass through: a band of `output`, filled as it will be written, and `piece`, as it was read."""
 
-    output: int
+    output: Output
     sources: Sources
-    band: Bytes
     piece: Bytes
     check: bool
 
-    def move(self, tensor: TensorTask) -> str:
-        """Write a tensor at the end of the output; xxh3_128 of its bytes."""
+    def move(self, tensor: TensorTask) -> Any:
+        """Put a tensor at the end of the output; its checksum, complete when the output is."""
         shape = _in_bytes(tensor, tensor.shape, 1)
         moving = [_moving(tensor, piece) for piece in tensor.pieces if prod(piece.shape)]
         checksum = xxhash.xxh3_128()
-        for low, size in bands(shape, len(self.band)):
-            out = self.band[: prod(size)].reshape(size)
+        for low, size in bands(shape, self.output.band_bytes):
+            out = self.output.room(prod(size)).reshape(size)
             for one in moving:
                 self._place(one, low, out)
-            data = out.reshape(-1).data
-            checksum.update(data)
-            _write(self.output, data)
+            self.output.add(out.reshape(-1).data, checksum)
         if self.check:
             _compare(tensor, moving)
-        return checksum.hexdigest()
+        return checksum
 
     def _place(self, one: Moving, low: Shape, out: Bytes) -> None:
         """Put what a piece has in the band where it belongs. Bands ascend, so a piece is read front to back."""
@@ -220,8 +217,3 @@ def _compare(tensor: TensorTask, moving: list[Moving]) -> None:
                 wrong_bytes(f"{tensor.name} {at}", one.checksum.hexdigest(), one.piece.xxh3_128),
                 one.piece.rank,
             )
-
-
-def _write(file: int, data: memoryview) -> None:
-    while data:
-        data = data[os.write(file, data) :]

@@ -59,7 +59,10 @@ def cli_reference() -> str:
 
 
 def _help(name: str, command: click.Command) -> str:
-    context = click.Context(command, info_name=name, max_content_width=110, terminal_width=110)
+    settings = (
+        command.context_settings
+    )  # read by an invocation only, and click keeps the first help option it made
+    context = click.Context(command, info_name=name, max_content_width=110, terminal_width=110, **settings)
     text = "\n".join(line.rstrip() for line in command.get_help(context).splitlines())
     return f"```text\n{text}\n```"
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shardmerge.common import durable
 from shardmerge.common.errors import BadInputError
-from shardmerge.phase2_merge import assemble, report
+from shardmerge.phase2_merge import report
 from shardmerge.phase2_merge.adopt import FICLONE
 from shardmerge.phase2_merge.assemble import STAGING_BYTES, Piece, ShardTask, TensorTask
 from shardmerge.phase2_merge.workers import pool, write_shard
@@ -30,14 +31,14 @@ def test_at_tp_8_and_etp_1_only_attention_dense_and_embedding_bytes_move(
             one.cuts[name] = [Cut(int(name.split(".")[5]), (0, 0), shape)]
     one.write()
     moved = 0
-    write = assemble._write
+    write = durable.write_all
 
     def counting(file: int, data: memoryview) -> None:
         nonlocal moved
         moved += len(data)
         write(file, data)
 
-    monkeypatch.setattr(assemble, "_write", counting)
+    monkeypatch.setattr(durable, "write_all", counting)
     found = one.merge()
     split = sum(
         len(data)
