@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .errors import SHOWN, ConflictError, UnsupportedError, first_ranks
+from .errors import SHOWN, ConflictError, IncompleteError, UnsupportedError, first_ranks
 
 
 @dataclass(eq=False)
@@ -81,4 +81,63 @@ class CutInsideBlockError(UnsupportedError):
             f"{self.parameter} on rank {self.rank}: a part of {self.size} in dim {self.dim}, bound for {self.tensor}, "
             f"begins or ends at {self.at}, inside a {self.format} block of {self.block}. Nothing was written. Use a "
             "tensor-parallel size that cuts between blocks, or dump it with dequantize=True or unquantized."
+        )
+
+
+# ---- in a Hugging Face directory, whoever wrote it ------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class MissingScaleError(IncompleteError):
+    tensor: str
+    shape: tuple[int, ...]
+    format: str
+    declared_by: str
+
+    def message(self) -> str:
+        return (
+            f"{self.tensor} {list(self.shape)} is missing, but {self.declared_by} says that its module is "
+            f"{self.format}: readers would take whatever is in memory, or 1. Export the checkpoint again; if the "
+            "module is not quantized, exclude it."
+        )
+
+
+@dataclass(eq=False)
+class UndeclaredScaleError(ConflictError):
+    tensor: str
+    declared: str
+
+    def message(self) -> str:
+        return (
+            f"{self.tensor} is a scale, but {self.declared}: readers would ignore it. Correct what is declared "
+            "(shardmerge metadata --set quantization.KEY=VALUE, where shardmerge wrote it), or export again."
+        )
+
+
+@dataclass(eq=False)
+class StoredOtherwiseError(ConflictError):
+    tensor: str
+    what: str
+    got: str
+    expected: str
+    declared: str
+
+    def message(self) -> str:
+        return (
+            f"{self.tensor}: {self.what} is {self.got}, expected {self.expected}, because {self.declared}. "
+            "Readers would take its bytes for something else. Correct what is declared, or export again."
+        )
+
+
+@dataclass(eq=False)
+class DeclarationMismatchError(ConflictError):
+    key: str
+    in_hf_quant_config: str
+    in_config: str
+
+    def message(self) -> str:
+        return (
+            f"{self.key} is {self.in_hf_quant_config} in hf_quant_config.json, but {self.in_config} in config.json's "
+            "quantization_config; readers disagree on which they trust. Correct the one that is wrong (shardmerge "
+            "metadata --set quantization.KEY=VALUE writes both, where shardmerge wrote them)."
         )

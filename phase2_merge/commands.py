@@ -149,7 +149,8 @@ def verify(out: Path, how: Any, *, scan: bool) -> Outcome:
     """Check any Hugging Face directory, also one that shardmerge did not write.
 
     Index against headers and file sizes, total_size, tensors that are dangling or in no index, shapes against
-    config.json where the architecture is known, and checksums where shardmerge recorded them; with --scan, numbers.
+    config.json where the architecture is known, what is declared of a quantization against weights and scales, and
+    checksums where shardmerge recorded them; with --scan, numbers.
 
     \b
     Example:

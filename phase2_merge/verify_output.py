@@ -1,4 +1,4 @@
-"""The story of `verify`: is a Hugging Face directory what its index, its config.json and its records say?
+"""The story of `verify`: is a Hugging Face directory what its index, its JSON files and its records say?
 
 Works on any directory, also one that shardmerge did not write; then there are no checksums to compare.
 """
@@ -29,9 +29,9 @@ from shardmerge.common.errors import (
 from shardmerge.common.problems import raise_problems
 from shardmerge.common.progress import Progress
 from shardmerge.common.reference import INDEX, PLAIN_FLOATS
-from shardmerge.common.safetensors_header import Header
+from shardmerge.common.safetensors_header import Entry, Header
 
-from . import ledger, receipts, rewriting
+from . import declaration, ledger, receipts, rewriting, scales
 from . import scan as numbers
 from .checksums import Advance, checksums, in_threads, wrong_bytes
 from .expected import TABLE
@@ -39,6 +39,7 @@ from .hf_metadata import TORCH_NAMES
 from .naming import grouped
 from .receipts import RECORDS
 from .report import Verification, warning_lines
+from .scales import Findings
 
 Shards = dict[str, Header]
 
@@ -86,7 +87,9 @@ def verify(
         )
     shards, problems = _headers(files)
     problems += _index_problems(out, shards)
-    warnings = [*_strangers(out, files), *_judge_config(config, shards, problems)]
+    found = _judge_quantization(out, config, shards)
+    problems += found.problems
+    warnings = [*_strangers(out, files), *found.warnings, *_judge_config(config, shards, problems, found)]
     raise_problems(problems)
     compared = _compare_bytes(out, shards, talk) if verify == "full" and (out / RECORDS).is_dir() else 0
     if scan:
@@ -151,9 +154,25 @@ def _strangers(out: Path, files: tuple[Path, ...]) -> Iterator[str]:
             yield f"{path.name} is not part of the checkpoint; some readers load it all the same"
 
 
-def _judge_config(config: dict[str, Any], shards: Shards, problems: list[ShardmergeError]) -> Iterator[str]:
-    """Add what contradicts config.json to `problems`; yields warnings."""
-    held = {entry.name: entry for header in shards.values() for entry in header.entries}
+def _judge_quantization(out: Path, config: dict[str, Any], shards: Shards) -> Findings:
+    """What both JSON files say of it, against each other and against weights and scales."""
+    hf, in_config = declaration.read(out, config)
+    found = scales.judge(hf or in_config or declaration.UNDECLARED, _entries(shards))
+    found.problems += declaration.differences(hf, in_config)
+    if warning := declaration.only_one(hf, in_config):
+        found.warnings.append(warning)
+    return found
+
+
+def _entries(shards: Shards) -> dict[str, Entry]:
+    return {entry.name: entry for header in shards.values() for entry in header.entries}
+
+
+def _judge_config(
+    config: dict[str, Any], shards: Shards, problems: list[ShardmergeError], quantized: Findings
+) -> Iterator[str]:
+    """Add what contradicts config.json to `problems`; yields warnings. Packed weights count unpacked."""
+    held = {name: entry for name, entry in _entries(shards).items() if name not in quantized.accounted}
     yield from _dtype_warning(config, shards)
     try:
         table = blueprint(config)
@@ -165,12 +184,11 @@ def _judge_config(config: dict[str, Any], shards: Shards, problems: list[Shardme
         found = held.pop(tensor.name, None)
         if found is None:
             problems.append(MissingTensorError(tensor.name, tensor.shape, required_by))
-        elif found.shape != tensor.shape and (
-            found.dtype in PLAIN_FLOATS or "quantization_config" not in config
-        ):
-            problems.append(
-                MismatchError(tensor.name, "shape", str(list(found.shape)), str(list(tensor.shape)))
-            )
+            continue
+        shape = quantized.plain_shapes.get(tensor.name, found.shape)
+        known = found.dtype in PLAIN_FLOATS or tensor.name in quantized.plain_shapes
+        if shape != tensor.shape and (known or "quantization_config" not in config):
+            problems.append(MismatchError(tensor.name, "shape", str(list(shape)), str(list(tensor.shape))))
     for line in grouped(sorted(held)):
         yield f"{table.architecture.name} with this config.json has no {line}"
 

@@ -23,17 +23,25 @@ from .blocks import (
 from .table import Architecture, Config, Layers
 
 
+def _num_experts(config: Config) -> int:
+    """transformers 5 saves it under another name (`attribute_map` in configuration_qwen3_moe.py)."""
+    key = "num_experts" if "num_local_experts" not in config else "num_local_experts"
+    if config.get("num_experts", config[key]) != config[key]:
+        raise ValueError("num_experts and num_local_experts")
+    found: int = config[key]
+    return found
+
+
 def _dimensions(config: Config) -> dict[str, int]:
-    experts = {"num_experts": config["num_experts"], "moe_ffn": config["moe_intermediate_size"]}
+    experts = {"num_experts": _num_experts(config), "moe_ffn": config["moe_intermediate_size"]}
     return common_dimensions(config) | experts
 
 
 def _layers(config: Config) -> Layers:
     every = range(config["num_hidden_layers"])
     step, dense_only = config.get("decoder_sparse_step", 1), set(config.get("mlp_only_layers") or ())
-    moe = frozenset(
-        i for i in every if i not in dense_only and config["num_experts"] > 0 and (i + 1) % step == 0
-    )
+    routed = _num_experts(config) > 0
+    moe = frozenset(i for i in every if i not in dense_only and routed and (i + 1) % step == 0)
     return {"layers": every, "moe": moe, "dense": frozenset(every) - moe}
 
 

@@ -62,6 +62,13 @@ def test_tied_embeddings_have_no_head() -> None:
     assert blueprint(CONFIG | {"tie_word_embeddings": True}).claim("output_layer.weight") is None
 
 
+def test_experts_may_be_counted_as_transformers_5_saves_it() -> None:
+    saved = {key: value for key, value in CONFIG.items() if key != "num_experts"} | {"num_local_experts": 3}
+    assert list(blueprint(saved).tensors()) == list(blueprint(CONFIG).tensors())
+    with pytest.raises(BadInputError, match="contradicts num_experts and num_local_experts"):
+        blueprint(CONFIG | {"num_local_experts": 4})
+
+
 def test_an_architecture_without_a_table_lists_those_there_are() -> None:
     with pytest.raises(UnsupportedArchitectureError) as error:
         blueprint({"architectures": ["MysteryForCausalLM"]})
