@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 from tests import matrix
 
 RANK_POOLS = ("ranks", "te_ranks", "pool", "te_pool")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 TE_PATH = Path(sys.prefix) / "te-python"
 
 
@@ -28,6 +30,14 @@ def te_path(request: pytest.FixtureRequest) -> Path:
     if folder is None:
         pytest.skip(f"{TE_PATH} is missing: make setup brings Transformer Engine's Python classes")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def browser() -> str:
+    """The browser of tests that are marked `browser`."""
+    found = chromium()
+    assert found is not None, "mark the test with pytest.mark.browser"
+    return found
 
 
 @pytest.fixture(scope="session")
@@ -85,6 +95,13 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not _has_gpu():
         pytest.skip("needs a CUDA device, and torch sees none")
+    if item.get_closest_marker("browser") and chromium() is None:
+        pytest.skip(f"needs a browser, and none of {', '.join(BROWSERS)} is installed")
+
+
+def chromium() -> str | None:
+    """The first browser on the path that takes Chromium's options."""
+    return next((found for name in BROWSERS if (found := shutil.which(name))), None)
 
 
 def _has_gpu() -> bool:
