@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 
 from shardmerge.common import durable
 from shardmerge.common.reference import INDEX
@@ -61,15 +62,15 @@ def write_index(folder: Path, plan: Plan) -> None:
     """model.safetensors.index.json, unless there is only one shard: readers then take model.safetensors."""
     if len(plan.shards) > 1:
         parameters = sum(prod(one.shape) for one in plan.expected)
-        durable.write_file(folder / INDEX, index_bytes(plan.weight_map(), parameters, plan.total_bytes))
+        weight_map = dict(sorted(plan.weight_map().items()))
+        durable.write_file(folder / INDEX, index_bytes(weight_map, parameters, plan.total_bytes))
 
 
 def index_bytes(weight_map: dict[str, str], num_parameters: int, total_bytes: int) -> bytes:
-    """Sorted by name, as the Hub's tools write it. With `indent` json would use its slow pure Python encoder."""
+    """As the Hub's tools write it, who sort `weight_map` by name. By orjson: json takes seconds for a million names."""
     sizes = {"total_parameters": num_parameters, "total_size": total_bytes}
-    head = json.dumps({"metadata": sizes}, indent=2)[:-2]
-    lines = json.dumps(dict(sorted(weight_map.items())), ensure_ascii=False, separators=(",\n    ", ": "))
-    return f'{head},\n  "weight_map": {{\n    {lines[1:-1]}\n  }}\n}}\n'.encode()
+    index = {"metadata": sizes, "weight_map": weight_map}
+    return orjson.dumps(index, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
 
 def readable(value: dict[str, Any]) -> bytes:

@@ -27,6 +27,7 @@ from .receipts import RECORDS
 from .rows import IntArray
 
 LEDGER, PLAN, REPORT = "ledger.parquet", "plan.json", "report.json"
+SCALE = "_scale"  # as all names end that a merge may fill in
 T = TypeVar("T")
 Shape = tuple[int, ...]
 Json = dict[str, Any]
@@ -124,7 +125,7 @@ def _kept(path: Path, plan: Json, report: Json) -> Kept:
         shapes=_shapes(whole, columns["ndim"][first].astype(np.int64)),
         num_elements=np.prod(whole, axis=0),
         dtypes=columns["dtype"][first].astype(np.int64),
-        weight_map={name: shards[at] for name, at in zip(texts, shard_of.tolist(), strict=True)},
+        weight_map=dict(zip(texts, np.array(shards, object)[shard_of].tolist(), strict=True)),
         architecture=generation["architecture"],
         facts=generation["facts"],
         plan=plan,
@@ -135,6 +136,7 @@ def _kept(path: Path, plan: Json, report: Json) -> Kept:
 def _with_filled(table: pa.Table, plan: Json) -> pa.Table:
     """Scales that nobody wrote were filled in by the merge: float32 scalars, which only the plan names."""
     listed = pa.array([name for one in plan["assembled"] for name in one["tensors"]], pa.string())
+    listed = listed.filter(pc.ends_with(listed, SCALE))
     known = table["name"].combine_chunks().dictionary
     filled = listed.filter(pc.is_null(pc.index_in(listed, value_set=known)))
     if not len(filled):

@@ -140,6 +140,8 @@ def problems(book: Kept, facts: dict[str, Any], table: Blueprint) -> Iterator[Sh
     if not book.plain:  # packed weights have shapes of their own, and companions: the merge compared them
         return
     shapes = dict(zip(book.names, book.shapes, strict=True))
+    if table.shapes() == shapes:  # as it should be, and quickly
+        return
     for tensor in table.tensors():
         got = shapes.pop(tensor.name, None)
         if got is None:

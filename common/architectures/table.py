@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import BadInputError
 
@@ -69,9 +69,8 @@ class Architecture:
     drops: tuple[Drop, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """A tensor that the checkpoint must hold."""
+class Tensor(NamedTuple):
+    """A tensor that the checkpoint must hold. There are millions: a dataclass takes three times as long to make."""
 
     name: str
     shape: tuple[int, ...]
@@ -124,22 +123,36 @@ class Blueprint:
 
     def tensors(self) -> Iterator[Tensor]:
         """Every tensor that a complete checkpoint holds, in the order of layers."""
+        for row, layer in self._places():
+            if _is_of_experts(row):
+                yield from self._of_experts(row, layer)
+            else:
+                yield from self._targets(row, {"layer": layer})
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of each of `tensors`, in any order: a few times as fast, for there are millions."""
+        found: dict[str, tuple[int, ...]] = {}
+        for row, layer in self._places():
+            for target in row.targets if _is_of_experts(row) else ():
+                found |= dict.fromkeys(self._expert_names(target, layer), self._shape(target))
+            for tensor in () if _is_of_experts(row) else self._targets(row, {"layer": layer}):
+                found[tensor.name] = tensor.shape
+        return found
+
+    def _places(self) -> Iterator[tuple[Row, int]]:
+        """Each row with each layer that has it, in the order of layers; rows of the model come first."""
         for row in self.rows:
             if row.where == "model":
-                yield from self._targets(row, {})
+                yield row, 0
         for layer in range(self.dimensions["num_layers"]):
             for row in self.rows:
-                if row.where == "model" or layer not in self.layers[row.where]:
-                    continue
-                if "{expert}" in row.targets[0].name:
-                    yield from self._of_experts(row, layer)
-                else:
-                    yield from self._targets(row, {"layer": layer})
+                if row.where != "model" and layer in self.layers[row.where]:
+                    yield row, layer
 
     def expert_tensors(self, layer: int, expert: int) -> Iterator[Tensor]:
         """Every tensor of one routed expert."""
         for row in self.rows:
-            if "{expert}" in row.targets[0].name:
+            if _is_of_experts(row):
                 yield from self._targets(row, {"layer": layer, "expert": expert})
 
     def claim(self, key: str) -> Claim | None:
@@ -159,12 +172,16 @@ class Blueprint:
         return next((drop.reason for drop in self.architecture.drops if drop.key == pattern), None)
 
     def _of_experts(self, row: Row, layer: int) -> Iterator[Tensor]:
-        """A row's tensors of all experts of a layer. Names are put together by hand: there are millions."""
+        """A row's tensors of all experts of a layer."""
         shapes = [self._shape(target) for target in row.targets]
-        names = [target.name.format(layer=layer, expert="\n").split("\n") for target in row.targets]
-        for expert in range(self.dimensions["num_experts"]):
-            for (before, after), shape in zip(names, shapes, strict=True):
-                yield Tensor(f"{before}{expert}{after}", shape, row.float32)
+        for names in zip(*(self._expert_names(target, layer) for target in row.targets), strict=True):
+            for name, shape in zip(names, shapes, strict=True):
+                yield Tensor(name, shape, row.float32)
+
+    def _expert_names(self, target: Target, layer: int) -> list[str]:
+        """A target's names of all experts of a layer, put together by hand: there are millions."""
+        before, after = target.name.format(layer=layer, expert="\n").split("\n")
+        return [f"{before}{expert}{after}" for expert in range(self.dimensions["num_experts"])]
 
     def _targets(self, row: Row, ids: Ids) -> Iterator[Tensor]:
         for target in row.targets:
@@ -172,6 +189,10 @@ class Blueprint:
 
     def _shape(self, target: Target) -> tuple[int, ...]:
         return tuple(self.dimensions[dim] for dim in target.shape)
+
+
+def _is_of_experts(row: Row) -> bool:
+    return "{expert}" in row.targets[0].name
 
 
 def key_pattern(key: str) -> str:
