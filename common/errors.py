@@ -134,6 +134,18 @@ class UncoveredTensorError(IncompleteError):
         )
 
 
+@dataclass(eq=False)
+class MissingPartsError(IncompleteError):
+    parts: tuple[str, ...]
+    absent_shards: int
+    num_shards: int
+
+    def message(self) -> str:
+        which = f"Parts {', '.join(self.parts)} are" if self.parts else "No part is complete: all are"
+        told = f"{self.absent_shards:,} of {self.num_shards:,} shards were not written. {which} to be run"
+        return f"{told}, with --part and otherwise this command. What is written stays."
+
+
 # ---- exit 4: what is there contradicts itself ----------------------------------------------------------------
 
 
@@ -379,9 +391,6 @@ class WorkerDiedError(ShardmergeError):
             f"A worker process was killed while it wrote {', '.join(self.shards[:SHOWN])} (out of memory?). Nothing "
             "was published. Run again, with fewer --workers if memory is short."
         )
-
-
-# ---- for messages -------------------------------------------------------------------------------------------
 
 
 def first_ranks(ranks: tuple[int, ...], shown: int = 6) -> str:

@@ -16,14 +16,16 @@ if TYPE_CHECKING:
     from .merge_dump import merge
     from .rewrite_metadata import metadata
     from .verify_output import verify
+    from .write_part import merge_part
 
-__all__ = ["check", "diff", "inspect", "merge", "metadata", "verify"]
+__all__ = ["check", "diff", "inspect", "merge", "merge_part", "metadata", "verify"]
 
 HOMES = {
     "check": "check_dump",
     "diff": "compare",
     "inspect": "inspect_path",
     "merge": "merge_dump",
+    "merge_part": "write_part",
     "metadata": "rewrite_metadata",
     "verify": "verify_output",
 }

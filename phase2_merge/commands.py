@@ -10,9 +10,10 @@ from typing import Any
 import click
 
 from shardmerge.common import byte_count
+from shardmerge.common.errors import BadInputError
 from shardmerge.common.outcome import HELP, Outcome, reported
 
-from . import check_dump, merge_dump, rewrite_metadata, verify_output
+from . import check_dump, merge_dump, rewrite_metadata, verify_output, write_part
 from .plan import ADOPT, LAYOUTS
 from .proof import ALLOWANCES
 
@@ -92,10 +93,26 @@ def check(dumps: tuple[Path, ...], **options: Any) -> Outcome:
 @click.option(
     "--max-shard-size", default="5GB", show_default=True, help="Largest assembled shard, as 5GB or 512MiB."
 )
+@click.option(
+    "--min-shard-size", help="Join files of entire tensors that are smaller, as 512MiB.  [default: none]"
+)
 @click.option("--workers", type=click.IntRange(1), help="Processes that assemble.  [default: one per core]")
+@click.option(
+    "--part",
+    metavar="NUMBER/COUNT",
+    help="Write only this part of the shards, from 1/16 to 16/16 in an array of 16 jobs; then --finalize.",
+)
+@click.option("--finalize", is_flag=True, help="Publish what all parts wrote.")
 @click.option("--dry-run", is_flag=True, help="Prove and plan, show the plan, write nothing.")
 @reported
-def merge(dumps: tuple[Path, ...], out: Path, max_shard_size: str, **options: Any) -> Outcome:
+def merge(
+    dumps: tuple[Path, ...],
+    out: Path,
+    max_shard_size: str,
+    min_shard_size: str | None,
+    part: str | None,
+    **options: Any,
+) -> Outcome:
     """Publish DUMP as the Hugging Face checkpoint OUT.
 
     Proves first what `check` proves. Tensors that no rank cut are not copied: their files become shards by hard
@@ -106,9 +123,15 @@ def merge(dumps: tuple[Path, ...], out: Path, max_shard_size: str, **options: An
     Example:
       shardmerge merge /scratch/run7/dump /scratch/run7/hf --hf-reference ~/models/Qwen3-30B-A3B
     """
-    return merge_dump.merge(
-        dumps, out, max_shard_bytes=byte_count.parse(max_shard_size), talk=sys.stderr, **options
-    )
+    options["max_shard_bytes"] = byte_count.parse(max_shard_size)
+    options["min_shard_bytes"] = byte_count.parse(min_shard_size) if min_shard_size else 0
+    if part is None:
+        return merge_dump.merge(dumps, out, talk=sys.stderr, **options)
+    if options.pop("finalize") or options.pop("dry_run"):
+        raise BadInputError(
+            "--part with --finalize or --dry-run", "Give those two for the whole merge, without a part."
+        )
+    return write_part.merge_part(dumps, out, part, talk=sys.stderr, **options)
 
 
 @click.command(context_settings=HELP)

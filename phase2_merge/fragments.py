@@ -36,6 +36,11 @@ class Fragment:
     file: FragmentFile
     rows: IntArray
 
+    @property
+    def data_bytes(self) -> int:
+        """Bytes of its tensors."""
+        return self.file.num_bytes - self.file.header_bytes
+
 
 def fragments(ledger: Ledger) -> list[Fragment]:
     """All fragments, in the order of ranks."""

@@ -1,8 +1,9 @@
 """Which shard holds which tensor, and where its bytes come from. Pure: opens no file, and never sees a byte.
 
-A fragment of entire tensors, every one of which is wanted, is adopted as it is, in the order of ranks. All other
-tensors are assembled, in the order of layers, into shards of at most `max_shard_bytes`. With layout `canonical` all
-are: it costs about a copy, and gives full shards in the order of layers however many ranks there were.
+A fragment of entire tensors, every one of which is wanted, is adopted as it is, in the order of ranks, unless it has
+less than `min_shard_bytes`. All other tensors are assembled, in the order of layers, into shards of at most
+`max_shard_bytes`. With layout `canonical` all are: it costs about a copy, and gives full shards in the order of layers
+however many ranks there were.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from .completeness import Verdict
 from .expected import ExpectedTensor
 from .fragments import Fragment
 from .ledger import DTYPES, Ledger
-from .rows import IntArray, group
+from .rows import BoolArray, IntArray, group
 
 MAX_SHARD_BYTES = 5_000_000_000
 MAX_SHARDS = 99_999
@@ -43,7 +44,7 @@ class Adopted:
 
     @property
     def num_bytes(self) -> int:
-        return self.fragment.file.num_bytes - self.fragment.file.header_bytes
+        return self.fragment.data_bytes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,6 +63,7 @@ class Plan:
     ledger: Ledger
     expected: list[ExpectedTensor]
     max_shard_bytes: int
+    min_shard_bytes: int
     layout: str
     adopted: tuple[Adopted, ...]
     assembled: tuple[Assembled, ...]
@@ -96,6 +98,7 @@ class Plan:
             "ledger_digest": self.ledger.digest,
             "layout": self.layout,
             "max_shard_bytes": self.max_shard_bytes,
+            "min_shard_bytes": self.min_shard_bytes,
             "adopted": adopted,
             "assembled": assembled,
         }
@@ -113,13 +116,12 @@ def plan_shards(
     every: Sequence[Fragment],
     max_shard_bytes: int = MAX_SHARD_BYTES,
     layout: str = ADOPT,
+    min_shard_bytes: int = 0,
 ) -> Plan:
     """Decide all shards. Raises BadInputError if there would be too many to number, or for an unknown layout."""
-    if layout not in LAYOUTS:
-        raise BadInputError(f"layout {layout}", f"Known: {', '.join(LAYOUTS)}.")
-    rows = ledger.rows
-    wanted = verdict.kept & rows.whole()
-    adopted = [one for one in every if layout == ADOPT and len(one.rows) and wanted[one.rows].all()]
+    _refuse_unknown(layout, min_shard_bytes, max_shard_bytes)
+    wanted = verdict.kept & ledger.rows.whole()
+    adopted = [one for one in every if layout == ADOPT and _is_shard(one, wanted, min_shard_bytes)]
     at_adopted = np.zeros(len(expected), bool)
     for fragment in adopted:
         at_adopted[verdict.tensor[fragment.rows]] = True
@@ -132,12 +134,28 @@ def plan_shards(
         ledger,
         expected,
         max_shard_bytes,
+        min_shard_bytes,
         layout,
         tuple(Adopted(next(names), one, verdict.tensor[one.rows]) for one in adopted),
         tuple(Assembled(next(names), tensors, size) for tensors, size in groups),
         order,
         start,
     )
+
+
+def _refuse_unknown(layout: str, min_shard_bytes: int, max_shard_bytes: int) -> None:
+    if layout not in LAYOUTS:
+        raise BadInputError(f"layout {layout}", f"Known: {', '.join(LAYOUTS)}.")
+    if min_shard_bytes > max_shard_bytes:
+        raise BadInputError(
+            f"min_shard_bytes {min_shard_bytes:,} is above max_shard_bytes {max_shard_bytes:,}",
+            "Joined shards cannot be larger than the largest.",
+        )
+
+
+def _is_shard(one: Fragment, wanted: BoolArray, min_bytes: int) -> bool:
+    """Whether a fragment can be a shard as it is: it holds entire tensors that are wanted, and enough of them."""
+    return len(one.rows) > 0 and one.data_bytes >= min_bytes and bool(wanted[one.rows].all())
 
 
 def task(plan: Plan, shard: Assembled, *, check: bool, plan_digest: str = "") -> ShardTask:

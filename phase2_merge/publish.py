@@ -32,13 +32,13 @@ def refuse_existing(out: Path) -> None:
 
 
 @contextlib.contextmanager
-def publishing(out: Path, talk: TextIO | None) -> Iterator[Path]:
-    """A folder that becomes `out` if the block ends well, and is removed if it does not.
+def publishing(out: Path, talk: TextIO | None, *, keep: bool = False) -> Iterator[Path]:
+    """A folder that becomes `out` if the block ends well, and is removed if it does not, unless `keep`.
 
     Raises OutputExistsError, OutputLockedError (another merge is writing it), OSError.
     """
     refuse_existing(out)
-    partial = out.with_name(f"{out.name}.partial")
+    partial = _partial(out)
     with _locked(partial, talk):
         try:
             refuse_existing(out)  # another merge may have published it while we asked for the lock
@@ -46,9 +46,23 @@ def publishing(out: Path, talk: TextIO | None) -> Iterator[Path]:
             yield partial
             _commit(partial, out)
         except BaseException:
-            shutil.rmtree(partial)
-            _say(talk, f"Nothing was published: {partial} was removed.")
+            if not keep:
+                shutil.rmtree(partial)
+                _say(talk, f"Nothing was published: {partial} was removed.")
             raise
+
+
+@contextlib.contextmanager
+def sharing(out: Path, talk: TextIO | None) -> Iterator[Path]:
+    """The folder that becomes `out`, for one of several that write to it at the same time; it stays, however it ends.
+
+    Raises OutputExistsError, OutputLockedError (a merge that is not in parts is writing it), OSError.
+    """
+    partial = _partial(out)
+    with _locked(partial, talk, shared=True):
+        refuse_existing(out)  # the other parts may have been published while we asked for the lock
+        (partial / RECORDS / FOLDER).mkdir(parents=True, exist_ok=True)
+        yield partial
 
 
 def _commit(partial: Path, out: Path) -> None:
@@ -66,26 +80,26 @@ def _commit(partial: Path, out: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(partial: Path, talk: TextIO | None) -> Iterator[None]:
+def _locked(partial: Path, talk: TextIO | None, *, shared: bool = False) -> Iterator[None]:
     """Hold the lock of OUT.partial; take over what a dead process left of it on this host."""
     if os.path.lexists(partial) and not _ours(partial):
         raise OutputExistsError(str(partial), "it exists, and no merge of shardmerge made it")
     _lock_path(partial).parent.mkdir(parents=True, exist_ok=True)
     lock = os.open(_lock_path(partial), os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        _acquire(lock, partial, talk)
+        _acquire(lock, partial, talk, shared=shared)
         yield
     finally:
         os.close(lock)
 
 
-def _acquire(lock: int, partial: Path, talk: TextIO | None) -> None:
+def _acquire(lock: int, partial: Path, talk: TextIO | None, *, shared: bool) -> None:
     holder = os.pread(lock, 4096, 0).decode(errors="replace").strip()
     reaches = holder.endswith(f" on {socket.gethostname()}")  # a lock may not reach across hosts
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise OutputLockedError(str(partial), holder or "another process") from None
+        raise OutputLockedError(str(partial), holder or "another process (a part of it, perhaps)") from None
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
@@ -95,12 +109,17 @@ def _acquire(lock: int, partial: Path, talk: TextIO | None) -> None:
     if holder:
         _say(talk, f"{partial} was left by {holder}, which is dead: finished shards are kept.")
     os.ftruncate(lock, 0)
-    os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    if not shared:  # of many, none is the holder
+        os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
 
 
 def _ours(partial: Path) -> bool:
     """Records, or nothing yet: a merge may be killed before it has written anything."""
     return partial.is_dir() and ((partial / RECORDS).is_dir() or not any(partial.iterdir()))
+
+
+def _partial(out: Path) -> Path:
+    return out.with_name(f"{out.name}.partial")
 
 
 def _lock_path(partial: Path) -> Path:

@@ -95,7 +95,8 @@ class MergeReport:
         lines = [*self.check.lines(), f"{verb} {self.out}: {shards}, {moved}, in {self.seconds:.1f} s."]
         if self.num_shards > MANY_SHARDS and self.adopted_shards:
             lines.append(
-                f"{self.num_shards:,} shards are slow to open: --layout canonical writes few, full ones."
+                f"{self.num_shards:,} shards are slow to open: --layout canonical writes few, full ones, "
+                "--min-shard-size joins small ones."
             )
         if self.kept_shards:
             lines.append(f"{self.kept_shards:,} shards were finished by a merge that was killed, and kept.")

@@ -7,6 +7,7 @@ were compared with their checksums if this merge asks for that. Its bytes are no
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from shardmerge.common.errors import CorruptFileError
@@ -17,17 +18,20 @@ from .publish import LOCK
 from .receipts import FOLDER, RECORDS
 
 
-def keep_finished(folder: Path, plan: Plan, *, check: bool) -> frozenset[str]:
-    """The assembled shards that need not be written again; nothing else is left beside them but the lock."""
+def keep_finished(folder: Path, plan: Plan, *, check: bool, stay: Collection[str] = ()) -> frozenset[str]:
+    """The assembled shards that need not be written again; nothing else stays beside them but the lock and `stay`."""
     digest = plan.digest
-    kept = frozenset(shard.name for shard in plan.assembled if _finished(folder, shard.name, digest, check))
-    _clear(folder, {*kept, RECORDS})
+    kept = frozenset(
+        shard.name for shard in plan.assembled if is_finished(folder, shard.name, digest, check=check)
+    )
+    _clear(folder, {*kept, *stay, RECORDS})
     _clear(folder / RECORDS, {LOCK, FOLDER})
     _clear(folder / RECORDS / FOLDER, {f"{name}.json" for name in kept})
     return kept
 
 
-def _finished(folder: Path, shard: str, plan_digest: str, check: bool) -> bool:
+def is_finished(folder: Path, shard: str, plan_digest: str, *, check: bool) -> bool:
+    """Whether a shard and a receipt that fits lie in `folder`."""
     try:
         receipt = receipts.read(folder, shard)
         size = (folder / shard).stat().st_size

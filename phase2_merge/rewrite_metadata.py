@@ -91,6 +91,12 @@ def republish(out: Path, plan: Plan, reference: Path, given: tuple[Correction, .
         return rewrite(out, book, reference, given)
 
 
+def published_plan(out: Path) -> dict[str, Any]:
+    """The plan of a published output. Raises OutputExistsError if shardmerge did not publish it."""
+    refuse_other(out)
+    return kept.read(out).plan
+
+
 def refuse_other(out: Path) -> None:
     """Raise OutputExistsError unless shardmerge published `out`."""
     if not kept.is_output(out):

@@ -1,0 +1,105 @@
+"""A merge cut into parts, for an array of jobs: which shards a part writes, and what it records when it has.
+
+The same plan gives the same shares on every host, so parts need not know of each other. A part's record comes last: it
+is the mark that the part is complete.
+"""
+
+from __future__ import annotations
+
+import heapq
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from shardmerge.common import canonical_json, durable
+from shardmerge.common.errors import BadInputError, CorruptFileError, MissingPartsError
+
+from .plan import Plan
+from .receipts import FOLDER, RECORDS
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Part `number` of `count`, from 1 on."""
+
+    number: int
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """The shards that a part put into the output. `adopted_by`: how many by which means."""
+
+    part: str
+    plan_digest: str
+    checked: bool
+    shards: tuple[str, ...]
+    adopted_by: dict[str, int]
+
+
+def parse(text: str) -> Part:
+    """`3/16`. Raises BadInputError."""
+    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
+    part = Part(int(found[1]), int(found[2])) if found else Part(0, 0)
+    if not 1 <= part.number <= part.count:
+        raise BadInputError(
+            f"--part {text}", "Write number/count, from 1/16 to 16/16 for an array of 16 jobs."
+        )
+    return part
+
+
+def share(plan: Plan, part: Part) -> frozenset[str]:
+    """The shards of a part: the largest first, each to the part that has the fewest bytes so far."""
+    loads = [(0, number) for number in range(1, part.count + 1)]
+    mine = []
+    for shard in sorted(plan.shards, key=lambda one: (-one.num_bytes, one.name)):
+        size, number = heapq.heappop(loads)
+        heapq.heappush(loads, (size + shard.num_bytes, number))
+        mine += [shard.name] if number == part.number else []
+    return frozenset(mine)
+
+
+def write(folder: Path, record: Record) -> None:
+    """Keep the record of a part that is complete."""
+    name = f"part-{record.part.replace('/', '-of-')}.json"
+    durable.write_file(folder / RECORDS / FOLDER / name, canonical_json.encode(asdict(record)))
+
+
+def records(folder: Path, plan_digest: str, *, check: bool) -> Iterator[Record]:
+    """Records of this plan, and if `check` only of parts that compared checksums. Raises CorruptFileError."""
+    for path in sorted((folder / RECORDS / FOLDER).glob("part-*.json")):
+        try:
+            found = Record(**canonical_json.read_object(path))
+        except (ValueError, TypeError) as error:
+            raise CorruptFileError(str(path), str(error)) from None
+        if found.plan_digest == plan_digest and (found.checked or not check):
+            yield found
+
+
+def require(plan: Plan, found: Iterable[Record]) -> None:
+    """Raise MissingPartsError unless these parts wrote every shard of the plan."""
+    found = tuple(found)
+    written = {name for one in found for name in one.shards}
+    absent = [shard.name for shard in plan.shards if shard.name not in written]
+    if absent:
+        raise MissingPartsError(_absent_parts(plan, absent, found), len(absent), len(plan.shards))
+
+
+def adopted_by(found: Iterable[Record]) -> dict[str, int]:
+    """How many shards of all parts were adopted by which means."""
+    total: Counter[str] = Counter()
+    for one in found:
+        total.update(one.adopted_by)
+    return dict(total)
+
+
+def _absent_parts(plan: Plan, absent: list[str], found: tuple[Record, ...]) -> tuple[str, ...]:
+    """The parts that owe something, as far as those that are there tell how many there are."""
+    counts = {int(one.part.partition("/")[2]) for one in found}
+    parts = [Part(number, count) for count in sorted(counts) for number in range(1, count + 1)]
+    return tuple(str(part) for part in parts if share(plan, part) & set(absent))
