@@ -48,20 +48,21 @@ def write_all(file: int, data: memoryview) -> None:
 
 
 @dataclass(slots=True)
-class Writeback:
-    """Has the kernel start writing a growing file to the disk while it grows, so that its fsync waits for little.
+class Appending:
+    """An open file that grows at its end; the kernel starts writing to the disk early, and fsync waits for little.
 
     POSIX_FADV_DONTNEED starts writeback of dirty pages and does not wait (Linux, mm/fadvise.c). It drops pages that
-    are clean: those just written are not. A file system that ignores the advice loses nothing.
+    are clean: those just written are not. It is advice: fsync alone says what is durable, and reports every error.
     """
 
     file: int
-    started: int = 0
     written: int = 0
+    started: int = 0
 
-    def advance(self, num_bytes: int) -> None:
-        """So many more bytes were written at the end of the file."""
-        self.written += num_bytes
+    def write(self, data: memoryview) -> None:
+        """Write all of it. Raises OSError."""
+        write_all(self.file, data)
+        self.written += len(data)
         if self.written - self.started >= WRITEBACK_BYTES:
             os.posix_fadvise(self.file, self.started, self.written - self.started, os.POSIX_FADV_DONTNEED)
             self.started = self.written

@@ -1,20 +1,23 @@
 """The bytes of a holding, block by block: rows of the rectangle, put together and cast, on the device they lie on.
 
-A block of host memory that is already right is handed out as it is; everything else is built in `make_buffer`'s
-tensor. Only torch operations on plain tensors; which file the bytes go to is not known here.
+A block of host memory that is already right is handed out as it is, everything else is built anew. Only torch
+operations on plain tensors; which file the bytes go to is not known here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from math import prod
 
 import torch
 
 from shardmerge.common.rectangle import Shape, intersect
 
+from .ahead import Block
 from .element_types import TORCH
 from .holdings import Holding, Part
+from .sources import Derived
 
 
 def blocks_of(holding: Holding, max_bytes: int) -> Iterator[torch.Tensor]:
@@ -22,16 +25,41 @@ def blocks_of(holding: Holding, max_bytes: int) -> Iterator[torch.Tensor]:
 
     A block may be a view of the live tensor: read it before the model goes on.
     """
+    return (block.make() for block in planned(holding, max_bytes))
+
+
+def planned(holding: Holding, max_bytes: int) -> Iterator[Block]:
+    """The same blocks, not made yet."""
     rectangle, dtype = holding.rectangle, TORCH[holding.rectangle.dtype]
     if not rectangle.local_shape:
-        yield from (part.data.detach().reshape(1).to(dtype) for part in holding.parts)
+        yield from (
+            Block(partial(_scalar, part, dtype), dtype.itemsize, ahead=False) for part in holding.parts
+        )
         return
-    row_bytes = max(1, prod(rectangle.local_shape[1:]) * dtype.itemsize)
-    rows = max(1, max_bytes // row_bytes)
+    rows, ahead = _rows_of_block(holding, max_bytes, dtype), all(map(_is_for_any_thread, holding.parts))
     for first in range(0, rectangle.local_shape[0], rows):
         shape = (min(rows, rectangle.local_shape[0] - first), *rectangle.local_shape[1:])
         offset = (rectangle.global_offset[0] + first, *rectangle.global_offset[1:])
-        yield _block(holding.parts, offset, shape, dtype).reshape(-1)
+        yield Block(partial(_block, holding.parts, offset, shape, dtype), prod(shape) * dtype.itemsize, ahead)
+
+
+def _scalar(part: Part, dtype: torch.dtype) -> torch.Tensor:
+    found: torch.Tensor = part.data.detach().reshape(1).to(dtype)
+    return found
+
+
+def _is_for_any_thread(part: Part) -> bool:
+    """On a GPU there is one stream, and blocks follow each other as they are."""
+    return isinstance(part.data, Derived) and part.data.by_any_thread and not part.data.is_cuda
+
+
+def _rows_of_block(holding: Holding, max_bytes: int, dtype: torch.dtype) -> int:
+    """As many rows as fit; what a CPU computes goes on while it is still in its cache."""
+    shape, data = holding.rectangle.local_shape, holding.parts[0].data
+    rows = max(1, max_bytes // max(1, prod(shape[1:]) * dtype.itemsize))
+    if isinstance(data, Derived) and not data.is_cuda:
+        return min(rows, data.rows_at_once(shape[1]))
+    return rows
 
 
 def _block(parts: tuple[Part, ...], offset: Shape, shape: Shape, dtype: torch.dtype) -> torch.Tensor:
@@ -39,12 +67,12 @@ def _block(parts: tuple[Part, ...], offset: Shape, shape: Shape, dtype: torch.dt
     found = [(part, box) for part, box in shared if box is not None]
     if len(found) == 1:
         part, (low, extent) = found[0]
-        return _view(part, low, extent).to(dtype).contiguous()
+        return _view(part, low, extent).to(dtype).contiguous().reshape(-1)
     block = torch.empty(shape, dtype=dtype, device=parts[0].data.device)
     for part, (low, extent) in found:
         target = tuple(slice(a - b, a - b + n) for a, b, n in zip(low, offset, extent, strict=True))
         block[target].copy_(_view(part, low, extent))
-    return block
+    return block.reshape(-1)
 
 
 def _view(part: Part, low: Shape, extent: Shape) -> torch.Tensor:

@@ -21,16 +21,20 @@ MAGNITUDES = {Encoding.E4M3: (0x7F, 0x7F), Encoding.E2M1_PAIR: (0x77, 0x100), En
 class Health:
     """Extremes of one rectangle, gathered block by block on the device; read once, when all blocks are through."""
 
-    extremes: list[torch.Tensor] = field(default_factory=list)
     encoding: Encoding = Encoding.FLOAT
     is_scale: bool = False
+    extremes: list[torch.Tensor] = field(default_factory=list)
     no_scales: list[torch.Tensor] = field(default_factory=list)
 
     def look(self, block: torch.Tensor) -> None:
         """Take a block's extremes. Does not wait for the device."""
         if not block.numel():
             return
-        self.extremes.append(torch.stack(torch.aminmax(_magnitudes(block, self.encoding))))
+        magnitudes = _magnitudes(block, self.encoding)
+        if block.numel() == 1:
+            self.extremes.append(magnitudes.reshape(1))  # there are many scalars
+        else:
+            self.extremes += (one.reshape(1) for one in torch.aminmax(magnitudes))
         if self.is_scale:
             self.no_scales.append(_no_scale(block, self.encoding).sum())
 
@@ -38,7 +42,7 @@ class Health:
         """(every element is finite, there are elements and all are zero). Waits for the device once."""
         if not self.extremes:
             return True, False
-        values = torch.stack(self.extremes).flatten().tolist()
+        values = torch.cat(self.extremes).tolist()
         if self.encoding is Encoding.FLOAT:
             return all(map(isfinite, values)), not any(values)
         is_zero = (

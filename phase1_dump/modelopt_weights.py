@@ -88,9 +88,12 @@ def row_of(quantizers: Quantizers) -> Format | None:
     return by_modelopt_name(quantizers.modelopt) if quantizers.modelopt else None
 
 
-def packed_parts(quantizers: Quantizers, row: Format, scales: Scales) -> Mapping[str, Readable]:
-    """Companion suffix -> what the whole local weight becomes, computed when it is read."""
+def packed_parts(
+    quantizers: Quantizers, row: Format, known: Mapping[str, float], scales: Scales
+) -> Mapping[str, Readable]:
+    """Companion suffix -> what the whole local weight becomes, computed when it is read; `known` are its scalars."""
     weight = quantizers.weight
+    calibrated = _calibrated(quantizers, row, known)
     shape = (weight.shape[0], weight.shape[1])
     return {
         one.suffix: Derived(
@@ -99,7 +102,8 @@ def packed_parts(quantizers: Quantizers, row: Format, scales: Scales) -> Mapping
             row.block[0],
             TORCH[one.dtype],
             weight.device,
-            partial(_compute, quantizers, row, one, scales),
+            partial(_compute, quantizers, row, one, scales, calibrated),
+            by_any_thread=True,
         )
         for one in row.companions
         if one.divisors is not None
@@ -225,44 +229,66 @@ def _block_of(quantizer: Any) -> tuple[int, int]:
 
 
 def _compute(
-    quantizers: Quantizers, row: Format, one: Companion, scales: Scales, rows: slice, columns: slice
+    quantizers: Quantizers,
+    row: Format,
+    one: Companion,
+    scales: Scales,
+    calibrated: torch.Tensor | None,
+    rows: slice,
+    columns: slice,
 ) -> torch.Tensor:
     """One companion of a few rows of the weight. [n, k] -> [n / divisors[0], k / divisors[1]]"""
     from modelopt.torch.export import quant_utils
 
-    if one.is_scale and (known := scales.take(quantizers, rows)) is not None:
-        return known
     weight = quantizers.weight.detach()[rows, columns].contiguous()
     with torch.no_grad():
-        scale = _scale(quantizers, row, weight, rows, columns)
+        if row.group_size is None:
+            scale = _of_blocks(calibrated, row, rows, columns)
+        elif weight.shape[1] == quantizers.weight.shape[1]:
+            scale = scales.get(quantizers, rows, lambda: _scale(quantizers, weight))
+        else:
+            scale = _scale(quantizers, weight)
         if one.is_scale:
             return scale.to(TORCH[one.dtype])
-        if row.group_size is not None and weight.shape[1] == quantizers.weight.shape[1]:
-            scales.keep(quantizers, rows, scale)
-        module = quantizers.module(weight)
-        second = quant_utils.get_weight_scaling_factor_2(module) if "weight_scale_2" in row.scalars else None
         if row is BLOCK_FP8 and 1 in scale.shape:
             return _single_block_row(weight, scale)
+        second = calibrated if "weight_scale_2" in row.scalars else None
         packed: torch.Tensor = quant_utils.to_quantized_weight(
             weight, scale, quantizers.modelopt, second, row.group_size or row.block[1]
         )
         return packed
 
 
-def _scale(
-    quantizers: Quantizers, row: Format, weight: torch.Tensor, rows: slice, columns: slice
-) -> torch.Tensor:
-    """weight_scale of these rows: a scalar for FP8, [n / blocks, k / blocks] otherwise."""
+def _calibrated(quantizers: Quantizers, row: Format, known: Mapping[str, float]) -> torch.Tensor | None:
+    """The scale that is the quantizer's alone: FP8's, NVFP4's second, or [N / 128, K / 128] of blocks; else None."""
+    from modelopt.torch.export import quant_utils
+
+    device = quantizers.weight.device
+    if row is not BLOCK_FP8:
+        value = known.get("weight_scale_2", known.get("weight_scale"))
+        return None if value is None else torch.tensor(value, dtype=torch.float32, device=device)
+    scale: torch.Tensor = quant_utils.get_weight_scaling_factor(quantizers.module(quantizers.weight))
+    blocks = (-(-size // by) for size, by in zip(quantizers.weight.shape, row.block, strict=True))
+    return scale.to(device).reshape(tuple(blocks))
+
+
+def _scale(quantizers: Quantizers, weight: torch.Tensor) -> torch.Tensor:
+    """Scales that modelopt finds in the numbers: [n, k] -> [n, k / group]."""
     from modelopt.torch.export import quant_utils
 
     scale: torch.Tensor = quant_utils.get_weight_scaling_factor(quantizers.module(weight))
+    return scale
+
+
+def _of_blocks(calibrated: torch.Tensor | None, row: Format, rows: slice, columns: slice) -> torch.Tensor:
+    """The scalar, or the part of block scales that stands for these rows and columns."""
+    assert calibrated is not None  # only formats without groups come here
     if row is not BLOCK_FP8:
-        return scale.squeeze() if "weight_scale" in row.scalars else scale
-    blocks = tuple(-(-size // by) for size, by in zip(quantizers.weight.shape, row.block, strict=True))
+        return calibrated
     by_row, by_column = (
         slice(s.start // by, -(-s.stop // by)) for s, by in zip((rows, columns), row.block, strict=True)
     )
-    return scale.reshape(blocks)[by_row, by_column].to(weight.device)
+    return calibrated[by_row, by_column]
 
 
 def _single_block_row(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

@@ -120,11 +120,8 @@ def _by_modelopt(parameter: Parameter, found: Quantizers, scales: Scales, rank: 
     if len(live) != 2 or tuple(parameter.data.shape) != live:
         raise UnsupportedParameterError(name, f"a quantized weight of shape {list(live)} is no matrix", rank)
     ranged = modelopt_weights.with_range(name, found, row, cut=parameter.is_cut, rank=rank)
-    return Packed(
-        row,
-        modelopt_weights.packed_parts(ranged, row, scales),
-        modelopt_weights.scalars(name, ranged, row, rank),
-    )
+    known = modelopt_weights.scalars(name, ranged, row, rank)
+    return Packed(row, modelopt_weights.packed_parts(ranged, row, known, scales), known)
 
 
 def _by_transformer_engine(one: Claimed, cache: Cache, *, dequantize: bool) -> Claimed:

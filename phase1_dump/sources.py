@@ -6,14 +6,18 @@ Nothing derived is ever whole in memory unless somebody asks for the whole of it
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any, Protocol
 
 import torch
 
 from shardmerge.common.quantization import Format
 
-CHUNK_ELEMENTS = 1 << 21  # of the live weight: bounds what packing needs beside it
+CHUNK_ELEMENTS = 1 << 20  # of the live weight: what is packed at once stays in a core's cache
+
+SCALES_KEPT = 64
 
 Box = tuple[slice, ...]
 
@@ -37,7 +41,7 @@ class Derived:
     """A tensor [N / divisors[0], K / divisors[1]] of a live weight [N, K].
 
     `compute(rows, columns)` gives the elements that these rows and columns of the weight become; it is asked for whole
-    blocks only, a few million elements of the weight at a time.
+    blocks only, `CHUNK_ELEMENTS` of the weight at a time.
     """
 
     shape: tuple[int, int]  # of the weight
@@ -46,6 +50,7 @@ class Derived:
     dtype: torch.dtype
     device: torch.device
     compute: Callable[[slice, slice], torch.Tensor]
+    by_any_thread: bool = False  # whether several chunks may be computed at once
 
     @property
     def is_cuda(self) -> bool:
@@ -67,10 +72,17 @@ class Derived:
         first = (rows.start - low) // self.divisors[0]
         return whole[first : first + box[0].stop - box[0].start]
 
+    def rows_at_once(self, num_columns: int) -> int:
+        """How many rows of so many columns are computed in one go."""
+        return max(1, self._step(num_columns * self.divisors[1]) // self.divisors[0])
+
     def _chunks(self, low: int, high: int, columns: slice) -> list[tuple[int, int]]:
-        width = max(1, columns.stop - columns.start)
-        step = max(1, CHUNK_ELEMENTS // width // self.block_rows) * self.block_rows
+        step = self._step(columns.stop - columns.start)
         return [(at, min(at + step, high)) for at in range(low, high, step)]
+
+    def _step(self, width: int) -> int:
+        """Rows of the weight in a chunk: whole blocks."""
+        return max(1, CHUNK_ELEMENTS // max(1, width) // self.block_rows) * self.block_rows
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,20 +96,31 @@ class Packed:
 
 @dataclass(slots=True, eq=False)
 class Scales:
-    """Block scales of the weight that was packed last: they are written next, and need not be computed twice."""
+    """Block scales that are wanted twice, once to pack a weight and once as a tensor of their own.
 
-    owner: object = None
-    found: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
+    Whoever comes first computes them, the other gets them. Few are kept: scales are written next to their weight.
+    """
 
-    def keep(self, owner: object, rows: slice, scale: torch.Tensor) -> None:
-        """Remember scales of some rows; those of another weight go."""
-        if self.owner is not owner:
-            self.owner, self.found = owner, {}
-        self.found[rows.start, rows.stop] = scale
+    lock: Lock = field(default_factory=Lock)
+    found: dict[tuple[int, int, int], Future[torch.Tensor]] = field(default_factory=dict)
 
-    def take(self, owner: object, rows: slice) -> torch.Tensor | None:
-        """The scales of these rows, which are then forgotten, or None."""
-        return self.found.pop((rows.start, rows.stop), None) if self.owner is owner else None
+    def get(self, owner: object, rows: slice, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """The scales of some rows of a weight."""
+        key = (id(owner), rows.start, rows.stop)
+        with self.lock:
+            known = self.found.pop(key, None)
+            if known is None:
+                mine = self.found[key] = Future[torch.Tensor]()
+                while len(self.found) > SCALES_KEPT:
+                    del self.found[next(iter(self.found))]
+        if known is not None:
+            return known.result()
+        try:
+            mine.set_result(compute())
+        except BaseException as error:
+            mine.set_exception(error)
+            raise
+        return mine.result()
 
 
 @dataclass(slots=True, eq=False)

@@ -7,7 +7,7 @@ that already lies in host memory as it should is written from where it is.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from math import prod
@@ -19,13 +19,15 @@ import xxhash
 
 from shardmerge.common import durable
 
-from .blocks import blocks_of
+from .ahead import Ahead, computing_ahead
+from .blocks import blocks_of, planned
 from .element_types import TORCH
 from .fragments import Fragment
 from .health import Health, count_changed, count_nonfinite
 from .holdings import Holding
 
 Progress = Callable[[int], None]
+SMALL_BYTES, JOINED_BYTES = 4096, 1 << 18
 NARROWING_ELEMENTS = 1 << 22  # compared at a time, so that no large temporary appears on a full device
 
 
@@ -38,6 +40,22 @@ class Written:
     all_zero: bool
     narrowed: int
     no_scales: int = 0  # elements of a scale that are zero, negative or not finite
+
+
+@dataclass(slots=True, eq=False)
+class Look:
+    """What is being learnt about one rectangle."""
+
+    holding: Holding
+    health: Health
+    checksum: xxhash.xxh3_128 = field(default_factory=xxhash.xxh3_128)
+
+    def written(self, max_bytes: int) -> Written:
+        """Once all its blocks have passed. Looks again, block by block, at what is not finite."""
+        finite, all_zero = self.health.verdict()
+        nonfinite = None if finite else _count(self.holding, max_bytes)
+        narrowed, no_scales = _narrowed(self.holding), self.health.count_no_scales()
+        return Written(self.checksum.hexdigest(), nonfinite, all_zero, narrowed, no_scales)
 
 
 @dataclass(slots=True)
@@ -84,6 +102,32 @@ class Staging:
         return self.buffers[self.turn]
 
 
+@dataclass(slots=True)
+class Joining:
+    """Small pieces that follow each other are handed on as one: scalars would each cost a turn of the thread."""
+
+    submit: Callable[[memoryview], None]
+    joined: bytearray = field(default_factory=bytearray)
+
+    def prepare(self, num_bytes: int) -> None:
+        """Before a piece is staged: what precedes a large one takes its turn first, or buffers would be mixed up."""
+        if num_bytes > SMALL_BYTES or len(self.joined) >= JOINED_BYTES:
+            self.flush()
+
+    def add(self, data: memoryview) -> None:
+        """The next piece."""
+        if len(data) > SMALL_BYTES:
+            self.submit(data)
+        else:
+            self.joined += data
+
+    def flush(self) -> None:
+        """Hand on what has been joined."""
+        if self.joined:
+            self.submit(memoryview(self.joined))
+            self.joined = bytearray()
+
+
 def settle(fragments: Iterable[Fragment]) -> None:
     """Wait until every kernel that may still write to the parameters is through, on whatever stream it runs."""
     parts = (part for fragment in fragments for holding in fragment.holdings for part in holding.parts)
@@ -93,25 +137,28 @@ def settle(fragments: Iterable[Fragment]) -> None:
 
 def write_fragment(folder: Path, fragment: Fragment, staging: Staging, progress: Progress) -> list[Written]:
     """Write and fsync one file; what was learnt about each holding, in order. Raises OSError."""
-    with open(folder / fragment.name, "xb", buffering=0) as file, ThreadPoolExecutor(1) as thread:
-        durable.write_all(file.fileno(), memoryview(fragment.head))
-        writeback = durable.Writeback(file.fileno())
-
-        def write(data: memoryview) -> None:
-            durable.write_all(file.fileno(), data)
-            writeback.advance(len(data))
+    with (
+        open(folder / fragment.name, "xb", buffering=0) as file,
+        ThreadPoolExecutor(1) as thread,
+        computing_ahead(staging.block_bytes) as ahead,
+    ):
+        end = durable.Appending(file.fileno())
+        end.write(memoryview(fragment.head))
 
         def submit(data: memoryview) -> None:
-            staging.pending[staging.turn] = thread.submit(write, data)
+            staging.wait()
+            staging.pending[staging.turn] = thread.submit(end.write, data)
             staging.turn = 1 - staging.turn
             progress(len(data))
 
+        joining = Joining(submit)
         try:
-            found = [_write_holding(holding, staging, submit) for holding in fragment.holdings]
+            looks = _write_holdings(fragment.holdings, staging, joining, ahead)
+            joining.flush()
         finally:
             staging.drain()
         os.fsync(file.fileno())
-    return found
+    return [look.written(staging.block_bytes) for look in looks]
 
 
 def checksum_of(holding: Holding, staging: Staging) -> str:
@@ -122,18 +169,19 @@ def checksum_of(holding: Holding, staging: Staging) -> str:
     return checksum.hexdigest()
 
 
-def _write_holding(holding: Holding, staging: Staging, submit: Callable[[memoryview], None]) -> Written:
-    checksum = xxhash.xxh3_128()
-    health = Health(encoding=holding.encoding, is_scale=holding.is_scale)
-    for block in blocks_of(holding, staging.block_bytes):
-        health.look(block)
+def _write_holdings(
+    holdings: Sequence[Holding], staging: Staging, joining: Joining, ahead: Ahead
+) -> list[Look]:
+    looks = [Look(holding, Health(holding.encoding, holding.is_scale)) for holding in holdings]
+    blocks = ((look, block) for look in looks for block in planned(look.holding, staging.block_bytes))
+    for look, block in ahead.in_order(blocks):
+        look.health.look(block)
+        joining.prepare(block.nbytes)
         staging.wait()
         data = memoryview(cast(Any, staging.host(block).numpy()))
-        checksum.update(data)
-        submit(data)
-    finite, all_zero = health.verdict()
-    nonfinite = None if finite else _count(holding, staging.block_bytes)
-    return Written(checksum.hexdigest(), nonfinite, all_zero, _narrowed(holding), health.count_no_scales())
+        look.checksum.update(data)
+        joining.add(data)
+    return looks
 
 
 def _count(holding: Holding, max_bytes: int) -> tuple[int, int]:

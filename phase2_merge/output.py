@@ -39,12 +39,11 @@ class Band:
 
 @dataclass(slots=True, eq=False)
 class Output:
-    """An open file and the two bands on their way to it."""
+    """The end of a file and the two bands on their way to it."""
 
-    file: int
+    end: durable.Appending
     thread: ThreadPoolExecutor
     bands: tuple[Band, Band]
-    writeback: durable.Writeback
     turn: int = 0
 
     @property
@@ -78,17 +77,17 @@ class Output:
     def _write(self, band: Band) -> None:
         for checksum, data in band.parts:
             checksum.update(data)
-        durable.write_all(self.file, band.data[: band.used].data)
-        self.writeback.advance(band.used)
+        self.end.write(band.data[: band.used].data)
 
 
 @contextmanager
 def writing(file: int, head: bytes, band_bytes: int) -> Iterator[Output]:
     """An output that begins with `head`; everything is durable when the block ends."""
-    durable.write_all(file, memoryview(head))
+    end = durable.Appending(file)
+    end.write(memoryview(head))
     bands = (Band(np.empty(band_bytes, np.uint8)), Band(np.empty(band_bytes, np.uint8)))
     with ThreadPoolExecutor(1) as thread:
-        output = Output(file, thread, bands, durable.Writeback(file))
+        output = Output(end, thread, bands)
         yield output
         output.drain()
     os.fsync(file)

@@ -174,7 +174,7 @@ def test_an_error_of_one_write_among_many_is_never_lost(
     monkeypatch.setattr(os, "write", write_but_once)
 
     with pytest.raises(OSError, match="Input/output error"):
-        write(tmp_path, [whole("t", numbers(8, 10))], staging_bytes=40)
+        write(tmp_path, [whole("t", numbers(8, 4000))], staging_bytes=16_000)
 
 
 def test_a_write_of_half_the_bytes_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

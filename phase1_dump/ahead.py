@@ -1,0 +1,76 @@
+"""Blocks that have to be computed are computed ahead by threads, and come out in their order.
+
+Several threads with one block each need not wait for each other, as the threads inside a torch operation do for every
+operation: on cores that others use too that waiting costs more than the work. What a block is, is not known here.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+Key = TypeVar("Key")
+THREADS_AT_MOST = 8  # each needs some MiB beside the block itself
+WAITING_AT_MOST = 64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Block:
+    """A block that is not there yet. `ahead`: any thread may make it, before it is asked for."""
+
+    make: Callable[[], torch.Tensor]
+    num_bytes: int
+    ahead: bool
+
+
+class Ahead:
+    """Threads that make blocks before they are asked for, `max_bytes` of them at most."""
+
+    def __init__(self, pool: ThreadPoolExecutor, max_bytes: int) -> None:
+        self._pool, self._room = pool, max_bytes
+
+    def in_order(self, blocks: Iterable[tuple[Key, Block]]) -> Iterator[tuple[Key, torch.Tensor]]:
+        """Every block, made."""
+        waiting: deque[tuple[Key, Block, Future[torch.Tensor] | None]] = deque()
+        for key, block in blocks:
+            while waiting and (
+                len(waiting) >= WAITING_AT_MOST or (block.ahead and self._room < block.num_bytes)
+            ):
+                yield self._first(waiting)
+            waiting.append((key, block, self._begin(block)))
+        while waiting:
+            yield self._first(waiting)
+
+    def _begin(self, block: Block) -> Future[torch.Tensor] | None:
+        if not block.ahead:
+            return None
+        self._room -= block.num_bytes
+        return self._pool.submit(block.make)
+
+    def _first(
+        self, waiting: deque[tuple[Key, Block, Future[torch.Tensor] | None]]
+    ) -> tuple[Key, torch.Tensor]:
+        key, block, begun = waiting.popleft()
+        if begun is None:
+            return key, block.make()
+        self._room += block.num_bytes
+        return key, begun.result()
+
+
+@contextmanager
+def computing_ahead(max_bytes: int) -> Iterator[Ahead]:
+    """As many threads as torch would use, and meanwhile one in each operation of torch."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # threads that begin now inherit it
+    pool = ThreadPoolExecutor(min(threads, THREADS_AT_MOST))
+    try:
+        yield Ahead(pool, max_bytes)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
