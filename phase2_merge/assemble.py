@@ -35,10 +35,10 @@ OPEN_FILES = 64
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A rectangle's bytes: `path` from byte `begin`, to be placed at `offset` of the tensor."""
+    """A rectangle's bytes: `path` from byte `begin`, to be placed at `offset` of the tensor. No rank: the reference."""
 
     path: str
-    rank: int
+    rank: int | None
     begin: int
     offset: Shape
     shape: Shape

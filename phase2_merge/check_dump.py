@@ -24,6 +24,7 @@ def check(
     allow: Collection[str] = (),
     uncalibrated: Uncalibrated = "error",
     corrections: Sequence[str] = (),
+    grafts: Sequence[str] = (),
     talk: TextIO | None = None,
 ) -> CheckReport:
     """Prove that `dumps`, together, hold every tensor of the model once, undamaged.
@@ -32,10 +33,12 @@ def check(
     verify: "full" reads every byte, "size" only sizes and headers. allow: "nan", "replicas". talk: progress goes here.
     uncalibrated: "layer-max" gives experts whose inputs calibration never saw the largest scale of their layer.
     corrections: `facts.KEY=VALUE`, `config.KEY=VALUE`, `quantization.KEY=VALUE`: what dump or reference say wrongly;
-    recorded in the report.
+    recorded in the report. grafts: patterns of names, as `model.visual.*`, that are taken from the reference's weights.
     Raises an error of the tree: what is missing (exit 3), contradicts itself (4) or is not supported (5).
     """
-    proof = prove([Path(dump) for dump in dumps], Path(hf_reference), allow, uncalibrated, corrections)
+    proof = prove(
+        [Path(dump) for dump in dumps], Path(hf_reference), allow, uncalibrated, corrections, grafts
+    )
     if verify == "full":
         verify_bytes(proof.ledger, proof.fragments, talk)
     return check_report(proof, verify)

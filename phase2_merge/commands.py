@@ -33,6 +33,14 @@ def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         SET,
         click.option(
+            "--graft",
+            "grafts",
+            metavar="PATTERN",
+            multiple=True,
+            help="Take tensors of such names, as 'model.visual.*', from the reference's weights; recorded. May be "
+            "given several times.",
+        ),
+        click.option(
             "--allow",
             type=click.Choice(ALLOWANCES),
             multiple=True,

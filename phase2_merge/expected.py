@@ -4,6 +4,7 @@ reference's headers where it holds weights. Decided before any rectangle is look
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardmerge.common.architectures import Blueprint
-from shardmerge.common.reference import Reference
+from shardmerge.common.reference import Reference, ReferenceTensor
 
 from .quantization import Quantization
 from .rows import IntArray
 
 TABLE = "config.json with the table of {}"
 REFERENCE = "the reference checkpoint"
+GRAFTED = "--graft"
 QUANTIZED = "the quantization of the model"
 
 
@@ -36,8 +38,9 @@ def expected_tensors(
     reference: Reference,
     facts: dict[str, Any],
     quantization: Quantization | None = None,
+    grafted: Mapping[str, ReferenceTensor] | None = None,
 ) -> list[ExpectedTensor]:
-    """Every tensor of a complete checkpoint, in the order of layers; last what only the reference lists.
+    """Every tensor of a complete checkpoint, in the order of layers; last what only the reference lists or gives.
 
     A quantized reference says nothing about names and dtypes of an unquantized checkpoint, so only the table counts.
     """
@@ -57,6 +60,9 @@ def expected_tensors(
         for name, held in reference.tensors.items():
             if name not in found:
                 found[name] = ExpectedTensor(name, held.shape, held.dtype, REFERENCE)
+    for name, held in (grafted or {}).items():
+        if name not in found:
+            found[name] = ExpectedTensor(name, held.shape, held.dtype, GRAFTED)
     return list(found.values())
 
 

@@ -22,13 +22,17 @@ from shardmerge.common.rectangle import fragment_key, place
 from shardmerge.common.safetensors_header import Header
 
 from .checksums import Advance, checksums, in_threads, wrong_bytes
+from .graft import REFERENCE
 from .ledger import DTYPES, Ledger
 from .rows import IntArray, Rows
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fragment:
-    """A file that a manifest names: where it lies and which rows of the ledger it holds, in the order of bytes."""
+    """A file that a manifest names: where it lies and which rows of the ledger it holds, in the order of bytes.
+
+    Rank REFERENCE: a file of the reference, all of which is grafted.
+    """
 
     rank: int
     number: int
@@ -43,14 +47,14 @@ class Fragment:
 
 
 def fragments(ledger: Ledger) -> list[Fragment]:
-    """All fragments, in the order of ranks."""
+    """All fragments, in the order of ranks, then whole files of the reference."""
     rows = ledger.rows
     order = _by_bytes(rows)
     changed = np.flatnonzero(np.diff(rows.rank[order]) | np.diff(rows.file[order])) + 1
     parts = np.split(order, changed) if len(order) else []
     by_file = {(int(rows.rank[part[0]]), int(rows.file[part[0]])): part for part in parts}
     none = np.zeros(0, np.int64)
-    return [
+    dumped = [
         Fragment(
             head.manifest.rank,
             number,
@@ -60,6 +64,11 @@ def fragments(ledger: Ledger) -> list[Fragment]:
         )
         for head in ledger.heads
         for number, file in enumerate(head.manifest.files)
+    ]
+    return dumped + [
+        Fragment(REFERENCE, number, one.path, one.file, by_file[REFERENCE, number])
+        for number, one in enumerate(ledger.grafted)
+        if one.whole
     ]
 
 
@@ -78,7 +87,8 @@ def _by_bytes(rows: Rows) -> IntArray:
 
 def check_headers(ledger: Ledger, every: Sequence[Fragment]) -> list[ShardmergeError]:
     """Size, checksum of the header, and every entry against the manifest's columns."""
-    return in_threads(lambda one: _problem(lambda: _check_header(ledger, one), one), every)
+    dumped = [one for one in every if one.rank != REFERENCE]  # what is grafted was read just now
+    return in_threads(lambda one: _problem(lambda: _check_header(ledger, one), one), dumped)
 
 
 def check_bytes(ledger: Ledger, every: Sequence[Fragment], advance: Advance) -> list[ShardmergeError]:

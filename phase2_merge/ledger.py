@@ -22,11 +22,13 @@ import pyarrow.parquet as pq
 import xxhash
 
 from shardmerge.common import canonical_json
+from shardmerge.common import manifest as manifests
 from shardmerge.common.dtypes import BITS
 from shardmerge.common.errors import CorruptFileError, CorruptManifestError, DuplicateRankError
-from shardmerge.common.manifest import FILE_NAME, Manifest, decode, rank_name
+from shardmerge.common.manifest import FILE_NAME, Columns, Manifest, decode, rank_name
 
 from . import manifest_json
+from .graft import REFERENCE, GraftedFile
 from .rank_directories import RankDirectories
 from .rows import IntArray, Rows
 
@@ -45,9 +47,13 @@ class Head:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ledger:
-    """`table` is what ledger.parquet holds; `rows` are numpy views of it; `names` are all tensors' names."""
+    """`table` is what ledger.parquet holds; `rows` are numpy views of it; `names` are all tensors' names.
+
+    What is grafted comes first, as rows of rank REFERENCE.
+    """
 
     heads: tuple[Head, ...]
+    grafted: tuple[GraftedFile, ...]
     table: pa.Table
     rows: Rows
     names: tuple[str, ...]
@@ -55,7 +61,9 @@ class Ledger:
     @property
     def digest(self) -> str:
         """Digest of all manifests in the order of ranks: the same dump gives the same, wherever it lies."""
-        return xxhash.xxh3_128_hexdigest("".join(head.digest for head in self.heads).encode())
+        grafted = (f"{one.rectangle.name} {one.xxh3_128}" for file in self.grafted for one in file.placed)
+        parts = [*(head.digest for head in self.heads), *grafted]
+        return xxhash.xxh3_128_hexdigest("".join(parts).encode())
 
     def name_ids(self, names: Sequence[str]) -> IntArray:
         """The ledger's number for each of these names, -1 for a tensor that is in no manifest."""
@@ -64,6 +72,8 @@ class Ledger:
 
     def path(self, rank: int, file: int) -> Path:
         """Where a fragment lies."""
+        if rank == REFERENCE:
+            return self.grafted[file].path
         head = self.by_rank(rank)
         return head.directory / head.manifest.files[file].name
 
@@ -73,12 +83,12 @@ class Ledger:
         return self.heads[at]
 
 
-def read(found: RankDirectories) -> Ledger:
+def read(found: RankDirectories, grafted: tuple[GraftedFile, ...] = ()) -> Ledger:
     """Read every manifest. Raises CorruptManifestError, DuplicateRankError, OSError."""
     with ThreadPoolExecutor(min(READERS, 2 * (os.cpu_count() or 1))) as pool:
         parts = list(pool.map(_read_rank, found.complete, found.complete.values()))
     heads = tuple(head for head, _ in parts)
-    return _assemble(heads, [columns for _, columns in parts])
+    return _assemble(heads, grafted, [*_of_grafted(grafted), *(columns for _, columns in parts)])
 
 
 def write(ledger: Ledger, path: Path) -> None:
@@ -126,7 +136,7 @@ def _read_rank(rank: int, directories: tuple[Path, ...]) -> tuple[Head, dict[str
     if found.rank != rank:
         raise CorruptManifestError(str(path), f"it is of rank {found.rank}, but lies in {rank_name(rank)}")
     try:
-        columns = _columns(found)
+        columns = _columns(found.rank, found.names, found.dtypes, found.columns, found.health)
     except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise CorruptManifestError(str(path), str(error)) from None
     empty: dict[str, Any] = {name: [] for name in found.columns.__slots__}
@@ -134,14 +144,14 @@ def _read_rank(rank: int, directories: tuple[Path, ...]) -> tuple[Head, dict[str
     return Head(directories[0], head, xxhash.xxh3_128_hexdigest(data)), columns
 
 
-def _columns(one: Manifest) -> dict[str, Any]:
-    c, rows = one.columns, len(one.columns)
+def _columns(
+    rank: int, names: list[str], dtypes: list[str], c: Columns, health: dict[str, Any]
+) -> dict[str, Any]:
+    rows = len(c)
     found: dict[str, Any] = {
-        "name": pa.DictionaryArray.from_arrays(
-            pa.array(c.name, pa.int32()), pa.array(one.names, pa.string())
-        ),
-        "rank": np.full(rows, one.rank, np.int32),
-        "dtype": np.array([_dtype(dtype) for dtype in one.dtypes], np.int8)[np.array(c.dtype, np.int64)],
+        "name": pa.DictionaryArray.from_arrays(pa.array(c.name, pa.int32()), pa.array(names, pa.string())),
+        "rank": np.full(rows, rank, np.int32),
+        "dtype": np.array([_dtype(dtype) for dtype in dtypes], np.int8)[np.array(c.dtype, np.int64)],
         "xxh3_128": _checksums(c.xxh3_128),
     }
     for name, kind in (
@@ -161,7 +171,7 @@ def _columns(one: Manifest) -> dict[str, Any]:
             found[f"{letter}{dim}"] = column = np.array(values, np.int64)
             if (column[found["ndim"] <= dim] != absent).any():
                 raise ValueError(f"column {letter}{dim} gives rectangles a dimension that they lack")
-    return found | _health(one.health, rows)
+    return found | _health(health, rows)
 
 
 def _dtype(name: str) -> int:
@@ -198,7 +208,17 @@ def _row(row: Any, rows: int) -> int:
     return row
 
 
-def _assemble(heads: tuple[Head, ...], parts: list[dict[str, Any]]) -> Ledger:
+def _of_grafted(grafted: tuple[GraftedFile, ...]) -> list[dict[str, Any]]:
+    placed = [one for file in grafted for one in file.placed]
+    if not placed:
+        return []
+    names, dtypes, columns = manifests.columns(placed)
+    return [_columns(REFERENCE, names, dtypes, columns, {})]
+
+
+def _assemble(
+    heads: tuple[Head, ...], grafted: tuple[GraftedFile, ...], parts: list[dict[str, Any]]
+) -> Ledger:
     """Join the ranks' columns; frees them on the way, so that the peak is one column above the table."""
     name = pa.concat_arrays(
         pa.chunked_array([part.pop("name") for part in parts]).unify_dictionaries().chunks
@@ -215,7 +235,7 @@ def _assemble(heads: tuple[Head, ...], parts: list[dict[str, Any]]) -> Ledger:
         global_offset=tuple(joined[f"o{dim}"] for dim in range(dims)),
         **{column: values for column, values in joined.items() if not column[1:].isdigit()},
     )
-    return Ledger(heads, pa.table(arrays), rows, tuple(name.dictionary.to_pylist()))
+    return Ledger(heads, grafted, pa.table(arrays), rows, tuple(name.dictionary.to_pylist()))
 
 
 def _column_names(parts: list[dict[str, Any]]) -> list[str]:

@@ -17,7 +17,7 @@ from .adopt import adopt
 from .assemble import STAGING_BYTES
 from .assembling import Means, assemble_shards
 from .check_dump import verify_bytes
-from .plan import ADOPT, MAX_SHARD_BYTES, Plan, plan_shards
+from .plan import ADOPT, MAX_SHARD_BYTES, Plan
 from .proof import Proof, prove
 from .publish import publishing
 from .quantization import Uncalibrated
@@ -40,6 +40,7 @@ def merge(
     allow: Collection[str] = (),
     uncalibrated: Uncalibrated = "error",
     corrections: Sequence[str] = (),
+    grafts: Sequence[str] = (),
     finalize: bool = False,
     dry_run: bool = False,
     executor: Executor | None = None,
@@ -59,14 +60,13 @@ def merge(
     started, out = time.monotonic(), Path(os.path.abspath(out))
     if exists := os.path.lexists(out):
         refuse_other(out)
-    proof = prove([Path(dump) for dump in dumps], Path(hf_reference), allow, uncalibrated, corrections)
-    plan = plan_shards(
-        proof.ledger, proof.verdict, proof.expected, proof.fragments, max_shard_bytes, layout, min_shard_bytes
+    proof = prove(
+        [Path(dump) for dump in dumps], Path(hf_reference), allow, uncalibrated, corrections, grafts
     )
+    plan = proof.plan(max_shard_bytes, min_shard_bytes, layout)
     means = Means(workers, executor, staging_bytes, verify == "full", talk)
-    report = merge_report(
-        plan, check_report(proof, "size" if dry_run or exists else verify), str(out), dry_run=dry_run
-    )
+    checked = check_report(proof, "size" if dry_run or exists else verify)
+    report = merge_report(plan, checked, str(out), dry_run=dry_run)
     if dry_run:
         return finished(report, {}, time.monotonic() - started)
     if exists:

@@ -25,6 +25,7 @@ from .assemble import Piece, ShardTask, TensorTask
 from .completeness import Verdict
 from .expected import ExpectedTensor
 from .fragments import Fragment
+from .graft import REFERENCE
 from .ledger import DTYPES, Ledger
 from .rows import BoolArray, IntArray, group
 
@@ -99,6 +100,7 @@ class Plan:
             "layout": self.layout,
             "max_shard_bytes": self.max_shard_bytes,
             "min_shard_bytes": self.min_shard_bytes,
+            "grafted": sorted(name for file in self.ledger.grafted for name in file.names),
             "adopted": adopted,
             "assembled": assembled,
         }
@@ -171,7 +173,7 @@ def _tensor_task(plan: Plan, at: int) -> TensorTask:
     pieces = tuple(
         Piece(
             str(ledger.path(int(rows.rank[row]), int(rows.file[row]))),
-            int(rows.rank[row]),
+            None if (rank := int(rows.rank[row])) == REFERENCE else rank,
             int(rows.begin[row]),
             *rows.box(row),
             rows.checksum(row),
@@ -229,5 +231,6 @@ def _names(count: int) -> Iterator[str]:
 
 def _which(fragment: Fragment) -> dict[str, Any]:
     """For people, and as the ledger numbers it."""
-    name = f"{rank_name(fragment.rank)}/{fragment.file.name}"
+    folder = "reference" if fragment.rank == REFERENCE else rank_name(fragment.rank)
+    name = f"{folder}/{fragment.file.name}"
     return {"fragment": name, "rank": fragment.rank, "file": fragment.number}

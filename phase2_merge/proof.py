@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from shardmerge.common import reference as references
 from shardmerge.common.architectures import Blueprint, blueprint
 from shardmerge.common.errors import BadInputError, ShardmergeError
@@ -18,13 +20,14 @@ from shardmerge.common.manifest import Manifest
 from shardmerge.common.problems import raise_problems
 from shardmerge.common.reference import Reference
 
-from . import generations, health, hf_metadata, ledger, quantization_json, replicas
+from . import generations, graft, health, hf_metadata, ledger, quantization_json, replicas
 from .completeness import Verdict, borrow, judge
 from .corrections import Correction, Recorded, corrected, of_part, parse, recorded
 from .debt import debt
 from .expected import ExpectedTensor, expected_tensors
 from .fragments import Fragment, check_headers, fragments
 from .ledger import Ledger
+from .plan import Plan, plan_shards
 from .quantization import Quantization, Uncalibrated, united
 from .rank_directories import discover
 
@@ -45,6 +48,12 @@ class Proof:
     corrections: Recorded
     given: tuple[Correction, ...]
     quantization: Quantization | None = None
+
+    def plan(self, max_shard_bytes: int, min_shard_bytes: int, layout: str) -> Plan:
+        """The shards that the proven tensors become. Raises BadInputError."""
+        return plan_shards(
+            self.ledger, self.verdict, self.expected, self.fragments, max_shard_bytes, layout, min_shard_bytes
+        )
 
     def dtype(self) -> str:
         """What plain weights are: the dtype of most bytes; beside quantized ones the dtype of the model."""
@@ -69,6 +78,7 @@ def prove(
     allow: Collection[str] = (),
     uncalibrated: Uncalibrated = "error",
     corrections: Sequence[str] = (),
+    grafts: Sequence[str] = (),
 ) -> Proof:
     """Read manifests and headers, and prove everything but the bytes. Raises one error of the tree, or all."""
     _refuse_unknown(allow)
@@ -78,7 +88,8 @@ def prove(
     reference = replace(reference, config=corrected("config", reference.config, given))
     table = blueprint(reference.config)
     found = discover(dumps)
-    book = ledger.read(found)
+    grafted = graft.graft(reference, grafts)
+    book = ledger.read(found, grafted)
     manifests = [head.manifest for head in book.heads]
     told |= recorded("facts", manifests[0].facts, given)
     manifests = [_corrected(one, given) for one in manifests]
@@ -87,7 +98,8 @@ def prove(
     quantized, wrong = united(manifests, uncalibrated)
     if quantized is None:
         raise_problems(wrong)
-    expected = expected_tensors(table, reference, manifests[0].facts, quantized)
+    graft.refuse_held(grafted, _dumped_names(book))
+    expected = expected_tensors(table, reference, manifests[0].facts, quantized, graft.tensors(grafted))
     verdict = judge(book, expected, table.architecture.name)
     borrow(book, verdict, expected, quantized.filled if quantized else {})
     problems = wrong + verdict.problems + _incomplete(book, verdict, found.failures)
@@ -98,6 +110,13 @@ def prove(
     raise_problems(problems + check_headers(book, every))
     proof = Proof(reference, table, book, expected, verdict, every, tuple(warnings), told, given, quantized)
     return _with_quantization(proof) if of_part("quantization", given) else proof
+
+
+def _dumped_names(book: Ledger) -> set[str]:
+    if not book.grafted:
+        return set()
+    dumped = np.unique(book.rows.name[book.rows.rank != graft.REFERENCE])
+    return {book.names[at] for at in dumped.tolist()}
 
 
 def _with_quantization(found: Proof) -> Proof:

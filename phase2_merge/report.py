@@ -12,6 +12,7 @@ from shardmerge.common.errors import SHOWN
 
 from . import corrections
 from .corrections import Recorded
+from .naming import summary
 from .plan import MANY_SHARDS, Plan
 from .proof import Proof
 
@@ -40,12 +41,14 @@ class CheckReport:
     verification: Verification
     warnings: tuple[str, ...]
     corrections: Recorded
+    grafted: tuple[str, ...]
+    grafted_bytes: int
 
     def facts(self) -> dict[str, Any]:
         return asdict(self)
 
     def text(self) -> str:
-        return "\n".join([*self.lines(), *corrections.lines(self.corrections), *warning_lines(self.warnings)])
+        return "\n".join([*self.lines(), *self.remarks()])
 
     def lines(self) -> list[str]:
         """The dump in two lines."""
@@ -53,6 +56,15 @@ class CheckReport:
         return [
             f"Whole: {self.architecture}, run {self.run_id}, step {self.step}, {self.world_size:,} ranks.",
             f"{size} in {self.num_rectangles:,} rectangles. {TOLD[self.verification]}",
+        ]
+
+    def remarks(self) -> list[str]:
+        """What is not the dump's own: grafts and corrections; then warnings."""
+        grafts = f"Taken from the reference, {show(self.grafted_bytes)}: {summary(self.grafted)}."
+        return [
+            *([grafts] if self.grafted else []),
+            *corrections.lines(self.corrections),
+            *warning_lines(self.warnings),
         ]
 
 
@@ -85,7 +97,7 @@ class MergeReport:
 
     def text(self) -> str:
         if self.rewritten is not None:
-            return "\n".join([*self.check.lines(), self._told_again(), *self._remarks()])
+            return "\n".join([*self.check.lines(), self._told_again(), *self.check.remarks()])
         means = ", ".join(f"{count} by {how}" for how, count in self.adopted_by.items())
         shards = (
             f"{self.num_shards:,} shards, {self.adopted_shards:,} adopted{f' ({means})' if means else ''}"
@@ -102,14 +114,11 @@ class MergeReport:
             lines.append(f"{self.kept_shards:,} shards were finished by a merge that was killed, and kept.")
         if self.dry_run:
             lines += [f"  {name}  {show(size)}" for name, size in self.largest_shards]
-        return "\n".join([*lines, *self._remarks()])
+        return "\n".join([*lines, *self.check.remarks()])
 
     def _told_again(self) -> str:
         what = f"rewrote {', '.join(self.rewritten)}" if self.rewritten else "nothing to change"
         return f"{self.out} was published before from this dump: {what}; no shard was touched."
-
-    def _remarks(self) -> list[str]:
-        return [*corrections.lines(self.check.corrections), *warning_lines(self.check.warnings)]
 
 
 def check_report(proof: Proof, verification: Verification) -> CheckReport:
@@ -132,6 +141,8 @@ def check_report(proof: Proof, verification: Verification) -> CheckReport:
         verification=verification,
         warnings=proof.warnings,
         corrections=proof.corrections,
+        grafted=tuple(sorted(name for file in proof.ledger.grafted for name in file.names)),
+        grafted_bytes=sum(one.end - one.begin for file in proof.ledger.grafted for one in file.placed),
     )
 
 

@@ -154,7 +154,8 @@ def problems(book: Kept, facts: dict[str, Any], table: Blueprint) -> Iterator[Sh
             yield MissingTensorError(tensor.name, tensor.shape, TABLE.format(name))
         elif got != tensor.shape:
             yield MismatchError(tensor.name, "shape", str(list(got)), str(list(tensor.shape)))
-    yield from (UnexpectedTensorError(strange, (), name) for strange in shapes)
+    grafted = set(book.plan.get("grafted", ()))  # which may be outside the table
+    yield from (UnexpectedTensorError(strange, (), name) for strange in shapes if strange not in grafted)
 
 
 def correct_config(folder: Path, corrections: tuple[Correction, ...]) -> None:

@@ -19,7 +19,7 @@ from .assemble import STAGING_BYTES
 from .assembling import Means, assemble_shards
 from .check_dump import verify_bytes
 from .parts import Part, Record
-from .plan import ADOPT, MAX_SHARD_BYTES, Adopted, Plan, plan_shards
+from .plan import ADOPT, MAX_SHARD_BYTES, Adopted, Plan
 from .proof import prove
 from .publish import sharing
 from .quantization import Uncalibrated
@@ -66,6 +66,7 @@ def merge_part(
     allow: Collection[str] = (),
     uncalibrated: Uncalibrated = "error",
     corrections: Sequence[str] = (),
+    grafts: Sequence[str] = (),
     executor: Executor | None = None,
     staging_bytes: int = STAGING_BYTES,
     talk: TextIO | None = None,
@@ -78,10 +79,10 @@ def merge_part(
     OutputLockedError, what `check` raises; OSError. What other parts wrote stays.
     """
     started, out, mine = time.monotonic(), Path(os.path.abspath(out)), parts.parse(part)
-    proof = prove([Path(dump) for dump in dumps], Path(hf_reference), allow, uncalibrated, corrections)
-    plan = plan_shards(
-        proof.ledger, proof.verdict, proof.expected, proof.fragments, max_shard_bytes, layout, min_shard_bytes
+    proof = prove(
+        [Path(dump) for dump in dumps], Path(hf_reference), allow, uncalibrated, corrections, grafts
     )
+    plan = proof.plan(max_shard_bytes, min_shard_bytes, layout)
     means = Means(workers, executor, staging_bytes, verify == "full", talk)
     names = parts.share(plan, mine)
     kept, adopted_by = len(names), dict[str, int]()

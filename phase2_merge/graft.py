@@ -1,0 +1,96 @@
+"""Which tensors are taken from the reference instead of the dump: what training never held, such as a vision tower.
+
+They become rows of the ledger, written by nobody's rank, and go the way of all others from there. Their bytes are read
+once, for their checksums; their numbers are never looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import xxhash
+
+from shardmerge.common import reference as references
+from shardmerge.common import safetensors_header
+from shardmerge.common.errors import BadInputError
+from shardmerge.common.manifest import FragmentFile, Placed
+from shardmerge.common.rectangle import Rectangle
+from shardmerge.common.reference import Reference, ReferenceTensor
+from shardmerge.common.safetensors_header import Entry, Header
+
+from .checksums import checksums
+
+REFERENCE = -1  # in place of a rank
+
+
+@dataclass(frozen=True, slots=True)
+class GraftedFile:
+    """A file of the reference and what is taken from it. `whole`: everything, so that it may become a shard."""
+
+    path: Path
+    file: FragmentFile
+    placed: tuple[Placed, ...]
+    whole: bool
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(one.rectangle.name for one in self.placed)
+
+
+def graft(reference: Reference, patterns: Sequence[str]) -> tuple[GraftedFile, ...]:
+    """The files that hold tensors of these names; `*`, `?` and `[...]` stand for what they do in file names.
+
+    Reads the bytes of these tensors once. Raises BadInputError for a pattern that is the name of no tensor,
+    CorruptFileError, OSError.
+    """
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in reference.tensors):
+            held = f"holds {len(reference.tensors):,} tensors" if reference.tensors else "holds no weights"
+            raise BadInputError(
+                f"--graft {pattern}: {reference.path} {held}, none of that name",
+                "Give a reference with weights, and a name of them or a pattern such as 'model.visual.*'.",
+            )
+    headers = [(path, safetensors_header.read(path)) for path in references.weight_files(reference.path)]
+    wanted = [(path, header, _matching(header, patterns)) for path, header in headers if patterns]
+    files = [found for found in wanted if found[2]]
+    return tuple(_grafted(number, *found) for number, found in enumerate(files))
+
+
+def refuse_held(files: Iterable[GraftedFile], held: Iterable[str]) -> None:
+    """Raise BadInputError if ranks hold a tensor of these too: which one is meant?"""
+    if twice := sorted({name for file in files for name in file.names} & set(held)):
+        raise BadInputError(
+            f"--graft takes {twice[0]} from the reference" + (f" ({len(twice):,} such)" if twice[1:] else ""),
+            "The dump holds it: narrow the pattern to what training never held.",
+        )
+
+
+def tensors(files: Iterable[GraftedFile]) -> dict[str, ReferenceTensor]:
+    """What is grafted: name, dtype, shape."""
+    placed = (one.rectangle for file in files for one in file.placed)
+    return {one.name: ReferenceTensor(one.dtype, one.global_shape) for one in placed}
+
+
+def _matching(header: Header, patterns: Sequence[str]) -> list[Entry]:
+    return [one for one in header.entries if any(fnmatchcase(one.name, pattern) for pattern in patterns)]
+
+
+def _grafted(number: int, path: Path, header: Header, entries: list[Entry]) -> GraftedFile:
+    spans = [(header.data_offset + one.begin, header.data_offset + one.end) for one in entries]
+    digests = checksums(path, spans, lambda _: None)
+    placed = tuple(
+        Placed(_entire(one), number, *span, REFERENCE, digest)
+        for one, span, digest in zip(entries, spans, digests, strict=True)
+    )
+    with open(path, "rb") as file:
+        prefix = file.read(header.data_offset)
+    facts = FragmentFile(path.name, header.file_bytes, len(prefix), xxhash.xxh3_128_hexdigest(prefix))
+    whole = len(entries) == len(header.entries) and header.metadata.get("format") == "pt"
+    return GraftedFile(path, facts, placed, whole)
+
+
+def _entire(one: Entry) -> Rectangle:
+    return Rectangle(one.name, one.dtype, one.shape, (0,) * len(one.shape), one.shape)
