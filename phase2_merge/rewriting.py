@@ -1,7 +1,8 @@
-"""How files of a published output are replaced: each at once; all of them or, after a crash, all by the next command.
+"""How files of a published output are replaced: all at once where the file system can exchange two folders.
 
-New files are written beside the records, then a journal that names them. The journal is the mark: before it nothing
-has changed, after it every command that opens the output first moves what is left to move. Shards are never replaced.
+Elsewhere each at once; all of them or, after a crash, all by the next command: new files are written beside the
+records, then a journal that names them. The journal is the mark: before it nothing has changed, after it every command
+that opens the output first moves what is left to move. Shards are never replaced.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from shardmerge.common import canonical_json, durable
 from shardmerge.common.errors import CorruptFileError, OutputLockedError
 
+from . import exchange
 from .publish import LOCK, NO_LOCKS
 from .receipts import RECORDS
 
@@ -48,19 +50,26 @@ def replace(out: Path, files: Mapping[str, bytes], gone: Sequence[str]) -> tuple
     removed = [name for name in gone if (out / name).is_file()]
     if not changed and not removed:
         return ()
+    if not exchange.replaced(out, {name: files[name] for name in changed}, removed):
+        _replace_each(out, {name: files[name] for name in changed}, removed)
+    return (*changed, *removed)
+
+
+def _replace_each(out: Path, files: Mapping[str, bytes], removed: Sequence[str]) -> None:
+    """By a journal."""
     stage = out / RECORDS / NEXT
     shutil.rmtree(stage, ignore_errors=True)
-    for name in changed:
+    for name, data in files.items():
         (stage / name).parent.mkdir(parents=True, exist_ok=True)
-        durable.write_file(stage / name, files[name])
-    journal = {"schema_version": 1, "replace": changed, "remove": removed}
+        durable.write_file(stage / name, data)
+    journal = {"schema_version": 1, "replace": list(files), "remove": list(removed)}
     durable.write_file(out / RECORDS / JOURNAL, canonical_json.encode(journal))
     _finish(out)
-    return (*changed, *removed)
 
 
 def _finish(out: Path) -> None:
     """Move what the journal names and is not moved yet; without a journal, forget what was prepared."""
+    exchange.forget(out)
     journal, stage = out / RECORDS / JOURNAL, out / RECORDS / NEXT
     if journal.is_file():
         try:
@@ -88,6 +97,8 @@ def _lock(folder: int, out: Path) -> None:
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
+    if not os.path.samestat(os.fstat(folder), os.stat(out / RECORDS)):  # it was exchanged while we asked
+        raise OutputLockedError(str(out), "another shardmerge metadata")
 
 
 def _content(path: Path) -> bytes | None:

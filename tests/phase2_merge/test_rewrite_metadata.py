@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -23,7 +24,7 @@ from shardmerge.common.errors import (
     UnexpectedTensorError,
 )
 from shardmerge.common.problems import ProblemsFoundError
-from shardmerge.phase2_merge import merge, metadata, rewriting, verify
+from shardmerge.phase2_merge import exchange, merge, metadata, rewriting, verify
 
 from .conftest import MakeWorld, World
 from .dumps import HIDDEN, VOCAB, Topology, moe_config, tree
@@ -197,7 +198,7 @@ def test_another_rewriting_is_respected(world: MakeWorld) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from shardmerge.phase2_merge import metadata
+from shardmerge.phase2_merge import exchange, metadata
 
 def die_at(step):
     def count(method):
@@ -210,8 +211,12 @@ def die_at(step):
         return counted
     for name in ("replace", "rename", "unlink", "mkdir"):
         setattr(Path, name, count(getattr(Path, name)))
+    os.link = count(os.link)
+    exchange._exchanged = count(exchange._exchanged)
 
-reference, *outs = sys.argv[1:]
+reference, can_exchange, *outs = sys.argv[1:]
+if can_exchange == "no":
+    exchange._exchanged = lambda a, b: False
 for step, out in enumerate(outs):
     child = os.fork()
     if not child:
@@ -220,11 +225,12 @@ for step, out in enumerate(outs):
         os._exit(0)
     print(os.waitpid(child, 0)[1], flush=True)
 """
-STEPS = 24
+STEPS = 32
 
 
+@pytest.mark.parametrize("can_exchange", ["yes", "no"])
 def test_killed_at_any_step_it_is_all_old_or_finished_by_the_next_command(
-    world: MakeWorld, tmp_path: Path
+    world: MakeWorld, tmp_path: Path, can_exchange: str
 ) -> None:
     one = world(Topology(tp=2)).write()
     one.merge()
@@ -237,7 +243,8 @@ def test_killed_at_any_step_it_is_all_old_or_finished_by_the_next_command(
     outs = [tmp_path / f"killed-{step}" for step in range(STEPS)]
     for out in outs:
         shutil.copytree(one.out, out)
-    command = [sys.executable, "-W", "ignore", "-c", KILLED, str(one.reference), *map(str, outs)]
+    given = [str(one.reference), can_exchange, *map(str, outs)]
+    command = [sys.executable, "-W", "ignore", "-c", KILLED, *given]
     codes = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
     assert (codes[0], codes[-1]) == ("9", "0")  # 9: killed; at last there were fewer steps than that
     finished = []
@@ -246,9 +253,59 @@ def test_killed_at_any_step_it_is_all_old_or_finished_by_the_next_command(
         metadata(out)  # forgets what was only prepared
         finished.append(tree(out) == tree(new))
         assert finished[-1] or tree(out) == old
-    assert finished == sorted(finished)  # the journal is one point: old before it, new after it
+    assert finished == sorted(finished)  # exchange or journal is one point: old before it, new after it
     assert finished.count(False) >= 5
-    assert sum(done and code == "9" for done, code in zip(finished, codes, strict=True)) >= 5
+    after = sum(done and code == "9" for done, code in zip(finished, codes, strict=True))
+    assert after >= (5 if can_exchange == "no" else 0)
+    assert not list(tmp_path.glob(".*.shardmerge-next"))
+
+
+def test_a_reader_sees_all_old_files_or_all_new_ones(world: MakeWorld) -> None:
+    """One folder takes the place of another: what a reader has open stays as it was."""
+    one = published(world)
+    (one.out / "eval").mkdir()
+    (one.out / "eval" / "scores.txt").write_text("0.5")
+    (one.out / "link").symlink_to("config.json")
+    shards = untouched(one.out)
+    reader = os.open(one.out, os.O_RDONLY | os.O_DIRECTORY)
+    old = os.stat("config.json", dir_fd=reader).st_ino
+    try:
+        metadata(one.out, corrections=["config.rope_theta=5"])
+        assert config_of(one.out)["rope_theta"] == 5
+        assert not os.path.samestat(os.fstat(reader), os.stat(one.out))
+    finally:
+        os.close(reader)
+    assert (one.out / "config.json").stat().st_ino != old
+    assert untouched(one.out) == shards
+    assert (one.out / "eval" / "scores.txt").read_text() == "0.5"
+    assert (one.out / "link").is_symlink()
+    assert sorted(path.name for path in one.folder.iterdir()) == ["dump", "out", "reference"]
+
+
+def test_an_output_behind_a_link_stays_behind_it(world: MakeWorld) -> None:
+    one = published(world)
+    link = one.folder / "link"
+    link.symlink_to("out")
+    metadata(link, corrections=["config.rope_theta=5"])
+    assert link.is_symlink()
+    assert config_of(one.out)["rope_theta"] == 5
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EPERM, errno.EXDEV])
+def test_a_file_system_that_cannot_exchange_gets_a_journal(
+    world: MakeWorld, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    one = published(world)
+    folder = one.out.stat().st_ino
+
+    def refuse(_a: Path, _b: Path) -> bool:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(exchange, "_exchanged", refuse)
+    metadata(one.out, corrections=["config.rope_theta=5"])
+    assert config_of(one.out)["rope_theta"] == 5
+    assert one.out.stat().st_ino == folder
+    assert sorted(path.name for path in one.folder.iterdir()) == ["dump", "out", "reference"]
 
 
 def test_a_journal_that_is_no_journal_is_told(world: MakeWorld) -> None:
