@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from shardmerge.common.outcome import HELP, Outcome, reported
 from . import check_dump, merge_dump, rewrite_metadata, verify_output, write_part
 from .plan import ADOPT, LAYOUTS
 from .proof import ALLOWANCES
+from .scheduler import cluster
 
 DIRECTORY = click.Path(path_type=Path)
 
@@ -106,6 +108,11 @@ def check(dumps: tuple[Path, ...], **options: Any) -> Outcome:
 )
 @click.option("--workers", type=click.IntRange(1), help="Processes that assemble.  [default: one per core]")
 @click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Assemble on the dask cluster of this scheduler, as tcp://node7:8786, instead of on this host.",
+)
+@click.option(
     "--part",
     metavar="NUMBER/COUNT",
     help="Write only this part of the shards, from 1/16 to 16/16 in an array of 16 jobs; then --finalize.",
@@ -119,6 +126,7 @@ def merge(
     max_shard_size: str,
     min_shard_size: str | None,
     part: str | None,
+    scheduler: str | None,
     **options: Any,
 ) -> Outcome:
     """Publish DUMP as the Hugging Face checkpoint OUT.
@@ -133,13 +141,17 @@ def merge(
     """
     options["max_shard_bytes"] = byte_count.parse(max_shard_size)
     options["min_shard_bytes"] = byte_count.parse(min_shard_size) if min_shard_size else 0
-    if part is None:
-        return merge_dump.merge(dumps, out, talk=sys.stderr, **options)
-    if options.pop("finalize") or options.pop("dry_run"):
+    if part and (options["finalize"] or options["dry_run"]):
         raise BadInputError(
             "--part with --finalize or --dry-run", "Give those two for the whole merge, without a part."
         )
-    return write_part.merge_part(dumps, out, part, talk=sys.stderr, **options)
+    if scheduler and options["workers"]:
+        raise BadInputError("--scheduler with --workers", "The cluster decides how many there are.")
+    with cluster(scheduler) if scheduler else nullcontext() as executor:
+        if part is None:
+            return merge_dump.merge(dumps, out, executor=executor, talk=sys.stderr, **options)
+        del options["finalize"], options["dry_run"]
+        return write_part.merge_part(dumps, out, part, executor=executor, talk=sys.stderr, **options)
 
 
 @click.command(context_settings=HELP)
