@@ -29,7 +29,7 @@ def blocks_of(holding: Holding, max_bytes: int) -> Iterator[torch.Tensor]:
 
 
 def planned(holding: Holding, max_bytes: int) -> Iterator[Block]:
-    """The same blocks, not made yet."""
+    """The same blocks, not made yet; one of no elements for a rectangle that has none."""
     rectangle, dtype = holding.rectangle, TORCH[holding.rectangle.dtype]
     if not rectangle.local_shape:
         yield from (
@@ -37,7 +37,7 @@ def planned(holding: Holding, max_bytes: int) -> Iterator[Block]:
         )
         return
     rows, ahead = _rows_of_block(holding, max_bytes, dtype), all(map(_is_for_any_thread, holding.parts))
-    for first in range(0, rectangle.local_shape[0], rows):
+    for first in range(0, max(1, rectangle.local_shape[0]), rows):
         shape = (min(rows, rectangle.local_shape[0] - first), *rectangle.local_shape[1:])
         offset = (rectangle.global_offset[0] + first, *rectangle.global_offset[1:])
         yield Block(partial(_block, holding.parts, offset, shape, dtype), prod(shape) * dtype.itemsize, ahead)

@@ -10,7 +10,9 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import groupby
 from math import prod
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, cast
 
@@ -40,22 +42,6 @@ class Written:
     all_zero: bool
     narrowed: int
     no_scales: int = 0  # elements of a scale that are zero, negative or not finite
-
-
-@dataclass(slots=True, eq=False)
-class Look:
-    """What is being learnt about one rectangle."""
-
-    holding: Holding
-    health: Health
-    checksum: xxhash.xxh3_128 = field(default_factory=xxhash.xxh3_128)
-
-    def written(self, max_bytes: int) -> Written:
-        """Once all its blocks have passed. Looks again, block by block, at what is not finite."""
-        finite, all_zero = self.health.verdict()
-        nonfinite = None if finite else _count(self.holding, max_bytes)
-        narrowed, no_scales = _narrowed(self.holding), self.health.count_no_scales()
-        return Written(self.checksum.hexdigest(), nonfinite, all_zero, narrowed, no_scales)
 
 
 @dataclass(slots=True)
@@ -140,7 +126,7 @@ def write_fragment(folder: Path, fragment: Fragment, staging: Staging, progress:
     with (
         open(folder / fragment.name, "xb", buffering=0) as file,
         ThreadPoolExecutor(1) as thread,
-        computing_ahead(staging.block_bytes) as ahead,
+        computing_ahead(staging.num_bytes // 4) as ahead,
     ):
         end = durable.Appending(file.fileno())
         end.write(memoryview(fragment.head))
@@ -153,12 +139,12 @@ def write_fragment(folder: Path, fragment: Fragment, staging: Staging, progress:
 
         joining = Joining(submit)
         try:
-            looks = _write_holdings(fragment.holdings, staging, joining, ahead)
+            found = _write_holdings(fragment.holdings, staging, joining, ahead)
             joining.flush()
         finally:
             staging.drain()
         os.fsync(file.fileno())
-    return [look.written(staging.block_bytes) for look in looks]
+    return found
 
 
 def checksum_of(holding: Holding, staging: Staging) -> str:
@@ -171,17 +157,29 @@ def checksum_of(holding: Holding, staging: Staging) -> str:
 
 def _write_holdings(
     holdings: Sequence[Holding], staging: Staging, joining: Joining, ahead: Ahead
-) -> list[Look]:
-    looks = [Look(holding, Health(holding.encoding, holding.is_scale)) for holding in holdings]
-    blocks = ((look, block) for look in looks for block in planned(look.holding, staging.block_bytes))
-    for look, block in ahead.in_order(blocks):
-        look.health.look(block)
+) -> list[Written]:
+    blocks = ((holding, block) for holding in holdings for block in planned(holding, staging.block_bytes))
+    return [
+        _write_holding(holding, (block for _, block in made), staging, joining)
+        for holding, made in groupby(ahead.in_order(blocks), key=itemgetter(0))
+    ]
+
+
+def _write_holding(
+    holding: Holding, blocks: Iterable[torch.Tensor], staging: Staging, joining: Joining
+) -> Written:
+    """What is learnt is settled at once: small tensors that stayed would keep the heap from closing its holes."""
+    checksum, health = xxhash.xxh3_128(), Health(holding.encoding, holding.is_scale)
+    for block in blocks:
+        health.look(block)
         joining.prepare(block.nbytes)
         staging.wait()
         data = memoryview(cast(Any, staging.host(block).numpy()))
-        look.checksum.update(data)
+        checksum.update(data)
         joining.add(data)
-    return looks
+    finite, all_zero = health.verdict()
+    nonfinite = None if finite else _count(holding, staging.block_bytes)
+    return Written(checksum.hexdigest(), nonfinite, all_zero, _narrowed(holding), health.count_no_scales())
 
 
 def _count(holding: Holding, max_bytes: int) -> tuple[int, int]:

@@ -58,3 +58,32 @@ def test_file_modes_follow_the_umask(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert (tmp_path / "x").stat().st_mode & 0o777 == 0o640
+
+
+def test_everything_is_appended_in_order(tmp_path: Path) -> None:
+    sizes = (3, durable.WRITE_BYTES - 1, 17, durable.WRITEBACK_BYTES + 1, 0, 5)
+    pieces = [bytes([n]) * size for n, size in enumerate(sizes)]
+    with open(tmp_path / "file", "wb", buffering=0) as file:
+        end = durable.Appending(file.fileno())
+        for piece in pieces:
+            end.write(memoryview(piece))
+    assert (tmp_path / "file").read_bytes() == b"".join(pieces)
+
+
+def test_the_kernel_is_asked_once_for_what_was_appended_since_it_was_asked_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+    advise = os.posix_fadvise
+
+    def advised(file: int, start: int, count: int, advice: int) -> None:
+        asked.append((start, count))
+        advise(file, start, count, advice)
+
+    monkeypatch.setattr(os, "posix_fadvise", advised)
+    with open(tmp_path / "file", "wb", buffering=0) as file:
+        end = durable.Appending(file.fileno())
+        for size in (100, durable.WRITEBACK_BYTES - 101, 2, durable.WRITEBACK_BYTES, 50):
+            end.write(memoryview(bytes(size)))
+    first = durable.WRITEBACK_BYTES + 1
+    assert asked == [(0, first), (first, durable.WRITEBACK_BYTES)]
