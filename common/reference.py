@@ -11,6 +11,7 @@ from typing import Any
 
 from . import canonical_json, safetensors_header
 from .errors import BadInputError, CorruptFileError, MissingConfigError
+from .safetensors_header import Header
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -71,14 +72,23 @@ def weight_map(index: Path) -> dict[str, str]:
     found = _read_index(index).get("weight_map")
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
         raise CorruptFileError(str(index), "no weight_map of file names")
+    if strange := [name for name in set(found.values()) if not stays_inside(name)]:
+        raise CorruptFileError(str(index), f"{min(strange)[:80]!r} is no name of a file")
     return found
+
+
+def stays_inside(name: str) -> bool:
+    """Whether a file of this name lies below the folder that names it, and a file system would take it."""
+    parts = name.split("/")
+    short = all(part not in {"", ".", ".."} and len(part.encode(errors="replace")) < 256 for part in parts)
+    return short and name.isprintable()
 
 
 def total_size(index: Path) -> int | None:
     """Bytes of all tensors, as the index says, None if it does not. Raises CorruptFileError."""
     metadata = _read_index(index).get("metadata")
     found = metadata.get("total_size") if isinstance(metadata, dict) else None
-    return int(found) if isinstance(found, int | float) else None
+    return found if type(found) is int else None
 
 
 def _read_index(index: Path) -> dict[str, Any]:
@@ -88,11 +98,16 @@ def _read_index(index: Path) -> dict[str, Any]:
         raise CorruptFileError(str(index), str(error)) from None
 
 
+def read_header(file: Path) -> Header:
+    """The header of one of `weight_files`. Raises CorruptFileError, also if there is no such file."""
+    if not file.is_file():
+        raise CorruptFileError(str(file), f"named by {INDEX}, but missing")
+    return safetensors_header.read(file)
+
+
 def _tensors(path: Path) -> dict[str, ReferenceTensor]:
     found: dict[str, ReferenceTensor] = {}
     for file in weight_files(path):
-        if not file.is_file():
-            raise CorruptFileError(str(file), f"named by {INDEX}, but missing")
-        for entry in safetensors_header.read(file).entries:
+        for entry in read_header(file).entries:
             found[entry.name] = ReferenceTensor(entry.dtype, entry.shape)
     return found

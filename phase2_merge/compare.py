@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from shardmerge.common import reference as references
-from shardmerge.common import safetensors_header
 from shardmerge.common.errors import SHOWN, BadInputError
 from shardmerge.common.manifest import FILE_NAME
 
@@ -121,7 +120,7 @@ def _of_output(path: Path) -> Tensors:
     found: dict[str, frozenset[tuple[Place, str]]] = {}
     for file in references.weight_files(path):
         known = kept.tensors if (kept := receipts.read(path, file.name)) else whole
-        for one in safetensors_header.read(file).entries:
+        for one in references.read_header(file).entries:
             if one.name not in known:
                 raise BadInputError(f"{file} has no recorded checksum of {one.name}", "Merge it again.")
             place = (one.dtype, one.shape, (0,) * len(one.shape), one.shape)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from shardmerge.common import canonical_json
-from shardmerge.common.errors import CorruptFileError, ShardmergeError
+from shardmerge.common.errors import BadInputError, CorruptFileError, ShardmergeError
 from shardmerge.common.quantization import BLOCK_FP8, FORMATS, KV_CACHE_ALGORITHMS, Format
 from shardmerge.common.quantization_errors import DeclarationMismatchError
 
@@ -23,6 +23,7 @@ from .hf_metadata import HF_QUANT_CONFIG
 
 Json = dict[str, Any]
 MIXED = "MIXED_PRECISION"
+UNREADABLE = (ValueError, TypeError, AttributeError, KeyError)
 IN_CONFIG = "config.json's quantization_config"
 
 
@@ -40,9 +41,13 @@ class Declaration:
     @property
     def unknown(self) -> tuple[str, ...]:
         """What it says that no row of the table of formats has."""
-        told = {self.algorithm, *self.layers.values()} - {None, MIXED, *_BY_ALGORITHM}
         caches = {self.kv_cache} - {None, *KV_CACHE_ALGORITHMS}
-        return tuple(sorted(str(word) for word in told | {f"KV cache {one}" for one in caches}))
+        return (*self.unknown_algorithms, *(f"KV cache {one}" for one in caches))
+
+    @property
+    def unknown_algorithms(self) -> tuple[str, ...]:
+        told = {self.algorithm, *self.layers.values()} - {None, MIXED, *_BY_ALGORITHM}
+        return tuple(sorted(str(word) for word in told))
 
     def format_of(self, module: str) -> Format | None:
         """The row that a module's weight is declared to have, None for none."""
@@ -92,9 +97,26 @@ def read(out: Path, config: Json) -> tuple[Declaration | None, Declaration | Non
         path = out / "config.json"
         if (declared := config.get("quantization_config")) is not None:
             found[1] = _of_config(declared)
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
+    except UNREADABLE as error:
         raise CorruptFileError(str(path), f"its quantization is none that can be read: {error}") from None
     return found[0], found[1]
+
+
+def refuse_unreadable(statements: Json) -> None:
+    """Raise BadInputError for statements, as they were corrected, that are none or name no known format."""
+    try:
+        found = _of_modelopt(statements, HF_QUANT_CONFIG)
+    except UNREADABLE as error:
+        raise BadInputError(
+            f"the corrected quantization cannot be read: {error}", "Correct it otherwise."
+        ) from None
+    if found.algorithm == MIXED and not found.layers:
+        raise BadInputError(
+            f"the corrected quantization is {MIXED} without quantized_layers", "Set them first."
+        )
+    if found.unknown_algorithms:
+        words, known = ", ".join(found.unknown_algorithms), ", ".join(sorted(_BY_ALGORITHM))
+        raise BadInputError(f"the corrected quantization says {words}", f"Known: {known}, {MIXED}.")
 
 
 def only_one(hf: Declaration | None, config: Declaration | None) -> str | None:

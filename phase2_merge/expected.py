@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardmerge.common.architectures import Blueprint
+from shardmerge.common.errors import MismatchError
 from shardmerge.common.reference import Reference, ReferenceTensor
 
 from .quantization import Quantization
@@ -21,6 +22,7 @@ TABLE = "config.json with the table of {}"
 REFERENCE = "the reference checkpoint"
 GRAFTED = "--graft"
 QUANTIZED = "the quantization of the model"
+MANY = 10_000  # tensors that may be missing by name
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,14 @@ def expected_tensors(
         if name not in found:
             found[name] = ExpectedTensor(name, held.shape, held.dtype, GRAFTED)
     return list(found.values())
+
+
+def of_another_size(blueprint: Blueprint, held: int) -> MismatchError | None:
+    """A config.json that describes many times the `held` tensors of an output: told once, not once for each."""
+    count = blueprint.num_tensors()
+    if count <= 2 * held + MANY:
+        return None
+    return MismatchError("config.json", "the number of tensors it describes", f"{count:,}", f"about {held:,}")
 
 
 def _dtype(name: str, float32: bool, reference: Reference, facts: dict[str, Any]) -> str | None:

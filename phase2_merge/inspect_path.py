@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardmerge.common import reference as references
-from shardmerge.common import safetensors_header
+from shardmerge.common.architectures import architecture_of
 from shardmerge.common.errors import BadInputError
 from shardmerge.common.manifest import FILE_NAME
 
@@ -121,7 +121,7 @@ def _summed(keys: Array, sizes: Array) -> dict[int, int]:
 
 def _output(path: Path) -> Inspection:
     config = references.read_config(path)
-    shards = {file.name: safetensors_header.read(file) for file in references.weight_files(path)}
+    shards = {file.name: references.read_header(file) for file in references.weight_files(path)}
     entries = [entry for header in shards.values() for entry in header.entries]
     dtypes: Counter[str] = Counter()
     for entry in entries:
@@ -130,7 +130,7 @@ def _output(path: Path) -> Inspection:
     return Inspection(
         path=str(path),
         kind="output",
-        head={"model": (config.get("architectures") or ["unknown"])[0]},
+        head={"model": architecture_of(config) or "unknown"},
         topology={},
         ranks=Ranks(),
         num_tensors=len(names),

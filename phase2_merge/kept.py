@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 from shardmerge.common import canonical_json
 from shardmerge.common.dtypes import BITS
 from shardmerge.common.errors import BadInputError, CorruptFileError
-from shardmerge.common.reference import PLAIN_FLOATS
+from shardmerge.common.reference import PLAIN_FLOATS, stays_inside
 
-from .ledger import DTYPES
+from .ledger import DAMAGED, DTYPES, raise_machines
 from .receipts import RECORDS
 from .rows import IntArray
 
@@ -94,15 +94,33 @@ def read(out: Path) -> Kept:
         raise BadInputError(
             f"{out} holds no {RECORDS}/{LEDGER}", "Give a directory that shardmerge merge published."
         )
-    plan, report = (_read(out / RECORDS / name, canonical_json.read_object) for name in (PLAN, REPORT))
+    plan = _read(out / RECORDS / PLAN, canonical_json.read_object)
+    report = _read(out / RECORDS / REPORT, _report)
     return _read(out / RECORDS / LEDGER, lambda path: _kept(path, plan, report))
 
 
 def _read(path: Path, how: Callable[[Path], T]) -> T:
     try:
         return how(path)
-    except (ValueError, KeyError, TypeError, IndexError, pa.ArrowException) as error:
+    except (*DAMAGED, ArithmeticError) as error:
+        raise_machines(error)
         raise CorruptFileError(str(path), f"{type(error).__name__}: {error}") from None
+
+
+def _report(path: Path) -> Json:
+    """Raises ValueError if it lacks what is read of it later."""
+    found = canonical_json.read_object(path)
+    check, beside = found.get("check"), found.get("sidecars", [])
+    told = check.get("corrections", {}) if isinstance(check, dict) else None
+    if not isinstance(told, dict) or not all(
+        isinstance(one, dict) and one.keys() >= {"was", "now"} for one in told.values()
+    ):
+        raise ValueError("no corrections that were recorded")
+    if not isinstance(beside, list) or not all(
+        isinstance(name, str) and stays_inside(name) for name in beside
+    ):
+        raise ValueError("no list of sidecars")
+    return found
 
 
 def _kept(path: Path, plan: Json, report: Json) -> Kept:

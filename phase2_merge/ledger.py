@@ -34,6 +34,8 @@ from .rows import IntArray, Rows
 
 DTYPES = tuple(sorted(BITS))
 READERS = 8
+# what reading a damaged Parquet file raises
+DAMAGED = (pa.ArrowException, OSError, KeyError, ValueError, TypeError, AttributeError, IndexError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +111,17 @@ def whole_checksums(path: Path) -> dict[str, str]:
         for dim in range(sum(re.fullmatch(r"g\d", name) is not None for name in table.column_names)):
             tests += [pc.equal(table[f"o{dim}"], 0), pc.equal(table[f"s{dim}"], table[f"g{dim}"])]
         whole = table.select(["name", "xxh3_128"]).filter(functools.reduce(pc.and_, tests))
-    except (pa.ArrowException, KeyError) as error:
+        names = whole["name"].cast(pa.string()).to_pylist()
+        return {name: value.hex() for name, value in zip(names, whole["xxh3_128"].to_pylist(), strict=True)}
+    except DAMAGED as error:
+        raise_machines(error)
         raise CorruptFileError(str(path), str(error)) from None
-    names = whole["name"].cast(pa.string()).to_pylist()
-    return {name: value.hex() for name, value in zip(names, whole["xxh3_128"].to_pylist(), strict=True)}
+
+
+def raise_machines(error: Exception) -> None:
+    """Raise what the machine refuses; Arrow's own OSErrors have no number, and are about what a file holds."""
+    if isinstance(error, OSError) and error.errno is not None:
+        raise error
 
 
 def _generation(one: Manifest) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 from shardmerge.common.quantization import BLOCK_FP8, FORMATS, Format, module_of
 from shardmerge.common.rectangle import Shape
 
+from . import declaration
 from .corrections import Correction, corrected, of_part
 from .quantization import Quantization
 
@@ -79,6 +80,7 @@ def corrected_both(
     now = corrected("quantization", statements(hf, declared), corrections)
     if hf is None:
         return None, now
+    declaration.refuse_unreadable(now)
     hf = {**hf, "quantization": now}
     return hf, quantization_config(hf, now["exclude_modules"])
 

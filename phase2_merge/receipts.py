@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+import xxhash
 
 from shardmerge.common import canonical_json, durable
 from shardmerge.common.errors import CorruptFileError
 
 RECORDS = ".shardmerge"
 FOLDER = "receipts"
+DIGEST = "xxh3_128"  # of everything else in a receipt
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,21 +30,35 @@ class Receipt:
     header_xxh3_128: str
     tensors: dict[str, str]
 
+    def __post_init__(self) -> None:
+        texts = (self.shard, self.plan_digest, self.header_xxh3_128, *self.tensors, *self.tensors.values())
+        if not all(isinstance(text, str) for text in texts) or type(self.num_bytes) is not int:
+            raise TypeError("it is no receipt")
+
 
 def write(out: Path, receipt: Receipt) -> None:
     """Keep a receipt in `out/.shardmerge/receipts`."""
-    durable.write_file(_path(out, receipt.shard), canonical_json.encode(asdict(receipt)))
+    told = asdict(receipt)
+    data = canonical_json.encode(told | {DIGEST: _digest(told)})
+    durable.write_file(_path(out, receipt.shard), data)
 
 
 def read(out: Path, shard: str) -> Receipt | None:
     """The receipt of a shard, None if it has none. Raises CorruptFileError."""
     path = _path(out, shard)
     try:
-        return Receipt(**canonical_json.read_object(path))
+        told = canonical_json.read_object(path)
+        if told.pop(DIGEST, None) != _digest(told):
+            raise ValueError("its digest does not fit its content (edited or damaged)")
+        return Receipt(**told)
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise CorruptFileError(str(path), str(error)) from None
+
+
+def _digest(told: dict[str, Any]) -> str:
+    return xxhash.xxh3_128_hexdigest(canonical_json.encode(told))
 
 
 def _path(out: Path, shard: str) -> Path:

@@ -17,6 +17,7 @@ from shardmerge.common import canonical_json, durable
 from shardmerge.common import reference as references
 from shardmerge.common.architectures import Blueprint, blueprint
 from shardmerge.common.errors import (
+    CorruptFileError,
     MismatchError,
     MissingTensorError,
     OutputExistsError,
@@ -27,12 +28,14 @@ from shardmerge.common.problems import raise_problems
 from shardmerge.common.reference import INDEX
 
 from . import corrections as correcting
-from . import hf_metadata, kept, quantization_json, rewriting, sidecars
+from . import declaration, hf_metadata, kept, quantization_json, rewriting, sidecars
 from .corrections import Correction, Recorded, of_part
-from .expected import TABLE
+from .expected import TABLE, of_another_size
 from .kept import Kept
 from .plan import Plan
 from .receipts import RECORDS
+
+STATEMENTS = ("quant_algo", "kv_cache_quant_algo", "exclude_modules")  # what a merge always writes
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +112,7 @@ def rewrite(
     """Judge, then replace. Call it while `out` is locked."""
     started = time.monotonic()
     base, published = references.read_config(reference or out), references.read_config(out)
+    declaration.read(out, published)  # says what is wrong with them
     hf, declared = _hf_quant_config(out), published.get("quantization_config")
     facts = correcting.corrected("facts", book.facts, corrections)
     config = correcting.corrected("config", base, corrections)
@@ -130,7 +134,13 @@ def rewrite(
 
 def _hf_quant_config(out: Path) -> dict[str, Any] | None:
     path = out / hf_metadata.HF_QUANT_CONFIG
-    return canonical_json.read_object(path) if path.is_file() else None
+    found = canonical_json.read_object(path) if path.is_file() else None
+    if found is not None:
+        told = found.get("quantization")
+        lacks = {*STATEMENTS} - set(told) if isinstance(told, dict) else {"quantization"}
+        if lacks or "producer" not in found:
+            raise CorruptFileError(str(path), f"it lacks {min({*lacks, 'producer'})}")
+    return found
 
 
 def problems(book: Kept, facts: dict[str, Any], table: Blueprint) -> Iterator[ShardmergeError]:
@@ -144,6 +154,9 @@ def problems(book: Kept, facts: dict[str, Any], table: Blueprint) -> Iterator[Sh
         if key in dumped and dumped[key] != value:
             yield MismatchError("config.json", key, str(value), f"{dumped[key]}, as dumped")
     if not book.plain:  # packed weights have shapes of their own, and companions: the merge compared them
+        return
+    if other := of_another_size(table, len(book.names)):
+        yield other
         return
     shapes = dict(zip(book.names, book.shapes, strict=True))
     if table.shapes() == shapes:  # as it should be, and quickly

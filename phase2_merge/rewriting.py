@@ -13,9 +13,11 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from shardmerge.common import canonical_json, durable
 from shardmerge.common.errors import CorruptFileError, OutputLockedError
+from shardmerge.common.reference import stays_inside
 
 from . import exchange
 from .publish import LOCK, NO_LOCKS
@@ -74,7 +76,7 @@ def _finish(out: Path) -> None:
     if journal.is_file():
         try:
             told = canonical_json.read_object(journal)
-            replaced, removed = map(str, told["replace"]), map(str, told["remove"])
+            replaced, removed = _names(told["replace"]), _names(told["remove"])
         except (ValueError, KeyError, TypeError) as error:
             raise CorruptFileError(str(journal), str(error)) from None
         for name in replaced:
@@ -87,6 +89,16 @@ def _finish(out: Path) -> None:
     shutil.rmtree(stage, ignore_errors=True)
     for left in (journal, out / RECORDS / LOCK, *(out / RECORDS).glob(f".{JOURNAL}.*.tmp")):
         left.unlink(missing_ok=True)
+
+
+def _names(told: Any) -> list[str]:
+    """Files of ours in the output. Raises ValueError for anything else: what a journal names is replaced or removed."""
+    if not isinstance(told, list):
+        raise ValueError(f"expected a list of names, got {told!r:.60}")
+    for name in told:
+        if not isinstance(name, str) or not stays_inside(name) or name.endswith(".safetensors"):
+            raise ValueError(f"{name!r:.60} is no file that is rewritten")
+    return told
 
 
 def _lock(folder: int, out: Path) -> None:

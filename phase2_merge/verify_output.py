@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from shardmerge.common import reference as references
-from shardmerge.common import safetensors_header
 from shardmerge.common.architectures import blueprint
 from shardmerge.common.byte_count import show
 from shardmerge.common.dtypes import byte_size
@@ -34,7 +33,7 @@ from shardmerge.common.safetensors_header import Entry, Header
 from . import declaration, ledger, receipts, rewriting, scales
 from . import scan as numbers
 from .checksums import Advance, checksums, in_threads, wrong_bytes
-from .expected import TABLE
+from .expected import TABLE, of_another_size
 from .hf_metadata import TORCH_NAMES
 from .naming import grouped
 from .receipts import RECORDS
@@ -118,9 +117,7 @@ def _headers(files: tuple[Path, ...]) -> tuple[Shards, list[ShardmergeError]]:
     problems: list[ShardmergeError] = []
     for file in files:
         try:
-            shards[file.name] = safetensors_header.read(file)
-        except FileNotFoundError:
-            problems.append(CorruptFileError(str(file), f"named by {INDEX}, but missing"))
+            shards[file.name] = references.read_header(file)
         except CorruptFileError as error:
             problems.append(error)
     return shards, problems
@@ -178,6 +175,9 @@ def _judge_config(
         table = blueprint(config)
     except (UnsupportedArchitectureError, BadInputError) as error:
         yield f"shapes were not compared with config.json: {error.message()}"
+        return
+    if other := of_another_size(table, len(held)):
+        problems.append(other)
         return
     required_by = TABLE.format(table.architecture.name)
     for tensor in table.tensors():

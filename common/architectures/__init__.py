@@ -19,6 +19,7 @@ __all__ = [
     "Config",
     "Layout",
     "Tensor",
+    "architecture_of",
     "blueprint",
     "key_ids",
 ]
@@ -29,12 +30,18 @@ def blueprint(config: Config) -> Blueprint:
 
     Raises BadInputError if the config names none, UnsupportedArchitectureError if there is no table for it.
     """
-    names = config.get("architectures")
-    if not isinstance(names, list) or not names or not isinstance(names[0], str):
+    name = architecture_of(config)
+    if name is None:
         raise BadInputError(
             'config.json has no "architectures"',
             'Add it, for example "architectures": ["Qwen3MoeForCausalLM"].',
         )
-    if names[0] not in ARCHITECTURES:
-        raise UnsupportedArchitectureError(names[0], tuple(sorted(ARCHITECTURES)))
-    return Blueprint(ARCHITECTURES[names[0]], config)
+    if name not in ARCHITECTURES:
+        raise UnsupportedArchitectureError(name, tuple(sorted(ARCHITECTURES)))
+    return Blueprint(ARCHITECTURES[name], config)
+
+
+def architecture_of(config: Config) -> str | None:
+    """The first name under "architectures", None if there is none."""
+    names = config.get("architectures")
+    return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None

@@ -18,6 +18,9 @@ from ..errors import BadInputError
 Config = Mapping[str, Any]
 Ids = Mapping[str, int]
 Layers = dict[str, Container[int]]
+MAX_SIZE = 1 << 31  # of a dimension: two of them are multiplied in 64 bits
+MAX_LAYERS = 1 << 14
+MAX_EXPERTS = 1 << 20  # in all layers together, twenty times those of the largest models
 
 
 class Layout(StrEnum):
@@ -103,10 +106,10 @@ class Blueprint:
 
     def __post_init__(self) -> None:
         try:
-            dimensions = self.architecture.dimensions(self.config)
+            dimensions = _bounded(self.architecture.dimensions(self.config))
             flags = self.architecture.flags(self.config)
             layers = self.architecture.layers(self.config)
-        except (KeyError, TypeError, ZeroDivisionError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ArithmeticError, ValueError, AttributeError) as error:
             raise BadInputError(
                 f"config.json of {self.architecture.name} lacks or contradicts {error}",
                 "Correct it, or give the config.json of the model that was trained.",
@@ -148,6 +151,12 @@ class Blueprint:
             for row in self.rows:
                 if row.where != "model" and layer in self.layers[row.where]:
                     yield row, layer
+
+    def num_tensors(self) -> int:
+        """How many `tensors` lists, without listing them."""
+        experts = self.dimensions.get("num_experts", 0)
+        places = (row for row, _ in self._places())
+        return sum(len(row.targets) * (experts if _is_of_experts(row) else 1) for row in places)
 
     def expert_tensors(self, layer: int, expert: int) -> Iterator[Tensor]:
         """Every tensor of one routed expert."""
@@ -193,6 +202,17 @@ class Blueprint:
 
 def _is_of_experts(row: Row) -> bool:
     return "{expert}" in row.targets[0].name
+
+
+def _bounded(dimensions: dict[str, int]) -> dict[str, int]:
+    """Raise ValueError for what is no size, and for more experts than a list of all tensors could ever be made of."""
+    for name, value in dimensions.items():
+        if type(value) is not int or not 0 <= value < MAX_SIZE:
+            raise ValueError(f"{name} = {value!r:.40}")
+    layers, experts = dimensions["num_layers"], dimensions.get("num_experts", 0)
+    if layers > MAX_LAYERS or layers * experts > MAX_EXPERTS:
+        raise ValueError(f"{layers:,} layers of {experts:,} experts")
+    return dimensions
 
 
 def key_pattern(key: str) -> str:

@@ -34,6 +34,24 @@ def test_a_table_lists_every_tensor_once() -> None:
     assert "model.layers.0.mlp.experts.0.up_proj.weight" not in names
 
 
+@pytest.mark.parametrize(
+    "changes", [{}, {"mlp_only_layers": []}, {"num_experts": 0}, {"tie_word_embeddings": True}]
+)
+def test_tensors_are_counted_without_listing_them(changes: dict[str, Any]) -> None:
+    table = blueprint(CONFIG | changes)
+    assert table.num_tensors() == len(list(table.tensors()))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"num_hidden_layers": 1 << 40}, {"num_hidden_layers": 20_000}, {"num_experts": 1 << 20},
+     {"hidden_size": 8.0}, {"vocab_size": -1}, {"hidden_size": True}, {"head_dim": 1 << 31}],
+)  # fmt: skip
+def test_dimensions_that_cannot_be_are_refused_before_anything_is_listed(changes: dict[str, Any]) -> None:
+    with pytest.raises(BadInputError, match="lacks or contradicts"):
+        blueprint(CONFIG | changes)
+
+
 def test_a_claim_names_tensor_and_shape() -> None:
     claim = blueprint(CONFIG).claim(EXPERT)
     assert claim is not None

@@ -8,32 +8,23 @@ from __future__ import annotations
 
 import json
 import tempfile
-import tracemalloc
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shardmerge.common import safetensors_header
-from shardmerge.common.errors import ShardmergeError
 from shardmerge.phase2_merge import check, inspect, ledger, manifest_json
 from shardmerge.phase2_merge.rank_directories import discover
 from tests.phase2_merge import dumps
 from tests.phase2_merge.refusals import edit
 
+from .surviving import BOUNDED, BYTES, JSON, NUMBERS, changed, survives
+
 MODEL = dumps.model_of(dumps.dense_config(1))
-BOUNDED = settings(max_examples=60, deadline=timedelta(seconds=10))
-NUMBERS = st.integers() | st.sampled_from([-1, 0, 1 << 31, 1 << 62, 1 << 63, 1 << 70])
-JSON = st.recursive(
-    st.none() | st.booleans() | NUMBERS | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4),
-    max_leaves=12,
-)
-MEMORY_BYTES = 64 << 20
 
 
 @pytest.fixture(scope="module")
@@ -44,21 +35,6 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     dumps.write_dump(folder / "dump", MODEL, dumps.cuts_of(MODEL, topology), topology)
     dumps.write_reference(folder / "reference", MODEL)
     return folder
-
-
-def survives(run: Callable[[], object]) -> None:
-    """Whatever `run` is given, it ends well or with an error of the tree, in little memory."""
-    refusal = None
-    tracemalloc.start()
-    try:
-        run()
-    except ShardmergeError as error:
-        refusal = error
-    finally:
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-    assert peak < MEMORY_BYTES
-    assert refusal is None or (refusal.exit_code in {2, 3, 4, 5} and json.dumps(refusal.facts()))
 
 
 def look(dump: Path, reference: Path) -> None:
@@ -75,14 +51,6 @@ def spoiled(sound: Path, folder: Path) -> Path:
     for path in (sound / "dump" / "rank-00000").iterdir():
         (rank / path.name).write_bytes(path.read_bytes())
     return rank
-
-
-def changed(data: bytes, at: int, put: bytes, cut: int) -> bytes:
-    at %= len(data)
-    return data[:at] + put + data[at + cut :]
-
-
-BYTES = {"at": st.integers(0, 1 << 20), "put": st.binary(max_size=9), "cut": st.integers(0, 9)}
 
 
 @BOUNDED

@@ -12,7 +12,13 @@ import pytest
 import torch
 from megatron.core.models.gpt.gpt_model import GPTModel
 
-from shardmerge.common.errors import MismatchError, MissingTensorError, ShardmergeError, UnexpectedTensorError
+from shardmerge.common.errors import (
+    BadInputError,
+    MismatchError,
+    MissingTensorError,
+    ShardmergeError,
+    UnexpectedTensorError,
+)
 from shardmerge.common.problems import ProblemsFoundError
 from shardmerge.common.quantization_errors import (
     BadScaleError,
@@ -322,6 +328,27 @@ def test_a_mixture_lists_every_global_expert(reference: Path, tmp_path: Path) ->
     assert {tuple(group["targets"]) for group in groups.values()} == {
         tuple(sorted(experts)), tuple(sorted(attention)),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("correction", "what"),
+    [
+        ("quant_algo=INT3", "says INT3"),
+        ("quant_algo=MIXED_PRECISION", "MIXED_PRECISION without quantized_layers"),
+        ("exclude_modules=lm_head", "expected a list of modules, got 'lm_head'"),
+        ("quant_algo=3", "expected a name, got 3"),
+    ],
+)
+def test_a_correction_that_no_reader_would_understand_is_refused(
+    correction: str, what: str, sound: Path, reference: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    merge([sound], out, hf_reference=reference, workers=1)
+    before = json_of(out)
+    with pytest.raises(BadInputError) as error:
+        metadata(out, corrections=[f"quantization.{correction}"])
+    assert (error.value.exit_code, what in error.value.what) == (2, True)
+    assert json_of(out) == before
 
 
 def test_metadata_sets_the_kv_cache_and_adds_an_excluded_module_without_touching_a_shard(

@@ -9,7 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from shardmerge.phase2_merge import merge
+import xxhash
+
+from shardmerge.phase2_merge import merge, verify
 
 from .conftest import MakeWorld, World
 from .dumps import Topology, tree
@@ -126,5 +128,20 @@ def test_shards_that_were_not_checked_are_not_kept_by_a_merge_that_checks(world:
     one = world(Topology(tp=2)).write()
     partial = late(one)
     for path in (partial / ".shardmerge" / "receipts").iterdir():
-        path.write_text(json.dumps(json.loads(path.read_bytes()) | {"checked": False}))
+        told = json.loads(path.read_bytes()) | {"checked": False}
+        del told["xxh3_128"]
+        body = json.dumps(told, sort_keys=True, separators=(",", ":")).encode() + b"\n"
+        path.write_text(json.dumps(told | {"xxh3_128": xxhash.xxh3_128_hexdigest(body)}))
     assert one.merge(max_shard_bytes=500).kept_shards == 0
+
+
+def test_a_shard_whose_receipt_was_damaged_is_written_again(world: MakeWorld) -> None:
+    one = world(Topology(tp=2)).write()
+    partial = late(one)
+    count = _receipts(partial)
+    path = next((partial / ".shardmerge" / "receipts").glob("model-*.json"))
+    name, digest = next(iter(json.loads(path.read_bytes())["tensors"].items()))
+    other = ("0" if digest[0] != "0" else "1") + digest[1:]
+    path.write_text(path.read_text().replace(f'"{name}":"{digest}"', f'"{name}":"{other}"'))
+    assert one.merge(max_shard_bytes=500).kept_shards == count - 1
+    assert verify(one.out).checksums_compared == len(one.model.tensors)

@@ -308,6 +308,35 @@ def test_a_file_system_that_cannot_exchange_gets_a_journal(
     assert sorted(path.name for path in one.folder.iterdir()) == ["dump", "out", "reference"]
 
 
+@pytest.mark.parametrize(
+    "name", ["../mine", "/etc/hostname", "", "a/../../mine", "model-00001-of-00002.safetensors"]
+)
+@pytest.mark.parametrize("part", ["replace", "remove"])
+def test_a_journal_that_names_what_is_not_rewritten_touches_nothing(
+    part: str, name: str, world: MakeWorld
+) -> None:
+    one = published(world)
+    mine = one.folder / "mine"
+    mine.write_text("keep me")
+    journal = {"schema_version": 1, "replace": [], "remove": []} | {part: [name]}
+    (one.out / ".shardmerge" / "journal.json").write_text(json.dumps(journal))
+    before = untouched(one.out)
+    with pytest.raises(CorruptFileError, match="is no file that is rewritten"):
+        metadata(one.out)
+    assert (mine.read_text(), untouched(one.out)) == ("keep me", before)
+
+
+def test_a_report_whose_sidecars_lie_elsewhere_removes_nothing(world: MakeWorld) -> None:
+    one = published(world)
+    mine = one.folder / "mine"
+    mine.write_text("keep me")
+    path = one.out / ".shardmerge" / "report.json"
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | {"sidecars": ["../mine"]}))
+    with pytest.raises(CorruptFileError, match="no list of sidecars"):
+        metadata(one.out, hf_reference=one.reference)
+    assert mine.read_text() == "keep me"
+
+
 def test_a_journal_that_is_no_journal_is_told(world: MakeWorld) -> None:
     one = published(world)
     (one.out / ".shardmerge" / "journal.json").write_text("{}")

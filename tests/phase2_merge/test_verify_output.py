@@ -157,6 +157,13 @@ def test_a_layer_that_config_requires_and_nobody_holds(foreign: Path) -> None:
     assert all(error.tensor.startswith("model.layers.1.") for error in found)
 
 
+def test_a_config_of_a_far_larger_model_is_one_problem(foreign: Path) -> None:
+    config = json.loads((foreign / "config.json").read_bytes())
+    (foreign / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 10_000}))
+    error = refusal(foreign, tree.MismatchError, 4)
+    assert (error.tensor, error.got, error.expected) == ("config.json", "110,003", "about 14")
+
+
 def test_tensors_that_config_does_not_know_are_a_warning(foreign: Path) -> None:
     config = json.loads((foreign / "config.json").read_bytes())
     (foreign / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
@@ -193,6 +200,13 @@ def test_a_directory_without_config(tmp_path: Path) -> None:
 def test_an_index_that_is_none(foreign: Path) -> None:
     (foreign / INDEX).write_text('{"weight_map": ["a.safetensors"]}')
     assert "no weight_map" in refusal(foreign, tree.CorruptFileError, 4).reason
+
+
+@pytest.mark.parametrize("file", ["../a.safetensors", "/a.safetensors", "", ".", "a\0b", "x" * 300, "a//b"])
+def test_an_index_that_names_no_file_of_its_folder(foreign: Path, file: str) -> None:
+    change_index(foreign, lambda index: index["weight_map"].update({"lm_head.weight": file}))
+    error = refusal(foreign, tree.CorruptFileError, 4)
+    assert (error.path, "is no name of a file" in error.reason) == (str(foreign / INDEX), True)
 
 
 def test_records_that_were_damaged(merged: Path) -> None:
