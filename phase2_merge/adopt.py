@@ -10,7 +10,9 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from .plan import Adopted
@@ -21,12 +23,32 @@ COPY_BYTES = 4 << 20
 FICLONE = 0x40049409  # linux/fs.h
 
 
-def adopt(shards: Sequence[Adopted], folder: Path) -> dict[str, int]:
-    """Put every adopted shard into `folder`; how many by which means. Raises OSError if a copy fails too."""
-    found = {LINK: 0, REFLINK: 0, COPY: 0}
+@dataclass(frozen=True, slots=True)
+class Adoption:
+    """How many shards were adopted by which means, and how many bytes had to be copied for it."""
+
+    by: dict[str, int]
+    copied_bytes: int
+
+
+def adopt(shards: Sequence[Adopted], folder: Path) -> Adoption:
+    """Put every adopted shard into `folder`. Raises OSError if a copy fails too."""
+    found, copied_bytes = {LINK: 0, REFLINK: 0, COPY: 0}, 0
     for shard in shards:
-        found[_adopt(shard.fragment.path.resolve(), folder / shard.name)] += 1
-    return {how: count for how, count in found.items() if count}
+        how = _adopt(shard.fragment.path.resolve(), folder / shard.name)
+        found[how] += 1
+        copied_bytes += shard.num_bytes if how == COPY else 0
+    return Adoption({how: count for how, count in found.items() if count}, copied_bytes)
+
+
+def together(parts: Iterable[Adoption]) -> Adoption:
+    """What several did."""
+    total: Counter[str] = Counter()
+    copied_bytes = 0
+    for one in parts:
+        total.update(one.by)
+        copied_bytes += one.copied_bytes
+    return Adoption(dict(total), copied_bytes)
 
 
 def _adopt(source: Path, target: Path) -> str:

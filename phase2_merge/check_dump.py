@@ -36,9 +36,7 @@ def check(
     recorded in the report. grafts: patterns of names, as `model.visual.*`, that are taken from the reference's weights.
     Raises an error of the tree: what is missing (exit 3), contradicts itself (4) or is not supported (5).
     """
-    proof = prove(
-        [Path(dump) for dump in dumps], Path(hf_reference), allow, uncalibrated, corrections, grafts
-    )
+    proof = prove(dumps, hf_reference, allow, uncalibrated, corrections, grafts)
     if verify == "full":
         verify_bytes(proof.ledger, proof.fragments, talk)
     return check_report(proof, verify)

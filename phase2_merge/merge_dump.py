@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Collection, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from shardmerge.common import canonical_json, durable
 
 from . import hf_metadata, ledger, parts, sidecars
-from .adopt import adopt
+from .adopt import adopt, together
 from .assemble import STAGING_BYTES
 from .assembling import Means, assemble_shards
 from .check_dump import verify_bytes
+from .laps import Laps
 from .plan import ADOPT, MAX_SHARD_BYTES, Plan
 from .proof import Proof, prove
 from .publish import publishing
@@ -57,43 +57,47 @@ def merge(
     for data, per worker. finalize: publish what `merge_part` wrote, all parts of it. dry_run: prove (without reading
     bytes) and plan only. The rest as for `check`. Raises an error of the tree, OSError; `out` then does not exist.
     """
-    started, out = time.monotonic(), Path(os.path.abspath(out))
+    laps, out = Laps(), Path(os.path.abspath(out))
     if exists := os.path.lexists(out):
         refuse_other(out)
-    proof = prove(
-        [Path(dump) for dump in dumps], Path(hf_reference), allow, uncalibrated, corrections, grafts
-    )
+    proof = prove(dumps, hf_reference, allow, uncalibrated, corrections, grafts)
     plan = proof.plan(max_shard_bytes, min_shard_bytes, layout)
     means = Means(workers, executor, staging_bytes, verify == "full", talk)
     checked = check_report(proof, "size" if dry_run or exists else verify)
     report = merge_report(plan, checked, str(out), dry_run=dry_run)
+    laps.end("proof")
     if dry_run:
-        return finished(report, {}, time.monotonic() - started)
+        return finished(report, laps)
     if exists:
         again = republish(out, plan, Path(hf_reference), proof.given)
-        return finished(replace(report, rewritten=again.changed), {}, time.monotonic() - started)
+        return finished(replace(report, rewritten=again.changed), laps)
     with publishing(out, talk, keep=finalize) as folder:
-        kept, adopted_by = (_gather if finalize else _write)(plan, proof, folder, means)
+        report = replace(report, **(_gather if finalize else _write)(plan, proof, folder, means, laps))
         _describe(proof, plan, report, folder)
-    return finished(replace(report, kept_shards=kept), adopted_by, time.monotonic() - started)
+    laps.end("publishing")
+    return finished(report, laps)
 
 
-def _write(plan: Plan, proof: Proof, folder: Path, means: Means) -> tuple[int, dict[str, int]]:
-    """Write all shards: how many were kept of a merge that was killed, and how others were adopted."""
+def _write(plan: Plan, proof: Proof, folder: Path, means: Means, laps: Laps) -> dict[str, Any]:
+    """Write all shards: how others were adopted, and how many were kept of a merge that was killed."""
     kept = keep_finished(folder, plan, check=means.check)
     if means.check:
         verify_bytes(proof.ledger, [shard.fragment for shard in plan.adopted], means.talk)
-    adopted_by = adopt(plan.adopted, folder)
+    adoption = adopt(plan.adopted, folder)
+    laps.end("adopting")
     assemble_shards(plan, [shard for shard in plan.assembled if shard.name not in kept], folder, means)
-    return len(kept), adopted_by
+    laps.end("assembling")
+    return {"adopted_by": adoption.by, "copied_bytes": adoption.copied_bytes, "kept_shards": len(kept)}
 
 
-def _gather(plan: Plan, proof: Proof, folder: Path, means: Means) -> tuple[int, dict[str, int]]:
+def _gather(plan: Plan, proof: Proof, folder: Path, means: Means, laps: Laps) -> dict[str, Any]:
     """Take what the parts wrote, all of which must be there: nothing is kept of a merge that was killed."""
     found = tuple(parts.records(folder, plan.digest, check=means.check))
     parts.require(plan, found)
     keep_finished(folder, plan, check=means.check, stay={shard.name for shard in plan.adopted})
-    return 0, parts.adopted_by(found)
+    adoption = together(one.adoption for one in found)
+    laps.end("gathering")
+    return {"adopted_by": adoption.by, "copied_bytes": adoption.copied_bytes}
 
 
 def _describe(proof: Proof, plan: Plan, report: MergeReport, folder: Path) -> None:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import heapq
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from shardmerge.common import canonical_json, durable
 from shardmerge.common.errors import BadInputError, CorruptFileError, MissingPartsError
 
+from .adopt import Adoption
 from .plan import Plan
 from .receipts import FOLDER, RECORDS
 
@@ -33,13 +34,13 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """The shards that a part put into the output. `adopted_by`: how many by which means."""
+    """The shards that a part put into the output, and how it adopted those that are adopted."""
 
     part: str
     plan_digest: str
     checked: bool
     shards: tuple[str, ...]
-    adopted_by: dict[str, int]
+    adoption: Adoption
 
 
 def parse(text: str) -> Part:
@@ -74,11 +75,15 @@ def records(folder: Path, plan_digest: str, *, check: bool) -> Iterator[Record]:
     """Records of this plan, and if `check` only of parts that compared checksums. Raises CorruptFileError."""
     for path in sorted((folder / RECORDS / FOLDER).glob("part-*.json")):
         try:
-            found = Record(**canonical_json.read_object(path))
+            found = _record(**canonical_json.read_object(path))
         except (ValueError, TypeError) as error:
             raise CorruptFileError(str(path), str(error)) from None
         if found.plan_digest == plan_digest and (found.checked or not check):
             yield found
+
+
+def _record(adoption: dict[str, Any], shards: list[str], **rest: Any) -> Record:
+    return Record(adoption=Adoption(**adoption), shards=tuple(shards), **rest)
 
 
 def require(plan: Plan, found: Iterable[Record]) -> None:
@@ -88,14 +93,6 @@ def require(plan: Plan, found: Iterable[Record]) -> None:
     absent = [shard.name for shard in plan.shards if shard.name not in written]
     if absent:
         raise MissingPartsError(_absent_parts(plan, absent, found), len(absent), len(plan.shards))
-
-
-def adopted_by(found: Iterable[Record]) -> dict[str, int]:
-    """How many shards of all parts were adopted by which means."""
-    total: Counter[str] = Counter()
-    for one in found:
-        total.update(one.adopted_by)
-    return dict(total)
 
 
 def _absent_parts(plan: Plan, absent: list[str], found: tuple[Record, ...]) -> tuple[str, ...]:

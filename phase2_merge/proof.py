@@ -73,8 +73,8 @@ class Proof:
 
 
 def prove(
-    dumps: Sequence[Path],
-    hf_reference: Path,
+    dumps: Sequence[str | Path],
+    hf_reference: str | Path,
     allow: Collection[str] = (),
     uncalibrated: Uncalibrated = "error",
     corrections: Sequence[str] = (),
@@ -83,11 +83,11 @@ def prove(
     """Read manifests and headers, and prove everything but the bytes. Raises one error of the tree, or all."""
     _refuse_unknown(allow)
     given = parse(corrections)
-    reference = references.read(hf_reference)
+    reference = references.read(Path(hf_reference))
     told = recorded("config", reference.config, given)
     reference = replace(reference, config=corrected("config", reference.config, given))
     table = blueprint(reference.config)
-    found = discover(dumps)
+    found = discover([Path(dump) for dump in dumps])
     grafted = graft.graft(reference, grafts)
     book = ledger.read(found, grafted)
     manifests = [head.manifest for head in book.heads]

@@ -12,6 +12,7 @@ from shardmerge.common.errors import SHOWN
 
 from . import corrections
 from .corrections import Recorded
+from .laps import Laps
 from .naming import summary
 from .plan import MANY_SHARDS, Plan
 from .proof import Proof
@@ -83,6 +84,8 @@ class MergeReport:
     adopted_by: dict[str, int]
     dry_run: bool
     seconds: float
+    stages: dict[str, float]
+    copied_bytes: int = 0
     sidecars: tuple[str, ...] = ()
     rewritten: tuple[str, ...] | None = None
     kept_shards: int = 0
@@ -92,7 +95,9 @@ class MergeReport:
 
     def published(self) -> dict[str, Any]:
         """What report.json in the output holds: the same for the same input, wherever and whenever it was merged."""
-        local = {"out", "adopted_by", "dry_run", "seconds", "rewritten", "kept_shards"}
+        local = {
+            "out", "adopted_by", "copied_bytes", "dry_run", "seconds", "stages", "rewritten", "kept_shards",
+        }  # fmt: skip
         return {key: value for key, value in asdict(self).items() if key not in local}
 
     def text(self) -> str:
@@ -102,9 +107,8 @@ class MergeReport:
         shards = (
             f"{self.num_shards:,} shards, {self.adopted_shards:,} adopted{f' ({means})' if means else ''}"
         )
-        moved = f"{show(self.adopted_bytes)} not copied, {show(self.assembled_bytes)} assembled"
         verb = "Would publish" if self.dry_run else "Published"
-        lines = [*self.check.lines(), f"{verb} {self.out}: {shards}, {moved}, in {self.seconds:.1f} s."]
+        lines = [*self.check.lines(), f"{verb} {self.out}: {shards}, in {self.seconds:.1f} s.", self._moved()]
         if self.num_shards > MANY_SHARDS and self.adopted_shards:
             lines.append(
                 f"{self.num_shards:,} shards are slow to open: --layout canonical writes few, full ones, "
@@ -115,6 +119,16 @@ class MergeReport:
         if self.dry_run:
             lines += [f"  {name}  {show(size)}" for name, size in self.largest_shards]
         return "\n".join([*lines, *self.check.remarks()])
+
+    def _moved(self) -> str:
+        """What was written, beside the plain copy of everything that other tools make; and how long each stage took."""
+        written = self.assembled_bytes + self.copied_bytes
+        total = self.assembled_bytes + self.adopted_bytes
+        parts = [f"{show(self.adopted_bytes - self.copied_bytes)} not copied"]
+        parts += [f"{show(self.copied_bytes)} copied"] if self.copied_bytes else []
+        parts += [f"{show(self.assembled_bytes)} assembled: {written / max(1, total):.0%} of a plain copy"]
+        told = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in self.stages.items())
+        return f"{', '.join(parts)}{f'; {told}' if told else ''}."
 
     def _told_again(self) -> str:
         what = f"rewrote {', '.join(self.rewritten)}" if self.rewritten else "nothing to change"
@@ -163,12 +177,13 @@ def merge_report(plan: Plan, check: CheckReport, out: str, *, dry_run: bool) -> 
         adopted_by={},
         dry_run=dry_run,
         seconds=0.0,
+        stages={},
     )
 
 
-def finished(report: MergeReport, adopted_by: dict[str, int], seconds: float) -> MergeReport:
-    """The report with what only this run knows."""
-    return replace(report, adopted_by=adopted_by, seconds=round(seconds, 3))
+def finished(report: MergeReport, laps: Laps) -> MergeReport:
+    """The report with how long it took."""
+    return replace(report, seconds=laps.seconds, stages=dict(laps.stages))
 
 
 def warning_lines(warnings: Sequence[str]) -> list[str]:

@@ -14,7 +14,7 @@ from shardmerge.common.byte_count import show
 from shardmerge.common.errors import OutputExistsError
 
 from . import parts
-from .adopt import adopt
+from .adopt import Adoption, adopt
 from .assemble import STAGING_BYTES
 from .assembling import Means, assemble_shards
 from .check_dump import verify_bytes
@@ -37,7 +37,7 @@ class PartReport:
     num_shards: int
     num_bytes: int
     kept_shards: int
-    adopted_by: dict[str, int]
+    adoption: Adoption
     seconds: float
 
     def facts(self) -> dict[str, Any]:
@@ -79,19 +79,17 @@ def merge_part(
     OutputLockedError, what `check` raises; OSError. What other parts wrote stays.
     """
     started, out, mine = time.monotonic(), Path(os.path.abspath(out)), parts.parse(part)
-    proof = prove(
-        [Path(dump) for dump in dumps], Path(hf_reference), allow, uncalibrated, corrections, grafts
-    )
+    proof = prove(dumps, hf_reference, allow, uncalibrated, corrections, grafts)
     plan = proof.plan(max_shard_bytes, min_shard_bytes, layout)
     means = Means(workers, executor, staging_bytes, verify == "full", talk)
     names = parts.share(plan, mine)
-    kept, adopted_by = len(names), dict[str, int]()
+    kept, adoption = len(names), Adoption({}, 0)
     if not _is_published(out, plan):
         with sharing(out, talk) as folder:
-            kept, adopted_by = _write(plan, mine, names, folder, means)
+            kept, adoption = _write(plan, mine, names, folder, means)
     size = sum(shard.num_bytes for shard in plan.shards if shard.name in names)
     return PartReport(
-        str(out), str(mine), len(names), size, kept, adopted_by, round(time.monotonic() - started, 3)
+        str(out), str(mine), len(names), size, kept, adoption, round(time.monotonic() - started, 3)
     )
 
 
@@ -104,22 +102,20 @@ def _is_published(out: Path, plan: Plan) -> bool:
     return True
 
 
-def _write(
-    plan: Plan, part: Part, mine: frozenset[str], folder: Path, means: Means
-) -> tuple[int, dict[str, int]]:
+def _write(plan: Plan, part: Part, mine: frozenset[str], folder: Path, means: Means) -> tuple[int, Adoption]:
     """How many shards were there already, and how the others were adopted."""
     digest = plan.digest
     adopted = [shard for shard in plan.adopted if shard.name in mine]
     done = {one.part: one for one in parts.records(folder, digest, check=means.check)}
     if str(part) in done and _are_there(adopted, folder):
-        there, adopted_by = adopted, done[str(part)].adopted_by
+        there, adoption = adopted, done[str(part)].adoption
     else:
-        there, adopted_by = [], _adopt(plan, adopted, folder, means)
+        there, adoption = [], _adopt(plan, adopted, folder, means)
     assembled = [shard for shard in plan.assembled if shard.name in mine]
     left = [shard for shard in assembled if not is_finished(folder, shard.name, digest, check=means.check)]
     assemble_shards(plan, left, folder, means)
-    parts.write(folder, Record(str(part), digest, means.check, tuple(sorted(mine)), adopted_by))
-    return len(there) + len(assembled) - len(left), adopted_by
+    parts.write(folder, Record(str(part), digest, means.check, tuple(sorted(mine)), adoption))
+    return len(there) + len(assembled) - len(left), adoption
 
 
 def _are_there(adopted: Sequence[Adopted], folder: Path) -> bool:
@@ -127,7 +123,7 @@ def _are_there(adopted: Sequence[Adopted], folder: Path) -> bool:
     return all(path.is_file() and path.stat().st_size == size for path, size in paths)
 
 
-def _adopt(plan: Plan, adopted: Sequence[Adopted], folder: Path, means: Means) -> dict[str, int]:
+def _adopt(plan: Plan, adopted: Sequence[Adopted], folder: Path, means: Means) -> Adoption:
     if means.check:
         verify_bytes(plan.ledger, [shard.fragment for shard in adopted], means.talk)
     for shard in adopted:

@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from shardmerge.common.cli import main
-from shardmerge.phase2_merge import merge_dump
+from shardmerge.phase2_merge import proof
 
 from . import dumps
 from .conftest import MakeWorld, World
@@ -112,7 +112,7 @@ def test_a_defect_exits_with_1_and_shows_its_traceback(
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr(merge_dump, "plan_shards", broken)
+    monkeypatch.setattr(proof, "plan_shards", broken)
     found = run(*merge_arguments(world().write()))
     assert found.exit_code == 1
     assert "ZeroDivisionError: oops" in found.stderr
@@ -205,6 +205,7 @@ POOLED = """
 import os, sys, threading, time, multiprocessing
 from shardmerge.phase2_merge import merge, merge_dump
 dump, out, reference = sys.argv[1:]
+adopt = merge_dump.adopt
 
 def block(shards, folder):
     for rank in ("rank-00000", "rank-00001"):
@@ -212,7 +213,7 @@ def block(shards, folder):
         os.unlink(fragment)
         os.mkfifo(fragment)
     threading.Thread(target=tell).start()
-    return {}
+    return adopt(shards, folder)
 
 def tell():
     while len(multiprocessing.active_children()) < 2:

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shardmerge.common import durable
+from shardmerge.common import byte_count, durable
 from shardmerge.common.errors import BadInputError
-from shardmerge.phase2_merge import report
+from shardmerge.phase2_merge import merge, report
 from shardmerge.phase2_merge.adopt import FICLONE
 from shardmerge.phase2_merge.assemble import STAGING_BYTES, Piece, ShardTask, TensorTask
 from shardmerge.phase2_merge.workers import pool, write_shard
@@ -126,3 +126,25 @@ def _records(folder: Path) -> Path:
 def _peak(pid: int) -> int:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def test_the_summary_tells_what_was_written_and_how_long_each_stage_took(
+    world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+
+    one = world(Topology(tp=2)).write()
+    linked = one.merge()
+    written = linked.assembled_bytes / (linked.assembled_bytes + linked.adopted_bytes)
+    assert f"assembled: {written:.0%} of a plain copy; proof " in linked.text()
+    assert linked.copied_bytes == 0
+    assert list(linked.stages) == ["proof", "adopting", "assembling", "publishing"]
+    assert sum(linked.stages.values()) <= linked.seconds + 0.01
+
+    def other_file_system(_old: Path, _new: Path) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", other_file_system)
+    copied = merge([one.dump], one.folder / "far", hf_reference=one.reference, workers=1)
+    assert copied.copied_bytes == copied.adopted_bytes == linked.adopted_bytes
+    assert f"0 B not copied, {byte_count.show(copied.copied_bytes)} copied, " in copied.text()
+    assert "assembled: 100% of a plain copy" in copied.text()
