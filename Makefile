@@ -59,8 +59,8 @@ format: setup  ## Write the format that lint expects
 typecheck: setup  ## Strict types
 	$(BIN)/mypy -p shardmerge -p tests
 
-bench: setup  ## Print the table of speeds and memory
-	$(BIN)/python -m tests.bench
+bench: setup  ## Print the table of speeds and memory; fail if a bound is broken (ARGS='--only growth' and the like)
+	$(BIN)/python -m tests.bench $(ARGS)
 
 scale: setup  ## Print what checking ten million rectangles on ten thousand ranks costs (needs 10 GB of disk)
 	$(BIN)/python -m tests.scale

@@ -1,46 +1,74 @@
-"""`make bench`: one generated model, dumped and merged, each beside its peer in the same run, as a table of ratios."""
+"""`make bench`: speeds and memory, each beside its peer in the same run, as a table of ratios and bounds.
+
+Decides only what is printed. What is measured, and how, is in a module for every section.
+"""
 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from statistics import median
 
-from tests.bench import packing
-from tests.bench.dumping import Dumping, bench_family, measure, write_reference
-from tests.bench.merging import Ran, copied, merged, rounds
+from . import adopting, assembling, dumping, growth, memory, packing, strided
+from .line import HEAD, Line, row
 
-MIB = 1 << 20
-PACKED_GIB = 0.3  # before packing; a CPU packs some ten MB a second
-KINDS = {"whole": "nothing split (EP 2)", "split": "everything split (TP 2, ETP 2)"}
-Line = tuple[str, str, str, str, str]
+LEGEND = """\
+Every contestant runs once in each round; seconds are medians of the rounds, ratios are medians of the rounds' ratios.
+warm: the input was read just before. cold: it was dropped from the page cache just before, with
+posix_fadvise(DONTNEED) after fsync, which needs no privilege. Every contestant ends with its files on the disk (fsync).
+Seconds of ours include the start of Python; those of peers that need torch do not. "cpu" are seconds of all processors
+together. Memory is VmHWM of each process. BROKEN: a bound is not kept.
+"""
+Section = Callable[[argparse.Namespace, Path], Iterator[Line]]
+SECTIONS: dict[str, Section] = {
+    "dump": lambda given, folder: dumping.lines(given.gib, folder, given.device),
+    "adopt": lambda given, folder: adopting.lines(given.gib, folder),
+    "assemble": lambda given, folder: assembling.lines(given.gib, folder, given.tp),
+    "strided": lambda _given, folder: strided.lines(folder),
+    "memory": lambda _given, folder: memory.lines(folder),
+    "growth": lambda _given, folder: growth.lines(folder),
+    "pack": lambda _given, folder: packing.lines(folder),
+}
 
 
-def main() -> None:
-    """Generate, measure, print."""
+def main() -> int:
+    """Generate, measure, print; 1 if a bound is broken."""
     options = parser().parse_args()
     folder = Path(tempfile.mkdtemp(prefix="shardmerge-bench-", dir=options.dir))
+    cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
+    print(
+        f"{cores} cores, load {load:.1f} before the start; models of about {options.gib:g} GiB in {folder}."
+    )
+    print(LEGEND, row(HEAD), row(("---",) * len(HEAD)), sep="\n", flush=True)
+    broken = 0
     try:
-        print(f"A Qwen3-MoE of about {options.gib:g} GiB in {folder}; medians of several rounds.", flush=True)
-        write_reference(bench_family(options.gib), folder / "reference")
-        print(row(("what", "data", "peer", "ratio", "peak memory")), row(("---",) * 5), sep="\n", flush=True)
-        for kind in KINDS:
-            for line in of_kind(kind, options.gib, options.device, folder):
-                print(row(line), flush=True)
-        for name in packing.RECIPES if packing.is_possible() else ():
-            print(row(packing_line(name, packing.measure(PACKED_GIB, name, folder / name))), flush=True)
+        for name in options.only or SECTIONS:
+            for line in SECTIONS[name](options, folder):
+                print(line.row(), flush=True)
+                broken += not line.kept
     finally:
         shutil.rmtree(folder)
+    print(f"\nBounds: {f'{broken} BROKEN' if broken else 'all kept'}")
+    return bool(broken)
 
 
 def parser() -> argparse.ArgumentParser:
     """Arguments of `python -m tests.bench`."""
     found = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    found.add_argument("--gib", type=float, default=4.5, help="size of the model (default: %(default)s)")
+    found.add_argument(
+        "--only", action="append", choices=SECTIONS, help="a section; may be given several times"
+    )
+    found.add_argument("--gib", type=float, default=4.5, help="size of the models (default: %(default)s)")
+    found.add_argument(
+        "--tp",
+        type=int,
+        action="append",
+        help="of what is assembled; may be given several times (default: 2, 8)",
+    )
     found.add_argument(
         "--dir", help="where to write; needs three times the size (default: the temporary directory)"
     )
@@ -48,60 +76,5 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
-def of_kind(kind: str, gib: float, device: str, folder: Path) -> Iterator[Line]:
-    """The lines of one way to cut the model; its files are removed at the end."""
-    dump, reference = folder / kind, folder / "reference"
-    for rank in range(2):
-        yield dump_line(kind, rank, measure(gib, kind, rank, device, reference, dump))
-    copies = rounds(partial(copied, dump), folder)
-    for options in (["--verify", "full"], ["--verify", "size"]):
-        runs = rounds(lambda out, given=options: merged(dump, out, reference, *given), folder)  # type: ignore[misc]
-        yield merge_line(kind, " ".join(options), runs, copies)
-    shutil.rmtree(dump)
-
-
-def dump_line(kind: str, rank: int, found: Dumping) -> Line:
-    """Dump against writing the same bytes plainly."""
-    ratio = median(found.dump_rates) / median(found.plain_rates)
-    size = f"{found.num_bytes / 1e9:.2f} GB"
-    return (
-        f"dump, {KINDS[kind]}, rank {rank}",
-        size,
-        "plain write",
-        f"{ratio:.2f} x its speed",
-        memory(found.extra_bytes),
-    )
-
-
-def packing_line(name: str, found: packing.Packing) -> Line:
-    """Packing and dumping one rank against Model-Optimizer's export of it."""
-    ratio = median(found.dump_seconds) / median(found.export_seconds)
-    size = f"{found.num_bytes / 1e9:.2f} GB"
-    return (
-        f"dump, {name}, one rank",
-        size,
-        "modelopt's export",
-        f"{ratio:.2f} x its time",
-        memory(found.extra_bytes),
-    )
-
-
-def merge_line(kind: str, options: str, runs: Sequence[Ran], copies: Sequence[Ran]) -> Line:
-    """Merge against cp."""
-    ratio = median(run.seconds for run in runs) / median(copy.seconds for copy in copies)
-    peak = max(run.peak_bytes for run in runs)
-    return f"merge {options}, {KINDS[kind]}", "", "cp", f"{ratio:.2f} x its time", memory(peak)
-
-
-def memory(num_bytes: int) -> str:
-    """MiB: above the model for a dump, of the largest process for a merge."""
-    return f"{num_bytes / MIB:.0f} MiB"
-
-
-def row(line: Line) -> str:
-    """A row of a Markdown table."""
-    return f"| {' | '.join(line)} |"
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

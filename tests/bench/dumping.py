@@ -13,17 +13,23 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any, Self
 from unittest import mock
 
 from tests.worlds.families import Experts, Family, hf_config
 from tests.worlds.topology import Topology
 
+from .line import Bound, Line, mib
+
 ROUNDS = 5
-PLAIN_BLOCK_BYTES = 32 << 20
+PLAIN_BLOCK_BYTES = 256 << 10  # larger calls make the kernel look for large folios, which takes longer
 WHOLE, SPLIT = Topology(ep=2, dp=2), Topology(tp=2, etp=2)
+BOUND = Bound(0.9, "at least 0.9", at_least=True)
+KINDS = {"whole": "nothing split (EP 2)", "split": "everything split (TP 2, ETP 2)"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +40,25 @@ class Dumping:
     dump_rates: list[float]
     plain_rates: list[float]
     extra_bytes: int
+
+
+def lines(gib: float, folder: Path, device: str) -> Iterator[Line]:
+    """Dump against writing the same bytes plainly, of every rank in turn."""
+    reference = folder / "reference"
+    write_reference(bench_family(gib), reference)
+    for kind, told in KINDS.items():
+        for rank in range(2):
+            found = measure(gib, kind, rank, device, reference, folder / kind)
+            yield _line(f"dump, {told}, rank {rank}, {found.num_bytes / 1e9:.2f} GB", found)
+        shutil.rmtree(folder / kind)
+
+
+def _line(what: str, found: Dumping) -> Line:
+    ours, theirs = median(found.dump_rates), median(found.plain_rates)
+    pairs = zip(found.dump_rates, found.plain_rates, strict=True)
+    value = median(dump / plain for dump, plain in pairs)
+    peer, memory = f"plain write: {theirs / 1e9:.2f} GB/s", f"{mib(found.extra_bytes)} above the model"
+    return Line(what, "", f"{ours / 1e9:.2f} GB/s", peer, f"{value:.2f} x its speed", value, BOUND, memory)
 
 
 def bench_family(gib: float) -> Family:

@@ -13,16 +13,21 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from tests.bench.dumping import Anonymous, bench_family, cheap_model
 from tests.worlds.families import Family, hf_config
 from tests.worlds.topology import SINGLE
 
+from .line import Line, mib, of_time, seconds
+
 ROUNDS = 3
 RECIPES = ("FP8", "NVFP4")
+GIB = 0.3  # before packing; a CPU packs some ten MB a second
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,18 @@ class Packing:
     dump_seconds: list[float]
     export_seconds: list[float]
     extra_bytes: int
+
+
+def lines(folder: Path) -> Iterator[Line]:
+    """A line for every recipe, none where Model-Optimizer cannot export."""
+    for name in RECIPES if is_possible() else ():
+        found = measure(GIB, name, folder / name)
+        ours, theirs = median(found.dump_seconds), median(found.export_seconds)
+        pairs = zip(found.dump_seconds, found.export_seconds, strict=True)
+        value = median(dump / export for dump, export in pairs)
+        what, memory = f"dump, {name}, one rank, {found.num_bytes / 1e9:.2f} GB", mib(found.extra_bytes)
+        peer = f"modelopt's export: {seconds(theirs)}"
+        yield Line(what, "", seconds(ours), peer, of_time(value), memory=f"{memory} above the model")
 
 
 def is_possible() -> bool:
