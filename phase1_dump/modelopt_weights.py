@@ -33,6 +33,7 @@ from .element_types import TORCH
 from .sources import Derived, Readable, Scales
 
 _WEIGHT = re.compile(r"weight(\d*)$")
+BEFORE_COMPRESSING = "only FP8 in 128x128 blocks is written from there: dump the model before mtq.compress"
 _CACHES = ("k_bmm_quantizer", "v_bmm_quantizer")
 
 
@@ -59,6 +60,20 @@ def is_quantizer(module: nn.Module) -> bool:
         one.__name__ in ("TensorQuantizer", "SequentialQuantizer") and one.__module__.startswith("modelopt.")
         for one in type(module).__mro__
     )
+
+
+def is_compressed(tensor: object) -> bool:
+    """Whether modelopt has packed a weight in place (`mtq.compress`); does not import it."""
+    kind = type(tensor)
+    return kind.__name__ == "QTensorWrapper" and kind.__module__.startswith("modelopt.")
+
+
+def compressed_refusal(tensor: torch.Tensor) -> str | None:
+    """Why a compressed weight cannot be written, as far as the weight itself tells; None for any other weight."""
+    if not is_compressed(tensor) or tensor.dtype == torch.float8_e4m3fn:
+        return None  # in which blocks, its quantizer knows
+    kind = getattr(tensor, "metadata", {}).get("qtensor_class")
+    return f"it is compressed by modelopt as {getattr(kind, '__name__', kind)}; {BEFORE_COMPRESSING}"
 
 
 def quantizers_of(model: nn.Module, rank: int) -> Iterator[tuple[str, Quantizers]]:
@@ -93,6 +108,8 @@ def packed_parts(
 ) -> Mapping[str, Readable]:
     """Companion suffix -> what the whole local weight becomes, computed when it is read; `known` are its scalars."""
     weight = quantizers.weight
+    if is_compressed(weight):
+        return _compressed_parts(quantizers, row)
     calibrated = _calibrated(quantizers, row, known)
     shape = (weight.shape[0], weight.shape[1])
     return {
@@ -117,8 +134,8 @@ def with_range(name: str, found: Quantizers, row: Format, *, cut: bool, rank: in
     negative or zero, UnsupportedParameterError for a missing one that this rank cannot know.
     Source: unified_export_megatron.py, `_grouped_mlp_slicing`.
     """
-    if row.name == "MXFP8":
-        return found  # its scales are powers of two, taken from the weight block by block
+    if row.name == "MXFP8" or is_compressed(found.weight):
+        return found  # the scales are powers of two, taken from the weight block by block; or there already
     if getattr(found.weight_quantizer, "amax", None) is None:
         if cut or not found.weight_quantizer.is_nvfp4_dynamic:
             reason = "its weight quantizer has no amax: calibrate the model"
@@ -202,25 +219,27 @@ def _refusal(found: Quantizers) -> str | None:
             f"it is quantized as {found.modelopt} of modelopt, which has no row in common/quantization.py"
         )
         return unknown if found.modelopt else None
+    block, compressed = _block_of(found.weight_quantizer), is_compressed(found.weight)
+    off = row.is_calibrated and not getattr(found.input_quantizer, "is_enabled", False)
     refused = (
         (
             getattr(found.weight_quantizer, "is_nvfp4_static", False),
             "with static block scales, not supported",
         ),
-        (
-            row.is_calibrated and not getattr(found.input_quantizer, "is_enabled", False),
-            "with its input quantizer off: readers want input_scale",
-        ),
+        (off, "with its input quantizer off: readers want input_scale"),
         (hasattr(found.input_quantizer, "_pre_quant_scale"), "with a pre_quant_scale (SmoothQuant, AWQ)"),
-        (
-            row is BLOCK_FP8 and _block_of(found.weight_quantizer) != row.block,
-            f"with blocks of {_block_of(found.weight_quantizer)}: readers take 128x128 only",
-        ),
+        (block != row.block, f"in blocks of {_by(block)}: readers take {_by(row.block)} only"),
+        (compressed and row is not BLOCK_FP8, f"and compressed; {BEFORE_COMPRESSING}"),
+        (found.modelopt == "fp8_pb_real" and not compressed, "but not compressed: call mtq.compress"),
     )
     return next(
         (f"it is quantized as {found.modelopt} of modelopt {why}" for applies, why in refused if applies),
         None,
     )
+
+
+def _by(block: tuple[int, int]) -> str:
+    return f"{block[0]}x{block[1]}"
 
 
 def _block_of(quantizer: Any) -> tuple[int, int]:
@@ -278,6 +297,14 @@ def _scale(quantizers: Quantizers, weight: torch.Tensor) -> torch.Tensor:
 
     scale: torch.Tensor = quant_utils.get_weight_scaling_factor(quantizers.module(weight))
     return scale
+
+
+def _compressed_parts(quantizers: Quantizers, row: Format) -> Mapping[str, Readable]:
+    """What modelopt packed: plain bytes, and the scales that its quantizer keeps in the weight's dtype."""
+    weight, scale = row.companions
+    found = quantizers.weight_quantizer._scale.detach().float()
+    blocks = (-(-size // by) for size, by in zip(quantizers.weight.shape, row.block, strict=True))
+    return {weight.suffix: quantizers.weight.data, scale.suffix: found.reshape(tuple(blocks))}
 
 
 def _of_blocks(calibrated: torch.Tensor | None, row: Format, rows: slice, columns: slice) -> torch.Tensor:

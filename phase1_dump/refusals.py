@@ -20,6 +20,7 @@ from shardmerge.common.errors import (
     UnsupportedParameterError,
 )
 
+from .modelopt_weights import compressed_refusal, is_compressed
 from .te_weights import te_class, te_refusal
 
 PLAIN_TYPES = (torch.Tensor, nn.Parameter, nn.Buffer)
@@ -98,8 +99,8 @@ def refusal(tensor: torch.Tensor, *, dequantize: bool = False) -> str | None:
         return "it is a DTensor (FSDP2 or tensor parallelism of PyTorch); gather it or use a Megatron model"
     if getattr(tensor, "is_gtp_weight_remat", False):
         return "it is sharded by GTP (gtp_remat), which only a collective can undo"
-    if te_class(tensor) is not None:
-        return te_refusal(tensor, dequantize=dequantize)
+    if te_class(tensor) is not None or is_compressed(tensor):
+        return te_refusal(tensor, dequantize=dequantize) or compressed_refusal(tensor)
     if type(tensor) not in PLAIN_TYPES:
         return f"it is a {type(tensor).__module__}.{type(tensor).__qualname__}; quantized storage is not supported"
     if tensor.device.type == "meta":

@@ -85,6 +85,7 @@ def _refusal(tensor: Any, *, dequantize: bool) -> str | None:
     if not any(raw.numel() for raw in _raw(tensor)):
         return f"it is a {name} whose data is freed"
     refused = (
+        (name == "NVFP4Tensor", "which has no row in common/quantization.py"),
         (name not in WRITTEN, "on whose form the readers of checkpoints do not agree"),
         (facts.get("rowwise_data") is None, "that holds columnwise data only"),
         ("E4M3" not in _numbers(facts), f"of {_numbers(facts)}, not E4M3"),
@@ -101,12 +102,6 @@ def _refusal(tensor: Any, *, dequantize: bool) -> str | None:
 def _numbers(facts: Mapping[str, Any]) -> str:
     """The name of the element type: an enum of numbers, in C++ or in Python."""
     return str(getattr(facts.get("fp8_dtype"), "name", None))
-
-
-def _dtype_name(facts: Mapping[str, Any]) -> str:
-    """`kFloat8E4M3`: an enumeration whose str() is its number in some versions."""
-    dtype = facts.get("fp8_dtype")
-    return str(getattr(dtype, "name", dtype))
 
 
 def _raw(tensor: Any) -> Iterator[torch.Tensor]:

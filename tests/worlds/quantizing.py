@@ -102,6 +102,16 @@ def quantize(
     return chunks
 
 
+def compress(chunks: list[GPTModel]) -> None:
+    """Let modelopt pack every quantized weight in place."""
+    import modelopt.torch.quantization as mtq
+
+    for chunk in chunks:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # modelopt's use of pydantic
+            mtq.compress(chunk)
+
+
 def identified(chunk: GPTModel, family: Family, topology: Topology, rank: int) -> Iterator[tuple[str, Any]]:
     """(identity, quantizer): the identity of the weight, then what is quantized."""
     place = topology.coordinates(rank)
