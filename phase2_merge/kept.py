@@ -110,6 +110,7 @@ def _read(path: Path, how: Callable[[Path], T]) -> T:
 def _report(path: Path) -> Json:
     """Raises ValueError if it lacks what is read of it later."""
     found = canonical_json.read_object(path)
+    canonical_json.encode(found)  # it is written again: no infinities
     check, beside = found.get("check"), found.get("sidecars", [])
     told = check.get("corrections", {}) if isinstance(check, dict) else None
     if not isinstance(told, dict) or not all(
@@ -200,4 +201,16 @@ def _shards(
     found[at] = np.repeat(np.arange(len(sizes)) + len(plan["adopted"]), sizes)
     if (found < 0).any():
         raise ValueError(f"the plan gives {names[int(np.argmin(found))]} to no shard")
-    return found, [one["shard"] for part in ("adopted", "assembled") for one in plan[part]]
+    return found, [_shard(one["shard"]) for part in ("adopted", "assembled") for one in plan[part]]
+
+
+def _shard(name: Any) -> str:
+    """Raises ValueError for what no merge called a shard: the index would name it."""
+    if (
+        not isinstance(name, str)
+        or "/" in name
+        or not stays_inside(name)
+        or not name.endswith(".safetensors")
+    ):
+        raise ValueError(f"the plan calls a shard {name!r:.60}")
+    return name

@@ -9,21 +9,22 @@ import json
 import signal
 import tracemalloc
 from collections.abc import Callable
-from datetime import timedelta
 
 from hypothesis import settings
 from hypothesis import strategies as st
 
 from shardmerge.common.errors import ShardmergeError
 
-BOUNDED = settings(max_examples=60, deadline=timedelta(seconds=10))
+BOUNDED = settings(
+    max_examples=60, deadline=None
+)  # SECONDS ends what hangs; how long others take is the machine's
 NUMBERS = st.integers() | st.sampled_from([-1, 0, 1 << 31, 1 << 62, 1 << 63, 1 << 70])
 JSON = st.recursive(
     st.none() | st.booleans() | NUMBERS | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4),
     max_leaves=12,
 )
-SECONDS = 8
+SECONDS = 30
 MEMORY_BYTES = 64 << 20
 REFUSALS = {2, 3, 4, 5, 6}
 BYTES = {"at": st.integers(0, 1 << 20), "put": st.binary(max_size=9), "cut": st.integers(0, 9)}

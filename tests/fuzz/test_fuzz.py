@@ -1,7 +1,7 @@
 """Manifests and safetensors headers, damaged at random: a refusal of the tree, or a sound result; nothing else.
 
-Hypothesis changes bytes of real files, and values of real manifests under a digest that fits. A deadline catches
-what hangs; tracemalloc what takes memory out of proportion.
+Hypothesis changes bytes of real files, and values of real manifests under a digest that fits. An alarm ends what
+hangs; tracemalloc what takes memory out of proportion.
 """
 
 from __future__ import annotations

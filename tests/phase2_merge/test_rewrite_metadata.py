@@ -326,6 +326,19 @@ def test_a_journal_that_names_what_is_not_rewritten_touches_nothing(
     assert (mine.read_text(), untouched(one.out)) == ("keep me", before)
 
 
+@pytest.mark.parametrize("name", [7, "../mine.safetensors", "mine"])
+def test_a_plan_that_calls_something_else_a_shard_is_told(name: Any, world: MakeWorld) -> None:
+    one = published(world)
+    path = one.out / ".shardmerge" / "plan.json"
+    plan = json.loads(path.read_bytes())
+    plan["assembled"][0]["shard"] = name
+    path.write_text(json.dumps(plan))
+    index = (one.out / INDEX).read_bytes()
+    with pytest.raises(CorruptFileError, match="the plan calls a shard"):
+        metadata(one.out)
+    assert (one.out / INDEX).read_bytes() == index
+
+
 def test_a_report_whose_sidecars_lie_elsewhere_removes_nothing(world: MakeWorld) -> None:
     one = published(world)
     mine = one.folder / "mine"
