@@ -13,7 +13,7 @@ from math import prod
 
 import torch
 
-from shardmerge.common.architectures import Blueprint, Claim, Tensor
+from shardmerge.common.architectures import Blueprint, Claim, Layout, Tensor
 from shardmerge.common.errors import OverlapError, UnclaimedParameterError
 from shardmerge.common.quantization import Encoding
 from shardmerge.common.rectangle import Rectangle, Shape, place
@@ -62,7 +62,7 @@ class Claimed:
 def claim_all(
     parameters: Iterable[Parameter], blueprint: Blueprint, rank: int
 ) -> tuple[list[Claimed], dict[str, int]]:
-    """Every parameter with its row, and counts of what rows drop, by reason.
+    """Every parameter with its row, and counts of what is dropped of parameters or with them, by reason.
 
     Raises UnclaimedParameterError for a parameter that no row claims or drops.
     """
@@ -71,6 +71,8 @@ def claim_all(
         claim, reason = blueprint.claim(parameter.key), blueprint.drop_reason(parameter.key)
         if claim is not None:
             claimed.append(Claimed(parameter, claim))
+            if padding := _padding(parameter, claim):
+                drops[padding] += 1
         elif reason is not None:
             drops[reason] += 1
         else:
@@ -78,6 +80,14 @@ def claim_all(
                 parameter.key, parameter.global_shape, blueprint.architecture.name, rank
             )
     return claimed, dict(drops)
+
+
+def _padding(parameter: Parameter, claim: Claim) -> str | None:
+    """What is left out of a parameter that has more rows than the vocabulary: said, for a config.json may be wrong."""
+    if claim.row.layout is not Layout.VOCAB:
+        return None
+    held, wanted = parameter.global_shape[0], claim.tensors[0].shape[0]
+    return f"rows {wanted:,} to {held:,} of {parameter.key}: vocabulary padding" if held > wanted else None
 
 
 def holdings_of(

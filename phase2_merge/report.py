@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from math import prod
@@ -44,6 +45,7 @@ class CheckReport:
     corrections: Recorded
     grafted: tuple[str, ...]
     grafted_bytes: int
+    drops: dict[str, int]
 
     def facts(self) -> dict[str, Any]:
         return asdict(self)
@@ -60,9 +62,13 @@ class CheckReport:
         ]
 
     def remarks(self) -> list[str]:
-        """What is not the dump's own: grafts and corrections; then warnings."""
+        """What phase one left out; what is not the dump's own, grafts and corrections; then warnings."""
         grafts = f"Taken from the reference, {show(self.grafted_bytes)}: {summary(self.grafted)}."
         return [
+            *(
+                f"Left out by the dump: {reason} ({count:,} times)."
+                for reason, count in sorted(self.drops.items())
+            ),
             *([grafts] if self.grafted else []),
             *corrections.lines(self.corrections),
             *warning_lines(self.warnings),
@@ -156,6 +162,7 @@ def check_report(proof: Proof, verification: Verification) -> CheckReport:
         warnings=proof.warnings,
         corrections=proof.corrections,
         grafted=tuple(sorted(name for file in proof.ledger.grafted for name in file.names)),
+        drops=dict(sum((Counter(one.manifest.drops) for one in proof.ledger.heads), Counter())),
         grafted_bytes=sum(one.end - one.begin for file in proof.ledger.grafted for one in file.placed),
     )
 

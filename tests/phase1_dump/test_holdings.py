@@ -192,3 +192,16 @@ def test_keys_that_a_row_drops_are_counted_by_reason(references: References) -> 
 
     assert [one.parameter.key for one in claimed] == ["decoder.final_layernorm.weight"]
     assert drops == {"not in the published checkpoint": 2}
+
+
+@pytest.mark.parametrize("rows", [256, 211])
+def test_rows_of_vocabulary_padding_are_told(references: References, rows: int) -> None:
+    """A config.json with a vocabulary that is too small would leave out rows that were trained."""
+    with fake_world(SINGLE, 0):
+        (model,) = build_model(by_name("llama"), SINGLE, vocab_rows=rows)
+        _, drops = claim_all(parameters_of(model, world_of(model)), table(references.config("llama")), 0)
+    told = {
+        "rows 211 to 256 of embedding.word_embeddings.weight: vocabulary padding": 1,
+        "rows 211 to 256 of output_layer.weight: vocabulary padding": 1,
+    }
+    assert drops == (told if rows == 256 else {})

@@ -311,3 +311,12 @@ def test_any_cut_over_any_ranks_merges_to_the_original(
         staging_bytes=150,
     )
     assert load(out) == model.tensors
+
+
+def test_what_the_dump_left_out_is_told_with_its_count(world: MakeWorld) -> None:
+    padding = "rows 24 to 128 of output_layer.weight: vocabulary padding"
+    drops = {0: {padding: 1, "a buffer": 2}, 1: {padding: 1}}
+    one = world(Topology(tp=2)).write(drops=drops.__getitem__)
+    found = one.merge()
+    assert found.check.drops == {padding: 2, "a buffer": 2}
+    assert f"Left out by the dump: {padding} (2 times)." in found.text()
