@@ -27,7 +27,7 @@ Array = np.ndarray[Any, Any]
 SIZES = {"BF16": 2, "F32": 4, "F16": 2, "U8": 1, "F64": 8, "I64": 8, "BOOL": 1}
 RUST_NAMES = {
     "BF16": "bfloat16", "F32": "float32", "F16": "float16", "U8": "uint8", "F64": "float64", "I64": "int64",
-    "BOOL": "bool",
+    "BOOL": "bool", "F8_E4M3": "float8_e4m3fn",
 }  # fmt: skip
 HIDDEN, VOCAB, HEADS, GROUPS, HEAD_DIM, FFN = 8, 24, 4, 2, 4, 12
 

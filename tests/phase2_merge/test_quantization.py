@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from megatron.core.models.gpt.gpt_model import GPTModel
 
+from shardmerge.common.cli import main
 from shardmerge.common.errors import (
     BadInputError,
     MismatchError,
@@ -356,17 +358,23 @@ def test_metadata_sets_the_kv_cache_and_adds_an_excluded_module_without_touching
 ) -> None:
     out = tmp_path / "out"
     merge([sound], out, hf_reference=reference, workers=1)
-    shards = {path.name: path.read_bytes() for path in out.glob("*.safetensors")}
-    added = "quantization.exclude_modules+=model.layers.4.eh_proj"
-    metadata(out, corrections=["quantization.kv_cache_quant_algo=FP8", added])
+    before = {path.name: untouched(path) for path in out.glob("*.safetensors")}
+    was, _ = json_of(out)
+    arguments = ["metadata", str(out), "--set", "quantization.kv_cache_quant_algo=FP8"]
+    arguments += ["--set", "quantization.exclude_modules+=model.layers.4.eh_proj"]
+    result = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
     told, config = json_of(out)
-    assert told["kv_cache_quant_algo"] == "FP8"
-    assert config["quantization_config"]["kv_cache_scheme"] == {
-        "dynamic": False,
-        "num_bits": 8,
-        "type": "float",
-    }
-    assert (
-        told["exclude_modules"][-1] == config["quantization_config"]["ignore"][-1] == "model.layers.4.eh_proj"
-    )
-    assert {path.name: path.read_bytes() for path in out.glob("*.safetensors")} == shards
+    exclude = [*was["exclude_modules"], "model.layers.4.eh_proj"]
+    assert told == was | {"kv_cache_quant_algo": "FP8", "exclude_modules": exclude}
+    declared = config["quantization_config"]
+    assert declared["kv_cache_scheme"] == {"dynamic": False, "num_bits": 8, "type": "float"}
+    assert declared["ignore"] == exclude
+    assert len(before) > 1
+    assert {path.name: untouched(path) for path in out.glob("*.safetensors")} == before
+
+
+def untouched(path: Path) -> tuple[int, int, int, bytes]:
+    """Inode, time of the last change, size and bytes."""
+    found = path.stat()
+    return found.st_ino, found.st_mtime_ns, found.st_size, path.read_bytes()
