@@ -24,6 +24,7 @@ KINDS: dict[str, Any] = {
     "microscaled": partial(te_weights.replace_all, make=te_weights.microscaled),
     "swizzled": partial(te_weights.replace_all, make=partial(te_weights.microscaled, swizzled=True)),
     "tensorwise": partial(te_weights.replace_all, make=te_weights.tensorwise),
+    "nvfp4": partial(te_weights.replace_all, make=te_weights.nvfp4),
     "grouped": te_weights.group_experts,
 }
 
@@ -49,6 +50,21 @@ def refusal_of(kind: str, family: Family, topology: Topology, out: Path, referen
         except ShardmergeError as error:
             return type(error).__name__, error.message()
     raise AssertionError("the dump was not refused")
+
+
+def dump_with_scale(
+    value: float, on: int, topology: Topology, family: Family, out: Path, reference: Path
+) -> None:
+    """Dump all ranks, after one element of one expert's block scales was set on rank `on`."""
+    from tests.phase1_dump.dumped import dumped
+
+    for rank in range(topology.world_size):
+        with fake_world(topology, rank):
+            models = model_of("blockwise", family, topology, rank)
+            if rank == on:
+                expert = models[0].decoder.layers[1].mlp.experts.linear_fc2.weight1
+                expert.get_metadata()["rowwise_scale_inv"][0, 1] = value
+            dumped(models, out, reference)
 
 
 def freed_refusal(family: Family, out: Path, reference: Path) -> tuple[str, str]:

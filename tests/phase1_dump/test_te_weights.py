@@ -9,8 +9,11 @@ import pytest
 import torch
 import transformers
 
+from shardmerge.common.errors import ShardmergeError
+from shardmerge.common.problems import ProblemsFoundError
+from shardmerge.common.quantization_errors import BadScaleError
 from shardmerge.phase2_merge import merge
-from tests.phase1_dump.te_weight_jobs import dump_kind, freed_refusal, refusal_of
+from tests.phase1_dump.te_weight_jobs import dump_kind, dump_with_scale, freed_refusal, refusal_of
 from tests.worlds.checkpoints import read_hf_tensors, write_hf_checkpoint
 from tests.worlds.families import Family
 from tests.worlds.gloo import GlooRanks
@@ -146,12 +149,31 @@ def test_dequantized_blocks_are_what_transformers_loads(
     assert [name for name in ours if not torch.equal(theirs[name], ours[name])] == []
 
 
+@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf"), -0.5])
+def test_a_block_scale_that_is_none_is_recorded_and_stops_the_merge(
+    value: float, te_ranks: GlooRanks, folder: Path, tmp_path: Path
+) -> None:
+    """Expert 1 of rank 1 is expert 3 of the model; the dump looks at every scale while it writes it."""
+    reference = folder / str(QWEN3_MOE_IN_BLOCKS.hidden)
+    given = (value, 1, Topology(ep=2, dp=2), QWEN3_MOE_IN_BLOCKS, tmp_path / "dump", reference)
+    te_ranks.call(dump_with_scale, *given)
+    with pytest.raises(ShardmergeError) as caught:
+        merge([tmp_path / "dump"], tmp_path / "out", hf_reference=reference, workers=1)
+    found = caught.value.problems if isinstance(caught.value, ProblemsFoundError) else [caught.value]
+    (error,) = (one for one in found if isinstance(one, BadScaleError))
+    assert error.tensor == "model.layers.1.mlp.experts.3.down_proj.weight_scale_inv"
+    assert error.value == "zero, negative or not finite in 1 elements"
+    assert (error.ranks, caught.value.exit_code) == ((1,), 4)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
         ("tensorwise", "it is a Float8Tensor on whose form the readers of checkpoints do not agree"),
         ("rowwise blocks", "it is a Float8BlockwiseQTensor with blocks of one row"),
         ("swizzled", "it is a MXFP8Tensor whose scales are swizzled for a kernel"),
+        ("nvfp4", "it is a NVFP4Tensor which has no row in common/quantization.py"),
     ],
 )
 def test_what_no_reader_takes_is_refused_by_name(

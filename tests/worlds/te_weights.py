@@ -88,6 +88,22 @@ def microscaled(weight: torch.Tensor, *, swizzled: bool = False) -> Any:
     )  # fmt: skip
 
 
+def nvfp4(weight: torch.Tensor) -> Any:
+    """An NVFP4Tensor of zeros; its scales are padded to multiples of 128 rows and 4 columns."""
+    from transformer_engine.pytorch.constants import DType
+    from transformer_engine.pytorch.tensor.nvfp4_tensor import NVFP4Quantizer, NVFP4Tensor
+
+    rows, columns = weight.shape
+    scales = torch.zeros(rows + -rows % 128, columns // 16 + -(columns // 16) % 4, dtype=torch.uint8)
+    return NVFP4Tensor(
+        shape=weight.shape, dtype=weight.dtype, rowwise_data=torch.zeros(rows, columns // 2, dtype=torch.uint8),
+        rowwise_scale_inv=scales, columnwise_data=None, columnwise_scale_inv=None,
+        amax_rowwise=weight.float().abs().max().reshape(1), amax_columnwise=None,
+        fp4_dtype=DType.kFloat4E2M1, with_gemm_swizzled_scales=False, requires_grad=False, device="cpu",
+        quantizer=NVFP4Quantizer(fp4_dtype=DType.kFloat4E2M1),
+    )  # fmt: skip
+
+
 def grouped(weights: list[torch.Tensor]) -> Any:
     """A GroupedTensor of blockwise matrices of one shape."""
     from transformer_engine.pytorch.tensor.grouped_tensor import GroupedTensor
