@@ -8,6 +8,7 @@ import os
 import resource
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -211,3 +212,33 @@ def test_a_full_disk_leaves_no_rank_and_is_emptied_again(
     assert failure.name == "rank-00000.failed.json"
     assert "No space left on device" in record["failure"]["message"]
     assert shutil.disk_usage(small_disk).used < 16_384
+
+
+class Reused(Staging):
+    """Stages every block in the buffer whose turn it is, as for a GPU; the buffers are ordinary memory."""
+
+    def host(self, block: torch.Tensor) -> torch.Tensor:
+        while len(self.buffers) < 2:
+            self.buffers.append(torch.empty(1 << 20, dtype=torch.uint8))
+        flat = block.view(torch.uint8)
+        staged = self.buffers[self.turn][: flat.numel()]
+        return staged.copy_(flat)
+
+
+def test_a_staging_buffer_is_never_filled_again_before_it_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pieces that are joined and pieces that are not follow each other in every way, on a slow disk."""
+    real = os.write
+
+    def write_slowly(file: int, data: memoryview) -> int:
+        time.sleep(0.002)
+        return real(file, data)
+
+    monkeypatch.setattr(os, "write", write_slowly)
+    sizes = [1024, 9216, 1024, 1024, 17_408, 9216, 1024, 9216, 3, 5, 70_000, 1, 9000, 2]
+    tensors = {f"t{n:02}": numbers(size, 2, seed=n) for n, size in enumerate(sizes)}
+    (fragment,) = plan_fragments([whole(name, tensor) for name, tensor in tensors.items()], 1 << 30)
+    write_fragment(tmp_path, fragment, Reused(100_000), lambda _: None)
+    found = load_file(tmp_path / fragment.name)
+    assert [name for name in tensors if raw(found[name]) != raw(tensors[name])] == []
