@@ -9,12 +9,12 @@ from pathlib import Path
 from tests.scale.models import Case
 
 from . import peers
-from .line import Bound, Line, of_time, seconds
+from .line import Bound, Line, of_time
 from .making import GB_200, SMALLEST, WHOLE, Made, filled, model, sparse
 from .merging import merged
 from .rounds import COLD, WARM, Contestant, Turns, remove, take_turns
 
-FULL, SIZE, LARGE, START_UP = "--verify full", "--verify size", "--verify size, 200 GB", "start-up"
+FULL, SIZE, START_UP = "--verify full", "--verify size", "start-up"
 FRAGMENT_S = 0.001
 ROUNDS = 5  # of what takes a second
 NO_BYTE = Bound(0, "0 bytes")
@@ -27,10 +27,11 @@ def lines(gib: float, folder: Path) -> Iterator[Line]:
     """Warm and cold; what was written is removed at the end."""
     made = filled(Case("bench", model(gib), WHOLE), folder / "whole")
     yield _bytes_line(made, folder / "out")
-    small, large = filled(SMALLEST, folder / "small"), sparse(GB_200, folder / "large")
+    small = filled(SMALLEST, folder / "small")
+    large = {f"200 GB, {number}": sparse(case, folder / str(number)) for number, case in enumerate(GB_200)}
     contestants = {
         START_UP: _merge(small, SIZE),
-        LARGE: _merge(large, SIZE),
+        **{name: _merge(one, SIZE) for name, one in large.items()},
         SIZE: _merge(made, SIZE),
         FULL: _merge(made, FULL),
         peers.READ: Contestant(made.dump, partial(peers.read_once, made.dump)),
@@ -38,10 +39,10 @@ def lines(gib: float, folder: Path) -> Iterator[Line]:
     }
     for cache in (WARM, COLD):
         turns = take_turns(cache, folder, contestants, ROUNDS)
-        yield from _size_lines(cache, turns, made, large)
-        yield from _full_lines(cache, turns)
-    for one in ("whole", "small", "large"):
-        remove(folder / one)
+        for name, one in large.items():
+            yield from _large_lines(cache, turns, made.num_bytes / turns.seconds(peers.CP), one, name)
+        yield from _lines(cache, turns)
+    remove(folder / "whole")
 
 
 def _merge(made: Made, options: str) -> Contestant:
@@ -60,31 +61,26 @@ def _bytes_line(made: Made, out: Path) -> Line:
     return Line(what, "", told, "", f"{written:,}", written, NO_BYTE)
 
 
-def _size_lines(cache: str, turns: Turns, made: Made, large: Made) -> Iterator[Line]:
-    """200 GB do not fit beside a bench: cp of them is extrapolated from its rate in this run."""
-    fragments, ours = len(large.fragments()), turns.seconds(LARGE)
-    what = f"merge {SIZE}, nothing split, {large.num_bytes / 1e9:.0f} GB (sparse), {fragments} fragments"
-    start = turns.seconds(START_UP)
-    allowed = start + fragments * FRAGMENT_S
-    value = ours / allowed
-    peer = f"start-up: {seconds(start)}"
+def _large_lines(cache: str, turns: Turns, rate: float, large: Made, name: str) -> Iterator[Line]:
+    """200 GB do not fit beside a bench: cp of them is extrapolated from its rate in this run, in bytes a second."""
+    fragments, ours, start = len(large.fragments()), turns.seconds(name), turns.seconds(START_UP)
+    what = f"merge {SIZE}, nothing split, {large.num_bytes / 1e9:.0f} GB (sparse), {fragments:,} fragments"
+    value = ours / (start + fragments * FRAGMENT_S)
     each = f"{(ours - start) / fragments * 1e3:.2f} ms a fragment"
-    yield Line(what, cache, turns.told(LARGE), peer, each, value, START_UP_BOUND)
-    rate = made.num_bytes / turns.seconds(peers.CP)
-    copy = large.num_bytes / rate
-    peer = f"cp: {copy:.0f} s, extrapolated from {rate / 1e9:.2f} GB/s"
-    yield Line(what, cache, turns.told(LARGE), peer, f"{ours / copy:.2%} of its time", ours / copy, CP_SHARE)
-    what, value = f"merge {SIZE}, nothing split", turns.ratio(SIZE, peers.CP)
-    yield Line(what, cache, turns.told(SIZE), _peer(turns, peers.CP), of_time(value))
+    yield Line(what, cache, turns.told(name), _peer(turns, START_UP), each, value, START_UP_BOUND)
+    share = ours * rate / large.num_bytes
+    peer = f"cp: {large.num_bytes / rate:.0f} s, extrapolated from {rate / 1e9:.2f} GB/s"
+    yield Line(what, cache, turns.told(name), peer, f"{share:.2%} of its time", share, CP_SHARE)
 
 
-def _full_lines(cache: str, turns: Turns) -> Iterator[Line]:
-    what, ours = f"merge {FULL}, nothing split", turns.told(FULL)
+def _lines(cache: str, turns: Turns) -> Iterator[Line]:
+    for options in (SIZE, FULL):
+        what, value = f"merge {options}, nothing split", turns.ratio(options, peers.CP)
+        yield Line(what, cache, turns.told(options), _peer(turns, peers.CP), of_time(value))
     entire = turns.ratio(FULL, peers.READ)
     value = turns.ratio(FULL, peers.READ, without=turns.seconds(START_UP))
     told = f"{of_time(entire)}, beyond start-up {value:.2f}"
-    yield Line(what, cache, ours, _peer(turns, peers.READ), told, value, READ_BOUND)
-    yield Line(what, cache, ours, _peer(turns, peers.CP), of_time(turns.ratio(FULL, peers.CP)))
+    yield Line(what, cache, turns.told(FULL), _peer(turns, peers.READ), told, value, READ_BOUND)
 
 
 def _peer(turns: Turns, name: str) -> str:

@@ -43,7 +43,10 @@ TINY = {
 }
 SMALLEST = Case("start-up", MODEL | TINY, World(pp=1, ep=1, etp=1, tp=1))
 SMALLEST_SPLIT = Case("start-up", MODEL | TINY, World(pp=1, ep=1, etp=2, tp=2))
-GB_200 = Case("200 GB", QWEN3_235B | {"num_hidden_layers": 40}, World(pp=8, ep=16, etp=1, tp=1))
+LARGE = QWEN3_235B | {"num_hidden_layers": 40}
+GB_200 = tuple(
+    Case("200 GB", LARGE, World(pp=8, ep=ep, etp=1, tp=1)) for ep in (16, 128)
+)  # ranks: 128 and 1,024
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from .rounds import files, sync
 from .watching import Ran, ran
 
 THREADS = 2
-READ_BYTES = 256 << 10  # stays in the second-level cache: reading more at a time is slower
+READ_BYTES = 1 << 20
 CP = "cp"
 CONSOLIDATE = "torch.distributed.checkpoint's consolidate_safetensors_files"
 CONCATENATE = "load + torch.cat + save_file"

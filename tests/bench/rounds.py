@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import TypeVar
 
 from .line import seconds
 from .watching import Ran
@@ -21,6 +22,7 @@ from .watching import Ran
 ROUNDS = 3
 WARM, COLD = "warm", "cold"
 READ_BYTES = 1 << 20
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +70,19 @@ def take_turns(
     """Run all of them `rounds` times. `scratch` is an existing folder; what they write is removed each time."""
     runs: dict[str, list[Ran]] = {name: [] for name in contestants}
     for number in range(rounds):
-        for name, one in contestants.items():
+        for name, one in rotated(list(contestants.items()), number):
             out = scratch / f"out-{number}"
             (drop if cache == COLD else warm)(one.inputs)
             os.sync()
             runs[name].append(one.work(out))
             remove(out)
     return Turns(runs)
+
+
+def rotated(every: list[T], by: int) -> list[T]:
+    """The first ones last: whoever comes after the same contestant each time might always find memory in one state."""
+    at = by % len(every)
+    return every[at:] + every[:at]
 
 
 def remove(out: Path) -> None:
