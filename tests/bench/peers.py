@@ -29,6 +29,7 @@ CP = "cp"
 CONSOLIDATE = "torch.distributed.checkpoint's consolidate_safetensors_files"
 CONCATENATE = "load + torch.cat + save_file"
 READ = "reading the bytes once"
+Peer = Callable[[Path, dict[str, int], Path], Callable[[], None]]
 
 
 def copied(source: Path, out: Path) -> Ran:
@@ -123,7 +124,7 @@ def _joined(name: str, holders: list[tuple[list[int], Any]]) -> Any:
 
 def main(name: str, pieces: Path, shards: Path, out: Path) -> None:
     """Print seconds by the clock and of the processor."""
-    known = {"consolidate": consolidate, "concatenate": concatenate}
+    known: dict[str, Peer] = {"consolidate": consolidate, "concatenate": concatenate}
     work = known[name](pieces, json.loads(shards.read_text()), out)
     began, cpu = time.perf_counter(), time.process_time()
     work()
