@@ -45,9 +45,8 @@ def test_the_table_is_what_the_consolidator_of_its_torch_does(found: dict[str, R
     text = CONSOLIDATION.read_text()
     told = re.search(r"\btorch ([0-9.]+),", text)
     assert told
-    if told[1] != version():
-        pytest.skip(f"the table was made with torch {told[1]}, here is {version()}")
-    assert text == document(), "consolidation.md is stale: run make docs"
+    here = document().replace(f"torch {version()},", f"torch {told[1]},")  # it does the same in both that are tested
+    assert text == here, "consolidation.md is stale: run make docs"
     assert {fault: row.consolidator.partition(":")[0] for fault, row in found.items()} == {
         CONTROL: "says done; every byte is right",
         MIDDLE: "says done; 24 of 96 elements are zero",
