@@ -45,7 +45,9 @@ def test_the_table_is_what_the_consolidator_of_its_torch_does(found: dict[str, R
     text = CONSOLIDATION.read_text()
     told = re.search(r"\btorch ([0-9.]+),", text)
     assert told
-    here = document().replace(f"torch {version()},", f"torch {told[1]},")  # it does the same in both that are tested
+    here = document().replace(
+        f"torch {version()},", f"torch {told[1]},"
+    )  # it does the same in both that are tested
     assert text == here, "consolidation.md is stale: run make docs"
     assert {fault: row.consolidator.partition(":")[0] for fault, row in found.items()} == {
         CONTROL: "says done; every byte is right",
