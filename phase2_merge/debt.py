@@ -130,6 +130,6 @@ def _holdings(ledger: Ledger, axis: str, number_of: Callable[[str], int | None])
     for rank, number in np.unique(np.stack([rows.rank, numbers[rows.name]]), axis=1).T.tolist():
         if number >= 0:
             every.add(number)
-            if (coordinate := at_rank[rank]) is not None:
+            if (coordinate := at_rank.get(rank)) is not None:  # what is grafted is nobody's
                 by_coordinate[coordinate].add(number)
     return Holdings(dict(by_coordinate), every)

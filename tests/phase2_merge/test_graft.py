@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import Any
 
 import numpy as np
 import pytest
 
-from shardmerge.common.errors import BadInputError, CorruptFileError, MismatchError, MissingTensorError
+from shardmerge.common.errors import (
+    BadInputError,
+    CorruptFileError,
+    MismatchError,
+    MissingRankError,
+    MissingTensorError,
+)
 from shardmerge.phase2_merge import diff, inspect, metadata, verify
 
 from .conftest import MakeWorld, World
@@ -163,3 +170,13 @@ def test_inspect_and_diff_know_grafted_outputs(world: MakeWorld) -> None:
     assert "28 tensors" in inspect(one.out).text()
     assert (diff(one.out, one.out).equal, diff(one.out, one.out).differing) == (28, ())
     assert one.check(grafts=["model.visual.*"]).grafted == tuple(sorted(tower()))
+
+
+def test_a_missing_rank_is_told_beside_a_graft(world: MakeWorld) -> None:
+    one = world(Topology(tp=2, ep=2), moe_config())
+    with_tower(one, own_file=True)
+    shutil.rmtree(one.rank(3))
+    with pytest.raises(MissingRankError) as found:
+        one.merge(grafts=["model.visual.*"])
+    assert found.value.rank == 3
+    assert "visual" not in found.value.debt
