@@ -115,7 +115,7 @@ class MissingTensorError(IncompleteError):
     def message(self) -> str:
         return (
             f"{self.tensor} {list(self.shape)} is in no manifest, but {self.required_by} requires it. "
-            "If the model was trained without it, use a reference that does not list it."
+            "If training never held it, --graft takes it from the reference; or use one that does not list it."
         )
 
 

@@ -30,7 +30,7 @@ def tower() -> Tensors:
     of = {
         "model.visual.patch_embed.proj.weight": ("F32", (5, 3, 2, 2)),
         "model.visual.blocks.0.norm1.weight": ("BF16", (6,)),
-        "model.visual.blocks.0.attn.qkv.weight": ("BF16", (18, 6)),
+        "model.visual.layers.1.attn.qkv.weight": ("BF16", (18, 6)),
     }
     sizes = {"F32": 4, "BF16": 2}
     return {
@@ -90,7 +90,7 @@ def test_a_part_of_the_tower_leaves_the_rest_missing(world: MakeWorld) -> None:
     one = world()
     with_tower(one, own_file=True)
     with pytest.raises(MissingTensorError) as found:
-        one.merge(grafts=["model.visual.blocks.*"])
+        one.merge(grafts=["model.visual.blocks.*", "model.visual.layers.*"])
     assert found.value.tensor == "model.visual.patch_embed.proj.weight"
 
 
