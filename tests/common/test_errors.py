@@ -92,7 +92,9 @@ def test_few_problems_are_all_shown_and_no_report_is_spoken_of() -> None:
         )
     )
     told = "is in no manifest, but x requires it. "
-    told += "If the model was trained without it, use a reference that does not list it."
+    told += (
+        "If training never held it, --graft takes it from the reference; or use one that does not list it."
+    )
     assert found.message() == (
         "3 problems found:\n1 x unsupported parameter:\n  p on rank 3: no. Nothing was written.\n"
         f"2 x missing tensor:\n  a [1] {told}\n  b [1] {told}"
