@@ -1,13 +1,15 @@
 """Every way shardmerge refuses, as one tree: a class per fault, its facts as fields, an exit code per branch.
 
-A message says what, which tensor or file, what was got and what expected, which rank, and what to do next.
-This module knows no other: anything may import it.
+A message says what, which tensor or file, what was got and expected, which rank, and what to do next.
+Of the others this module knows only how ranks are told: anything may import it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
+
+from .telling import first_ranks, suspects
 
 SHOWN = 10
 
@@ -111,12 +113,13 @@ class MissingTensorError(IncompleteError):
     tensor: str
     shape: tuple[int, ...]
     required_by: str
+    owed_by: tuple[int, ...] = ()
+    where: str = ""
 
     def message(self) -> str:
-        return (
-            f"{self.tensor} {list(self.shape)} is in no manifest, but {self.required_by} requires it. "
-            "If training never held it, --graft takes it from the reference; or use one that does not list it."
-        )
+        told = f"{self.tensor} {list(self.shape)} is in no manifest, but {self.required_by} requires it."
+        do = "If training never held it, --graft takes it from the reference; or use one that does not list it."
+        return f"{told} {suspects(self.owed_by, self.where)}{do}"
 
 
 @dataclass(eq=False)
@@ -126,11 +129,14 @@ class UncoveredTensorError(IncompleteError):
     missing: str
     present: str
     ranks: tuple[int, ...] = ()
+    owed_by: tuple[int, ...] = ()
+    where: str = ""
 
     def message(self) -> str:
+        owed = suspects(self.owed_by, self.where) or "A rank did not write its part. "
         return (
             f"{self.tensor} {list(self.global_shape)} is not whole: {self.missing} missing, present {self.present}. "
-            "A rank did not write its part: dump this run again."
+            f"{owed}Dump this run again."
         )
 
 
@@ -391,9 +397,3 @@ class WorkerDiedError(ShardmergeError):
             f"A worker process was killed while it wrote {', '.join(self.shards[:SHOWN])} (out of memory?). Nothing "
             "was published. Run again, with fewer --workers if memory is short."
         )
-
-
-def first_ranks(ranks: tuple[int, ...], shown: int = 6) -> str:
-    """`0, 1, 2 and 61 more`, for messages."""
-    more = len(ranks) - shown
-    return ", ".join(map(str, ranks[:shown])) + (f" and {more} more" if more > 0 else "")

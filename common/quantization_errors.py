@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .errors import SHOWN, ConflictError, IncompleteError, UnsupportedError, first_ranks
+from .errors import SHOWN, ConflictError, IncompleteError, UnsupportedError
+from .telling import first_ranks
 
 
 @dataclass(eq=False)

@@ -22,9 +22,9 @@ from shardmerge.common.errors import (
     ShardmergeError,
     UncoveredTensorError,
     UnexpectedTensorError,
-    first_ranks,
 )
 from shardmerge.common.rectangle import place
+from shardmerge.common.telling import first_ranks
 
 from . import gaps
 from .expected import ExpectedTensor, shapes

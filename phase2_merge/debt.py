@@ -59,7 +59,7 @@ def debt(ledger: Ledger, incomplete: Sequence[str], failures: dict[int, str]) ->
     absent = [rank for rank in range(ledger.heads[0].manifest.world_size) if rank not in present]
     if not absent:
         return Debt((), frozenset())
-    places, axes = coordinates(ledger, absent), _axes_to_tell(ledger)
+    places, axes = coordinates(ledger, absent), axes_to_tell(ledger)
     owed = _owed(ledger, places, incomplete)
     missing = [
         MissingRankError(
@@ -109,8 +109,8 @@ def _owed(
     return {rank: known[place.get("pp"), place.get("ep")] for rank, place in places.items()}
 
 
-def _axes_to_tell(ledger: Ledger) -> list[str]:
-    """Axes without those of size one, and without those that repeat an earlier one."""
+def axes_to_tell(ledger: Ledger) -> list[str]:
+    """Axes for messages: without those of size one, and without those that repeat an earlier one."""
     groups = {axis: [head.manifest.groups.get(axis, []) for head in ledger.heads] for axis in AXES}
     found: list[str] = []
     for axis in AXES:

@@ -30,6 +30,7 @@ from .ledger import Ledger
 from .plan import Plan, plan_shards
 from .quantization import Quantization, Uncalibrated, united
 from .rank_directories import discover
+from .suspects import with_suspects
 
 ALLOWANCES = ("nan", "replicas")
 
@@ -139,8 +140,8 @@ def _refuse_unknown(allow: Collection[str]) -> None:
 def _incomplete(book: Ledger, verdict: Verdict, failures: dict[int, str]) -> list[ShardmergeError]:
     """Missing ranks, and what is missing though none of them could owe it."""
     found = debt(book, list(verdict.incomplete), failures)
-    rest = (error for name, error in verdict.incomplete.items() if name not in found.owed)
-    return [*found.missing, *rest]
+    rest = {name: error for name, error in verdict.incomplete.items() if name not in found.owed}
+    return [*found.missing, *with_suspects(book, rest)]
 
 
 def _failed_but_complete(book: Ledger, failures: dict[int, str]) -> list[str]:

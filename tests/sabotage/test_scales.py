@@ -97,8 +97,10 @@ def writer_of(one: Victim, tensor: str) -> int:
 @pytest.mark.parametrize("suffix", SCALES)
 def test_a_missing_scale_of_one_expert_is_named(suffix: str, victim: Callable[[], Victim]) -> None:
     one, name = victim(), f"{EXPERT}.{suffix}"
-    one.rewrite([writer_of(one, name)], without(rf"^{re.escape(name)}$"))
+    rank = writer_of(one, name)
+    one.rewrite([rank], without(rf"^{re.escape(name)}$"))
     error = one.refused(MissingTensorError, 3)
+    assert rank in error.owed_by
     assert (error.tensor, error.shape) == (name, (64, 6) if suffix == "weight_scale" else ())
     assert f"{name} {list(error.shape)} is in no manifest" in error.message()
 

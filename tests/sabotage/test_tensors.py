@@ -58,6 +58,8 @@ def test_missing_piece_is_named_by_its_place(victim: Make, rank: int, missing: s
     error = one.refused(UncoveredTensorError, 3)
     assert (error.tensor, error.global_shape, error.missing) == (DOWN, (72, 112), missing)
     assert error.ranks == tuple(r for r in range(4) if r != rank)
+    assert (error.owed_by, error.where) == ((rank,), f"tp {rank}")
+    assert f"Rank {rank} (tp {rank}) should have written it" in error.message()
 
 
 def test_overlapping_piece_names_both_ranks(victim: Make) -> None:
