@@ -22,6 +22,7 @@ from shardmerge.phase2_merge.scheduler import cluster
 from .conftest import MakeWorld, World
 from .dumps import Topology, load, tree
 
+pytestmark = pytest.mark.xdist_group("dask")  # one cluster is enough
 COMMAND = [sys.executable, "-W", "ignore", "-c", "from shardmerge.common.cli import main; main()", "merge"]
 
 
@@ -29,7 +30,7 @@ COMMAND = [sys.executable, "-W", "ignore", "-c", "from shardmerge.common.cli imp
 def address() -> Iterator[str]:
     """A scheduler with two worker processes on this host."""
     with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, memory_limit=0
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0", memory_limit=0
     ) as local:
         yield local.scheduler_address
 
