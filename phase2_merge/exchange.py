@@ -57,11 +57,12 @@ def forget(out: Path) -> None:
 
 def _link_all(folder: Path, twin: Path, but: Collection[str]) -> None:
     """The same tree, every file a link, without the files named."""
-    for here, _, names in os.walk(folder):
+    for here, folders, names in os.walk(folder):
         below = Path(here).relative_to(folder)
         (twin / below).mkdir()
         shutil.copystat(here, twin / below)
-        for name in names:
+        links = [name for name in folders if (Path(here) / name).is_symlink()]  # os.walk calls them folders
+        for name in names + links:
             if (below / name).as_posix() not in but:
                 os.link(Path(here) / name, twin / below / name, follow_symlinks=False)
 

@@ -266,6 +266,7 @@ def test_a_reader_sees_all_old_files_or_all_new_ones(world: MakeWorld) -> None:
     (one.out / "eval").mkdir()
     (one.out / "eval" / "scores.txt").write_text("0.5")
     (one.out / "link").symlink_to("config.json")
+    (one.out / "folder").symlink_to("eval")
     shards = untouched(one.out)
     reader = os.open(one.out, os.O_RDONLY | os.O_DIRECTORY)
     old = os.stat("config.json", dir_fd=reader).st_ino
@@ -279,6 +280,7 @@ def test_a_reader_sees_all_old_files_or_all_new_ones(world: MakeWorld) -> None:
     assert untouched(one.out) == shards
     assert (one.out / "eval" / "scores.txt").read_text() == "0.5"
     assert (one.out / "link").is_symlink()
+    assert (one.out / "folder").readlink() == Path("eval")
     assert sorted(path.name for path in one.folder.iterdir()) == ["dump", "out", "reference"]
 
 
