@@ -12,6 +12,7 @@ import fcntl
 import os
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
@@ -22,6 +23,7 @@ from shardmerge.common.errors import OutputExistsError, OutputLockedError
 from .receipts import FOLDER, RECORDS
 
 LOCK = "lock"
+REMOVALS = 20
 NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}  # a file system that cannot lock
 
 
@@ -47,7 +49,7 @@ def publishing(out: Path, talk: TextIO | None, *, keep: bool = False) -> Iterato
             _commit(partial, out)
         except BaseException:
             if not keep:
-                shutil.rmtree(partial)
+                _remove(partial)
                 _say(talk, f"Nothing was published: {partial} was removed.")
             raise
 
@@ -63,6 +65,19 @@ def sharing(out: Path, talk: TextIO | None) -> Iterator[Path]:
         refuse_existing(out)  # the other parts may have been published while we asked for the lock
         (partial / RECORDS / FOLDER).mkdir(parents=True, exist_ok=True)
         yield partial
+
+
+def _remove(partial: Path) -> None:
+    """A task that was cancelled may still run on somebody else's executor, and put a last file there: try again."""
+    for left in reversed(range(REMOVALS)):
+        try:
+            shutil.rmtree(partial)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.ENOENT) or not left:
+                raise
+            time.sleep(0.1)
+        else:
+            return
 
 
 def _commit(partial: Path, out: Path) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from concurrent.futures import ThreadPoolExecutor
+import time
+from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from shardmerge.common.errors import OutputExistsError, OutputLockedError
-from shardmerge.phase2_merge import merge_dump
+from shardmerge.phase2_merge import merge_dump, publish
 
 from .conftest import MakeWorld
 from .dumps import Cut, load
@@ -84,3 +86,25 @@ def test_a_lock_of_another_host_is_respected(world: MakeWorld) -> None:
     with pytest.raises(OutputLockedError, match="process 12 on another-host"):
         one.merge()
     assert lock.read_text() == "process 12 on another-host\n"
+
+
+def test_a_task_that_cannot_be_stopped_does_not_keep_the_partial_output(world: MakeWorld) -> None:
+    """Somebody else's executor may still run what was cancelled."""
+    one = world().write()
+
+    def go_on(folder: Path) -> None:
+        for number in range(30):
+            if folder.exists():
+                (folder / f"late-{number}").write_text("late")
+                time.sleep(0.01)
+
+    def fail_beside(executor: Executor) -> None:
+        with publish.publishing(one.out, None) as folder:
+            executor.submit(go_on, folder)
+            while not (folder / "late-3").exists():
+                time.sleep(0.001)
+            raise ZeroDivisionError
+
+    with ThreadPoolExecutor(1) as executor, pytest.raises(ZeroDivisionError):
+        fail_beside(executor)
+    assert {path.name for path in one.folder.iterdir()} == {"dump", "reference"}
