@@ -205,7 +205,9 @@ def _check_head(m: Manifest) -> None:
     )
     _require(type(m.architecture) is str, "architecture must be a string")
     canonical_json.encode(m.facts)  # ValueError for NaN and infinities, which equal nothing
+    canonical_json.encode(m.drops)  # and for text that is none: reasons are shown
     _require(all(type(at) is int for at in m.coordinates.values()), "coordinates must be integers")
+    _require(all(type(count) is int and count >= 0 for count in m.drops.values()), "drops must be counts")
     for axis, group in m.groups.items():
         _require(
             isinstance(group, list) and all(type(r) is int and 0 <= r < m.world_size for r in group),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shardmerge.common import safetensors_header
@@ -111,6 +111,7 @@ FIELDS = ["run_id", "step", "attempt", "rank", "world_size", "coordinates", "gro
 
 @BOUNDED
 @given(field=st.sampled_from(FIELDS), value=JSON)
+@example(field="drops", value={"": None})
 def test_any_value_of_a_field_under_a_digest_that_fits(sound: Path, field: str, value: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = spoiled(sound, Path(folder)) / "manifest.json"
