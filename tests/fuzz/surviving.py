@@ -13,6 +13,7 @@ from collections.abc import Callable
 from hypothesis import settings
 from hypothesis import strategies as st
 
+from shardmerge.common.architectures.table import MAX_EXPERTS
 from shardmerge.common.errors import ShardmergeError
 
 BOUNDED = settings(
@@ -28,6 +29,12 @@ SECONDS = 30
 MEMORY_BYTES = 64 << 20
 REFUSALS = {2, 3, 4, 5, 6}
 BYTES = {"at": st.integers(0, 1 << 20), "put": st.binary(max_size=9), "cut": st.integers(0, 9)}
+
+
+def is_small(key: str, value: object) -> bool:
+    """Whether a config.json with this still declares a small model: memory is in proportion to what is declared."""
+    many = type(value) is int and 4_000 < value <= MAX_EXPERTS
+    return not (many and ("layers" in key or "experts" in key))
 
 
 def survives(run: Callable[[], object]) -> None:
