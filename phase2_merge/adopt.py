@@ -15,6 +15,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from shardmerge.common import durable
+
 from .plan import Adopted
 
 REFUSED = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
@@ -62,18 +64,12 @@ def _adopt(source: Path, target: Path) -> str:
 
 
 def _clone_or_copy(source: Path, target: Path) -> str:
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "xb") as new, open(source, "rb") as old:
-            how = REFLINK if _cloned(new.fileno(), old.fileno()) else COPY
-            if how == COPY:
-                shutil.copyfileobj(old, new, COPY_BYTES)
-                new.flush()
-            os.fsync(new.fileno())
-        temporary.rename(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with durable.appearing(target) as temporary, open(temporary, "xb") as new, open(source, "rb") as old:
+        how = REFLINK if _cloned(new.fileno(), old.fileno()) else COPY
+        if how == COPY:
+            shutil.copyfileobj(old, new, COPY_BYTES)
+            new.flush()
+        os.fsync(new.fileno())
     return how
 
 

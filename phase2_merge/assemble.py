@@ -20,7 +20,7 @@ from typing import Any, Self
 import numpy as np
 import xxhash
 
-from shardmerge.common import safetensors_header
+from shardmerge.common import durable, safetensors_header
 from shardmerge.common.dtypes import BITS
 from shardmerge.common.errors import BadInputError, CorruptFileError
 from shardmerge.common.rectangle import Shape, place
@@ -71,20 +71,15 @@ def assemble(task: ShardTask, folder: Path, staging_bytes: int = STAGING_BYTES) 
     Raises CorruptFileError if a piece is short or does not have its checksum, OSError.
     """
     head, header = safetensors_header.build((t.name, t.dtype, t.shape) for t in task.tensors)
-    temporary = folder / f".{task.name}.{os.getpid()}.tmp"
     third = max(1, staging_bytes // 3)
-    try:
-        with (
-            open(temporary, "wb", buffering=0) as file,
-            Sources() as sources,
-            writing(file.fileno(), head, third) as output,
-        ):
-            stage = Staging(output, sources, np.empty(third, np.uint8), task.check)
-            tensors = {tensor.name: stage.move(tensor) for tensor in task.tensors}
-        temporary.rename(folder / task.name)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with (
+        durable.appearing(folder / task.name) as temporary,
+        open(temporary, "wb", buffering=0) as file,
+        Sources() as sources,
+        writing(file.fileno(), head, third) as output,
+    ):
+        stage = Staging(output, sources, np.empty(third, np.uint8), task.check)
+        tensors = {tensor.name: stage.move(tensor) for tensor in task.tensors}
     digests = {name: checksum.hexdigest() for name, checksum in tensors.items()}
     digest = xxhash.xxh3_128_hexdigest(head)
     return Receipt(task.name, task.plan_digest, task.check, header.file_bytes, digest, digests)

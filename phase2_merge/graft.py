@@ -53,8 +53,10 @@ def graft(reference: Reference, patterns: Sequence[str]) -> tuple[GraftedFile, .
                 f"--graft {pattern}: {reference.path} {held}, none of that name",
                 "Give a reference with weights, and a name of them or a pattern such as 'model.visual.*'.",
             )
+    if not patterns:
+        return ()
     headers = [(path, safetensors_header.read(path)) for path in references.weight_files(reference.path)]
-    wanted = [(path, header, _matching(header, patterns)) for path, header in headers if patterns]
+    wanted = [(path, header, _matching(header, patterns)) for path, header in headers]
     files = [found for found in wanted if found[2]]
     return tuple(_grafted(number, *found) for number, found in enumerate(files))
 

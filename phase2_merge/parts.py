@@ -55,14 +55,19 @@ def parse(text: str) -> Part:
 
 
 def share(plan: Plan, part: Part) -> frozenset[str]:
-    """The shards of a part: the largest first, each to the part that has the fewest bytes so far."""
-    loads = [(0, number) for number in range(1, part.count + 1)]
-    mine = []
+    """The shards of a part."""
+    return frozenset(name for name, number in _numbers(plan, part.count).items() if number == part.number)
+
+
+def _numbers(plan: Plan, count: int) -> dict[str, int]:
+    """The part of each shard: the largest first, each to the part that has the fewest bytes so far."""
+    loads = [(0, number) for number in range(1, count + 1)]
+    found: dict[str, int] = {}
     for shard in sorted(plan.shards, key=lambda one: (-one.num_bytes, one.name)):
         size, number = heapq.heappop(loads)
         heapq.heappush(loads, (size + shard.num_bytes, number))
-        mine += [shard.name] if number == part.number else []
-    return frozenset(mine)
+        found[shard.name] = number
+    return found
 
 
 def write(folder: Path, record: Record) -> None:
@@ -97,6 +102,8 @@ def require(plan: Plan, found: Iterable[Record]) -> None:
 
 def _absent_parts(plan: Plan, absent: list[str], found: tuple[Record, ...]) -> tuple[str, ...]:
     """The parts that owe something, as far as those that are there tell how many there are."""
-    counts = {int(one.part.partition("/")[2]) for one in found}
-    parts = [Part(number, count) for count in sorted(counts) for number in range(1, count + 1)]
-    return tuple(str(part) for part in parts if share(plan, part) & set(absent))
+    told: list[str] = []
+    for count in sorted({int(one.part.partition("/")[2]) for one in found}):
+        numbers = _numbers(plan, count)
+        told += [str(Part(number, count)) for number in sorted({numbers[name] for name in absent})]
+    return tuple(told)

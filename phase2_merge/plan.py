@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ class Assembled:
     num_bytes: int
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)  # no slots: the digest is kept
 class Plan:
     """All shards. `order` and `start` find the kept rows of a tensor."""
 
@@ -105,7 +106,7 @@ class Plan:
             "assembled": assembled,
         }
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """The same plan of the same ledger gives the same: finished shards may then be kept."""
         return xxhash.xxh3_128_hexdigest(canonical_json.encode(self.facts()))

@@ -25,9 +25,10 @@ Neighbourhood = tuple[int, int | None]
 def with_suspects(ledger: Ledger, incomplete: Mapping[str, ShardmergeError]) -> list[ShardmergeError]:
     """The same errors, with the ranks that owe what is missing where its neighbours tell them."""
     wanted = {where for name in incomplete if (where := _neighbourhood(name)) is not None}
-    holders = _holders(ledger, wanted) if wanted else {}
-    axes = axes_to_tell(ledger) if wanted else []
-    places = {head.manifest.rank: head.manifest.coordinates for head in ledger.heads} if wanted else {}
+    if not wanted:
+        return list(incomplete.values())
+    holders, axes = _holders(ledger, wanted), axes_to_tell(ledger)
+    places = {head.manifest.rank: head.manifest.coordinates for head in ledger.heads}
 
     def told(name: str, error: ShardmergeError) -> ShardmergeError:
         if not isinstance(error, MissingTensorError | UncoveredTensorError):

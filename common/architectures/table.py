@@ -136,10 +136,10 @@ class Blueprint:
         """Name and shape of each of `tensors`, in any order: a few times as fast, for there are millions."""
         found: dict[str, tuple[int, ...]] = {}
         for row, layer in self._places():
-            for target in row.targets if _is_of_experts(row) else ():
-                found |= dict.fromkeys(self._expert_names(target, layer), self._shape(target))
-            for tensor in () if _is_of_experts(row) else self._targets(row, {"layer": layer}):
-                found[tensor.name] = tensor.shape
+            for target in row.targets:
+                of_experts = _is_of_experts(row)
+                names = self._expert_names(target, layer) if of_experts else [target.name.format(layer=layer)]
+                found |= dict.fromkeys(names, self._shape(target))
         return found
 
     def _places(self) -> Iterator[tuple[Row, int]]:
