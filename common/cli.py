@@ -6,6 +6,7 @@ this module imports neither phase.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from importlib import import_module
 from typing import NoReturn
@@ -15,6 +16,8 @@ import click
 from .errors import BadInputError
 from .outcome import HELP
 
+# numpy's library of linear algebra starts a thread per core, and each spins for a while; nothing here needs it
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 EXTRAS = {"torch": "dump", "megatron": "dump", "transformer_engine": "te", "modelopt": "modelopt"}
 
 

@@ -210,7 +210,9 @@ def _check_head(m: Manifest) -> None:
     _require(all(type(count) is int and count >= 0 for count in m.drops.values()), "drops must be counts")
     for axis, group in m.groups.items():
         _require(
-            isinstance(group, list) and all(type(r) is int and 0 <= r < m.world_size for r in group),
+            isinstance(group, list)
+            and set(map(type, group)) <= {int}
+            and (not group or 0 <= min(group) <= max(group) < m.world_size),
             f"group {axis}",
         )
     for one in m.files:

@@ -4,9 +4,8 @@ reference's headers where it holds weights. Decided before any rectangle is look
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,9 +24,8 @@ QUANTIZED = "the quantization of the model"
 MANY = 10_000  # tensors that may be missing by name
 
 
-@dataclass(frozen=True, slots=True)
-class ExpectedTensor:
-    """One tensor. `dtype` None: any, as long as its rectangles agree."""
+class ExpectedTensor(NamedTuple):
+    """One tensor. `dtype` None: any, as long as its rectangles agree. There are millions: see `Tensor` of a table."""
 
     name: str
     shape: tuple[int, ...]
@@ -48,12 +46,12 @@ def expected_tensors(
     """
     table = TABLE.format(blueprint.architecture.name)
     plain = "quantization_config" not in reference.config
+    dtype_of = _dtypes(reference, facts)
     found: dict[str, ExpectedTensor] = {}
-    for tensor in blueprint.tensors():
-        stored = None if quantization is None else quantization.tensors_of(tensor.name, tensor.shape)
+    for name, shape, float32 in blueprint.tensors():
+        stored = None if quantization is None else quantization.tensors_of(name, shape)
         if stored is None:
-            dtype = _dtype(tensor.name, tensor.float32, reference, facts)
-            found[tensor.name] = ExpectedTensor(tensor.name, tensor.shape, dtype, table)
+            found[name] = ExpectedTensor(name, shape, dtype_of(name, float32), table)
         else:
             found |= {name: ExpectedTensor(name, shape, dtype, QUANTIZED) for name, shape, dtype in stored}
     for name, shape, dtype in quantization.cache_tensors() if quantization else ():
@@ -76,19 +74,30 @@ def of_another_size(blueprint: Blueprint, held: int) -> MismatchError | None:
     return MismatchError("config.json", "the number of tensors it describes", f"{count:,}", f"about {held:,}")
 
 
-def _dtype(name: str, float32: bool, reference: Reference, facts: dict[str, Any]) -> str | None:
+def _dtypes(reference: Reference, facts: dict[str, Any]) -> Callable[[str, bool], str | None]:
     """As phase one chose it: float32 for the keep-list, else the reference's, else the model's params_dtype."""
-    known = reference.plain_dtype(name)
-    if float32 and not (facts.get("dtype_from_reference") and known):
-        return "F32"
-    dumped = facts.get("dtype")
-    return known or (dumped if isinstance(dumped, str) else None)
+    given = facts.get("dtype")
+    dumped = given if isinstance(given, str) else None
+    of_reference = bool(facts.get("dtype_from_reference"))
+
+    def dtype_of(name: str, float32: bool) -> str | None:
+        known = reference.plain_dtype(name)
+        return "F32" if float32 and not (of_reference and known) else known or dumped
+
+    if reference.tensors:
+        return dtype_of
+    return lambda _name, float32: "F32" if float32 else dumped
 
 
 def shapes(tensors: list[ExpectedTensor], dims: int) -> tuple[list[IntArray], NDArray[np.int64]]:
-    """(per dimension [tensors] sizes, 1 where a tensor has fewer; [tensors] number of dimensions)."""
-    padded = np.ones((len(tensors), dims), np.int64)
-    for at, tensor in enumerate(tensors):
-        sizes = tensor.shape[:dims]
-        padded[at, : len(sizes)] = sizes
-    return list(np.ascontiguousarray(padded.T)), np.array([len(tensor.shape) for tensor in tensors], np.int64)
+    """(per dimension [tensors] sizes, 1 where a tensor has fewer; [tensors] number of dimensions).
+
+    A model has few different shapes: each is looked at once.
+    """
+    number: dict[tuple[int, ...], int] = {}
+    which = np.array([number.setdefault(tensor.shape, len(number)) for tensor in tensors], np.int64)
+    padded = np.ones((len(number), dims), np.int64)
+    for at, shape in enumerate(number):
+        padded[at, : len(shape[:dims])] = shape[:dims]
+    ndim = np.array([len(shape) for shape in number], np.int64)
+    return [column[which] for column in padded.T], ndim[which]

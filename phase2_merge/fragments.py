@@ -1,29 +1,23 @@
-"""Are the fragments on disk what the manifests say? Size, header, and with `full` every byte.
+"""The files that manifests name, which rows of the ledger each holds, and whether every byte is as it was written.
 
-A fragment is judged alone, in a thread: hashing and reading release the interpreter. Knows no tensor beyond its
-header, and never interprets a number.
+A fragment's bytes are read in a thread: hashing and reading release the interpreter. Never interprets a number.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import xxhash
 
-from shardmerge.common import safetensors_header
 from shardmerge.common.errors import CorruptFileError, ShardmergeError
 from shardmerge.common.manifest import FragmentFile
-from shardmerge.common.rectangle import fragment_key, place
-from shardmerge.common.safetensors_header import Header
+from shardmerge.common.rectangle import place
 
 from .checksums import Advance, checksums, in_threads, wrong_bytes
 from .graft import REFERENCE
-from .ledger import DTYPES, Ledger
+from .ledger import Ledger
 from .rows import IntArray, Rows
 
 
@@ -85,18 +79,13 @@ def _by_bytes(rows: Rows) -> IntArray:
     return written
 
 
-def check_headers(ledger: Ledger, every: Sequence[Fragment]) -> list[ShardmergeError]:
-    """Size, checksum of the header, and every entry against the manifest's columns."""
-    dumped = [one for one in every if one.rank != REFERENCE]  # what is grafted was read just now
-    return in_threads(lambda one: _problem(lambda: _check_header(ledger, one), one), dumped)
-
-
 def check_bytes(ledger: Ledger, every: Sequence[Fragment], advance: Advance) -> list[ShardmergeError]:
     """Read every rectangle once and compare its checksum."""
-    return in_threads(lambda one: _problem(lambda: _check_bytes(ledger, one, advance), one), every)
+    return in_threads(lambda one: as_problem(one, lambda: _check_bytes(ledger, one, advance)), every)
 
 
-def _problem(check: Callable[[], None], one: Fragment) -> ShardmergeError | None:
+def as_problem(one: Fragment, check: Callable[[], None]) -> ShardmergeError | None:
+    """What a check of this fragment raised about a file, with the rank that wrote it."""
     try:
         check()
     except CorruptFileError as error:
@@ -104,89 +93,6 @@ def _problem(check: Callable[[], None], one: Fragment) -> ShardmergeError | None
     except FileNotFoundError:
         return CorruptFileError(str(one.path), "it is missing, though the manifest names it", one.rank)
     return None
-
-
-def _check_header(ledger: Ledger, one: Fragment) -> None:
-    """The manifest places rectangles without holes; if the fragment may become a shard, its header agrees on each."""
-    prefix, size = _prefix(one)
-    _check_places(ledger, one)
-    if _is_entire(ledger, one):
-        _check_entries(ledger, one, safetensors_header.decode(prefix, size, one.path))
-
-
-def _prefix(one: Fragment) -> tuple[bytes, int]:
-    """Everything before the data, and the size of the file, both as the manifest has them."""
-    with open(one.path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if size != one.file.num_bytes:
-            raise CorruptFileError(
-                str(one.path), f"it has {size:,} bytes, the manifest says {one.file.num_bytes:,}"
-            )
-        prefix = file.read(8)
-        prefix += file.read(safetensors_header.header_length(prefix, size, one.path))
-    if len(prefix) != one.file.header_bytes or xxhash.xxh3_128_hexdigest(prefix) != one.file.header_xxh3_128:
-        raise CorruptFileError(str(one.path), "its header is not the one that the manifest describes")
-    return prefix, size
-
-
-def _check_places(ledger: Ledger, one: Fragment) -> None:
-    """Rectangles lie one behind the other, from the header to the end of the file."""
-    edges = np.empty((len(one.rows) + 1, 2), np.int64)  # where one ends, and where the next begins
-    edges[0, 0], edges[-1, 1] = one.file.header_bytes, one.file.num_bytes
-    edges[:-1, 1], edges[1:, 0] = ledger.rows.begin[one.rows], ledger.rows.end[one.rows]
-    for end, begin in edges[edges[:, 0] != edges[:, 1]][:1].tolist():
-        raise CorruptFileError(
-            str(one.path), f"the manifest has nothing or twice between bytes {end:,} and {begin:,}"
-        )
-
-
-def _is_entire(ledger: Ledger, one: Fragment) -> bool:
-    """True if it holds entire tensors only. Readers will see its header then; others are read by the manifest."""
-    of = ledger.rows
-    pairs = zip(of.local_shape, of.global_shape, strict=True)
-    return all(bool((local[one.rows] == whole[one.rows]).all()) for local, whole in pairs)
-
-
-def _check_entries(ledger: Ledger, one: Fragment, header: Header) -> None:
-    got = [
-        (e.name, e.dtype, e.shape, header.data_offset + e.begin, header.data_offset + e.end)
-        for e in header.entries
-    ]
-    for held, want in zip(
-        sorted(got, key=_by_place), sorted(_wanted(ledger, one.rows), key=_by_place), strict=False
-    ):
-        if held != want:
-            raise CorruptFileError(str(one.path), f"its header has {_tell(held)}, the manifest {_tell(want)}")
-    if len(got) != len(one.rows):
-        raise CorruptFileError(
-            str(one.path), f"it holds {len(got)} tensors, the manifest names {len(one.rows)}"
-        )
-    if header.metadata.get("format") != "pt":
-        raise CorruptFileError(
-            str(one.path), 'its header lacks __metadata__ {"format": "pt"}, which readers require'
-        )
-
-
-def _wanted(ledger: Ledger, rows: IntArray) -> Iterator[tuple[Any, ...]]:
-    """The header's entries as the manifest's columns give them. Plain lists: this is the longest loop of a check."""
-    of = ledger.rows
-    flat = (column[rows].tolist() for column in (of.name, of.dtype, of.ndim, of.begin, of.end))
-    boxes = (
-        zip(*(column[rows].tolist() for column in dims), strict=True)
-        for dims in (of.global_shape, of.global_offset, of.local_shape)
-    )
-    for name, dtype, ndim, begin, end, whole, offset, shape in zip(*flat, *boxes, strict=True):
-        key = fragment_key(ledger.names[name], whole[:ndim], offset[:ndim], shape[:ndim])
-        yield key, DTYPES[dtype], shape[:ndim], begin, end
-
-
-def _by_place(entry: tuple[Any, ...]) -> tuple[int, int, str]:
-    return entry[3], entry[4], entry[0]
-
-
-def _tell(entry: tuple[Any, ...]) -> str:
-    name, dtype, shape, begin, end = entry
-    return f"{name} {dtype} {list(shape)} at bytes {begin}:{end}"
 
 
 def _check_bytes(ledger: Ledger, one: Fragment, advance: Advance) -> None:

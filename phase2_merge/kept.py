@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shardmerge.common import canonical_json
@@ -126,6 +125,8 @@ def _report(path: Path) -> Json:
 
 def _kept(path: Path, plan: Json, report: Json) -> Kept:
     """One row of each tensor: rectangles of one tensor agree on dtype and global shape, or there were no output."""
+    import pyarrow.compute as pc  # slow to import, and a first merge needs none of it
+
     dims = [name for name in pq.read_schema(path).names if re.fullmatch(r"g\d", name)]
     table = pq.read_table(path, columns=["name", "rank", "file", "dtype", "ndim", *dims])
     generation = json.loads(table.schema.metadata[b"shardmerge"])
@@ -154,6 +155,8 @@ def _kept(path: Path, plan: Json, report: Json) -> Kept:
 
 def _with_filled(table: pa.Table, plan: Json) -> pa.Table:
     """Scales that nobody wrote were filled in by the merge: float32 scalars, which only the plan names."""
+    import pyarrow.compute as pc  # slow to import, and a first merge needs none of it
+
     listed = pa.array([name for one in plan["assembled"] for name in one["tensors"]], pa.string())
     listed = listed.filter(pc.ends_with(listed, SCALE))
     known = table["name"].combine_chunks().dictionary
@@ -185,6 +188,8 @@ def _shards(
     names: pa.Array, tensor: IntArray, rank: IntArray, file: IntArray, plan: Json
 ) -> tuple[IntArray, list[str]]:
     """([tensors] shard, shards): adopted shards hold what their fragment holds, assembled ones are listed."""
+    import pyarrow.compute as pc  # slow to import, and a first merge needs none of it
+
     found = np.full(len(names), -1)
     order = np.lexsort((file, rank))
     place = (

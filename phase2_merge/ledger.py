@@ -10,14 +10,12 @@ import functools
 import os
 import re
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
@@ -30,10 +28,10 @@ from shardmerge.common.manifest import FILE_NAME, Columns, Manifest, decode, ran
 from . import manifest_json
 from .graft import REFERENCE, GraftedFile
 from .rank_directories import RankDirectories
+from .read_many import read_many
 from .rows import IntArray, Rows
 
 DTYPES = tuple(sorted(BITS))
-READERS = 8
 # what reading a damaged Parquet file raises
 DAMAGED = (pa.ArrowException, OSError, KeyError, ValueError, TypeError, AttributeError, IndexError)
 
@@ -69,8 +67,8 @@ class Ledger:
 
     def name_ids(self, names: Sequence[str]) -> IntArray:
         """The ledger's number for each of these names, -1 for a tensor that is in no manifest."""
-        found = pc.index_in(pa.array(names, pa.string()), value_set=pa.array(self.names, pa.string()))
-        return np.asarray(pc.fill_null(found, -1).to_numpy(zero_copy_only=False), dtype=np.int64)
+        number = {name: at for at, name in enumerate(self.names)}
+        return np.array([number.get(name, -1) for name in names], np.int64)
 
     def path(self, rank: int, file: int) -> Path:
         """Where a fragment lies."""
@@ -87,8 +85,8 @@ class Ledger:
 
 def read(found: RankDirectories, grafted: tuple[GraftedFile, ...] = ()) -> Ledger:
     """Read every manifest. Raises CorruptManifestError, DuplicateRankError, OSError."""
-    with ThreadPoolExecutor(min(READERS, 2 * (os.cpu_count() or 1))) as pool:
-        parts = list(pool.map(_read_rank, found.complete, found.complete.values()))
+    every = read_many(lambda rank: _contents(rank, found.complete[rank]), found.complete)
+    parts = [_decoded(rank, *contents) for rank, contents in every]
     heads = tuple(head for head, _ in parts)
     return _assemble(heads, grafted, [*_of_grafted(grafted), *(columns for _, columns in parts)])
 
@@ -105,6 +103,8 @@ def write(ledger: Ledger, path: Path) -> None:
 
 def whole_checksums(path: Path) -> dict[str, str]:
     """xxh3_128 of every tensor that was written entire, by name, from a ledger.parquet. Raises CorruptFileError."""
+    import pyarrow.compute as pc  # slow to import, and a first merge needs none of it
+
     try:
         table = pq.read_table(path)
         tests = [pc.greater_equal(table["file"], 0)]
@@ -135,12 +135,17 @@ def _generation(one: Manifest) -> dict[str, Any]:
     }
 
 
-def _read_rank(rank: int, directories: tuple[Path, ...]) -> tuple[Head, dict[str, Any]]:
-    """One rank's head and columns; the lists that JSON gave are gone when this returns."""
-    contents = {directory: (directory / FILE_NAME).read_bytes() for directory in directories}
-    if len(set(contents.values())) > 1:
+def _contents(rank: int, directories: tuple[Path, ...]) -> tuple[Path, bytes]:
+    """Where a rank's manifest lies, and its bytes. Raises DuplicateRankError, OSError."""
+    every = [(directory / FILE_NAME).read_bytes() for directory in directories]
+    if len(set(every)) > 1:
         raise DuplicateRankError(rank, tuple(map(str, directories)))
-    path, data = directories[0] / FILE_NAME, contents[directories[0]]
+    return directories[0], every[0]
+
+
+def _decoded(rank: int, directory: Path, data: bytes) -> tuple[Head, dict[str, Any]]:
+    """One rank's head and columns; the lists that JSON gave are gone when this returns."""
+    path = directory / FILE_NAME
     found = decode(data, path, manifest_json.decode)
     if found.rank != rank:
         raise CorruptManifestError(str(path), f"it is of rank {found.rank}, but lies in {rank_name(rank)}")
@@ -150,7 +155,7 @@ def _read_rank(rank: int, directories: tuple[Path, ...]) -> tuple[Head, dict[str
         raise CorruptManifestError(str(path), str(error)) from None
     empty: dict[str, Any] = {name: [] for name in found.columns.__slots__}
     head = replace(found, names=[], columns=type(found.columns)(**empty))
-    return Head(directories[0], head, xxhash.xxh3_128_hexdigest(data)), columns
+    return Head(directory, head, xxhash.xxh3_128_hexdigest(data)), columns
 
 
 def _columns(

@@ -25,7 +25,8 @@ from .completeness import Verdict, borrow, judge
 from .corrections import Correction, Recorded, corrected, of_part, parse, recorded
 from .debt import debt
 from .expected import ExpectedTensor, expected_tensors
-from .fragments import Fragment, check_headers, fragments
+from .fragments import Fragment, fragments
+from .headers import check_headers
 from .ledger import Ledger
 from .plan import Plan, plan_shards
 from .quantization import Quantization, Uncalibrated, united

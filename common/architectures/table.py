@@ -180,12 +180,12 @@ class Blueprint:
         pattern = key_pattern(key)
         return next((drop.reason for drop in self.architecture.drops if drop.key == pattern), None)
 
-    def _of_experts(self, row: Row, layer: int) -> Iterator[Tensor]:
+    def _of_experts(self, row: Row, layer: int) -> list[Tensor]:
         """A row's tensors of all experts of a layer."""
         shapes = [self._shape(target) for target in row.targets]
-        for names in zip(*(self._expert_names(target, layer) for target in row.targets), strict=True):
-            for name, shape in zip(names, shapes, strict=True):
-                yield Tensor(name, shape, row.float32)
+        names = [self._expert_names(target, layer) for target in row.targets]
+        of_expert = zip(*names, strict=True)
+        return [Tensor(n, s, row.float32) for of in of_expert for n, s in zip(of, shapes, strict=True)]
 
     def _expert_names(self, target: Target, layer: int) -> list[str]:
         """A target's names of all experts of a layer, put together by hand: there are millions."""

@@ -148,7 +148,7 @@ def _write_fragment(path: Path, stage: Stage, rows: Rows, members: Ints) -> tupl
     """Header and a hole; where each rectangle begins in the file."""
     sizes = _sizes(stage, rows, members)
     ends = np.cumsum(sizes)
-    entries = ",".join(_entries(stage, rows, members, ends - sizes, ends))
+    entries = ",".join(sorted(_entries(stage, rows, members, ends - sizes, ends)))
     body = f'{{"__metadata__":{{"format":"pt"}},{entries}}}'.encode()
     padded = -(-(8 + len(body)) // 4096) * 4096 - 8
     head = padded.to_bytes(8, "little") + body.ljust(padded)
@@ -167,7 +167,7 @@ def _entries(stage: Stage, rows: Rows, members: Ints, begins: Ints, ends: Ints) 
         cut = "" if local == whole else "@" + ",".join(map(str, offset[:ndim]))
         shape = ",".join(map(str, local[:ndim]))
         offsets = f'"data_offsets":[{begin},{end}]'
-        yield f'"{stage.names[at]}{cut}":{{"dtype":"{DTYPES[dtype]}","shape":[{shape}],{offsets}}}'
+        yield f'"{stage.names[at]}{cut}":{{{offsets},"dtype":"{DTYPES[dtype]}","shape":[{shape}]}}'
 
 
 def _sizes(stage: Stage, rows: Rows, members: Ints) -> Ints:

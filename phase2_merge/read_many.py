@@ -1,0 +1,31 @@
+"""Reads many small files: one after the other while they come at once, else many at the same time.
+
+A network file system answers late, but many together. Where it does not matter threads are in each other's way: every
+call of one waits for the interpreter that another holds. So reading and working on what was read take turns, and
+threads are used only after files were seen to come slowly.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import TypeVar
+
+READERS = 8
+AT_ONCE = 128  # items in memory; the work on them comes in between
+SLOW_S = 0.001  # for a file
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def read_many(read: Callable[[T], R], every: Iterable[T]) -> Iterator[tuple[T, R]]:
+    """Each item with its `read`, in order. Raises what a read raised."""
+    left, slow = iter(every), False
+    with ThreadPoolExecutor(READERS) as pool:
+        while items := list(islice(left, AT_ONCE if slow else READERS)):
+            began = time.perf_counter()
+            found = list((pool.map if slow else map)(read, items))
+            slow = slow or time.perf_counter() - began > SLOW_S * len(items)
+            yield from zip(items, found, strict=True)
