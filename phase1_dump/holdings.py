@@ -18,7 +18,7 @@ from shardmerge.common.errors import OverlapError, UnclaimedParameterError
 from shardmerge.common.quantization import Encoding
 from shardmerge.common.rectangle import Rectangle, Shape, place
 
-from .layouts import LAYOUTS, Box
+from .layouts import Box, pieces_of
 from .packing import Stored, packed_pieces, packed_scalars, scalar
 from .parameters import Parameter
 from .sources import Packed, Readable
@@ -128,7 +128,7 @@ def _hold(
     parameter, tensors, packed = one.parameter, one.claim.tensors, one.packed
     replicas = world.replicas(routed_expert=parameter.is_routed_expert, cut=parameter.is_cut)
     box = Box(parameter.global_shape, parameter.global_offset, parameter.local_shape)
-    for piece in LAYOUTS[one.claim.row.layout](box, tensors, blueprint.dimensions):
+    for piece in pieces_of(box, one.claim, blueprint.dimensions):
         source = tuple(map(sum, zip(parameter.start, piece.source, strict=True)))
         if packed is None:
             stored = Stored(piece.tensor.name, piece.tensor.shape, dtype_of(piece.tensor))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from shardmerge.common.architectures import Layout, Tensor
+from shardmerge.common.architectures import Claim, Layout, Tensor
 from shardmerge.common.errors import MismatchError
 from shardmerge.common.rectangle import Shape
 
@@ -71,7 +71,24 @@ def qkv(box: Box, tensors: Sequence[Tensor], dimensions: Dimensions) -> Iterator
             yield from _shared_rows(box, tensor, base + first, group * rows, rows)
 
 
+def part(box: Box, tensor: Tensor, sections: Sequence[int], number: int) -> Iterator[Piece]:
+    """The Megatron tensor is section `number` of the rows of the Hugging Face tensor, sections given by their sizes."""
+    _require_shape(tensor, box.global_shape, (sections[number], *tensor.shape[1:]))
+    first = sum(sections[:number])
+    offset = (first + box.global_offset[0], *box.global_offset[1:])
+    yield Piece(tensor, offset, _origin(box), box.local_shape)
+
+
 LAYOUTS: dict[Layout, Mapper] = {Layout.SAME: same, Layout.VOCAB: vocab, Layout.QKV: qkv}
+
+
+def pieces_of(box: Box, claim: Claim, dimensions: Dimensions) -> Iterator[Piece]:
+    """What a box is of the tensors of its claim."""
+    row = claim.row
+    if row.layout is Layout.PART:
+        sections = [dimensions[name] for name in row.sections]
+        return part(box, claim.tensors[0], sections, row.part)
+    return LAYOUTS[row.layout](box, claim.tensors, dimensions)
 
 
 def _shared_rows(box: Box, tensor: Tensor, fused_row: int, row: int, rows: int) -> Iterator[Piece]:

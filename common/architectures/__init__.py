@@ -6,10 +6,13 @@ from ..errors import BadInputError, UnsupportedArchitectureError
 from .deepseek import DEEPSEEK_V3
 from .llama import LLAMA, QWEN2, QWEN3
 from .mixtral import MIXTRAL
+from .nemotron_h import NEMOTRON_H
 from .qwen3_moe import QWEN3_MOE
 from .table import Architecture, Blueprint, Claim, Config, Layout, Tensor, key_ids
 
-ARCHITECTURES = {table.name: table for table in (LLAMA, QWEN2, QWEN3, QWEN3_MOE, MIXTRAL, DEEPSEEK_V3)}
+ARCHITECTURES = {
+    table.name: table for table in (LLAMA, QWEN2, QWEN3, QWEN3_MOE, MIXTRAL, DEEPSEEK_V3, NEMOTRON_H)
+}
 
 __all__ = [
     "ARCHITECTURES",

@@ -29,6 +29,7 @@ class Layout(StrEnum):
     SAME = "same"  # the same elements at the same place
     QKV = "qkv"  # rows group by group: queries, key, value
     VOCAB = "vocab"  # rows, then padding that is dropped
+    PART = "part"  # some rows of a tensor whose other rows have keys of their own
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,8 @@ class Row:
     where: str = "model"  # or a set of layers the table defines: "layers", "dense", "moe"
     when: str = ""  # a flag of the config; "" is always
     float32: bool = False  # kept float32 whatever dtype the model has
+    sections: tuple[str, ...] = ()  # of Layout.PART: rows of all parts of the target, in order
+    part: int = 0  # which of them this is
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,12 +146,16 @@ class Blueprint:
         return found
 
     def _places(self) -> Iterator[tuple[Row, int]]:
-        """Each row with each layer that has it, in the order of layers; rows of the model come first."""
-        for row in self.rows:
+        """Each row with each layer that has it, in the order of layers; rows of the model come first.
+
+        Of rows that share a target only the first.
+        """
+        rows = [row for row in self.rows if row.part == 0]
+        for row in rows:
             if row.where == "model":
                 yield row, 0
         for layer in range(self.dimensions["num_layers"]):
-            for row in self.rows:
+            for row in rows:
                 if row.where != "model" and layer in self.layers[row.where]:
                     yield row, layer
 

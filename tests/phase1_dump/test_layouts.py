@@ -8,11 +8,13 @@ import pytest
 
 from shardmerge.common.architectures import Tensor
 from shardmerge.common.errors import MismatchError
-from shardmerge.phase1_dump.layouts import Box, Piece, qkv, same, vocab
+from shardmerge.phase1_dump.layouts import Box, Piece, part, qkv, same, vocab
 
 # 4 heads in 2 groups, 3 rows a head. Fused rows:  0-5 q, 6-8 k, 9-11 v | 12-17 q, 18-20 k, 21-23 v
 HEADS = {"heads": 4, "groups": 2, "head_dim": 3}
 Q, K, V = Tensor("q", (12, 5), False), Tensor("k", (6, 5), False), Tensor("v", (6, 5), False)
+# sections of a Mamba projection: z 0-7, x 8-15, B 16-21, C 22-27, dt 28-31
+SECTIONS, IN_PROJ = (8, 8, 6, 6, 4), Tensor("in_proj", (32, 5), False)
 EMBEDDING = Tensor("embed", (211, 72), False)
 
 Rows = list[tuple[str, int, int, int]]  # tensor, first row there, first row in the box, number of rows
@@ -138,3 +140,26 @@ def test_a_plain_tensor_stays_where_it_is() -> None:
 def test_a_transposed_tensor_is_a_mismatch() -> None:
     with pytest.raises(MismatchError, match=r"down: shape in the model is \[40, 72\], expected \[72, 40\]"):
         list(same(Box((40, 72), (0, 0), (40, 72)), (Tensor("down", (72, 40), False),), {}))
+
+
+@pytest.mark.parametrize(
+    ("number", "offset", "count", "first"),
+    [(0, 0, 8, 0), (1, 4, 4, 12), (2, 3, 3, 19), (3, 0, 6, 22), (4, 2, 2, 30)],
+)
+def test_a_section_lies_behind_those_before_it(number: int, offset: int, count: int, first: int) -> None:
+    box = Box((SECTIONS[number], 5), (offset, 0), (count, 5))
+
+    assert list(part(box, IN_PROJ, SECTIONS, number)) == [Piece(IN_PROJ, (first, 0), (0, 0), (count, 5))]
+
+
+def test_a_section_of_a_convolution_keeps_its_other_dimensions() -> None:
+    tensor = Tensor("conv1d", (20, 1, 4), False)
+
+    assert list(part(Box((6, 1, 4), (3, 0, 0), (3, 1, 4)), tensor, (8, 6, 6), 1)) == [
+        Piece(tensor, (11, 0, 0), (0, 0, 0), (3, 1, 4))
+    ]
+
+
+def test_a_section_of_other_size_is_a_mismatch_that_says_got_and_expected() -> None:
+    with pytest.raises(MismatchError, match=r"in_proj: shape in the model is \[8, 5\], expected \[6, 5\]"):
+        list(part(Box((8, 5), (0, 0), (8, 5)), IN_PROJ, SECTIONS, 2))

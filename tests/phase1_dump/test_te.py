@@ -29,6 +29,8 @@ def written(out: Path, world_size: int) -> list[set[tuple[str, str]]]:
         ("qwen3_moe", Topology(pp=2, vpp=2, tp=2, ep=2, dp=2)),
         ("mixtral", Topology(ep=4, dp=4)),
         ("llama", Topology(tp=2, pp=2)),
+        ("nemotron_h", Topology(tp=2, etp=2, ep=2, dp=2)),
+        ("nemotron_h_latent", Topology(tp=2, pp=2, ep=2)),
     ],
     ids=lambda value: getattr(value, "name", value),
 )

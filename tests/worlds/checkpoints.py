@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from tests.worlds.families import Family, hf_config
 
+FLOAT32 = {"A_log", "D"}
 CHAT_TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
 
 
@@ -24,7 +25,7 @@ def write_hf_checkpoint(
 ) -> Path:
     """Write weights, config, tokenizer and generation config of the family under `path` and return it.
 
-    bfloat16 throughout but for `e_score_correction_bias`, which published checkpoints hold in float32.
+    bfloat16 throughout but for what megatron-core holds in float32: `e_score_correction_bias`, `A_log` and `D`.
     transformers packs experts in memory and itself restores the published per-expert names when saving.
     """
     model = random_hf_model(family, seed)
@@ -51,6 +52,9 @@ def random_hf_model(family: Family, seed: int = 0) -> Any:
             if hasattr(module, "e_score_correction_bias"):
                 shape = module.e_score_correction_bias.shape
                 module.e_score_correction_bias = 0.1 * torch.randn(shape, generator=generator)
+            for name in FLOAT32 & {own for own, _ in module.named_parameters(recurse=False)}:
+                parameter = getattr(module, name)
+                parameter.data = torch.randn(parameter.shape, generator=generator)
     return model
 
 
@@ -69,11 +73,15 @@ def _publish_config(family: Family, path: Path) -> None:
     """Spell config.json as the published checkpoints do, beside what transformers 5 writes.
 
     It writes `num_local_experts` for Qwen3-MoE and nests `rope_theta`; published files say `num_experts`,
-    `rope_theta` and `torch_dtype`. transformers reads either.
+    `rope_theta` and `torch_dtype`. It writes words for the layers of Nemotron-H, as only the largest published one
+    does; without latent experts they are letters here. transformers reads either.
     """
     config = json.loads((path / "config.json").read_text())
     if family.architecture == "Qwen3MoeForCausalLM":
         config["num_experts"] = config.pop("num_local_experts", config.get("num_experts"))
+    if family.mamba is not None and family.experts is not None and not family.experts.latent_width:
+        del config["layers_block_type"]
+        config |= {"hybrid_override_pattern": family.mamba.pattern, "num_hidden_layers": family.layers}
     config["rope_theta"] = float(family.rope_theta)
     config["torch_dtype"] = "bfloat16"
     (path / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

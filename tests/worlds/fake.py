@@ -16,6 +16,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from tests.worlds.cpu import prepare
 from tests.worlds.families import Family
+from tests.worlds.hybrid import hybrid_model
 from tests.worlds.megatron_config import block_spec, transformer_config
 from tests.worlds.topology import Topology
 
@@ -93,16 +94,21 @@ def build_model(
 
 def _build_chunk(family: Family, config: Any, vocab_rows: int, te: bool, vp_stage: int | None) -> GPTModel:
     position = {"ignore_virtual": False, "vp_stage": vp_stage}
+    options = {
+        "vocab_size": vocab_rows,
+        "max_sequence_length": 64,
+        "pre_process": parallel_state.is_pipeline_first_stage(**position),
+        "post_process": parallel_state.is_pipeline_last_stage(**position),
+        "parallel_output": False,
+        "share_embeddings_and_output_weights": family.tied,
+    }
+    if family.mamba is not None:
+        return hybrid_model(family.mamba, config, te=te, **options)
     return GPTModel(
         config,
         block_spec(config, te=te, vp_stage=vp_stage),
-        vocab_size=vocab_rows,
-        max_sequence_length=64,
-        pre_process=parallel_state.is_pipeline_first_stage(**position),
-        post_process=parallel_state.is_pipeline_last_stage(**position),
-        parallel_output=False,
-        share_embeddings_and_output_weights=family.tied,
         position_embedding_type="rope",
         rotary_base=family.rope_theta,
         vp_stage=vp_stage,
+        **options,
     )

@@ -5,7 +5,7 @@ weight square), which worlds can hold them, and how transformers is configured (
 Must not know checkpoints or shardmerge.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from tests.worlds.topology import TOPOLOGIES, Topology
@@ -17,6 +17,7 @@ Architecture = Literal[
     "Qwen3MoeForCausalLM",
     "MixtralForCausalLM",
     "DeepseekV3ForCausalLM",
+    "NemotronHForCausalLM",
 ]
 
 
@@ -33,6 +34,7 @@ class Experts:
     router_groups: int = 0
     groups_kept: int = 0
     scaling: float = 1.0
+    latent_width: int = 0  # of what routed experts read and write; 0: the hidden size
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,21 @@ class Latent:
     nope_channels: int = 20
     rope_channels: int = 8
     value_channels: int = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Mamba:
+    """Widths of Mamba-2, and a letter for each layer: M for Mamba, * attention, - dense, E experts."""
+
+    pattern: str
+    heads: int = 8
+    head_channels: int = 7
+    groups: int = 4
+    state: int = 10
+
+    def layers(self, letter: str) -> tuple[int, ...]:
+        """Global ids of the layers of this kind."""
+        return tuple(layer for layer, found in enumerate(self.pattern) if found == letter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +83,13 @@ class Family:
     norm_eps: float = 1e-5
     experts: Experts | None = None
     latent: Latent | None = None
+    mamba: Mamba | None = None
 
     @property
     def moe_layers(self) -> tuple[int, ...]:
         """Global ids of the layers that hold routed experts."""
+        if self.mamba is not None:
+            return self.mamba.layers("E")
         return () if self.experts is None else tuple(range(self.experts.dense_layers, self.layers))
 
     def padded_vocab(self, tp_size: int, multiple: int = 128) -> int:
@@ -82,6 +102,7 @@ class Family:
 _DEEPSEEK = Experts(
     shared_width=80, dense_layers=1, router_bias=True, router_groups=2, groups_kept=1, scaling=2.5
 )
+_NEMOTRON = Experts(shared_width=80, router_bias=True, scaling=2.5)
 
 FAMILIES: tuple[Family, ...] = (
     Family("llama", "LlamaForCausalLM"),
@@ -101,6 +122,13 @@ FAMILIES: tuple[Family, ...] = (
         experts=_DEEPSEEK,
         latent=Latent(query_rank=0),
     ),
+    Family("nemotron_h", "NemotronHForCausalLM", experts=_NEMOTRON, mamba=Mamba("ME*-")),
+    Family(
+        "nemotron_h_latent",
+        "NemotronHForCausalLM",
+        experts=replace(_NEMOTRON, latent_width=32),
+        mamba=Mamba("EM*E"),
+    ),
 )
 
 
@@ -110,15 +138,21 @@ def by_name(name: str) -> Family:
 
 
 def topologies_of(family: Family) -> tuple[Topology, ...]:
-    """Return the listed worlds that can hold the family: megatron refuses ep and etp without experts."""
-    return tuple(world for world in TOPOLOGIES if family.experts is not None or world.ep * world.etp == 1)
+    """Return the listed worlds that can hold the family.
+
+    megatron refuses ep and etp without experts, and virtual stages of Mamba (0.16).
+    """
+    worlds = (world for world in TOPOLOGIES if family.experts is not None or world.ep * world.etp == 1)
+    return tuple(world for world in worlds if family.mamba is None or world.vpp == 1)
 
 
 def hf_config(family: Family) -> dict[str, Any]:
     """Return the keyword arguments of the family's transformers config class.
 
-    Source: transformers 5, models/{llama,qwen2,qwen3,qwen3_moe,mixtral,deepseek_v3}/configuration_*.py.
+    Source: transformers 5, models/{llama,qwen2,qwen3,qwen3_moe,mixtral,deepseek_v3,nemotron_h}/configuration_*.py.
     """
+    if family.mamba is not None:
+        return _hf_hybrid(family, family.mamba)
     return {
         "vocab_size": family.vocab,
         "hidden_size": family.hidden,
@@ -177,4 +211,30 @@ def _hf_experts(family: Family) -> dict[str, Any]:
         "routed_scaling_factor": experts.scaling,
         "first_k_dense_replace": experts.dense_layers,
         "num_nextn_predict_layers": 0,
+    }
+
+
+def _hf_hybrid(family: Family, mamba: Mamba) -> dict[str, Any]:
+    experts = family.experts or Experts()
+    return {
+        "vocab_size": family.vocab,
+        "hidden_size": family.hidden,
+        "intermediate_size": family.dense_width,
+        "hybrid_override_pattern": mamba.pattern,
+        "num_attention_heads": family.heads,
+        "num_key_value_heads": family.groups,
+        "head_dim": family.head_channels,
+        "max_position_embeddings": 64,
+        "layer_norm_epsilon": family.norm_eps,
+        "tie_word_embeddings": family.tied,
+        "mamba_num_heads": mamba.heads,
+        "mamba_head_dim": mamba.head_channels,
+        "n_groups": mamba.groups,
+        "ssm_state_size": mamba.state,
+        "n_routed_experts": experts.num_experts,
+        "num_experts_per_tok": experts.top_k,
+        "moe_intermediate_size": experts.width,
+        "moe_shared_expert_intermediate_size": experts.shared_width,
+        "moe_latent_size": experts.latent_width or None,
+        "routed_scaling_factor": experts.scaling,
     }

@@ -6,7 +6,8 @@ the expected Hugging Face tensor by hand with `expected`. Nothing here asks shar
 An identity is a name of the unsharded model, the same for the local and the Transformer Engine spec:
 `embedding.word_embeddings.weight`, `decoder.layers.5.self_attention.linear_qkv.weight`,
 `decoder.layers.5.input_layernorm.weight`, `decoder.layers.5.mlp.experts.11.linear_fc1.weight` (global layer,
-global expert; rows of a gated linear_fc1 are all gate rows, then all up rows), `output_layer.weight`.
+global expert; rows of a gated linear_fc1 are all gate rows, then all up rows), `output_layer.weight`; of Mamba
+`decoder.layers.5.mixer.in_proj.weight` (rows of z, x, B, C, dt), `...mixer.conv1d.weight` as [channels, kernel].
 """
 
 import re
@@ -17,10 +18,10 @@ from dataclasses import dataclass
 import torch
 from megatron.core.models.gpt.gpt_model import GPTModel
 
-from tests.worlds.families import Family
+from tests.worlds.families import Family, Mamba
 from tests.worlds.topology import Coordinates, Topology
 
-FLOAT32_TAIL = 2.0**-15  # in the one float32 buffer: lost if anything rounds it to bfloat16
+FLOAT32_TAIL = 2.0**-15  # in what is kept in float32: lost if anything rounds it to bfloat16
 
 # The norm that a fused Transformer Engine module holds, by its name in the local spec.
 FUSED_NORMS = (
@@ -28,11 +29,18 @@ FUSED_NORMS = (
     ("mlp.linear_fc1.layer_norm_weight", "pre_mlp_layernorm.weight"),
     ("self_attention.linear_q_up_proj.layer_norm_weight", "self_attention.q_layernorm.weight"),
     ("self_attention.linear_kv_up_proj.layer_norm_weight", "self_attention.kv_layernorm.weight"),
+    ("mixer.in_proj.layer_norm_weight", "norm.weight"),
 )
+CONVOLUTION = {
+    f"mixer.conv1d_{part}": f"mixer.conv1d.{part}" for part in ("weight", "bias")
+}  # as 0.19 calls them
 ROW_CUT = re.compile(
     r"(linear_qkv|linear_q_proj|linear_q_up_proj|linear_kv_up_proj|word_embeddings|output_layer)\."
+    r"|mixer\.(A_log|D|dt_bias|norm\.weight)$"
 )
-COLUMN_CUT = re.compile(r"(linear_proj|linear_fc2)\.weight$")
+COLUMN_CUT = re.compile(r"(linear_proj|linear_fc2|out_proj)\.weight$")
+IN_SECTIONS = re.compile(r"mixer\.(in_proj|conv1d)\.")
+FLOAT32 = re.compile(r"(expert_bias|A_log|mixer\.D)$")
 LATENT_DOWN = re.compile(r"linear_(q|kv)_down_proj\.weight$")
 
 
@@ -70,7 +78,7 @@ def fill_from(
 def expected(identity: str, rows: Iterable[int], columns: Iterable[int] | None = None) -> torch.Tensor:
     """Return the float32 values of these global rows (and columns, for a matrix), exact in bfloat16.
 
-    Only an identity that ends in `expert_bias` has values that are not.
+    Only an identity that `FLOAT32` matches has values that are not.
     """
     return _values(identity, torch.tensor(list(rows)), torch.tensor([] if columns is None else list(columns)))
 
@@ -82,8 +90,9 @@ def holdings(chunks: list[GPTModel], family: Family, topology: Topology, rank: i
         buffers = [item for item in chunk.named_buffers() if item[0].endswith("expert_bias")]
         for name, tensor in [*chunk.named_parameters(), *buffers]:
             identity = identify(name, chunk, family, topology, place)
-            rows, columns = _extent(identity, tensor.shape, family, topology, place)
-            yield Held(identity, tensor, rows, columns)
+            flat = tensor.detach().flatten(1) if tensor.ndim > 2 else tensor
+            rows, columns = _extent(identity, flat.shape, family, topology, place)
+            yield Held(identity, flat, rows, columns)
 
 
 def identify(name: str, chunk: GPTModel, family: Family, topology: Topology, place: Coordinates) -> str:
@@ -93,7 +102,7 @@ def identify(name: str, chunk: GPTModel, family: Family, topology: Topology, pla
     match = re.match(r"decoder\.layers\.(\d+)\.(.*)", name)
     if match is None:
         return name
-    rest = dict(FUSED_NORMS).get(match[2], match[2])
+    rest = (dict(FUSED_NORMS) | CONVOLUTION).get(match[2], match[2])
     global_layer = chunk.decoder.layers[int(match[1])].layer_number - 1
     return f"decoder.layers.{global_layer}.{_with_global_expert(rest, family, topology, place)}"
 
@@ -117,7 +126,11 @@ def _extent(
     size, cut = (topology.etp, place.etp) if routed else (topology.tp, place.tp)
     rows = torch.arange(shape[0])
     columns = torch.arange(shape[1] if len(shape) == 2 else 0)
-    if identity.endswith("linear_fc1.weight"):  # local rows are [gate part ; up part]
+    if IN_SECTIONS.search(identity) and family.mamba is not None:
+        rows = _rows_in_sections(_sections(identity, family.mamba), size, cut)
+    elif identity.endswith("linear_fc1.weight") and family.mamba is not None:  # not gated
+        rows = rows + cut * shape[0]
+    elif identity.endswith("linear_fc1.weight"):  # local rows are [gate part ; up part]
         half = shape[0] // 2
         rows = torch.where(rows < half, rows + cut * half, rows - half + (size + cut) * half)
     elif ROW_CUT.search(identity) or _is_cut_down_projection(identity, shape, family):
@@ -125,6 +138,22 @@ def _extent(
     elif COLUMN_CUT.search(identity):
         columns = columns + cut * shape[1]
     return rows, columns
+
+
+def _sections(identity: str, mamba: Mamba) -> list[int]:
+    """Rows of z, x, B, C and dt of the projection; the convolution has neither the first nor the last."""
+    inner, state = mamba.heads * mamba.head_channels, mamba.groups * mamba.state
+    every = [inner, inner, state, state, mamba.heads]
+    return every if ".in_proj." in identity else every[1:4]
+
+
+def _rows_in_sections(sections: list[int], size: int, cut: int) -> torch.Tensor:
+    """Every section is cut for itself."""
+    held, first = [], 0
+    for rows in sections:
+        held.append(first + cut * (rows // size) + torch.arange(rows // size))
+        first += rows
+    return torch.cat(held)
 
 
 def _is_cut_down_projection(identity: str, shape: torch.Size, family: Family) -> bool:
@@ -145,5 +174,5 @@ def _values(identity: str, rows: torch.Tensor, columns: torch.Tensor) -> torch.T
     if columns.numel():
         row, column = rows[:, None], columns[None, :]
         numbers = numbers[:, None] + by_column * column + row * column
-    tail = FLOAT32_TAIL if identity.endswith("expert_bias") else 0.0
+    tail = FLOAT32_TAIL if FLOAT32.search(identity) else 0.0
     return (numbers % 251 - 125).float() / 128 + tail

@@ -14,6 +14,7 @@ from megatron.core.transformer.transformer_config import MLATransformerConfig, T
 
 from tests.worlds.attention import CpuAttention
 from tests.worlds.families import Experts, Family, Latent
+from tests.worlds.hybrid import hybrid_options
 from tests.worlds.topology import Topology
 
 
@@ -26,6 +27,8 @@ def transformer_config(
     if family.experts is not None:
         _mend_router()
         options |= _expert_options(family.experts, family.layers) | {"moe_grouped_gemm": te}
+    if family.mamba is not None:
+        options |= hybrid_options(family.mamba, family.experts)
     if family.latent is None:
         return TransformerConfig(**options, multi_latent_attention=False)
     _mend_latent_attention()

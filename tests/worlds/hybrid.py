@@ -1,0 +1,93 @@
+"""Models whose layers are Mamba mixers, attention, dense MLPs or routed experts: their spec, options and class.
+
+Decides what the two supported versions need to build them on a CPU: 0.16 calls the model MambaModel, 0.19
+HybridModel, and both take Transformer Engine for granted in places. Must not know ranks or weights.
+"""
+
+import copy
+import importlib
+import importlib.util
+from typing import Any
+
+from megatron.core import parallel_state
+from megatron.core.activations import squared_relu
+from megatron.core.extensions.transformer_engine import HAVE_TE
+from megatron.core.post_training.modelopt.layers import Linear
+from megatron.core.transformer.moe import moe_layer
+from megatron.core.transformer.torch_norm import WrappedTorchNorm
+
+from tests.worlds import mamba_stub
+from tests.worlds.attention import CpuAttention
+from tests.worlds.families import Experts, Mamba
+
+mamba_stub.install()  # before anything asks for the mixer
+
+IS_HYBRID = importlib.util.find_spec("megatron.core.models.hybrid") is not None
+STACK = "megatron.core.models.hybrid.hybrid_block" if IS_HYBRID else "megatron.core.ssm.mamba_block"
+SPECS = (
+    "megatron.core.models.hybrid.hybrid_layer_specs"
+    if IS_HYBRID
+    else "megatron.core.models.mamba.mamba_layer_specs"
+)
+
+
+def hybrid_options(mamba: Mamba, experts: Experts | None) -> dict[str, Any]:
+    """Options of TransformerConfig beside those of every family."""
+    return {
+        "is_hybrid_model": True,
+        "gated_linear_unit": False,
+        "activation_func": squared_relu,
+        "mamba_num_heads": mamba.heads,
+        "mamba_head_dim": mamba.head_channels,
+        "mamba_num_groups": mamba.groups,
+        "mamba_state_dim": mamba.state,
+        "moe_layer_freq": 1,
+        "moe_latent_size": (experts.latent_width or None) if experts else None,
+    }
+
+
+def hybrid_model(mamba: Mamba, config: Any, *, te: bool, **options: Any) -> Any:
+    """The model of this rank; `options` as for a GPTModel."""
+    _mend()
+    if IS_HYBRID:
+        model: Any = importlib.import_module("megatron.core.models.hybrid.hybrid_model").HybridModel
+        own = {"hybrid_stack_spec": _spec(config, te=te), "hybrid_layer_pattern": mamba.pattern}
+    else:
+        model = importlib.import_module("megatron.core.models.mamba.mamba_model").MambaModel
+        own = {"mamba_stack_spec": _spec(config, te=te), "hybrid_override_pattern": mamba.pattern}
+    return model(config, **own, **options, position_embedding_type="none")
+
+
+def _spec(config: Any, *, te: bool) -> Any:
+    """Transformer Engine's own, or the local one that megatron-core has for Model-Optimizer, with torch's norms."""
+    if te:
+        specs: Any = importlib.import_module(SPECS)
+        spec = copy.deepcopy(specs.hybrid_stack_spec if IS_HYBRID else specs.mamba_stack_spec)
+    else:
+        local: Any = importlib.import_module("megatron.core.post_training.modelopt.mamba.model_specs")
+        spec = local.get_mamba_stack_modelopt_spec(local_core_attention=True)
+        spec.submodules.mamba_layer.submodules.norm = WrappedTorchNorm
+        spec.submodules.attention_layer.submodules.input_layernorm = WrappedTorchNorm
+        spec.submodules.mlp_layer.submodules.pre_mlp_layernorm = WrappedTorchNorm
+        spec.submodules.moe_layer.submodules.pre_mlp_layernorm = WrappedTorchNorm
+    if not te or config.context_parallel_size > 1:
+        attention = spec.submodules.attention_layer.submodules.self_attention.submodules
+        attention.core_attention = CpuAttention
+    return spec
+
+
+def _mend() -> None:
+    """Without Transformer Engine: the final norm and the latent projections name its classes, whatever the spec."""
+    if HAVE_TE:
+        return
+    setattr(importlib.import_module(STACK), "TENorm", WrappedTorchNorm)
+    setattr(moe_layer, "HAVE_TE", True)
+    setattr(moe_layer, "TELinear", _projection)
+
+
+def _projection(*sizes: int, parallel_mode: str, **options: Any) -> Any:
+    """megatron-core's own replacement of a parallel linear; for what all ranks hold it does not say who they are."""
+    assert parallel_mode == "duplicated"
+    linear = Linear(*sizes, **options)
+    linear.tp_group = parallel_state.get_tensor_model_parallel_group()
+    return linear
