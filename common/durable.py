@@ -15,7 +15,7 @@ from pathlib import Path
 WRITE_BYTES = (
     256 << 10
 )  # of one call: for larger ones Linux 6.18 looks for large folios, which took 5 times as long
-WRITEBACK_BYTES = 32 << 20
+WRITEBACK_BYTES = 8 << 20
 
 
 def write_file(path: Path, data: bytes) -> None:

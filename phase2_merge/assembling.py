@@ -15,7 +15,8 @@ from shardmerge.common.progress import Progress
 from . import receipts
 from .assemble import STAGING_BYTES
 from .plan import Assembled, Plan, task
-from .workers import default_workers, pool, write_shards
+from .worker_server import default_workers
+from .workers import pool, write_shards
 
 MAX_POOLS = 3  # a worker that is killed again and again lacks memory, and no new pool gives it any
 

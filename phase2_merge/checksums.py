@@ -15,7 +15,7 @@ import xxhash
 
 from shardmerge.common.errors import CorruptFileError, ShardmergeError
 
-CHUNK_BYTES = 4 << 20
+CHUNK_BYTES = 1 << 20  # stays in the cache of a core until it is hashed
 Advance = Callable[[int], None]
 T = TypeVar("T")
 

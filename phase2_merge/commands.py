@@ -1,4 +1,7 @@
-"""The commands of phase two: options in, a call of the story, an outcome out."""
+"""The commands of phase two: options in, a call of the story, an outcome out.
+
+A story is imported when it is told: help needs none, and the workers' server starts while the merge is imported.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,13 @@ from typing import Any
 
 import click
 
+from shardmerge import phase2_merge
 from shardmerge.common import byte_count
 from shardmerge.common.errors import BadInputError
 from shardmerge.common.outcome import HELP, Outcome, reported
 
-from . import check_dump, merge_dump, rewrite_metadata, verify_output, write_part
-from .plan import ADOPT, LAYOUTS
-from .proof import ALLOWANCES
+from . import worker_server
+from .choices import ADOPT, ALLOWANCES, LAYOUTS
 from .scheduler import cluster
 
 DIRECTORY = click.Path(path_type=Path)
@@ -86,7 +89,7 @@ def check(dumps: tuple[Path, ...], **options: Any) -> Outcome:
     Example:
       shardmerge check /scratch/run7/dump --hf-reference ~/models/Qwen3-30B-A3B
     """
-    return check_dump.check(dumps, talk=sys.stderr, **options)
+    return phase2_merge.check(dumps, talk=sys.stderr, **options)
 
 
 @click.command(context_settings=HELP)
@@ -147,11 +150,13 @@ def merge(
         )
     if scheduler and options["workers"]:
         raise BadInputError("--scheduler with --workers", "The cluster decides how many there are.")
+    if not (scheduler or options["dry_run"]) and (options["workers"] or worker_server.default_workers()) > 1:
+        worker_server.start()
     with cluster(scheduler) if scheduler else nullcontext() as executor:
         if part is None:
-            return merge_dump.merge(dumps, out, executor=executor, talk=sys.stderr, **options)
+            return phase2_merge.merge(dumps, out, executor=executor, talk=sys.stderr, **options)
         del options["finalize"], options["dry_run"]
-        return write_part.merge_part(dumps, out, part, executor=executor, talk=sys.stderr, **options)
+        return phase2_merge.merge_part(dumps, out, part, executor=executor, talk=sys.stderr, **options)
 
 
 @click.command(context_settings=HELP)
@@ -173,7 +178,7 @@ def metadata(out: Path, **options: Any) -> Outcome:
     Example:
       shardmerge metadata /scratch/run7/hf --set config.rope_theta=1000000
     """
-    return rewrite_metadata.metadata(out, **options)
+    return phase2_merge.metadata(out, **options)
 
 
 @click.command(context_settings=HELP)
@@ -199,4 +204,4 @@ def verify(out: Path, how: Any, *, scan: bool) -> Outcome:
     Example:
       shardmerge verify /scratch/run7/hf
     """
-    return verify_output.verify(out, verify=how, scan=scan, talk=sys.stderr)
+    return phase2_merge.verify(out, verify=how, scan=scan, talk=sys.stderr)

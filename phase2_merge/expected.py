@@ -4,7 +4,9 @@ reference's headers where it holds weights. Decided before any rectangle is look
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -87,6 +89,11 @@ def _dtypes(reference: Reference, facts: dict[str, Any]) -> Callable[[str, bool]
     if reference.tensors:
         return dtype_of
     return lambda _name, float32: "F32" if float32 else dumped
+
+
+def num_elements(tensors: list[ExpectedTensor]) -> int:
+    """Of all together."""
+    return sum(prod(shape) * count for shape, count in Counter(one.shape for one in tensors).items())
 
 
 def shapes(tensors: list[ExpectedTensor], dims: int) -> tuple[list[IntArray], NDArray[np.int64]]:

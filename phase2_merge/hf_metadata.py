@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import orjson
 from shardmerge.common import durable
 from shardmerge.common.reference import INDEX
 
+from .expected import num_elements
 from .ledger import DTYPES
 from .plan import Plan
 from .rows import BoolArray, Rows
@@ -61,7 +61,7 @@ def dominant_dtype(rows: Rows, kept: BoolArray) -> str:
 def write_index(folder: Path, plan: Plan) -> None:
     """model.safetensors.index.json, unless there is only one shard: readers then take model.safetensors."""
     if len(plan.shards) > 1:
-        parameters = sum(prod(one.shape) for one in plan.expected)
+        parameters = num_elements(plan.expected)
         weight_map = dict(sorted(plan.weight_map().items()))
         durable.write_file(folder / INDEX, index_bytes(weight_map, parameters, plan.total_bytes))
 

@@ -96,7 +96,7 @@ def write(ledger: Ledger, path: Path) -> None:
     generation = {"digest": ledger.digest, **_generation(ledger.heads[0].manifest)}
     table = ledger.table.replace_schema_metadata({"shardmerge": canonical_json.encode(generation)})
     with open(path, "xb") as file:
-        pq.write_table(table, file, compression="zstd", store_schema=True)
+        pq.write_table(table, file, compression="zstd", use_dictionary=["name"], store_schema=True)
         file.flush()
         os.fsync(file.fileno())
 

@@ -16,8 +16,9 @@ from .adopt import adopt, together
 from .assemble import STAGING_BYTES
 from .assembling import Means, assemble_shards
 from .check_dump import verify_bytes
+from .choices import ADOPT
 from .laps import Laps
-from .plan import ADOPT, MAX_SHARD_BYTES, Plan
+from .plan import MAX_SHARD_BYTES, Plan
 from .proof import Proof, prove
 from .publish import publishing
 from .quantization import Uncalibrated
@@ -52,10 +53,11 @@ def merge(
     If it exists, from the same dump in the same shards, its metadata are written again and no shard is touched.
     max_shard_bytes bounds assembled shards; adopted ones are as the dump made them, and fragments with fewer than
     min_shard_bytes are joined. layout: "adopt", or "canonical" to assemble all tensors in the order of layers.
-    workers: processes that assemble, by default one per core; they are spawned, so a script that calls this needs
-    `if __name__ == "__main__":`. executor: used instead of a pool of our own, and left running. staging_bytes: memory
-    for data, per worker. finalize: publish what `merge_part` wrote, all parts of it. dry_run: prove (without reading
-    bytes) and plan only. The rest as for `check`. Raises an error of the tree, OSError; `out` then does not exist.
+    workers: processes that assemble, by default one per core; they import the main module, so a script that calls
+    this needs `if __name__ == "__main__":`. executor: used instead of a pool of our own, and left running.
+    staging_bytes: memory for data, per worker. finalize: publish what `merge_part` wrote, all parts of it. dry_run:
+    prove (without reading bytes) and plan only. The rest as for `check`. Raises an error of the tree, OSError; `out`
+    then does not exist.
     """
     laps, out = Laps(), Path(os.path.abspath(out))
     if exists := os.path.lexists(out):

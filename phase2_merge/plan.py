@@ -23,6 +23,7 @@ from shardmerge.common.manifest import rank_name
 from shardmerge.common.reference import SINGLE
 
 from .assemble import Piece, ShardTask, TensorTask
+from .choices import ADOPT, LAYOUTS
 from .completeness import Verdict
 from .expected import ExpectedTensor
 from .fragments import Fragment
@@ -33,7 +34,6 @@ from .rows import BoolArray, IntArray, group
 MAX_SHARD_BYTES = 5_000_000_000
 MAX_SHARDS = 99_999
 MANY_SHARDS = 1_000
-ADOPT, CANONICAL = LAYOUTS = ("adopt", "canonical")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,7 +86,8 @@ class Plan:
 
     def weight_map(self) -> dict[str, str]:
         """Tensor name to shard name."""
-        return {self.expected[at].name: shard.name for shard in self.shards for at in shard.tensors.tolist()}
+        names = [one.name for one in self.expected]
+        return {names[at]: shard.name for shard in self.shards for at in shard.tensors.tolist()}
 
     def facts(self) -> dict[str, Any]:
         """What plan.json holds: enough, with the ledger, to do the same again."""

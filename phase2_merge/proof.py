@@ -21,6 +21,7 @@ from shardmerge.common.problems import raise_problems
 from shardmerge.common.reference import Reference
 
 from . import generations, graft, health, hf_metadata, ledger, quantization_json, replicas
+from .choices import ALLOWANCES
 from .completeness import Verdict, borrow, judge
 from .corrections import Correction, Recorded, corrected, of_part, parse, recorded
 from .debt import debt
@@ -32,8 +33,6 @@ from .plan import Plan, plan_shards
 from .quantization import Quantization, Uncalibrated, united
 from .rank_directories import discover
 from .suspects import with_suspects
-
-ALLOWANCES = ("nan", "replicas")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from math import prod
 from typing import Any, Literal
 
 from shardmerge.common.byte_count import show
@@ -13,6 +12,7 @@ from shardmerge.common.errors import SHOWN
 
 from . import corrections
 from .corrections import Recorded
+from .expected import num_elements
 from .laps import Laps
 from .naming import summary
 from .plan import MANY_SHARDS, Plan
@@ -154,7 +154,7 @@ def check_report(proof: Proof, verification: Verification) -> CheckReport:
         architecture=head.architecture,
         ledger_digest=proof.ledger.digest,
         num_tensors=len(proof.expected),
-        num_parameters=sum(prod(one.shape) for one in proof.expected),
+        num_parameters=num_elements(proof.expected),
         num_rectangles=int(kept.sum()),
         num_fragments=len(proof.fragments),
         total_bytes=int((rows.end - rows.begin)[kept].sum()),

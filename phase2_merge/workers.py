@@ -1,26 +1,25 @@
 """Runs one task per shard on any `concurrent.futures.Executor`, and stops all of them if one fails.
 
-Workers are spawned and import this module: no Arrow, no ledger. The pool is torn down before anybody removes the
-folder that its processes write to.
+Workers import this module: no Arrow, no ledger. The pool is torn down before anybody removes the folder that its
+processes write to.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
-from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
 from shardmerge.common.errors import WorkerDiedError
 
-from . import receipts
+from . import receipts, worker_server
 from .assemble import ShardTask, assemble
 
 IN_HAND = 64  # tasks that are submitted and not done: they name every piece of a shard
@@ -36,26 +35,6 @@ class InProcess(Executor):
         except Exception as error:  # kept in the future, as every executor does; an interrupt goes through
             future.set_exception(error)
         return future
-
-
-class QuietPool(ProcessPoolExecutor):
-    """Its processes never see Ctrl-C, which a terminal sends to all: the parent alone decides what it means.
-
-    They are spawned by `submit` and inherit its blocked signals; here a signal waits until `submit` is through.
-    """
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        resource_tracker.ensure_running()  # it unblocks signals when it starts, so it must be running before
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            return super().submit(fn, *args, **kwargs)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def default_workers() -> int:
-    """As many as this process may use cores."""
-    return len(os.sched_getaffinity(0))
 
 
 def write_shards(
@@ -90,14 +69,25 @@ def write_shard(task: ShardTask, folder: Path, staging_bytes: int) -> int:
     return receipt.num_bytes
 
 
+def end_with_parent() -> None:
+    """End this process when the one that asked for it is gone: if that was killed, no task will ever come."""
+
+    def wait_for_it() -> None:
+        if parent := multiprocessing.parent_process():
+            parent.join()
+            os._exit(1)  # what it wrote has a temporary name; nobody is there to hear of it
+
+    threading.Thread(target=wait_for_it, daemon=True).start()
+
+
 @contextmanager
 def pool(workers: int) -> Iterator[Executor]:
-    """A spawned pool of `workers` processes, none for one; its processes are gone when the block ends."""
+    """A pool of `workers` processes, none for one; its processes are gone when the block ends."""
     if workers <= 1:
         yield InProcess()
         return
     others = set(multiprocessing.active_children())
-    executor = QuietPool(workers, multiprocessing.get_context("spawn"))
+    executor = ProcessPoolExecutor(workers, worker_server.start(), end_with_parent)
     try:
         yield executor
         executor.shutdown()

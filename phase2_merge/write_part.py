@@ -18,8 +18,9 @@ from .adopt import Adoption, adopt
 from .assemble import STAGING_BYTES
 from .assembling import Means, assemble_shards
 from .check_dump import verify_bytes
+from .choices import ADOPT
 from .parts import Part, Record
-from .plan import ADOPT, MAX_SHARD_BYTES, Adopted, Plan
+from .plan import MAX_SHARD_BYTES, Adopted, Plan
 from .proof import prove
 from .publish import sharing
 from .quantization import Uncalibrated

@@ -1,7 +1,7 @@
 """A process and its workers, watched while they run: seconds, the largest memory of each, open files.
 
 Memory is VmHWM, the kernel's own high-water mark, so that sampling misses nothing but the last moments of a process.
-A worker is a process that multiprocessing spawned. Must not know what is run.
+A worker is a process that multiprocessing spawned, or forked from a server. Must not know what is run.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from pathlib import Path
 from typing import Self
 
 INTERVAL_S = 0.02
-WORKER = b"spawn_main"  # in the command line of a process that multiprocessing spawned
+WORKERS = (
+    b"spawn_main",
+    b"multiprocessing.forkserver",
+)  # in the command line of a worker, and of their server
 SHARDMERGE = [sys.executable, "-W", "ignore", "-c", "from shardmerge.common.cli import main; main()"]
 
 
@@ -76,12 +79,14 @@ class Watch:
         while not self._stop.wait(INTERVAL_S):
             self.parent_peak_bytes = max(self.parent_peak_bytes, self._look(self._parent))
             for child in children(self._parent):
-                self.worker_peak_bytes = max(self.worker_peak_bytes, self._look(child, WORKER))
+                for worker in (child, *children(child)):
+                    self.worker_peak_bytes = max(self.worker_peak_bytes, self._look(worker, WORKERS))
 
-    def _look(self, pid: int, command: bytes = b"") -> int:
+    def _look(self, pid: int, commands: Sequence[bytes] = (b"",)) -> int:
         """VmHWM of a process; 0 if it is gone, or another one: before its exec a child is a copy of its parent."""
         try:
-            if command not in Path(f"/proc/{pid}/cmdline").read_bytes():
+            running = Path(f"/proc/{pid}/cmdline").read_bytes()
+            if not any(command in running for command in commands):
                 return 0
             self.open_files = max(self.open_files, len(os.listdir(f"/proc/{pid}/fd")))
             return high_water_bytes(pid)

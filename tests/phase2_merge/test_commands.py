@@ -257,14 +257,35 @@ def test_ctrl_c_ends_the_workers_too(world: MakeWorld) -> None:
     assert {path.name for path in one.folder.iterdir()} == {"dump", "reference"}
 
 
+def test_workers_and_their_server_end_when_the_merge_is_killed(world: MakeWorld) -> None:
+    one = world(Topology(tp=2)).write()
+    with blocked_pool(one) as (process, workers):
+        servers = [pid for pid in offspring(process.pid) if is_server(pid)]
+        process.kill()
+        process.wait()
+        deadline = time.monotonic() + 30
+        while any(map(alive, [*workers, *servers])):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    assert len(workers) == 2
+    assert len(servers) == 1
+
+
 def children(pid: int) -> list[int]:
-    """Spawned workers of a process, by their command line."""
-    found = []
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        with suppress(FileNotFoundError):
-            if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
-                found.append(int(child))
-    return found
+    """Workers of a process, which its server forked."""
+    return [worker for server in offspring(pid) if is_server(server) for worker in offspring(server)]
+
+
+def offspring(pid: int) -> list[int]:
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
+
+
+def is_server(pid: int) -> bool:
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return b"multiprocessing.forkserver" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return False
 
 
 def test_a_killed_worker_is_survived(world: MakeWorld) -> None:

@@ -32,7 +32,7 @@ def test_every_byte_comes_back_at_every_topology(world: MakeWorld, topology: Top
     assert load(one.out) == one.model.tensors
 
 
-def test_the_real_pool_of_spawned_processes_gives_the_same_bytes(world: MakeWorld, tmp_path: Path) -> None:
+def test_the_real_pool_of_processes_gives_the_same_bytes(world: MakeWorld, tmp_path: Path) -> None:
     one = world(Topology(tp=2), moe_config()).write()
     one.merge(max_shard_bytes=700)
     merge([one.dump], tmp_path / "pooled", hf_reference=one.reference, workers=2, max_shard_bytes=700)
