@@ -137,7 +137,7 @@ def _hold(
         live = tuple(parameter.data.shape)
         for of in packed_pieces(parameter.name, packed, piece, source, live, world.rank):
             parts[of.tensor, replicas].append(Part(of.data, of.source, of.offset, of.shape))
-    if packed is not None:
+    if packed is not None and one.claim.row.part == 0:  # all parts of a tensor share its scalars
         everywhere = world.replicas(routed_expert=parameter.is_routed_expert, cut=False)
         for stored, value in packed_scalars(packed, tensors):
             parts[stored, everywhere].append(_scalar_part(value))

@@ -23,6 +23,8 @@ CASES = [
     ("qwen3", Topology(tp=4, pp=2)),
     ("qwen3_moe", Topology(tp=2, pp=2, ep=2, dp=2)),
     ("deepseek_v3", Topology(tp=2, pp=2, ep=2, dp=2)),
+    ("nemotron_h", Topology(tp=2, pp=2, ep=2, dp=2)),
+    ("nemotron_h_latent", Topology(tp=4, pp=2, ep=4)),
 ]
 
 

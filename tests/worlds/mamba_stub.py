@@ -91,7 +91,7 @@ def install() -> None:
 
 
 def _stand_ins() -> dict[str, AbsentModule]:
-    """Modules by name; only what is missing."""
+    """Modules by name; Triton only where it is missing."""
     members: dict[str, dict[str, object]] = {"mamba_ssm": {}, "mamba_ssm.ops": {}, "mamba_ssm.ops.triton": {}}
     members |= {NORM: {"RMSNorm": GatedNorm}, SCAN: {FUSED: scan, UNFUSED: _kernel}}
     if importlib.util.find_spec("triton") is None:

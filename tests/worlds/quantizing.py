@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from megatron.core.models.gpt.gpt_model import GPTModel
 
-from tests.worlds.families import Experts, Family, Latent, by_name
+from tests.worlds.families import Experts, Family, Latent, Mamba, by_name
 from tests.worlds.filling import identify
 from tests.worlds.topology import Topology
 
@@ -34,6 +34,19 @@ DEEPSEEK_V3 = replace(
     dense_width=192,
     experts=replace(by_name("deepseek_v3").experts or Experts(), width=64, shared_width=128),
     latent=Latent(query_rank=64, key_value_rank=32, nope_channels=20, rope_channels=12, value_channels=16),
+)
+NEMOTRON_H = replace(
+    by_name("nemotron_h"),
+    hidden=96,
+    head_channels=16,
+    dense_width=192,
+    experts=replace(by_name("nemotron_h").experts or Experts(), width=64, shared_width=128),
+    mamba=Mamba("ME*-", head_channels=16),
+)
+NEMOTRON_H_LATENT = replace(
+    NEMOTRON_H,
+    experts=replace(NEMOTRON_H.experts or Experts(), latent_width=32),
+    mamba=Mamba("EM*E", head_channels=16),
 )
 # Every matrix divides into blocks of 128x128, also halved.
 QWEN3_MOE_IN_BLOCKS = replace(
