@@ -63,7 +63,6 @@ def main() -> int:
     """Print three tables; 1 if a bound is broken."""
     load = os.getloadavg()[0]
     print(f"{len(os.sched_getaffinity(0))} cores, load {load:.1f} before the start. check is --verify size.")
-    print("Not here: hybrids of Mamba and Mixture of Experts, which have no table of an architecture yet.")
     with tempfile.TemporaryDirectory(prefix="shardmerge-scale-") as name:
         tables = (("As trained", REAL), ("Ten million rectangles", LARGEST), ("Growth", GROWTH[:-1]))
         kept = [show(title, cases, Path(name)) for title, cases in tables]

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+import re
+import zlib
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -22,17 +24,24 @@ from numpy.typing import NDArray
 from shardmerge.common import manifest as manifests
 from shardmerge.common.architectures import Tensor, blueprint
 from shardmerge.common.manifest import Columns, FragmentFile, Manifest, rank_name
+from shardmerge.common.quantization import FORMATS, companions_of, module_of
 
 from .models import Case, World
 
-DTYPES = ["BF16", "F32"]
-ELEMENT_BYTES = np.array([2, 4])
+DTYPES = ["BF16", "F32", "U8", "F8_E4M3"]
+ELEMENT_BYTES = np.array([2, 4, 1, 1])
+EXPERT = re.compile(r"\.experts\.(\d+)\.")
+BY_COLUMNS = re.compile(r"\.(down|o|out)_proj\.weight(_scale)?$")
+NEVER_CUT = re.compile(r"\.(gate|fc._latent_proj)\.weight$")
+NEVER_PACKED = re.compile(r"(gate|embeddings|lm_head|conv1d|latent_proj)$")
+NVFP4 = FORMATS["NVFP4"]
+Stored = tuple[str, tuple[int, ...], str]
 Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """The tensors of a pipeline stage: number among all, expert or -1, [n, 2] shape, dimensions, dtype, cut dim."""
+    """The tensors of a pipeline stage: number among all, expert or -1, [n, dims] shape, dimensions, dtype, cut dim."""
 
     names: list[str]
     expert: Ints
@@ -74,50 +83,61 @@ def _write_ranks(case: Case, dump: Path, step: int, first: int) -> int:
 
 
 def _stages(case: Case) -> list[Stage]:
-    layers, pp = case.config["num_hidden_layers"], case.world.pp
-    members: list[list[Tensor]] = [[] for _ in range(pp)]
-    for tensor in blueprint(case.config).tensors():
+    table = blueprint(case.config)
+    layers, pp = table.dimensions["num_layers"], case.world.pp
+    members: list[list[Stored]] = [[] for _ in range(pp)]
+    for tensor in table.tensors():
         parts = tensor.name.split(".")
         layer = int(parts[2]) if parts[1] == "layers" else -1
         at = layer * pp // layers if layer >= 0 else 0 if "embed" in tensor.name else pp - 1
-        members[at].append(tensor)
+        members[at] += _stored(tensor, case.packed)
     return [_stage(tensors) for tensors in members]
 
 
-def _stage(tensors: Sequence[Tensor]) -> Stage:
-    def column(value: Callable[[Tensor], int]) -> Ints:
-        return np.array([value(tensor) for tensor in tensors], np.int64)
+def _stored(tensor: Tensor, packed: bool) -> Iterator[Stored]:
+    """What a tensor is stored as: NVFP4 with its scales where a model is packed, but for what stays as it is."""
+    module = module_of(tensor.name)
+    if packed and module and len(tensor.shape) == 2 and not NEVER_PACKED.search(module):
+        yield from companions_of(module, tensor.shape, NVFP4)
+    else:
+        yield tensor.name, tensor.shape, "F32" if tensor.float32 else "BF16"
 
+
+def _stage(tensors: Sequence[Stored]) -> Stage:
+    dims = max(2, *(len(shape) for _, shape, _ in tensors))
+    experts = [EXPERT.search(name) for name, _, _ in tensors]
     return Stage(
-        names=[tensor.name for tensor in tensors],
-        expert=column(lambda t: int(t.name.split(".")[5]) if ".mlp.experts." in t.name else -1),
-        shape=np.array([(*t.shape, 1)[:2] for t in tensors], np.int64),
-        ndim=column(lambda t: len(t.shape)),
-        dtype=column(lambda t: int(t.float32)),
-        cut=column(_cut_dim),
+        names=[name for name, _, _ in tensors],
+        expert=np.array([int(found[1]) if found else -1 for found in experts], np.int64),
+        shape=np.array([(*shape, *[1] * (dims - len(shape))) for _, shape, _ in tensors], np.int64),
+        ndim=np.array([len(shape) for _, shape, _ in tensors], np.int64),
+        dtype=np.array([DTYPES.index(dtype) for _, _, dtype in tensors], np.int64),
+        cut=np.array([_cut_dim(name, shape) for name, shape, _ in tensors], np.int64),
     )
 
 
-def _cut_dim(tensor: Tensor) -> int:
+def _cut_dim(name: str, shape: tuple[int, ...]) -> int:
     """As megatron cuts: vectors and the router never, what leads back to the hidden size by columns, others by rows."""
-    if len(tensor.shape) == 1 or tensor.name.endswith("mlp.gate.weight"):
+    if len(shape) < 2 or NEVER_CUT.search(name):
         return -1
-    return int(tensor.name.endswith(("down_proj.weight", "o_proj.weight")))
+    return int(BY_COLUMNS.search(name) is not None)
 
 
 def _rows(stage: Stage, case: Case, at: int) -> Rows:
     """What the rank at this place in its stage writes; of replicas, every one a share."""
     world: World = case.world
-    experts = case.config.get("num_experts") or case.config["n_routed_experts"]
+    experts = blueprint(case.config).dimensions["num_experts"]
     number = np.arange(len(stage.expert))
     routed = stage.expert >= 0
     mine = routed & (stage.expert * world.ep // experts == at // world.etp)
+    mine &= (stage.cut >= 0) | (number % world.etp == at % world.etp)
     dense = ~routed & (stage.cut >= 0) & (number % (world.stage_size // world.tp) == at // world.tp)
     entire = ~routed & (stage.cut < 0) & (number % world.stage_size == at)
     which = np.flatnonzero(mine | dense | entire)
-    parts = np.where(routed, world.etp, np.where(stage.cut < 0, 1, world.tp))[which]
-    part = np.where(routed, at % world.etp, np.where(stage.cut < 0, 0, at % world.tp))[which]
-    offset, local = np.zeros((len(which), 2), np.int64), stage.shape[which].copy()
+    parts = np.where(stage.cut < 0, 1, np.where(routed, world.etp, world.tp))[which]
+    part = np.where(stage.cut < 0, 0, np.where(routed, at % world.etp, at % world.tp))[which]
+    local = stage.shape[which].copy()
+    offset = np.zeros_like(local)
     row, dim = np.arange(len(which)), np.maximum(stage.cut[which], 0)
     whole = local[row, dim]
     offset[row, dim] = whole * part // parts
@@ -212,7 +232,27 @@ def _manifest(
         names=names,
         dtypes=DTYPES,
         columns=columns,
+        quantization=_quantization(names) if case.packed else {},
     )
+
+
+def _quantization(names: list[str]) -> dict[str, Any]:
+    """What a rank says of the weights it writes a part of: a weight with block scales is packed, a matrix is not."""
+    packed = [name.removesuffix(".weight_scale") for name in names if name.endswith(".weight_scale")]
+    modules = {module for name in names if name.endswith(".weight") and (module := module_of(name))}
+    plain = [module for module in sorted(modules - {*packed}) if NEVER_PACKED.search(module)]
+    scalars = sorted(f"{module}.{suffix}" for module in packed for suffix in NVFP4.scalars)
+    return {
+        "layers": {NVFP4.name: sorted(packed)},
+        "excluded": plain,
+        "kv_cache": {},
+        "scalars": {
+            "names": scalars,
+            "values": [1 + zlib.crc32(name.encode()) % 1000 / 1000 for name in scalars],
+        },
+        "uncalibrated": [],
+        "producer": {"name": "modelopt", "version": "0.47.0"},
+    }
 
 
 def _place(world: World, rank: int) -> tuple[dict[str, int], dict[str, Any]]:

@@ -1,8 +1,8 @@
-"""The real shapes of three large models, and the worlds that their dumps are made for.
+"""The real shapes of four large models, and the worlds that their dumps are made for.
 
 Configs are those published with the weights, without what no table reads. Must not know how a dump is written.
-Source: config.json of Qwen/Qwen3-235B-A22B, deepseek-ai/DeepSeek-V3 and moonshotai/Kimi-K2-Instruct.
-Not here: hybrids of Mamba and Mixture of Experts, for which there is no table of an architecture yet.
+Source: config.json of Qwen/Qwen3-235B-A22B, deepseek-ai/DeepSeek-V3, moonshotai/Kimi-K2-Instruct and
+nvidia/NVIDIA-Nemotron-3-Ultra-550B-A55B-BF16, without the layer of multi-token prediction of the last.
 """
 
 from __future__ import annotations
@@ -48,6 +48,27 @@ KIMI_K2 = DEEPSEEK_V3 | {
     "vocab_size": 163840,
 }
 
+NEMOTRON_3_ULTRA: dict[str, Any] = {
+    "architectures": ["NemotronHForCausalLM"],
+    "conv_kernel": 4,
+    "head_dim": 128,
+    "hidden_size": 8192,
+    "hybrid_override_pattern": (
+        "MEMEMEM*EMEMEM*EMEMEMEM*EMEMEMEM*EMEMEM*EMEMEMEM*EMEMEMEM*EMEMEM*EMEMEMEM*EMEMEMEM*EMEMEM*EMEMEMEM*EMEMEMEME"
+    ),
+    "mamba_head_dim": 64,
+    "mamba_num_heads": 256,
+    "moe_intermediate_size": 5120,
+    "moe_latent_size": 2048,
+    "moe_shared_expert_intermediate_size": 10240,
+    "n_groups": 8,
+    "n_routed_experts": 512,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 2,
+    "ssm_state_size": 128,
+    "vocab_size": 131072,
+}
+
 
 @dataclass(frozen=True, slots=True)
 class World:
@@ -74,12 +95,14 @@ class Case:
     name: str
     config: dict[str, Any]
     world: World
+    packed: bool = False  # in NVFP4
 
 
 REAL = (  # as such models are trained: experts entire
     Case("Qwen3-235B-A22B", QWEN3_235B, World(pp=8, ep=16, etp=1, tp=4)),
     Case("DeepSeek-V3", DEEPSEEK_V3, World(pp=16, ep=64, etp=1, tp=2)),
     Case("Kimi-K2", KIMI_K2, World(pp=16, ep=64, etp=1, tp=2)),
+    Case("Nemotron-3-Ultra", NEMOTRON_3_ULTRA, World(pp=9, ep=8, etp=1, tp=1), packed=True),
 )
 LARGEST = (  # ten million rectangles on ten thousand ranks
     Case("Qwen3-235B-A22B", QWEN3_235B, World(pp=6, ep=6, etp=278, tp=4)),

@@ -13,12 +13,19 @@ from shardmerge.phase2_merge import check
 
 from .__main__ import BOUND_BYTES, BOUND_S, cost
 from .generate import generate
-from .models import LARGEST, QWEN3_235B, Case, World
+from .models import LARGEST, NEMOTRON_3_ULTRA, QWEN3_235B, Case, World
 
 FOUR_LAYERS = QWEN3_235B | {"num_hidden_layers": 4}
 SMALL = Case("four layers", FOUR_LAYERS, World(pp=2, ep=4, etp=2, tp=2))
 # per layer 128 experts of 3 matrices in 2 parts; q, k, v, o in 2; the router and 4 norms entire
 RECTANGLES = 4 * (128 * 3 * 2 + 4 * 2 + 1 + 4) + 2 * 2 + 1
+
+HYBRID = NEMOTRON_3_ULTRA | {"hybrid_override_pattern": "ME*E", "n_routed_experts": 8}
+PACKED = Case("four kinds", HYBRID, World(pp=2, ep=2, etp=2, tp=1), packed=True)
+# a packed matrix is two tensors and two scalars; per expert 2 matrices, their two tensors in 2 parts
+MAMBA = 2 * 4 + 2 + 3 + 2  # in_proj and out_proj; conv1d; A_log, D and dt_bias; norms
+MOE = 8 * 2 * (2 * 2 + 2) + 2 + 2 * 4 + 2 + 1  # experts; router and its bias; shared; latent; norm
+PACKED_RECTANGLES = MAMBA + 2 * MOE + (4 * 4 + 1) + 3
 
 
 def test_a_generated_dump_is_whole_and_has_the_published_size(tmp_path: Path) -> None:
@@ -27,6 +34,12 @@ def test_a_generated_dump_is_whole_and_has_the_published_size(tmp_path: Path) ->
     assert found.num_rectangles == RECTANGLES
     layer = 128 * 3 * 4096 * 1536 + 4096 * 128 * (64 + 4 + 4 + 64) + 128 * 4096 + 2 * 4096 + 2 * 128
     assert found.num_parameters == 4 * layer + 2 * 151936 * 4096 + 4096
+
+
+def test_a_packed_hybrid_is_whole(tmp_path: Path) -> None:
+    assert generate(PACKED, tmp_path / "made", workers=1) == PACKED_RECTANGLES
+    found = check([tmp_path / "made" / "dump"], hf_reference=tmp_path / "made" / "reference", verify="size")
+    assert found.num_rectangles == PACKED_RECTANGLES
 
 
 def test_a_generated_dump_without_a_rank_is_refused(tmp_path: Path) -> None:
