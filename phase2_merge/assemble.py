@@ -26,10 +26,11 @@ from shardmerge.common.errors import BadInputError, CorruptFileError
 from shardmerge.common.rectangle import Shape, place
 
 from .checksums import wrong_bytes
-from .output import Bytes, Output, writing
+from .output import Output, writing
 from .receipts import Receipt
+from .uncached import Bytes
 
-STAGING_BYTES = 12 << 20
+STAGING_BYTES = 48 << 20
 OPEN_FILES = 64
 
 

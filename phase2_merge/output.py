@@ -1,7 +1,7 @@
 """The file that a shard becomes, written once in ascending order: a thread hashes and writes what was gathered before.
 
-Two bands of memory take turns. Small tensors share a band, so that a thousand scales are one write. The kernel is told
-to start writing back early: the fsync at the end then waits for little.
+Two bands of memory take turns. Small tensors share a band, so that a thousand scales are one write. Whole pages are
+written; what a band has beyond them begins the next one.
 """
 
 from __future__ import annotations
@@ -13,12 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from shardmerge.common import durable
+from shardmerge.common.safetensors_header import PAGE
 
-Bytes = NDArray[np.uint8]
+from .uncached import Bytes, Uncached, aligned
 
 
 @dataclass(slots=True, eq=False)
@@ -41,18 +39,19 @@ class Band:
 class Output:
     """The end of a file and the two bands on their way to it."""
 
-    end: durable.Appending
+    end: Uncached
     thread: ThreadPoolExecutor
     bands: tuple[Band, Band]
     turn: int = 0
 
     @property
     def band_bytes(self) -> int:
-        return len(self.bands[0].data)
+        """Bytes that fit in a band behind what the other one had left over."""
+        return len(self.bands[0].data) - PAGE
 
     def room(self, num_bytes: int) -> Bytes:
         """Memory for the next bytes of the file, at most `band_bytes`. Whoever asks fills it before asking again."""
-        if self.bands[self.turn].used + num_bytes > self.band_bytes:
+        if self.bands[self.turn].used + num_bytes > len(self.bands[self.turn].data):
             self.flush()
         band = self.bands[self.turn]
         band.used += num_bytes
@@ -64,30 +63,34 @@ class Output:
 
     def flush(self) -> None:
         """Hand what is filled to the thread; go on in the other band, once that was written."""
-        band = self.bands[self.turn]
-        band.written = self.thread.submit(self._write, band)
+        band, other = self.bands[self.turn], self.bands[1 - self.turn]
+        pages = band.used // PAGE * PAGE
+        band.written = self.thread.submit(self._write, band, pages)
+        other.wait()
+        other.used = band.used - pages
+        other.data[: other.used] = band.data[pages : band.used]
         self.turn = 1 - self.turn
-        self.bands[self.turn].wait()
 
     def drain(self) -> None:
         """Until every byte was handed to the file and every checksum is complete. Raises OSError."""
         self.flush()
-        self.flush()
+        self.bands[1 - self.turn].wait()
+        last = self.bands[self.turn]
+        self.end.finish(last.data[: last.used].data)
 
-    def _write(self, band: Band) -> None:
+    def _write(self, band: Band, pages: int) -> None:
         for checksum, data in band.parts:
             checksum.update(data)
-        self.end.write(band.data[: band.used].data)
+        self.end.write(band.data[:pages].data)
 
 
 @contextmanager
 def writing(file: int, head: bytes, band_bytes: int) -> Iterator[Output]:
-    """An output that begins with `head`; everything is durable when the block ends."""
-    end = durable.Appending(file)
-    end.write(memoryview(head))
-    bands = (Band(np.empty(band_bytes, np.uint8)), Band(np.empty(band_bytes, np.uint8)))
+    """An output that begins with `head`, which is whole pages; everything is durable when the block ends."""
+    durable.write_all(file, memoryview(head))
+    size = band_bytes + PAGE
     with ThreadPoolExecutor(1) as thread:
-        output = Output(end, thread, bands)
+        output = Output(Uncached(file), thread, (Band(aligned(size)), Band(aligned(size))))
         yield output
         output.drain()
     os.fsync(file)

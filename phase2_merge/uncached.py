@@ -1,0 +1,74 @@
+"""A file that is written past the page cache, where its file system can do that (O_DIRECT).
+
+A checkpoint of terabytes would push everything else out of memory, and finding pages for it costs more time than the
+disk needs. Only whole pages can pass, from memory that begins on one, to a place in the file that does; all else is
+appended as usual. Source: open(2), "O_DIRECT".
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardmerge.common import durable
+from shardmerge.common.safetensors_header import PAGE
+
+Bytes = NDArray[np.uint8]
+REFUSED = {errno.EINVAL, errno.EOPNOTSUPP}  # no O_DIRECT here, or only in larger units than a page
+
+
+def aligned(num_bytes: int) -> Bytes:
+    """Memory that begins on a page."""
+    memory = np.empty(num_bytes + PAGE, np.uint8)
+    begin = -memory.ctypes.data % PAGE
+    return memory[begin : begin + num_bytes]
+
+
+@dataclass(slots=True)
+class Uncached:
+    """An open file that grows at its end, which is on a page now."""
+
+    file: int
+    cached: durable.Appending = field(init=False)
+    direct: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.cached = durable.Appending(self.file)
+        self.direct = _switch(self.file, on=True)
+
+    def write(self, pages: memoryview) -> None:
+        """Write all of it: whole pages of `aligned` memory. Raises OSError."""
+        while pages and self.direct:
+            try:
+                pages = pages[os.write(self.file, pages) :]
+            except OSError as error:
+                if error.errno not in REFUSED:
+                    raise
+                self._give_up()
+        self.cached.write(pages)
+
+    def finish(self, rest: memoryview) -> None:
+        """Write what is left, less than a page. Raises OSError."""
+        self._give_up()
+        self.cached.write(rest)
+
+    def _give_up(self) -> None:
+        _switch(self.file, on=False)
+        self.direct = False
+
+
+def _switch(file: int, *, on: bool) -> bool:
+    """Whether the file is now written past the cache."""
+    flags = fcntl.fcntl(file, fcntl.F_GETFL) & ~os.O_DIRECT
+    try:
+        fcntl.fcntl(file, fcntl.F_SETFL, flags | (os.O_DIRECT if on else 0))
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        return False
+    return on
