@@ -174,8 +174,8 @@ def _by_field(value: Manifest | Columns | FragmentFile) -> dict[str, Json]:
 
 
 def _digest_fits(data: bytes) -> bool:
-    body = data[: -_DIGEST_BYTES - len(_DIGEST_KEY)]
-    return data == body + _DIGEST_KEY + xxhash.xxh3_128_hexdigest(body).encode() + b'"}\n'
+    body = memoryview(data)[: -_DIGEST_BYTES - len(_DIGEST_KEY)]
+    return data[len(body) :] == _DIGEST_KEY + xxhash.xxh3_128_hexdigest(body).encode() + b'"}\n'
 
 
 def _manifest(value: dict[str, Json]) -> Manifest:

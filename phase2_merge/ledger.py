@@ -183,7 +183,8 @@ def _columns(
     ):
         for dim, values in enumerate(dims):
             found[f"{letter}{dim}"] = column = np.array(values, np.int64)
-            if (column[found["ndim"] <= dim] != absent).any():
+            lacking = found["ndim"] <= dim
+            if lacking.any() and (column[lacking] != absent).any():
                 raise ValueError(f"column {letter}{dim} gives rectangles a dimension that they lack")
     return found | _health(health, rows)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, Literal
@@ -81,9 +81,9 @@ def united(
     problems = list(_unknown(quantized))
     if problems:
         return None, problems
-    layers, differing = _one_each(_modules(quantized))
-    caches, cache_problems = _one_each(_caches(quantized))
-    problems = [QuantizationMismatchError(name, values) for name, values in (*differing, *cache_problems)]
+    layers, differing = _one_each(lambda: _modules(quantized))
+    caches, cache_problems = _one_each(lambda: _caches(quantized))
+    problems = [QuantizationMismatchError(*one) for of in (differing, cache_problems) for one in of.items()]
     scalars, scalar_problems = _scalars(quantized)
     problems += [*scalar_problems, *_bad_blocks(quantized), *_mixed_with_blocks(set(layers.values()))]
     absent = sorted({name for one in quantized for name in one.quantization["uncalibrated"]} - set(scalars))
@@ -127,40 +127,50 @@ def _caches(manifests: Iterable[Manifest]) -> Iterator[tuple[str, str, int]]:
 
 
 def _one_each(
-    told: Iterable[tuple[str, str, int]],
-) -> tuple[dict[str, str], list[tuple[str, dict[str, tuple[int, ...]]]]]:
-    """(name -> its only value, names with several values and the ranks behind each)."""
-    ranks: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for name, value, rank in told:
-        ranks[name][value].append(rank)
-    first = {name: next(iter(values)) for name, values in sorted(ranks.items())}
-    several = [
-        (name, {value: tuple(of) for value, of in values.items()})
-        for name, values in sorted(ranks.items())
-        if len(values) > 1
-    ]
-    return first, several
+    told: Callable[[], Iterable[tuple[str, Any, int]]], wrong: Callable[[Any], bool] = lambda _: False
+) -> tuple[dict[str, Any], dict[str, dict[Any, tuple[int, ...]]]]:
+    """(name -> the first value that is told of it, all values and their ranks of names with several or a wrong one).
+
+    Ranks are looked for only where something is not right: ten thousand of them tell millions of values.
+    """
+    first: dict[str, Any] = {}
+    several = set()
+    for name, value, _ in told():
+        if first.setdefault(name, value) != value:
+            several.add(name)
+    several |= {name for name, value in first.items() if wrong(value)}
+    ranks: dict[str, dict[Any, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for name, value, rank in told() if several else ():
+        if name in several:
+            ranks[name][value].append(rank)
+    behind = {name: {value: tuple(of) for value, of in ranks[name].items()} for name in sorted(ranks)}
+    return dict(sorted(first.items())), behind
 
 
 def _scalars(manifests: Iterable[Manifest]) -> tuple[dict[str, float], list[ShardmergeError]]:
     """Name -> value, the same on every shard, and what is not."""
-    ranks: dict[str, dict[Any, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for one in manifests:
-        told = one.quantization["scalars"]
-        for name, value in zip(told["names"], told["values"], strict=True):
-            ranks[name][value].append(one.rank)
-        for name in one.quantization["uncalibrated"]:
-            ranks[name][NEVER].append(one.rank)
+    first, strange = _one_each(lambda: _told_scalars(manifests), _is_bad)
     problems: list[ShardmergeError] = []
-    for name, values in sorted(ranks.items()):
+    for name, values in strange.items():
         if len(values) > 1:
-            problems.append(
-                ScalarMismatchError(name, {str(value): tuple(of) for value, of in values.items()})
-            )
-        for value, of in values.items():
-            if value != NEVER and not (isinstance(value, int | float) and isfinite(value) and value > 0):
-                problems.append(BadScaleError(name, str(value), tuple(of)))
-    return {name: next(iter(values)) for name, values in ranks.items() if NEVER not in values}, problems
+            problems.append(ScalarMismatchError(name, {str(value): of for value, of in values.items()}))
+        problems += [BadScaleError(name, str(value), of) for value, of in values.items() if _is_bad(value)]
+    return {
+        name: v for name, v in first.items() if v != NEVER and NEVER not in strange.get(name, ())
+    }, problems
+
+
+def _told_scalars(manifests: Iterable[Manifest]) -> Iterator[tuple[str, Any, int]]:
+    for one in manifests:
+        told, rank = one.quantization["scalars"], one.rank
+        yield from ((name, value, rank) for name, value in zip(told["names"], told["values"], strict=True))
+        yield from ((name, NEVER, rank) for name in one.quantization["uncalibrated"])
+
+
+def _is_bad(value: Any) -> bool:
+    if value == NEVER:
+        return False
+    return not (isinstance(value, int | float) and isfinite(value) and value > 0)
 
 
 def _bad_blocks(manifests: Iterable[Manifest]) -> Iterator[ShardmergeError]:

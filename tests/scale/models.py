@@ -108,5 +108,6 @@ LARGEST = (  # ten million rectangles on ten thousand ranks
     Case("Qwen3-235B-A22B", QWEN3_235B, World(pp=6, ep=6, etp=278, tp=4)),
     Case("DeepSeek-V3", DEEPSEEK_V3, World(pp=9, ep=5, etp=225, tp=5)),
     Case("Kimi-K2", KIMI_K2, World(pp=8, ep=8, etp=157, tp=8)),
+    Case("Nemotron-3-Ultra", NEMOTRON_3_ULTRA, World(pp=12, ep=8, etp=105, tp=1), packed=True),
 )
 GROWTH = tuple(Case("Kimi-K2", KIMI_K2, World(pp=8, ep=8, etp=etp, tp=8)) for etp in (16, 32, 80, 157))
