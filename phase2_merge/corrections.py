@@ -49,10 +49,25 @@ def _parse(text: str) -> Correction:
     part, *path = key.removesuffix(ADDS).split(".")
     if not equals or part not in PARTS or not path or not all(path):
         raise BadInputError(f"--set {text}", HOW)
+    return Correction(part, tuple(path), _value(text, value), key.endswith(ADDS))
+
+
+def _value(text: str, value: str) -> Json:
+    """JSON, or else a string. Raises BadInputError for what a report could not record."""
     try:
-        return Correction(part, tuple(path), json.loads(value), key.endswith(ADDS))
+        found = json.loads(value)
     except ValueError:
-        return Correction(part, tuple(path), value, key.endswith(ADDS))
+        return value
+    if found != _tellable(found):
+        raise BadInputError(
+            f"--set {text}: JSON has no such number", "Write it into the reference's config.json."
+        )
+    return found
+
+
+def _tellable(value: Json) -> Json:
+    """A value for the report, in which infinities, which files like config.json may hold, are strings."""
+    return json.loads(json.dumps(value), parse_constant=str)
 
 
 def of_part(part: str, corrections: Sequence[Correction]) -> tuple[Correction, ...]:
@@ -74,7 +89,10 @@ def corrected(part: str, values: Mapping[str, Json], corrections: Sequence[Corre
 def recorded(part: str, values: Mapping[str, Json], corrections: Sequence[Correction]) -> Recorded:
     """For the report: what each corrected key was, and what it is now."""
     found = of_part(part, corrections)
-    return {one.key: {"was": _at(values, one.path), "now": _now(_at(values, one.path), one)} for one in found}
+    was = {one.key: _at(values, one.path) for one in found}
+    return {
+        one.key: {"was": _tellable(was[one.key]), "now": _tellable(_now(was[one.key], one))} for one in found
+    }
 
 
 def replayed(told: Recorded) -> tuple[Correction, ...]:

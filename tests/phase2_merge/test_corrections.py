@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from shardmerge.common.errors import BadInputError
@@ -31,6 +33,22 @@ def test_a_value_is_json_or_else_a_string(text: str, value: object) -> None:
 def test_what_is_no_correction_is_refused(text: str) -> None:
     with pytest.raises(BadInputError, match=r"Write facts\.KEY=VALUE"):
         parse([text])
+
+
+@pytest.mark.parametrize("value", ["Infinity", "-1e999", "NaN", "[0.0, Infinity]"])
+def test_a_number_that_json_does_not_have_is_refused(value: str) -> None:
+    with pytest.raises(BadInputError, match="JSON has no such number"):
+        parse([f"config.time_step_limit={value}"])
+
+
+def test_an_infinity_that_is_corrected_is_recorded_as_a_string() -> None:
+    """config.json of Nemotron-H has one."""
+    values = json.loads('{"time_step_limit": [0.0, Infinity]}')
+    given = parse(["config.time_step_limit=[0.0, 9.5]"])
+    assert corrected("config", values, given) == {"time_step_limit": [0.0, 9.5]}
+    assert recorded("config", values, given) == {
+        "config.time_step_limit": {"was": [0.0, "Infinity"], "now": [0.0, 9.5]}
+    }
 
 
 def test_the_same_key_twice_is_refused() -> None:
