@@ -70,7 +70,11 @@ class Appending:
     def write(self, data: memoryview) -> None:
         """Write all of it. Raises OSError."""
         write_all(self.file, data)
-        self.written += len(data)
+        self.wrote(len(data))
+
+    def wrote(self, num_bytes: int) -> None:
+        """So many more bytes stand at the end."""
+        self.written += num_bytes
         if self.written - self.started >= WRITEBACK_BYTES:
             os.posix_fadvise(self.file, self.started, self.written - self.started, os.POSIX_FADV_DONTNEED)
             self.started = self.written

@@ -87,10 +87,11 @@ class Output:
 @contextmanager
 def writing(file: int, head: bytes, band_bytes: int) -> Iterator[Output]:
     """An output that begins with `head`, which is whole pages; everything is durable when the block ends."""
-    durable.write_all(file, memoryview(head))
+    end = durable.Appending(file)
+    end.write(memoryview(head))
     size = band_bytes + PAGE
     with ThreadPoolExecutor(1) as thread:
-        output = Output(Uncached(file), thread, (Band(aligned(size)), Band(aligned(size))))
+        output = Output(Uncached(end), thread, (Band(aligned(size)), Band(aligned(size))))
         yield output
         output.drain()
     os.fsync(file)

@@ -2,7 +2,8 @@
 
 A checkpoint of terabytes would push everything else out of memory, and finding pages for it costs more time than the
 disk needs. Only whole pages can pass, from memory that begins on one, to a place in the file that does; all else is
-appended as usual. Source: open(2), "O_DIRECT".
+appended as usual. A file system may take the flag and use the cache all the same: it is asked to write back early too.
+Source: open(2), "O_DIRECT".
 """
 
 from __future__ import annotations
@@ -31,34 +32,35 @@ def aligned(num_bytes: int) -> Bytes:
 
 @dataclass(slots=True)
 class Uncached:
-    """An open file that grows at its end, which is on a page now."""
+    """An open file that grows at its `end`, which is on a page now."""
 
-    file: int
-    cached: durable.Appending = field(init=False)
+    end: durable.Appending
     direct: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        self.cached = durable.Appending(self.file)
-        self.direct = _switch(self.file, on=True)
+        self.direct = _switch(self.end.file, on=True)
 
     def write(self, pages: memoryview) -> None:
         """Write all of it: whole pages of `aligned` memory. Raises OSError."""
         while pages and self.direct:
             try:
-                pages = pages[os.write(self.file, pages) :]
+                count = os.write(self.end.file, pages)
             except OSError as error:
                 if error.errno not in REFUSED:
                     raise
                 self._give_up()
-        self.cached.write(pages)
+            else:
+                self.end.wrote(count)
+                pages = pages[count:]
+        self.end.write(pages)
 
     def finish(self, rest: memoryview) -> None:
         """Write what is left, less than a page. Raises OSError."""
         self._give_up()
-        self.cached.write(rest)
+        self.end.write(rest)
 
     def _give_up(self) -> None:
-        _switch(self.file, on=False)
+        _switch(self.end.file, on=False)
         self.direct = False
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shardmerge.common import durable
 from shardmerge.common.safetensors_header import PAGE
 from shardmerge.phase2_merge.uncached import Uncached, aligned
 
@@ -33,7 +34,7 @@ def write(file: int, data: bytes) -> bool:
     """Pages one way, the rest the other; whether the pages passed the cache."""
     memory = aligned(len(data))
     memory[:] = np.frombuffer(data, np.uint8)
-    end, pages = Uncached(file), len(data) // PAGE * PAGE
+    end, pages = Uncached(durable.Appending(file)), len(data) // PAGE * PAGE
     end.write(memory[:PAGE].data)
     end.write(memory[PAGE:pages].data)
     passed = end.direct
