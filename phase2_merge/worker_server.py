@@ -23,12 +23,15 @@ def start() -> BaseContext:
     """Start the server, unless it runs; it imports while we go on. The context whose processes are forked from it.
 
     Neither it nor a worker ever sees Ctrl-C, which a terminal sends to all: the parent alone decides what it means.
+    It listens on a socket in TMPDIR. Where that cannot be (a path of more than 80 characters), workers are spawned.
     """
     resource_tracker.ensure_running()  # it unblocks signals when it starts, so it must be running before
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         forkserver.set_forkserver_preload(PRELOADED)
         forkserver.ensure_running()
+    except OSError:  # whatever else the machine refuses, spawned workers meet it too, and say so
+        return multiprocessing.get_context("spawn")
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return multiprocessing.get_context("forkserver")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
@@ -69,8 +70,9 @@ def write_shard(task: ShardTask, folder: Path, staging_bytes: int) -> int:
     return receipt.num_bytes
 
 
-def end_with_parent() -> None:
-    """End this process when the one that asked for it is gone: if that was killed, no task will ever come."""
+def follow_parent() -> None:
+    """Leave Ctrl-C to the parent, and end when it is gone: if it was killed, no task will ever come."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
     def wait_for_it() -> None:
         if parent := multiprocessing.parent_process():
@@ -87,7 +89,7 @@ def pool(workers: int) -> Iterator[Executor]:
         yield InProcess()
         return
     others = set(multiprocessing.active_children())
-    executor = ProcessPoolExecutor(workers, worker_server.start(), end_with_parent)
+    executor = ProcessPoolExecutor(workers, worker_server.start(), follow_parent)
     try:
         yield executor
         executor.shutdown()

@@ -257,6 +257,18 @@ def test_ctrl_c_ends_the_workers_too(world: MakeWorld) -> None:
     assert {path.name for path in one.folder.iterdir()} == {"dump", "reference"}
 
 
+def test_a_temporary_folder_too_deep_for_a_socket_does_not_matter(world: MakeWorld, tmp_path: Path) -> None:
+    one = world(Topology(tp=2)).write()
+    deep = tmp_path / ("x" * 110)
+    deep.mkdir()
+    given = map(str, merge_arguments(one, "--workers", 2, "--max-shard-size", 500))
+    found = subprocess.run(
+        [*RUN, *given], env=os.environ | {"TMPDIR": str(deep)}, capture_output=True, text=True, check=False
+    )
+    assert (found.returncode, found.stderr) == (0, "")
+    assert dumps.load(one.out) == one.model.tensors
+
+
 def test_workers_and_their_server_end_when_the_merge_is_killed(world: MakeWorld) -> None:
     one = world(Topology(tp=2)).write()
     with blocked_pool(one) as (process, workers):
