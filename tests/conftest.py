@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -80,6 +81,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell ignores it for background jobs
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.getoption("--matrix") and not hasattr(config, "workerinput"):
         config.pluginmanager.register(_Recorder(Path(config.getoption("--matrix"))))
 
