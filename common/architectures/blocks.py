@@ -56,20 +56,21 @@ def same(
     return Row((key,), (Target(name, shape),), Layout.SAME, where, when, float32)
 
 
-EMBEDDINGS = (
-    Row(
-        ("embedding.word_embeddings.weight",),
-        (Target("model.embed_tokens.weight", ("vocab", "hidden")),),
-        Layout.VOCAB,
-    ),
-    Row(
-        ("output_layer.weight",),
-        (Target("lm_head.weight", ("vocab", "hidden")),),
-        Layout.VOCAB,
-        when="untied",
-    ),
-    same("decoder.final_layernorm.weight", "model.norm.weight", "hidden", where="model"),
-)
+def embeddings(name: str, norm_key: str, norm_name: str) -> tuple[Row, ...]:
+    """Input and output embeddings, and the norm after the last layer."""
+    return (
+        Row(("embedding.word_embeddings.weight",), (Target(name, ("vocab", "hidden")),), Layout.VOCAB),
+        Row(
+            ("output_layer.weight",),
+            (Target("lm_head.weight", ("vocab", "hidden")),),
+            Layout.VOCAB,
+            when="untied",
+        ),
+        same(norm_key, norm_name, "hidden", where="model"),
+    )
+
+
+EMBEDDINGS = embeddings("model.embed_tokens.weight", "decoder.final_layernorm.weight", "model.norm.weight")
 
 NORMS = (
     Row(
@@ -87,19 +88,31 @@ NORMS = (
     ),
 )
 
-GROUPED_QUERY_ATTENTION = (
-    Row(
-        (LAYER + "self_attention.linear_qkv.weight",),
-        (
-            Target(HF_LAYER + "self_attn.q_proj.weight", ("q", "hidden")),
-            Target(HF_LAYER + "self_attn.k_proj.weight", ("kv", "hidden")),
-            Target(HF_LAYER + "self_attn.v_proj.weight", ("kv", "hidden")),
+
+def grouped_query_attention(hf_prefix: str, where: str) -> tuple[Row, ...]:
+    """The fused projection of queries, keys and values, and the output projection."""
+    return (
+        Row(
+            (LAYER + "self_attention.linear_qkv.weight",),
+            (
+                Target(hf_prefix + "q_proj.weight", ("q", "hidden")),
+                Target(hf_prefix + "k_proj.weight", ("kv", "hidden")),
+                Target(hf_prefix + "v_proj.weight", ("kv", "hidden")),
+            ),
+            Layout.QKV,
+            where=where,
         ),
-        Layout.QKV,
-        where="layers",
-    ),
-    same(LAYER + "self_attention.linear_proj.weight", HF_LAYER + "self_attn.o_proj.weight", "hidden", "q"),
-)
+        same(
+            LAYER + "self_attention.linear_proj.weight",
+            hf_prefix + "o_proj.weight",
+            "hidden",
+            "q",
+            where=where,
+        ),
+    )
+
+
+GROUPED_QUERY_ATTENTION = grouped_query_attention(HF_LAYER + "self_attn.", "layers")
 
 QKV_BIAS = (
     Row(
@@ -140,3 +153,17 @@ def gated_mlp_named(
 
 
 DENSE_MLP = gated_mlp(LAYER + "mlp.", HF_LAYER + "mlp.", "ffn", "dense")
+
+
+def biased_router(hf_prefix: str) -> tuple[Row, ...]:
+    """A router whose scores are corrected by a bias for each expert, which stays float32."""
+    return (
+        same(LAYER + "mlp.router.weight", hf_prefix + "weight", "num_experts", "hidden", where="moe"),
+        same(
+            LAYER + "mlp.router.expert_bias",
+            hf_prefix + "e_score_correction_bias",
+            "num_experts",
+            where="moe",
+            float32=True,
+        ),
+    )

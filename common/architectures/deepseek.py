@@ -15,6 +15,7 @@ from .blocks import (
     HF_LAYER,
     LAYER,
     NORMS,
+    biased_router,
     common_dimensions,
     common_flags,
     gated_mlp,
@@ -87,17 +88,6 @@ LATENT_ATTENTION = (
     _norm("kv", "kv_a_layernorm.weight", "kv_latent"),
 )
 
-ROUTER = (
-    same(LAYER + "mlp.router.weight", HF_LAYER + "mlp.gate.weight", "num_experts", "hidden", where="moe"),
-    same(
-        LAYER + "mlp.router.expert_bias",
-        HF_LAYER + "mlp.gate.e_score_correction_bias",
-        "num_experts",
-        where="moe",
-        float32=True,
-    ),
-)
-
 DEEPSEEK_V3 = Architecture(
     "DeepseekV3ForCausalLM",
     "transformers models/deepseek_v3/modeling_deepseek_v3.py",
@@ -105,7 +95,7 @@ DEEPSEEK_V3 = Architecture(
     + NORMS
     + LATENT_ATTENTION
     + DENSE_MLP
-    + ROUTER
+    + biased_router(HF_LAYER + "mlp.gate.")
     + gated_mlp(
         LAYER + "mlp.shared_experts.", HF_LAYER + "mlp.shared_experts.", "shared_ffn", "moe", "shared_experts"
     )

@@ -9,7 +9,17 @@ of the parts of in_proj and conv1d; A_log and D are float32 there).
 
 from __future__ import annotations
 
-from .blocks import EXPERT, LAYER, common_dimensions, common_flags, same, set_flags
+from .blocks import (
+    EXPERT,
+    LAYER,
+    biased_router,
+    common_dimensions,
+    common_flags,
+    embeddings,
+    grouped_query_attention,
+    same,
+    set_flags,
+)
 from .table import Architecture, Config, Layers, Layout, Row, Target
 
 HF_LAYER = "backbone.layers.{layer}."
@@ -97,20 +107,7 @@ def _parts(
     )
 
 
-EMBEDDINGS = (
-    Row(
-        ("embedding.word_embeddings.weight",),
-        (Target("backbone.embeddings.weight", ("vocab", "hidden")),),
-        Layout.VOCAB,
-    ),
-    Row(
-        ("output_layer.weight",),
-        (Target("lm_head.weight", ("vocab", "hidden")),),
-        Layout.VOCAB,
-        when="untied",
-    ),
-    same("decoder.final_norm.weight", "backbone.norm_f.weight", "hidden", where="model"),
-)
+EMBEDDINGS = embeddings("backbone.embeddings.weight", "decoder.final_norm.weight", "backbone.norm_f.weight")
 
 NORMS = (
     _norm("mamba", "mixer.in_proj.layer_norm_weight", "norm.weight"),
@@ -131,37 +128,6 @@ MAMBA = (
         same(MIXER + "norm.weight", HF_MIXER + "norm.weight", "inner", where="mamba"),
         same(MIXER + "out_proj.weight", HF_MIXER + "out_proj.weight", "hidden", "inner", where="mamba"),
     )
-)
-
-ATTENTION = (
-    Row(
-        (LAYER + "self_attention.linear_qkv.weight",),
-        (
-            Target(HF_MIXER + "q_proj.weight", ("q", "hidden")),
-            Target(HF_MIXER + "k_proj.weight", ("kv", "hidden")),
-            Target(HF_MIXER + "v_proj.weight", ("kv", "hidden")),
-        ),
-        Layout.QKV,
-        where="attention",
-    ),
-    same(
-        LAYER + "self_attention.linear_proj.weight",
-        HF_MIXER + "o_proj.weight",
-        "hidden",
-        "q",
-        where="attention",
-    ),
-)
-
-ROUTER = (
-    same(MLP + "router.weight", HF_MIXER + "gate.weight", "num_experts", "hidden", where="moe"),
-    same(
-        MLP + "router.expert_bias",
-        HF_MIXER + "gate.e_score_correction_bias",
-        "num_experts",
-        where="moe",
-        float32=True,
-    ),
 )
 
 LATENT = tuple(
@@ -198,8 +164,8 @@ NEMOTRON_H = Architecture(
     EMBEDDINGS
     + NORMS
     + MAMBA
-    + ATTENTION
-    + ROUTER
+    + grouped_query_attention(HF_MIXER, "attention")
+    + biased_router(HF_MIXER + "gate.")
     + LATENT
     + _mlp(MLP, HF_MIXER, "ffn", "hidden", "dense")
     + _mlp(

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.peers
 QWEN3 = replace(by_name("qwen3"), hidden=96, head_channels=16, dense_width=192)
 FAMILIES = {"qwen3_moe": QWEN3_MOE, "deepseek_v3": DEEPSEEK_V3, "nemotron_h": NEMOTRON_H}
 # Model-Optimizer 0.47 quantizes latent projections of the local spec, and leaves Transformer Engine's as they are
-ONLY_SEQUENTIAL = {"nemotron_h_latent": NEMOTRON_H_LATENT}
+WITH_SEQUENTIAL = FAMILIES | {"nemotron_h_latent": NEMOTRON_H_LATENT}
 RECIPES = ("FP8", "NVFP4", "W4A16_NVFP4", "MIXED")
 SEQUENTIAL = (SINGLE, Topology(tp=2, pp=2, etp=2), Topology(pp=2, ep=2, dp=2))
 GROUPED = (Topology(tp=2, pp=2, ep=2), Topology(tp=2, etp=2, pp=2))
@@ -77,7 +77,7 @@ def sources(ranks: GlooRanks, tmp_path_factory: pytest.TempPathFactory) -> Sourc
     made: dict[Any, Path] = {}
 
     def source(name: str, recipe_name: str, shared_inputs: bool) -> tuple[Path, Path, Path]:
-        family = (FAMILIES | ONLY_SEQUENTIAL)[name]
+        family = WITH_SEQUENTIAL[name]
         if name not in made:
             made[name] = tmp_path_factory.mktemp(name)
             write_hf_checkpoint(family, made[name] / "hf")
@@ -94,13 +94,13 @@ def sources(ranks: GlooRanks, tmp_path_factory: pytest.TempPathFactory) -> Sourc
 
 @pytest.mark.parametrize("topology", SEQUENTIAL, ids=lambda one: one.name)
 @pytest.mark.parametrize("recipe_name", RECIPES)
-@pytest.mark.parametrize("name", FAMILIES | ONLY_SEQUENTIAL)
+@pytest.mark.parametrize("name", WITH_SEQUENTIAL)
 def test_sequential_experts_become_what_modelopt_exports(
     name: str, recipe_name: str, topology: Topology, ranks: GlooRanks, sources: Sources, tmp_path: Path
 ) -> None:
     reference, torch_dist, theirs = sources(name, recipe_name, False)
     given = (
-        (FAMILIES | ONLY_SEQUENTIAL)[name],
+        WITH_SEQUENTIAL[name],
         topology,
         torch_dist,
         reference,

@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 
 from shardmerge.common.cli import main
 from shardmerge.phase2_merge import proof
+from tests.bench.watching import children
 
 from . import dumps
 from .conftest import MakeWorld, World
@@ -272,7 +273,7 @@ def test_a_temporary_folder_too_deep_for_a_socket_does_not_matter(world: MakeWor
 def test_workers_and_their_server_end_when_the_merge_is_killed(world: MakeWorld) -> None:
     one = world(Topology(tp=2)).write()
     with blocked_pool(one) as (process, workers):
-        servers = [pid for pid in offspring(process.pid) if is_server(pid)]
+        servers = [pid for pid in children(process.pid) if is_server(pid)]
         process.kill()
         process.wait()
         deadline = time.monotonic() + 30
@@ -283,15 +284,9 @@ def test_workers_and_their_server_end_when_the_merge_is_killed(world: MakeWorld)
     assert len(servers) == 1
 
 
-def children(pid: int) -> list[int]:
+def workers_of(pid: int) -> list[int]:
     """Workers of a process, which its server forked."""
-    return [worker for server in offspring(pid) if is_server(server) for worker in offspring(server)]
-
-
-def offspring(pid: int) -> list[int]:
-    with suppress(FileNotFoundError, ProcessLookupError):
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return []
+    return [worker for server in children(pid) if is_server(server) for worker in children(server)]
 
 
 def is_server(pid: int) -> bool:
@@ -329,7 +324,7 @@ def test_workers_that_are_killed_again_and_again_end_the_merge_and_name_their_sh
     killed = set()
     with blocked_pool(one) as (process, _):
         while process.poll() is None:
-            for pid in children(process.pid):
+            for pid in workers_of(process.pid):
                 killed.add(pid)
                 os.kill(pid, signal.SIGKILL)
             time.sleep(0.05)
