@@ -24,6 +24,8 @@ FILE_NAME = "manifest.json"
 MAX_DIMS = 5
 MAX_WORLD_SIZE = 1_000_000
 NOT_WRITTEN = -1
+ABSENT = {"global_shape": 1, "local_shape": 1, "global_offset": 0}  # where a rectangle lacks a dimension
+WHOLE, SPLIT = "whole", "split"  # how names of fragments begin: of entire tensors, of parts
 _DIGEST_KEY = b',"xxh3_128":"'
 _DIGEST_BYTES = 32 + len(b'"}\n')
 
@@ -124,14 +126,16 @@ def columns(placed: Sequence[Placed]) -> tuple[list[str], list[str], Columns]:
     dims = range(max((len(p.rectangle.global_shape) for p in placed), default=1))
     if len(dims) > MAX_DIMS:
         raise BadInputError(f"a tensor of {len(dims)} dimensions", f"Manifests hold up to {MAX_DIMS}.")
+    boxes = {
+        of: [[_at(getattr(p.rectangle, of), dim, absent) for p in placed] for dim in dims]
+        for of, absent in ABSENT.items()
+    }
     found = Columns(
         name=[names[p.rectangle.name] for p in placed],
         file=[p.file for p in placed],
         dtype=[dtypes[p.rectangle.dtype] for p in placed],
         ndim=[len(p.rectangle.global_shape) for p in placed],
-        global_shape=[[_at(p.rectangle.global_shape, dim, 1) for p in placed] for dim in dims],
-        local_shape=[[_at(p.rectangle.local_shape, dim, 1) for p in placed] for dim in dims],
-        global_offset=[[_at(p.rectangle.global_offset, dim, 0) for p in placed] for dim in dims],
+        **boxes,
         begin=[p.begin for p in placed],
         end=[p.end for p in placed],
         owner=[p.owner for p in placed],
@@ -149,12 +153,20 @@ def encode(manifest: Manifest) -> bytes:
 
 
 def read(path: Path) -> Manifest:
-    """Parse and validate. Raises CorruptManifestError naming the reason, OSError if it cannot be read."""
-    return decode(path.read_bytes(), path)
+    """Parse and validate. Raises CorruptManifestError naming the reason, OSError if it cannot be read.
+
+    Columns are as they stand there: phase two judges those of many ranks together, in `manifest_columns`.
+    """
+    return of_json(parsed(path.read_bytes(), path), path)
 
 
-def decode(data: bytes, path: Path, parse: Callable[[bytes], Json] = canonical_json.decode) -> Manifest:
-    """The same of bytes that were read from `path`. parse: any parser that refuses what canonical_json refuses."""
+def parsed(
+    data: bytes, path: Path, parse: Callable[[bytes], Json] = canonical_json.decode
+) -> dict[str, Json]:
+    """The JSON object of bytes that were read from `path`: a manifest, and undamaged. Raises CorruptManifestError.
+
+    parse: any parser that refuses what canonical_json refuses.
+    """
     try:
         value = parse(data)
         _require(isinstance(value, dict) and value.get("format") == FORMAT, "it is no shardmerge manifest")
@@ -163,6 +175,15 @@ def decode(data: bytes, path: Path, parse: Callable[[bytes], Json] = canonical_j
             version == SCHEMA_VERSION, f"schema_version {version}, this shardmerge reads {SCHEMA_VERSION}"
         )
         _require(_digest_fits(data), "its digest does not fit its content (edited or damaged)")
+    except (ValueError, TypeError) as error:
+        raise CorruptManifestError(str(path), str(error) or type(error).__name__) from None
+    found: dict[str, Json] = value
+    return found
+
+
+def of_json(value: dict[str, Json], path: Path) -> Manifest:
+    """The manifest that this JSON object is. Raises CorruptManifestError."""
+    try:
         return _manifest(value)
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptManifestError(str(path), str(error) or type(error).__name__) from None
@@ -190,7 +211,6 @@ def _manifest(value: dict[str, Json]) -> Manifest:
     }
     found = Manifest(**given)
     _check_head(found)
-    _check_columns(found)
     return found
 
 
@@ -204,8 +224,9 @@ def _check_head(m: Manifest) -> None:
         all(type(one) is dict for one in objects), "coordinates, groups, facts and the like must be objects"
     )
     _require(type(m.architecture) is str, "architecture must be a string")
-    canonical_json.encode(m.facts)  # ValueError for NaN and infinities, which equal nothing
-    canonical_json.encode(m.drops)  # and for text that is none: reasons are shown
+    canonical_json.encode(
+        [m.facts, m.drops]
+    )  # ValueError for NaN, which equals nothing, and for text that is none
     _require(all(type(at) is int for at in m.coordinates.values()), "coordinates must be integers")
     _require(all(type(count) is int and count >= 0 for count in m.drops.values()), "drops must be counts")
     for axis, group in m.groups.items():
@@ -217,46 +238,6 @@ def _check_head(m: Manifest) -> None:
         )
     for one in m.files:
         _require(type(one.num_bytes) is int and type(one.header_bytes) is int, f"sizes of {one.name}")
-
-
-def _check_columns(m: Manifest) -> None:
-    """Lengths and ranges; the geometry itself is judged by the merge, over all ranks."""
-    c, rows = m.columns, len(m.columns)
-    dims = len(c.global_shape)
-    _require(
-        1 <= dims <= MAX_DIMS and len(c.local_shape) == len(c.global_offset) == dims, "columns of dimensions"
-    )
-    flat: list[list[int]] = [
-        c.name,
-        c.file,
-        c.dtype,
-        c.ndim,
-        c.begin,
-        c.end,
-        c.owner,
-        *c.global_shape,
-        *c.local_shape,
-        *c.global_offset,
-    ]
-    _require(set(map(type, [*flat, c.xxh3_128, m.names, m.dtypes])) == {list}, "a column is no list")
-    _require({len(c.xxh3_128), *map(len, flat)} == {rows}, "columns differ in length")
-    for column in flat:
-        _require(set(map(type, column)) <= {int}, "a column holds something else than integers")
-        _require(
-            not rows or (min(column) >= NOT_WRITTEN and max(column) < 1 << 62), "a column leaves its range"
-        )
-    _require(set(map(type, [*c.xxh3_128, *m.names, *m.dtypes])) <= {str}, "names and checksums are strings")
-    for column, size in (
-        (c.name, len(m.names)),
-        (c.file, len(m.files)),
-        (c.dtype, len(m.dtypes)),
-        (c.ndim, dims + 1),
-    ):
-        _require(not rows or max(column) < size, "a column points outside its list")
-    _require(not rows or min(map(min, (c.name, c.dtype, c.ndim))) >= 0, "a column points outside its list")
-    _require(
-        not rows or 0 <= min(c.owner) <= max(c.owner) < m.world_size, "an owner is no rank of this world"
-    )
 
 
 def _require(holds: bool, reason: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from shardmerge.common import safetensors_header
+from shardmerge.common.manifest import SPLIT, WHOLE
 from shardmerge.common.ownership import Held, owners
 from shardmerge.common.safetensors_header import Header
 
@@ -40,7 +41,7 @@ def plan_fragments(holdings: Sequence[Holding], max_bytes: int) -> tuple[Fragmen
     """
     whole = [h for h in holdings if h.rectangle.is_whole]
     split = [h for h in holdings if not h.rectangle.is_whole]
-    return tuple(_fragments("whole", whole, max_bytes)) + tuple(_fragments("split", split, max_bytes))
+    return tuple(_fragments(WHOLE, whole, max_bytes)) + tuple(_fragments(SPLIT, split, max_bytes))
 
 
 def _fragments(kind: str, holdings: Iterable[Holding], max_bytes: int) -> Iterator[Fragment]:

@@ -37,7 +37,7 @@ def adopt(shards: Sequence[Adopted], folder: Path) -> Adoption:
     """Put every adopted shard into `folder`. Raises OSError if a copy fails too."""
     found, copied_bytes = {LINK: 0, REFLINK: 0, COPY: 0}, 0
     for shard in shards:
-        how = _adopt(shard.fragment.path.resolve(), folder / shard.name)
+        how = _adopt(shard.fragment.path, folder / shard.name)
         found[how] += 1
         copied_bytes += shard.num_bytes if how == COPY else 0
     return Adoption({how: count for how, count in found.items() if count}, copied_bytes)
@@ -55,7 +55,7 @@ def together(parts: Iterable[Adoption]) -> Adoption:
 
 def _adopt(source: Path, target: Path) -> str:
     try:
-        os.link(source, target)
+        os.link(source.resolve() if source.is_symlink() else source, target)
     except OSError as error:
         if error.errno not in REFUSED:
             raise

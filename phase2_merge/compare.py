@@ -17,6 +17,7 @@ from shardmerge.common.errors import SHOWN, BadInputError
 from shardmerge.common.manifest import FILE_NAME
 
 from . import ledger, receipts
+from .manifest_rows import DTYPES
 from .naming import grouped, layer_of
 from .rank_directories import discover
 from .receipts import RECORDS
@@ -109,7 +110,7 @@ def _of_dump(path: Path) -> Tensors:
     rows = book.rows
     found: dict[str, set[tuple[Place, str]]] = {}
     for row in rows.written.nonzero()[0].tolist():
-        place = (ledger.DTYPES[rows.dtype[row]], rows.global_of(row), *rows.box(row))
+        place = (DTYPES[rows.dtype[row]], rows.global_of(row), *rows.box(row))
         found.setdefault(book.names[rows.name[row]], set()).add((place, rows.checksum(row)))
     return {name: frozenset(of) for name, of in found.items()}
 

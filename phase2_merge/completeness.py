@@ -27,8 +27,9 @@ from shardmerge.common.rectangle import place
 from shardmerge.common.telling import first_ranks
 
 from . import gaps
-from .expected import ExpectedTensor, shapes
-from .ledger import DTYPES, Ledger
+from .expected import Expected, ExpectedTensor
+from .ledger import Ledger
+from .manifest_rows import DTYPES
 from .naming import summary
 from .rows import BoolArray, IntArray, group
 from .tiling import outside, untiled
@@ -52,11 +53,11 @@ class Verdict:
     borrowed: dict[int, int] = field(default_factory=dict)
 
 
-def judge(ledger: Ledger, expected: list[ExpectedTensor], architecture: str) -> Verdict:
+def judge(ledger: Ledger, expected: Expected, architecture: str) -> Verdict:
     """Compare what was written with what a complete checkpoint holds."""
     rows = ledger.rows
     of_name = np.full(len(ledger.names) + 1, UNKNOWN)  # the last one is for expected names in no manifest
-    of_name[ledger.name_ids([one.name for one in expected])] = np.arange(len(expected))
+    of_name[ledger.name_ids(expected.names)] = np.arange(len(expected))
     of_name[-1] = UNKNOWN
     verdict = Verdict(of_name[rows.name], rows.written & (of_name[rows.name] != UNKNOWN))
     verdict.problems += _unexpected(ledger, verdict, architecture)
@@ -68,11 +69,9 @@ def judge(ledger: Ledger, expected: list[ExpectedTensor], architecture: str) -> 
     return verdict
 
 
-def borrow(
-    ledger: Ledger, verdict: Verdict, expected: list[ExpectedTensor], lenders: Mapping[str, str]
-) -> None:
+def borrow(ledger: Ledger, verdict: Verdict, expected: Expected, lenders: Mapping[str, str]) -> None:
     """Let tensors that nobody wrote have the bytes of another, which is whole in one row: name -> its lender's name."""
-    number = {one.name: at for at, one in enumerate(expected) if one.name in lenders}
+    number = {name: at for at, name in enumerate(expected.names) if name in lenders}
     rows = np.flatnonzero(verdict.kept & ledger.rows.whole())
     row_of = {ledger.names[ledger.rows.name[row]]: int(row) for row in rows} if lenders else {}
     for name, lender in lenders.items():
@@ -90,9 +89,7 @@ def _unexpected(ledger: Ledger, verdict: Verdict, architecture: str) -> Iterator
         yield UnexpectedTensorError(ledger.names[name], rows.ranks_of(members), architecture)
 
 
-def _outside(
-    ledger: Ledger, v: Verdict, expected: list[ExpectedTensor], sound: BoolArray
-) -> Iterator[ShardmergeError]:
+def _outside(ledger: Ledger, v: Verdict, expected: Expected, sound: BoolArray) -> Iterator[ShardmergeError]:
     """Rectangles that leave the tensor they say they are part of."""
     rows = ledger.rows
     bad = v.kept & outside(list(rows.global_offset), list(rows.local_shape), list(rows.global_shape))
@@ -107,11 +104,9 @@ def _outside(
         )
 
 
-def _misshapen(
-    ledger: Ledger, v: Verdict, expected: list[ExpectedTensor], sound: BoolArray
-) -> Iterator[ShardmergeError]:
+def _misshapen(ledger: Ledger, v: Verdict, expected: Expected, sound: BoolArray) -> Iterator[ShardmergeError]:
     rows = ledger.rows
-    sizes, ndim = shapes(expected, len(rows.global_shape))
+    sizes, ndim = expected.shapes(len(rows.global_shape))
     bad = v.kept & (rows.ndim != ndim[v.tensor])
     for got, size in zip(rows.global_shape, sizes, strict=True):
         bad |= v.kept & (got != size[v.tensor])
@@ -126,12 +121,11 @@ def _misshapen(
         )
 
 
-def _mistyped(
-    ledger: Ledger, v: Verdict, expected: list[ExpectedTensor], sound: BoolArray
-) -> Iterator[ShardmergeError]:
+def _mistyped(ledger: Ledger, v: Verdict, expected: Expected, sound: BoolArray) -> Iterator[ShardmergeError]:
     """Not the expected dtype; where none is expected, not that of the tensor's first rectangle."""
     rows = ledger.rows
-    want = np.array([UNKNOWN if one.dtype is None else DTYPES.index(one.dtype) for one in expected], np.int64)
+    known = [UNKNOWN if one.dtype is None else DTYPES.index(one.dtype) for one in expected.kinds]
+    want = np.array(known, np.int64)[expected.kind]
     kept = np.flatnonzero(v.kept)[::-1]
     first = np.full(len(expected), UNKNOWN)
     first[v.tensor[kept]] = rows.dtype[kept]  # the last assignment wins: the first row of each tensor
@@ -144,9 +138,7 @@ def _mistyped(
         )
 
 
-def _missized(
-    ledger: Ledger, v: Verdict, expected: list[ExpectedTensor], sound: BoolArray
-) -> Iterator[ShardmergeError]:
+def _missized(ledger: Ledger, v: Verdict, expected: Expected, sound: BoolArray) -> Iterator[ShardmergeError]:
     """begin and end that do not hold what dtype and shape need. In floats first: a wrong shape may not overflow."""
     rows = ledger.rows
     bits = np.array([BITS[dtype] for dtype in DTYPES])[rows.dtype]
@@ -165,7 +157,7 @@ def _missized(
 
 
 def _by_tensor(
-    v: Verdict, expected: list[ExpectedTensor], bad: BoolArray, sound: BoolArray
+    v: Verdict, expected: Expected, bad: BoolArray, sound: BoolArray
 ) -> Iterator[tuple[IntArray, str]]:
     """(rows, name) of every tensor with bad rows that was sound so far; it is no longer."""
     found = np.flatnonzero(bad)
@@ -176,13 +168,13 @@ def _by_tensor(
             yield found[order[start[tensor] : start[tensor + 1]]], expected[tensor].name
 
 
-def _judge_tiling(ledger: Ledger, v: Verdict, expected: list[ExpectedTensor], sound: BoolArray) -> None:
+def _judge_tiling(ledger: Ledger, v: Verdict, expected: Expected, sound: BoolArray) -> None:
     rows = ledger.rows
     tested = np.flatnonzero(v.kept)
     tested = tested[sound[v.tensor[tested]]]
     tensor = v.tensor[tested]
     offset, local = [[column[tested] for column in of] for of in (rows.global_offset, rows.local_shape)]
-    failing = untiled(tensor, offset, local, shapes(expected, len(offset))[0])
+    failing = untiled(tensor, offset, local, expected.shapes(len(offset))[0])
     order, start = group(tensor, len(expected))
     again: dict[str, list[str]] = defaultdict(list)
     for at in failing:
@@ -224,9 +216,9 @@ def _judge_pieces(ledger: Ledger, v: Verdict, one: ExpectedTensor, members: IntA
         v.incomplete[one.name] = UncoveredTensorError(one.name, one.shape, what, present, ranks)
 
 
-def _note_missing(v: Verdict, expected: list[ExpectedTensor]) -> None:
+def _note_missing(v: Verdict, expected: Expected) -> None:
     there = np.zeros(len(expected), bool)
     there[v.tensor[v.kept]] = True
-    for at in np.flatnonzero(~there):
+    for at in np.flatnonzero(~there).tolist():
         one = expected[at]
         v.incomplete[one.name] = MissingTensorError(one.name, one.shape, one.required_by)

@@ -4,15 +4,16 @@ reference's headers where it holds weights. Decided before any rectangle is look
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import groupby
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from shardmerge.common.architectures import Blueprint
+from shardmerge.common.architectures.table import Family
 from shardmerge.common.errors import MismatchError
 from shardmerge.common.reference import Reference, ReferenceTensor
 
@@ -24,15 +25,56 @@ REFERENCE = "the reference checkpoint"
 GRAFTED = "--graft"
 QUANTIZED = "the quantization of the model"
 MANY = 10_000  # tensors that may be missing by name
+DtypeOf: TypeAlias = Callable[[str, bool], str | None]
+
+
+class Kind(NamedTuple):
+    """What many tensors have in common. `dtype` None: any, as long as the rectangles of a tensor agree."""
+
+    shape: tuple[int, ...]
+    dtype: str | None
+    required_by: str
 
 
 class ExpectedTensor(NamedTuple):
-    """One tensor. `dtype` None: any, as long as its rectangles agree. There are millions: see `Tensor` of a table."""
+    """One tensor, of a `Kind`."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str | None
     required_by: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Expected:
+    """All tensors of a checkpoint: `names`, and for each the number of its kind. There are millions, of few kinds."""
+
+    names: list[str]
+    kind: IntArray
+    kinds: tuple[Kind, ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, at: int) -> ExpectedTensor:
+        return ExpectedTensor(self.names[at], *self.kinds[self.kind[at]])
+
+    def __iter__(self) -> Iterator[ExpectedTensor]:
+        each = zip(self.names, self.kind.tolist(), strict=True)
+        return (ExpectedTensor(name, *self.kinds[kind]) for name, kind in each)
+
+    def num_elements(self) -> int:
+        """Of all together."""
+        counts = np.bincount(self.kind, minlength=len(self.kinds)).tolist()
+        return sum(prod(kind.shape) * count for kind, count in zip(self.kinds, counts, strict=True))
+
+    def shapes(self, dims: int) -> tuple[list[IntArray], IntArray]:
+        """(per dimension [tensors] sizes, 1 where a tensor has fewer; [tensors] number of dimensions)."""
+        padded = np.ones((len(self.kinds), dims), np.int64)
+        for at, kind in enumerate(self.kinds):
+            padded[at, : len(kind.shape[:dims])] = kind.shape[:dims]
+        ndim = np.array([len(kind.shape) for kind in self.kinds], np.int64)
+        return [column[self.kind] for column in padded.T], ndim[self.kind]
 
 
 def expected_tensors(
@@ -41,31 +83,63 @@ def expected_tensors(
     facts: dict[str, Any],
     quantization: Quantization | None = None,
     grafted: Mapping[str, ReferenceTensor] | None = None,
-) -> list[ExpectedTensor]:
+) -> Expected:
     """Every tensor of a complete checkpoint, in the order of layers; last what only the reference lists or gives.
 
     A quantized reference says nothing about names and dtypes of an unquantized checkpoint, so only the table counts.
     """
     table = TABLE.format(blueprint.architecture.name)
-    plain = "quantization_config" not in reference.config
     dtype_of = _dtypes(reference, facts)
-    found: dict[str, ExpectedTensor] = {}
-    for name, shape, float32 in blueprint.tensors():
-        stored = None if quantization is None else quantization.tensors_of(name, shape)
-        if stored is None:
-            found[name] = ExpectedTensor(name, shape, dtype_of(name, float32), table)
+    found = _Listing()
+    for family in blueprint.families():
+        if quantization is None:
+            found.add_family(family, dtype_of, table)
         else:
-            found |= {name: ExpectedTensor(name, shape, dtype, QUANTIZED) for name, shape, dtype in stored}
+            _add_stored(found, family, quantization, dtype_of, table)
     for name, shape, dtype in quantization.cache_tensors() if quantization else ():
-        found[name] = ExpectedTensor(name, shape, dtype, QUANTIZED)
-    if plain:
-        for name, held in reference.tensors.items():
-            if name not in found:
-                found[name] = ExpectedTensor(name, held.shape, held.dtype, REFERENCE)
-    for name, held in (grafted or {}).items():
-        if name not in found:
-            found[name] = ExpectedTensor(name, held.shape, held.dtype, GRAFTED)
-    return list(found.values())
+        found.add([name], Kind(shape, dtype, QUANTIZED))
+    if "quantization_config" not in reference.config:
+        found.add_others(reference.tensors, REFERENCE)
+    found.add_others(grafted or {}, GRAFTED)
+    return found.listed()
+
+
+class _Listing:
+    """Expected tensors while they are gathered; of a name that comes twice the last kind counts."""
+
+    def __init__(self) -> None:
+        self.kind_of: dict[str, int] = {}
+        self.kinds: dict[Kind, int] = {}
+
+    def add(self, names: Iterable[str], kind: Kind) -> None:
+        self.kind_of |= dict.fromkeys(names, self.kinds.setdefault(kind, len(self.kinds)))
+
+    def add_family(self, one: Family, dtype_of: DtypeOf, required_by: str) -> None:
+        for dtype, names in groupby(one.names, lambda name: dtype_of(name, one.float32)):
+            self.add(names, Kind(one.shape, dtype, required_by))
+
+    def add_others(self, held: Mapping[str, ReferenceTensor], required_by: str) -> None:
+        """What a reference holds and nothing else named."""
+        for name, one in held.items():
+            if name not in self.kind_of:
+                self.add([name], Kind(one.shape, one.dtype, required_by))
+
+    def listed(self) -> Expected:
+        kind = np.fromiter(self.kind_of.values(), np.int64, len(self.kind_of))
+        return Expected(list(self.kind_of), kind, tuple(self.kinds))
+
+
+def _add_stored(
+    found: _Listing, family: Family, quantization: Quantization, dtype_of: DtypeOf, table: str
+) -> None:
+    """A family of a quantized model: weights that are quantized become several tensors each, the others stay."""
+    for name in family.names:
+        stored = quantization.tensors_of(name, family.shape)
+        if stored is None:
+            found.add_family(family._replace(names=[name]), dtype_of, table)
+        else:
+            for companion, shape, dtype in stored:
+                found.add([companion], Kind(shape, dtype, QUANTIZED))
 
 
 def of_another_size(blueprint: Blueprint, held: int) -> MismatchError | None:
@@ -76,7 +150,7 @@ def of_another_size(blueprint: Blueprint, held: int) -> MismatchError | None:
     return MismatchError("config.json", "the number of tensors it describes", f"{count:,}", f"about {held:,}")
 
 
-def _dtypes(reference: Reference, facts: dict[str, Any]) -> Callable[[str, bool], str | None]:
+def _dtypes(reference: Reference, facts: dict[str, Any]) -> DtypeOf:
     """As phase one chose it: float32 for the keep-list, else the reference's, else the model's params_dtype."""
     given = facts.get("dtype")
     dumped = given if isinstance(given, str) else None
@@ -89,22 +163,3 @@ def _dtypes(reference: Reference, facts: dict[str, Any]) -> Callable[[str, bool]
     if reference.tensors:
         return dtype_of
     return lambda _name, float32: "F32" if float32 else dumped
-
-
-def num_elements(tensors: list[ExpectedTensor]) -> int:
-    """Of all together."""
-    return sum(prod(shape) * count for shape, count in Counter(one.shape for one in tensors).items())
-
-
-def shapes(tensors: list[ExpectedTensor], dims: int) -> tuple[list[IntArray], NDArray[np.int64]]:
-    """(per dimension [tensors] sizes, 1 where a tensor has fewer; [tensors] number of dimensions).
-
-    A model has few different shapes: each is looked at once.
-    """
-    number: dict[tuple[int, ...], int] = {}
-    which = np.array([number.setdefault(tensor.shape, len(number)) for tensor in tensors], np.int64)
-    padded = np.ones((len(number), dims), np.int64)
-    for at, shape in enumerate(number):
-        padded[at, : len(shape[:dims])] = shape[:dims]
-    ndim = np.array([len(shape) for shape in number], np.int64)
-    return [column[which] for column in padded.T], ndim[which]

@@ -22,7 +22,8 @@ from shardmerge.common.safetensors_header import METADATA, Header
 
 from .fragments import Fragment, as_problem
 from .graft import REFERENCE
-from .ledger import DTYPES, Ledger
+from .ledger import Ledger
+from .manifest_rows import DTYPES
 from .read_many import read_many
 from .rows import BoolArray, IntArray
 
@@ -127,10 +128,12 @@ def _tell_hole(ledger: Ledger, one: Fragment) -> None:
 
 def _is_as_written(ledger: Ledger, one: Fragment, prefix: bytes) -> bool:
     """True if the header is what `safetensors_header.build` gives for the rows of this fragment, all entire tensors."""
-    wanted: dict[str, Any] = {"__metadata__": METADATA}
-    for name, dtype, shape, begin, end in _wanted(ledger, one.rows):
-        offsets = (begin - len(prefix), end - len(prefix))
-        wanted[name] = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+    at = len(prefix)
+    wanted: dict[str, Any] = {
+        name: {"data_offsets": (begin - at, end - at), "dtype": dtype, "shape": shape}
+        for name, dtype, shape, begin, end in _wanted(ledger, one.rows)
+    }
+    wanted["__metadata__"] = METADATA
     return prefix[8:].rstrip(b" ") == orjson.dumps(wanted, option=orjson.OPT_SORT_KEYS)
 
 

@@ -15,8 +15,7 @@ import orjson
 from shardmerge.common import durable
 from shardmerge.common.reference import INDEX
 
-from .expected import num_elements
-from .ledger import DTYPES
+from .manifest_rows import DTYPES
 from .plan import Plan
 from .rows import BoolArray, Rows
 
@@ -61,16 +60,15 @@ def dominant_dtype(rows: Rows, kept: BoolArray) -> str:
 def write_index(folder: Path, plan: Plan) -> None:
     """model.safetensors.index.json, unless there is only one shard: readers then take model.safetensors."""
     if len(plan.shards) > 1:
-        parameters = num_elements(plan.expected)
-        weight_map = dict(sorted(plan.weight_map().items()))
-        durable.write_file(folder / INDEX, index_bytes(weight_map, parameters, plan.total_bytes))
+        parameters = plan.expected.num_elements()
+        durable.write_file(folder / INDEX, index_bytes(plan.weight_map(), parameters, plan.total_bytes))
 
 
 def index_bytes(weight_map: dict[str, str], num_parameters: int, total_bytes: int) -> bytes:
-    """As the Hub's tools write it, who sort `weight_map` by name. By orjson: json takes seconds for a million names."""
+    """As the Hub's tools write it, sorted by name. By orjson: json takes seconds for a million names."""
     sizes = {"total_parameters": num_parameters, "total_size": total_bytes}
     index = {"metadata": sizes, "weight_map": weight_map}
-    return orjson.dumps(index, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    return orjson.dumps(index, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE)
 
 
 def readable(value: dict[str, Any]) -> bytes:

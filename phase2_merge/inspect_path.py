@@ -21,7 +21,8 @@ from shardmerge.common.manifest import FILE_NAME
 from . import generations, ledger
 from .coverage import cover
 from .inspection import Inspection, Ranks
-from .ledger import DTYPES, Ledger
+from .ledger import Ledger
+from .manifest_rows import DTYPES
 from .rank_directories import FAILED, discover, reason
 
 RUNNING = re.compile(r"\.rank-(\d{5,})\.partial")

@@ -21,7 +21,8 @@ from shardmerge.common.dtypes import BITS
 from shardmerge.common.errors import BadInputError, CorruptFileError
 from shardmerge.common.reference import PLAIN_FLOATS, stays_inside
 
-from .ledger import DAMAGED, DTYPES, raise_machines
+from .ledger import DAMAGED, raise_machines
+from .manifest_rows import DTYPES
 from .receipts import RECORDS
 from .rows import IntArray
 

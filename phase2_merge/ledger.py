@@ -1,7 +1,7 @@
 """The ledger: all rectangles of all ranks as one Arrow table, a row per rectangle, rows in the order of ranks.
 
-It takes manifests as they are and judges only their form; whether ranks agree and tensors are whole is decided by
-others, over numpy views of these columns. The only module that imports pyarrow, and it knows no Megatron.
+Whether ranks agree and tensors are whole is decided by others, over numpy views of these columns. All that a proof
+needs of Arrow is here, and nothing of Megatron.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import functools
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -20,29 +21,17 @@ import pyarrow.parquet as pq
 import xxhash
 
 from shardmerge.common import canonical_json
-from shardmerge.common import manifest as manifests
-from shardmerge.common.dtypes import BITS
-from shardmerge.common.errors import CorruptFileError, CorruptManifestError, DuplicateRankError
-from shardmerge.common.manifest import FILE_NAME, Columns, Manifest, decode, rank_name
+from shardmerge.common.errors import CorruptFileError
+from shardmerge.common.manifest import Manifest
 
-from . import manifest_json
+from . import manifest_rows
 from .graft import REFERENCE, GraftedFile
+from .manifest_rows import Batch, Head, grafted_rows
 from .rank_directories import RankDirectories
-from .read_many import read_many
 from .rows import IntArray, Rows
 
-DTYPES = tuple(sorted(BITS))
 # what reading a damaged Parquet file raises
 DAMAGED = (pa.ArrowException, OSError, KeyError, ValueError, TypeError, AttributeError, IndexError)
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """A manifest without its rectangles: where it lies, what it says of its rank, and its digest."""
-
-    directory: Path
-    manifest: Manifest
-    digest: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,8 +56,8 @@ class Ledger:
 
     def name_ids(self, names: Sequence[str]) -> IntArray:
         """The ledger's number for each of these names, -1 for a tensor that is in no manifest."""
-        number = {name: at for at, name in enumerate(self.names)}
-        return np.array([number.get(name, -1) for name in names], np.int64)
+        number = dict(zip(self.names, range(len(self.names)), strict=True))
+        return np.fromiter(map(number.get, names, repeat(-1)), np.int64, len(names))
 
     def path(self, rank: int, file: int) -> Path:
         """Where a fragment lies."""
@@ -85,10 +74,11 @@ class Ledger:
 
 def read(found: RankDirectories, grafted: tuple[GraftedFile, ...] = ()) -> Ledger:
     """Read every manifest. Raises CorruptManifestError, DuplicateRankError, OSError."""
-    every = read_many(lambda rank: _contents(rank, found.complete[rank]), found.complete)
-    parts = [_decoded(rank, *contents) for rank, contents in every]
-    heads = tuple(head for head, _ in parts)
-    return _assemble(heads, grafted, [*_of_grafted(grafted), *(columns for _, columns in parts)])
+    parts = [
+        (batch.heads, _named(batch)) for batch in chain(grafted_rows(grafted), manifest_rows.batches(found))
+    ]
+    heads = tuple(head for of, _ in parts for head in of)
+    return _assemble(heads, grafted, [columns for _, columns in parts])
 
 
 def write(ledger: Ledger, path: Path) -> None:
@@ -135,100 +125,15 @@ def _generation(one: Manifest) -> dict[str, Any]:
     }
 
 
-def _contents(rank: int, directories: tuple[Path, ...]) -> tuple[Path, bytes]:
-    """Where a rank's manifest lies, and its bytes. Raises DuplicateRankError, OSError."""
-    every = [(directory / FILE_NAME).read_bytes() for directory in directories]
-    if len(set(every)) > 1:
-        raise DuplicateRankError(rank, tuple(map(str, directories)))
-    return directories[0], every[0]
-
-
-def _decoded(rank: int, directory: Path, data: bytes) -> tuple[Head, dict[str, Any]]:
-    """One rank's head and columns; the lists that JSON gave are gone when this returns."""
-    path = directory / FILE_NAME
-    found = decode(data, path, manifest_json.decode)
-    if found.rank != rank:
-        raise CorruptManifestError(str(path), f"it is of rank {found.rank}, but lies in {rank_name(rank)}")
-    try:
-        columns = _columns(found.rank, found.names, found.dtypes, found.columns, found.health)
-    except (ValueError, TypeError, KeyError, OverflowError) as error:
-        raise CorruptManifestError(str(path), str(error)) from None
-    empty: dict[str, Any] = {name: [] for name in found.columns.__slots__}
-    head = replace(found, names=[], columns=type(found.columns)(**empty))
-    return Head(directory, head, xxhash.xxh3_128_hexdigest(data)), columns
-
-
-def _columns(
-    rank: int, names: list[str], dtypes: list[str], c: Columns, health: dict[str, Any]
-) -> dict[str, Any]:
-    rows = len(c)
-    found: dict[str, Any] = {
-        "name": pa.DictionaryArray.from_arrays(pa.array(c.name, pa.int32()), pa.array(names, pa.string())),
-        "rank": np.full(rows, rank, np.int32),
-        "dtype": np.array([_dtype(dtype) for dtype in dtypes], np.int8)[np.array(c.dtype, np.int64)],
-        "xxh3_128": _checksums(c.xxh3_128),
-    }
-    for name, kind in (
-        ("file", np.int32),
-        ("ndim", np.int8),
-        ("begin", np.int64),
-        ("end", np.int64),
-        ("owner", np.int32),
-    ):
-        found[name] = np.array(getattr(c, name), kind)
-    for letter, dims, absent in (
-        ("g", c.global_shape, 1),
-        ("s", c.local_shape, 1),
-        ("o", c.global_offset, 0),
-    ):
-        for dim, values in enumerate(dims):
-            found[f"{letter}{dim}"] = column = np.array(values, np.int64)
-            lacking = found["ndim"] <= dim
-            if lacking.any() and (column[lacking] != absent).any():
-                raise ValueError(f"column {letter}{dim} gives rectangles a dimension that they lack")
-    return found | _health(health, rows)
-
-
-def _dtype(name: str) -> int:
-    if name not in DTYPES:
-        raise ValueError(f"dtype {name} is not one of safetensors")
-    return DTYPES.index(name)
-
-
-def _checksums(texts: list[str]) -> Any:
-    """[rows, 2] words."""
-    raw = bytes.fromhex("".join(texts))
-    if set(map(len, texts)) - {32} or len(raw) != 16 * len(texts):
-        raise ValueError("a checksum is not 32 hexadecimal digits")
-    return np.frombuffer(raw, np.uint64).reshape(-1, 2)
-
-
-def _health(health: dict[str, Any], rows: int) -> dict[str, Any]:
-    found = {
-        "nan_count": np.zeros(rows, np.int64),
-        "inf_count": np.zeros(rows, np.int64),
-        "all_zero": np.zeros(rows, bool),
-    }
-    for row, nan_count, inf_count in health.get("nonfinite", []):
-        found["nan_count"][_row(row, rows)] = nan_count
-        found["inf_count"][row] = inf_count
-    for row in health.get("all_zero", []):
-        found["all_zero"][_row(row, rows)] = True
-    return found
-
-
-def _row(row: Any, rows: int) -> int:
-    if type(row) is not int or not 0 <= row < rows:
-        raise ValueError(f"health speaks of row {row!r} of {rows}")
-    return row
-
-
-def _of_grafted(grafted: tuple[GraftedFile, ...]) -> list[dict[str, Any]]:
-    placed = [one for file in grafted for one in file.placed]
-    if not placed:
-        return []
-    names, dtypes, columns = manifests.columns(placed)
-    return [_columns(REFERENCE, names, dtypes, columns, {})]
+def _named(batch: Batch) -> dict[str, Any]:
+    """Its columns, with names as Arrow keeps them: each once."""
+    known = dict.fromkeys(batch.names)
+    number = batch.columns["name"].astype(np.int32)
+    if len(known) < len(batch.names):
+        at = dict(zip(known, range(len(known)), strict=True))
+        number = np.fromiter(map(at.__getitem__, batch.names), np.int32, len(batch.names))[number]
+    texts = pa.array(list(known), pa.string())
+    return batch.columns | {"name": pa.DictionaryArray.from_arrays(_arrow(number), texts)}
 
 
 def _assemble(
@@ -269,8 +174,14 @@ def _joined(parts: list[dict[str, Any]], column: str, counts: list[int]) -> Any:
 
 
 def _arrow(values: Any) -> Any:
-    if values.ndim == 1:
-        return pa.array(values)
-    return pa.FixedSizeBinaryArray.from_buffers(
-        pa.binary(16), len(values), [None, pa.py_buffer(values.tobytes())]
-    )
+    """An Arrow array of the same bytes. pa.array would look for pandas first: a hundredth of a second."""
+    if values.dtype == bool:
+        return pa.Array.from_buffers(
+            pa.bool_(), len(values), [None, _buffer(np.packbits(values, bitorder="little"))]
+        )
+    kind = pa.binary(16) if values.ndim > 1 else pa.from_numpy_dtype(values.dtype)
+    return pa.Array.from_buffers(kind, len(values), [None, _buffer(values)])
+
+
+def _buffer(values: Any) -> Any:
+    return pa.py_buffer(np.ascontiguousarray(values).view(np.uint8))

@@ -25,10 +25,11 @@ from shardmerge.common.reference import SINGLE
 from .assemble import Piece, ShardTask, TensorTask
 from .choices import ADOPT, LAYOUTS
 from .completeness import Verdict
-from .expected import ExpectedTensor
+from .expected import Expected
 from .fragments import Fragment
 from .graft import REFERENCE
-from .ledger import DTYPES, Ledger
+from .ledger import Ledger
+from .manifest_rows import DTYPES
 from .rows import BoolArray, IntArray, group
 
 MAX_SHARD_BYTES = 5_000_000_000
@@ -63,7 +64,7 @@ class Plan:
     """All shards. `order` and `start` find the kept rows of a tensor."""
 
     ledger: Ledger
-    expected: list[ExpectedTensor]
+    expected: Expected
     max_shard_bytes: int
     min_shard_bytes: int
     layout: str
@@ -86,13 +87,13 @@ class Plan:
 
     def weight_map(self) -> dict[str, str]:
         """Tensor name to shard name."""
-        names = [one.name for one in self.expected]
+        names = self.expected.names
         return {names[at]: shard.name for shard in self.shards for at in shard.tensors.tolist()}
 
     def facts(self) -> dict[str, Any]:
         """What plan.json holds: enough, with the ledger, to do the same again."""
         adopted = [{"shard": one.name, **_which(one.fragment)} for one in self.adopted]
-        names = ([self.expected[at].name for at in one.tensors.tolist()] for one in self.assembled)
+        names = ([self.expected.names[at] for at in one.tensors.tolist()] for one in self.assembled)
         assembled = [
             {"shard": one.name, "tensors": of} for one, of in zip(self.assembled, names, strict=True)
         ]
@@ -116,7 +117,7 @@ class Plan:
 def plan_shards(
     ledger: Ledger,
     verdict: Verdict,
-    expected: list[ExpectedTensor],
+    expected: Expected,
     every: Sequence[Fragment],
     max_shard_bytes: int = MAX_SHARD_BYTES,
     layout: str = ADOPT,
@@ -182,11 +183,12 @@ def _tensor_task(plan: Plan, at: int) -> TensorTask:
         )
         for row in members
     )
-    return TensorTask(plan.expected[at].name, DTYPES[rows.dtype[members[0]]], plan.expected[at].shape, pieces)
+    one = plan.expected[at]
+    return TensorTask(one.name, DTYPES[rows.dtype[members[0]]], one.shape, pieces)
 
 
 def _groups(
-    tensors: IntArray, expected: list[ExpectedTensor], dtypes: list[str], max_bytes: int
+    tensors: IntArray, expected: Expected, dtypes: list[str], max_bytes: int
 ) -> Iterator[tuple[IntArray, int]]:
     """(tensors in the order of their bytes, bytes) of each shard; tensors stay in the order of layers across shards."""
     members: list[tuple[tuple[int, str], int]] = []
@@ -203,7 +205,7 @@ def _groups(
         yield np.array([tensor for _, tensor in sorted(members)], np.int64), size
 
 
-def _dtypes(ledger: Ledger, verdict: Verdict, expected: list[ExpectedTensor]) -> list[str]:
+def _dtypes(ledger: Ledger, verdict: Verdict, expected: Expected) -> list[str]:
     """The dtype of each expected tensor, as its rectangles have it."""
     codes = np.zeros(len(expected), np.int64)
     codes[verdict.tensor[verdict.kept]] = ledger.rows.dtype[verdict.kept]

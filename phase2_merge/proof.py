@@ -27,7 +27,7 @@ from .choices import ALLOWANCES
 from .completeness import Verdict, borrow, judge
 from .corrections import Correction, Recorded, corrected, of_part, parse, recorded
 from .debt import debt
-from .expected import ExpectedTensor, expected_tensors
+from .expected import Expected, expected_tensors
 from .fragments import Fragment, fragments
 from .headers import check_headers
 from .ledger import Ledger
@@ -44,7 +44,7 @@ class Proof:
     reference: Reference
     blueprint: Blueprint
     ledger: Ledger
-    expected: list[ExpectedTensor]
+    expected: Expected
     verdict: Verdict
     fragments: list[Fragment]
     warnings: tuple[str, ...]

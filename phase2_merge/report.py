@@ -12,7 +12,6 @@ from shardmerge.common.errors import SHOWN
 
 from . import corrections
 from .corrections import Recorded
-from .expected import num_elements
 from .laps import Laps
 from .naming import summary
 from .plan import MANY_SHARDS, Plan
@@ -154,7 +153,7 @@ def check_report(proof: Proof, verification: Verification) -> CheckReport:
         architecture=head.architecture,
         ledger_digest=proof.ledger.digest,
         num_tensors=len(proof.expected),
-        num_parameters=num_elements(proof.expected),
+        num_parameters=proof.expected.num_elements(),
         num_rectangles=int(kept.sum()),
         num_fragments=len(proof.fragments),
         total_bytes=int((rows.end - rows.begin)[kept].sum()),

@@ -83,6 +83,14 @@ class Tensor(NamedTuple):
     float32: bool
 
 
+class Family(NamedTuple):
+    """Tensors that differ in their expert only: as many as a layer has experts, or one."""
+
+    names: list[str]
+    shape: tuple[int, ...]
+    float32: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
     """The row that a canonical key belongs to, with the ids found in the key."""
@@ -127,22 +135,22 @@ class Blueprint:
         }.items():
             object.__setattr__(self, name, value)
 
-    def tensors(self) -> Iterator[Tensor]:
-        """Every tensor that a complete checkpoint holds, in the order of layers."""
-        for row, layer in self._places():
-            if _is_of_experts(row):
-                yield from self._of_experts(row, layer)
-            else:
-                yield from self._targets(row, {"layer": layer})
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of each of `tensors`, in any order: a few times as fast, for there are millions."""
-        found: dict[str, tuple[int, ...]] = {}
+    def families(self) -> Iterator[Family]:
+        """All `tensors`, those alike together: what is decided for a family is not decided a million times."""
         for row, layer in self._places():
             for target in row.targets:
-                of_experts = _is_of_experts(row)
-                names = self._expert_names(target, layer) if of_experts else [target.name.format(layer=layer)]
-                found |= dict.fromkeys(names, self._shape(target))
+                yield Family(self._names(target, layer), self._shape(target), row.float32)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Every tensor that a complete checkpoint holds, in the order of layers."""
+        for names, shape, float32 in self.families():
+            yield from (Tensor(name, shape, float32) for name in names)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of each of `tensors`."""
+        found: dict[str, tuple[int, ...]] = {}
+        for names, shape, _ in self.families():
+            found |= dict.fromkeys(names, shape)
         return found
 
     def _places(self) -> Iterator[tuple[Row, int]]:
@@ -187,17 +195,11 @@ class Blueprint:
         pattern = key_pattern(key)
         return next((drop.reason for drop in self.architecture.drops if drop.key == pattern), None)
 
-    def _of_experts(self, row: Row, layer: int) -> list[Tensor]:
-        """A row's tensors of all experts of a layer."""
-        shapes = [self._shape(target) for target in row.targets]
-        names = [self._expert_names(target, layer) for target in row.targets]
-        of_expert = zip(*names, strict=True)
-        return [Tensor(n, s, row.float32) for of in of_expert for n, s in zip(of, shapes, strict=True)]
-
-    def _expert_names(self, target: Target, layer: int) -> list[str]:
-        """A target's names of all experts of a layer, put together by hand: there are millions."""
-        before, after = target.name.format(layer=layer, expert="\n").split("\n")
-        return [f"{before}{expert}{after}" for expert in range(self.dimensions["num_experts"])]
+    def _names(self, target: Target, layer: int) -> list[str]:
+        """A target's names in a layer, those of experts put together by hand: there are millions."""
+        before, *after = target.name.format(layer=layer, expert="\n").split("\n")
+        experts = range(self.dimensions["num_experts"] if after else 0)
+        return [f"{before}{expert}{after[0]}" for expert in experts] if after else [before]
 
     def _targets(self, row: Row, ids: Ids) -> Iterator[Tensor]:
         for target in row.targets:

@@ -151,7 +151,7 @@ def test_columns_that_contradict_themselves(world: MakeWorld) -> None:
     columns["global_shape"][1][columns["ndim"].index(1)] = 5
     edit(path, columns=columns)
     assert (
-        "column g1 gives rectangles a dimension that they lack"
+        "column global_shape gives rectangles a dimension that they lack"
         in refusal(one, tree.CorruptManifestError, 4).reason
     )
 
