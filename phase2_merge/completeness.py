@@ -31,7 +31,7 @@ from .expected import Expected, ExpectedTensor
 from .ledger import Ledger
 from .manifest_rows import DTYPES
 from .naming import summary
-from .rows import BoolArray, IntArray, group
+from .rows import BoolArray, IntArray, distinct, group
 from .tiling import outside, untiled
 
 UNKNOWN = -1
@@ -84,7 +84,7 @@ def _unexpected(ledger: Ledger, verdict: Verdict, architecture: str) -> Iterator
     rows = ledger.rows
     strange = np.flatnonzero(verdict.tensor == UNKNOWN)
     order, start = group(rows.name[strange], len(ledger.names))
-    for name in np.unique(rows.name[strange]):
+    for name in distinct(rows.name[strange]):
         members = strange[order[start[name] : start[name + 1]]]
         yield UnexpectedTensorError(ledger.names[name], rows.ranks_of(members), architecture)
 
@@ -162,7 +162,7 @@ def _by_tensor(
     """(rows, name) of every tensor with bad rows that was sound so far; it is no longer."""
     found = np.flatnonzero(bad)
     order, start = group(v.tensor[found], len(expected))
-    for tensor in np.unique(v.tensor[found]):
+    for tensor in distinct(v.tensor[found]):
         if sound[tensor]:
             sound[tensor] = False
             yield found[order[start[tensor] : start[tensor + 1]]], expected[tensor].name

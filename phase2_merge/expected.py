@@ -25,7 +25,7 @@ REFERENCE = "the reference checkpoint"
 GRAFTED = "--graft"
 QUANTIZED = "the quantization of the model"
 MANY = 10_000  # tensors that may be missing by name
-DtypeOf: TypeAlias = Callable[[str, bool], str | None]
+ByDtype: TypeAlias = Callable[[Family], Iterable[tuple[str | None, Iterable[str]]]]
 
 
 class Kind(NamedTuple):
@@ -89,13 +89,13 @@ def expected_tensors(
     A quantized reference says nothing about names and dtypes of an unquantized checkpoint, so only the table counts.
     """
     table = TABLE.format(blueprint.architecture.name)
-    dtype_of = _dtypes(reference, facts)
+    by_dtype = _by_dtype(reference, facts)
     found = _Listing()
     for family in blueprint.families():
         if quantization is None:
-            found.add_family(family, dtype_of, table)
+            found.add_family(family, by_dtype, table)
         else:
-            _add_stored(found, family, quantization, dtype_of, table)
+            _add_stored(found, family, quantization, by_dtype, table)
     for name, shape, dtype in quantization.cache_tensors() if quantization else ():
         found.add([name], Kind(shape, dtype, QUANTIZED))
     if "quantization_config" not in reference.config:
@@ -114,8 +114,8 @@ class _Listing:
     def add(self, names: Iterable[str], kind: Kind) -> None:
         self.kind_of |= dict.fromkeys(names, self.kinds.setdefault(kind, len(self.kinds)))
 
-    def add_family(self, one: Family, dtype_of: DtypeOf, required_by: str) -> None:
-        for dtype, names in groupby(one.names, lambda name: dtype_of(name, one.float32)):
+    def add_family(self, one: Family, by_dtype: ByDtype, required_by: str) -> None:
+        for dtype, names in by_dtype(one):
             self.add(names, Kind(one.shape, dtype, required_by))
 
     def add_others(self, held: Mapping[str, ReferenceTensor], required_by: str) -> None:
@@ -130,13 +130,13 @@ class _Listing:
 
 
 def _add_stored(
-    found: _Listing, family: Family, quantization: Quantization, dtype_of: DtypeOf, table: str
+    found: _Listing, family: Family, quantization: Quantization, by_dtype: ByDtype, table: str
 ) -> None:
     """A family of a quantized model: weights that are quantized become several tensors each, the others stay."""
     for name in family.names:
         stored = quantization.tensors_of(name, family.shape)
         if stored is None:
-            found.add_family(family._replace(names=[name]), dtype_of, table)
+            found.add_family(family._replace(names=[name]), by_dtype, table)
         else:
             for companion, shape, dtype in stored:
                 found.add([companion], Kind(shape, dtype, QUANTIZED))
@@ -150,16 +150,22 @@ def of_another_size(blueprint: Blueprint, held: int) -> MismatchError | None:
     return MismatchError("config.json", "the number of tensors it describes", f"{count:,}", f"about {held:,}")
 
 
-def _dtypes(reference: Reference, facts: dict[str, Any]) -> DtypeOf:
-    """As phase one chose it: float32 for the keep-list, else the reference's, else the model's params_dtype."""
+def _by_dtype(reference: Reference, facts: dict[str, Any]) -> ByDtype:
+    """Divides a family's names by the dtype that phase one chose.
+
+    That is float32 for the keep-list, else the reference's, else the model's params_dtype.
+    """
     given = facts.get("dtype")
     dumped = given if isinstance(given, str) else None
     of_reference = bool(facts.get("dtype_from_reference"))
 
-    def dtype_of(name: str, float32: bool) -> str | None:
-        known = reference.plain_dtype(name)
-        return "F32" if float32 and not (of_reference and known) else known or dumped
+    def divided(one: Family) -> Iterator[tuple[str | None, Iterable[str]]]:
+        def dtype_of(name: str) -> str | None:
+            known = reference.plain_dtype(name)
+            return "F32" if one.float32 and not (of_reference and known) else known or dumped
+
+        return groupby(one.names, dtype_of)
 
     if reference.tensors:
-        return dtype_of
-    return lambda _name, float32: "F32" if float32 else dumped
+        return divided
+    return lambda one: [("F32" if one.float32 else dumped, one.names)]

@@ -11,14 +11,14 @@ from shardmerge.common.errors import NonFiniteError
 
 from .ledger import Ledger
 from .naming import expert_of, grouped, layer_of, ranges
-from .rows import BoolArray
+from .rows import BoolArray, distinct
 
 
 def nonfinite(ledger: Ledger, kept: BoolArray) -> Iterator[NonFiniteError]:
     """Every tensor with NaN or infinite elements."""
     rows = ledger.rows
     sick = np.flatnonzero(kept & ((rows.nan_count > 0) | (rows.inf_count > 0)))
-    for name in np.unique(rows.name[sick]):
+    for name in distinct(rows.name[sick]):
         members = sick[rows.name[sick] == name]
         counts = int(rows.nan_count[members].sum()), int(rows.inf_count[members].sum())
         yield NonFiniteError(ledger.names[name], *counts, rows.ranks_of(members))

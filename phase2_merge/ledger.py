@@ -174,7 +174,7 @@ def _joined(parts: list[dict[str, Any]], column: str, counts: list[int]) -> Any:
 
 
 def _arrow(values: Any) -> Any:
-    """An Arrow array of the same bytes. pa.array would look for pandas first: a hundredth of a second."""
+    """An Arrow array of the same bytes. pa.array imports numpy.ma to look for masks: 9 ms of a start."""
     if values.dtype == bool:
         return pa.Array.from_buffers(
             pa.bool_(), len(values), [None, _buffer(np.packbits(values, bitorder="little"))]

@@ -11,7 +11,7 @@ from shardmerge.common.errors import ReplicaMismatchError
 from shardmerge.common.rectangle import place
 
 from .ledger import Ledger
-from .rows import IntArray, Rows
+from .rows import IntArray, Rows, distinct
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ def _partners(rows: Rows, held: IntArray, written: IntArray) -> IntArray:
 
 def _mismatches(ledger: Ledger, held: IntArray, written: IntArray) -> Iterator[ReplicaMismatchError]:
     rows = ledger.rows
-    for partner in np.unique(written):
+    for partner in distinct(written):
         ranks = rows.ranks_of(held[written == partner])
         name = ledger.names[rows.name[partner]]
         yield ReplicaMismatchError(name, place(*rows.box(partner)), int(rows.rank[partner]), ranks)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
 import signal
 import sys
@@ -100,6 +101,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("needs a CUDA device, and torch sees none")
     if item.get_closest_marker("browser") and chromium() is None:
         pytest.skip(f"needs a browser, and none of {', '.join(BROWSERS)} is installed")
+    if item.get_closest_marker("reflink") and (os.geteuid() or not shutil.which("mkfs.xfs")):
+        pytest.skip("needs root, to mount, and mkfs.xfs")
 
 
 def chromium() -> str | None:

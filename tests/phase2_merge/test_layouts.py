@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +13,6 @@ import pytest
 from shardmerge.common import byte_count
 from shardmerge.common.errors import BadInputError
 from shardmerge.phase2_merge import merge, report
-from shardmerge.phase2_merge.adopt import FICLONE
 from shardmerge.phase2_merge.assemble import STAGING_BYTES, Piece, ShardTask, TensorTask
 from shardmerge.phase2_merge.workers import pool, write_shard
 
@@ -82,26 +80,6 @@ def test_canonical_is_proposed_for_many_shards(world: MakeWorld, monkeypatch: py
     monkeypatch.setattr(report, "MANY_SHARDS", 1)
     assert "2 shards are slow to open: --layout canonical" in one.merge(dry_run=True).text()
     assert "slow to open" not in one.merge(dry_run=True, layout="canonical").text()
-
-
-def test_a_refused_hard_link_becomes_a_reflink_where_there_are_any(
-    world: MakeWorld, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(errno.EXDEV, "Invalid cross-device link")
-
-    def clone(new: int, request: int, old: int) -> int:
-        assert request == FICLONE == 0x40049409
-        os.pwrite(new, os.pread(old, 1 << 20, 0), 0)
-        return 0
-
-    monkeypatch.setattr(os, "link", refuse)
-    monkeypatch.setattr(fcntl, "ioctl", clone)
-    one = world(Topology(pp=2)).write()
-    found = one.merge()
-    assert found.adopted_by == {"reflink": 2}
-    assert "2 adopted (2 by reflink)" in found.text()
-    assert load(one.out) == one.model.tensors
 
 
 def test_a_worker_stays_under_100_mib_whatever_the_tensor(tmp_path: Path) -> None:
