@@ -34,6 +34,7 @@ def lines(gib: float, folder: Path) -> Iterator[Line]:
         **{name: _merge(one, SIZE) for name, one in large.items()},
         SIZE: _merge(made, SIZE),
         FULL: _merge(made, FULL),
+        peers.CAT: Contestant(made.dump, partial(peers.read_by_cat, made.dump)),
         peers.READ: Contestant(made.dump, partial(peers.read_once, made.dump)),
         peers.CP: Contestant(made.dump, partial(peers.copied, made.dump)),
     }
@@ -77,10 +78,10 @@ def _lines(cache: str, turns: Turns) -> Iterator[Line]:
     for options in (SIZE, FULL):
         what, value = f"merge {options}, nothing split", turns.ratio(options, peers.CP)
         yield Line(what, cache, turns.told(options), _peer(turns, peers.CP), of_time(value))
-    entire = turns.ratio(FULL, peers.READ)
-    value = turns.ratio(FULL, peers.READ, without=turns.seconds(START_UP))
-    told = f"{of_time(entire)}, beyond start-up {value:.2f}"
-    yield Line(what, cache, turns.told(FULL), _peer(turns, peers.READ), told, value, READ_BOUND)
+    for peer, bound in ((peers.CAT, READ_BOUND), (peers.READ, None)):
+        value = turns.ratio(FULL, peer, without=turns.seconds(START_UP))
+        told = f"{of_time(turns.ratio(FULL, peer))}, beyond start-up {value:.2f}"
+        yield Line(what, cache, turns.told(FULL), _peer(turns, peer), told, value, bound)
 
 
 def _peer(turns: Turns, name: str) -> str:

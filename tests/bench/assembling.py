@@ -46,15 +46,17 @@ def _contestants(made: Made, here: Path) -> dict[str, Contestant]:
     return {
         MERGE: Contestant(made.dump, partial(merged, made)),
         peers.CP: Contestant(made.dump, partial(peers.copied, made.dump)),
+        peers.UNCACHED: Contestant(made.dump, partial(peers.copied_past_the_cache, made.dump)),
         peers.CONSOLIDATE: Contestant(converted, partial(peers.consolidated, converted, shards)),
         peers.CONCATENATE: Contestant(converted, partial(peers.concatenated, converted, shards)),
     }
 
 
 def _told(what: str, cache: str, turns: Turns) -> Iterator[Line]:
-    ours, value = turns.told(MERGE), turns.ratio(MERGE, peers.CP)
-    peer = f"{peers.CP}: {turns.told(peers.CP)}"
-    yield Line(what, cache, ours, peer, of_time(value), value, CP_BOUND)
+    ours = turns.told(MERGE)
+    for name, bound in ((peers.CP, CP_BOUND), (peers.UNCACHED, None)):
+        peer, value = f"{name}: {turns.told(name)}", turns.ratio(MERGE, name)
+        yield Line(what, cache, ours, peer, of_time(value), value, bound)
     for name in (peers.CONSOLIDATE, peers.CONCATENATE):
         peer, value = f"{name}: {turns.told(name)}", 1 / turns.ratio(MERGE, name)
         yield Line(what, cache, ours, peer, times_as_fast(value), value, TORCH_BOUND)

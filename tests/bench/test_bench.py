@@ -58,6 +58,12 @@ def test_a_peer_makes_of_its_pieces_what_a_merge_makes(made: Made, tmp_path: Pat
     assert dumps.load(theirs) == ours
 
 
+def test_the_copy_past_the_cache_is_a_copy(made: Made, tmp_path: Path) -> None:
+    peers.copied_past_the_cache(made.dump, tmp_path / "copy")
+    for path in made.fragments():
+        assert (tmp_path / "copy" / f"{path.parent.name}-{path.name}").read_bytes() == path.read_bytes()
+
+
 def test_memory_and_open_files_are_those_of_the_worker_where_it_has_more(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(WORKER)
