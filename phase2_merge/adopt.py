@@ -7,7 +7,6 @@ space. Which means was used is told, because only the last one costs time.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shutil
 from collections import Counter
@@ -18,11 +17,11 @@ from pathlib import Path
 from shardmerge.common import durable
 
 from .plan import Adopted
+from .reflink import clone
 
 REFUSED = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 LINK, REFLINK, COPY = "hard link", "reflink", "copy"
 COPY_BYTES = 4 << 20
-FICLONE = 0x40049409  # linux/fs.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,19 +64,9 @@ def _adopt(source: Path, target: Path) -> str:
 
 def _clone_or_copy(source: Path, target: Path) -> str:
     with durable.appearing(target) as temporary, open(temporary, "xb") as new, open(source, "rb") as old:
-        how = REFLINK if _cloned(new.fileno(), old.fileno()) else COPY
+        how = REFLINK if clone(new.fileno(), old.fileno()) else COPY
         if how == COPY:
             shutil.copyfileobj(old, new, COPY_BYTES)
             new.flush()
         os.fsync(new.fileno())
     return how
-
-
-def _cloned(new: int, old: int) -> bool:
-    try:
-        fcntl.ioctl(new, FICLONE, old)
-    except OSError as error:
-        if error.errno not in REFUSED | {errno.ENOTTY}:
-            raise
-        return False
-    return True

@@ -2,7 +2,8 @@
 
 The output is written once, in ascending order. A tensor passes in bands: as many of its leading rows as fit the
 staging buffer. What a rectangle has in a band is one run of bytes in its fragment, so it is read with one preadv
-and placed by numpy; a rectangle that spans whole rows is read straight to its place. Bytes are never interpreted.
+and placed by numpy; a rectangle that spans whole rows is read straight to its place, and where the file system can
+share blocks it is not even written: the shard shares those of the fragment. Bytes are never interpreted.
 """
 
 from __future__ import annotations
@@ -66,9 +67,10 @@ class ShardTask:
     plan_digest: str = ""
 
 
-def assemble(task: ShardTask, folder: Path, staging_bytes: int = STAGING_BYTES) -> Receipt:
+def assemble(task: ShardTask, folder: Path, staging_bytes: int = STAGING_BYTES) -> tuple[Receipt, int]:
     """Write `folder/<shard>` under a temporary name, fsync, rename.
 
+    Its receipt, and how many of its bytes share blocks with fragments.
     Raises CorruptFileError if a piece is short or does not have its checksum, OSError.
     """
     head, header = safetensors_header.build((t.name, t.dtype, t.shape) for t in task.tensors)
@@ -83,7 +85,8 @@ def assemble(task: ShardTask, folder: Path, staging_bytes: int = STAGING_BYTES) 
         tensors = {tensor.name: stage.move(tensor) for tensor in task.tensors}
     digests = {name: checksum.hexdigest() for name, checksum in tensors.items()}
     digest = xxhash.xxh3_128_hexdigest(head)
-    return Receipt(task.name, task.plan_digest, task.check, header.file_bytes, digest, digests)
+    receipt = Receipt(task.name, task.plan_digest, task.check, header.file_bytes, digest, digests)
+    return receipt, output.end.cloned_bytes
 
 
 @dataclass(slots=True)
@@ -101,8 +104,8 @@ class Sources:
                 stack.callback(os.close, file)
         self.files.clear()
 
-    def read(self, piece: Piece, at: int, into: memoryview) -> None:
-        """Fill `into` from byte `at` of a piece. Raises CorruptFileError if the file ends before."""
+    def read(self, piece: Piece, at: int, into: memoryview) -> int:
+        """Fill `into` from byte `at` of a piece; the file, open for now. Raises CorruptFileError if it ends before."""
         file = self._file(piece.path)
         position = piece.begin + at
         while into:
@@ -110,6 +113,7 @@ class Sources:
             if not count:
                 raise CorruptFileError(piece.path, f"it ends at byte {position:,}", piece.rank)
             into, position = into[count:], position + count
+        return file
 
     def _file(self, path: str) -> int:
         if path not in self.files:
@@ -165,7 +169,9 @@ class Staging:
         straight = target.flags.c_contiguous
         staged = target if straight else self.piece[: prod(size)].reshape(size)
         data = staged.reshape(-1).data
-        self.sources.read(one.piece, one.done_bytes, data)
+        file = self.sources.read(one.piece, one.done_bytes, data)
+        if straight:
+            self.output.stands_in(file, one.piece.begin + one.done_bytes, target)
         one.done_bytes += len(data)
         if self.check:
             one.checksum.update(data)

@@ -32,10 +32,11 @@ class Means:
     talk: TextIO | None = None
 
 
-def assemble_shards(plan: Plan, left: Sequence[Assembled], folder: Path, means: Means) -> None:
-    """Write these shards and their receipts into `folder`. A pool that dies is built anew.
+def assemble_shards(plan: Plan, left: Sequence[Assembled], folder: Path, means: Means) -> int:
+    """Write these shards and their receipts into `folder`; bytes that share blocks with the dump.
 
-    Split tensors are verified here, as they pass: nothing is read twice. Raises what a task raised, WorkerDiedError.
+    A pool that dies is built anew. Split tensors are verified here, as they pass: nothing is read twice. Raises what a
+    task raised, WorkerDiedError.
     """
     progress = Progress("assembling", sum(shard.num_bytes for shard in left), means.talk)
     count, digest = min(means.workers or default_workers(), len(left)), plan.digest
@@ -43,7 +44,7 @@ def assemble_shards(plan: Plan, left: Sequence[Assembled], folder: Path, means: 
         try:
             with nullcontext(means.executor) if means.executor else pool(count) as running:
                 tasks = (task(plan, shard, check=means.check, plan_digest=digest) for shard in left)
-                write_shards(tasks, folder, running, means.staging_bytes, progress.advance)
+                cloned_bytes = write_shards(tasks, folder, running, means.staging_bytes, progress.advance)
             break
         except WorkerDiedError as error:
             if not pools_left:
@@ -55,3 +56,4 @@ def assemble_shards(plan: Plan, left: Sequence[Assembled], folder: Path, means: 
                     file=means.talk,
                 )
     progress.close()
+    return cloned_bytes

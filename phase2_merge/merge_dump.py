@@ -87,9 +87,11 @@ def _write(plan: Plan, proof: Proof, folder: Path, means: Means, laps: Laps) -> 
         verify_bytes(proof.ledger, [shard.fragment for shard in plan.adopted], means.talk)
     adoption = adopt(plan.adopted, folder)
     laps.end("adopting")
-    assemble_shards(plan, [shard for shard in plan.assembled if shard.name not in kept], folder, means)
+    left = [shard for shard in plan.assembled if shard.name not in kept]
+    cloned_bytes = assemble_shards(plan, left, folder, means)
     laps.end("assembling")
-    return {"adopted_by": adoption.by, "copied_bytes": adoption.copied_bytes, "kept_shards": len(kept)}
+    found = {"adopted_by": adoption.by, "copied_bytes": adoption.copied_bytes, "kept_shards": len(kept)}
+    return found | {"cloned_bytes": cloned_bytes}
 
 
 def _gather(plan: Plan, proof: Proof, folder: Path, means: Means, laps: Laps) -> dict[str, Any]:

@@ -18,6 +18,18 @@ from shardmerge.common.safetensors_header import PAGE
 
 from .uncached import Bytes, Uncached, aligned
 
+CLONE_BYTES = 1 << 20  # of one run: less is written sooner than cloned, and would leave a file of many pieces
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Bytes `begin` to `end` of a band that stand in an open file too, from `at`."""
+
+    begin: int
+    end: int
+    file: int
+    at: int
+
 
 @dataclass(slots=True, eq=False)
 class Band:
@@ -26,13 +38,20 @@ class Band:
     data: Bytes
     used: int = 0
     parts: list[tuple[Any, memoryview]] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
     written: Future[None] | None = None
 
     def wait(self) -> None:
         """Until it has been written and is empty again. Raises what the thread raised."""
         if self.written is not None:
             self.written.result()
+        self.close()
         self.used, self.parts, self.written = 0, [], None
+
+    def close(self) -> None:
+        """The files that its runs stand in."""
+        while self.runs:
+            os.close(self.runs.pop().file)
 
 
 @dataclass(slots=True, eq=False)
@@ -61,6 +80,18 @@ class Output:
         """Bytes that were just filled, and the checksum that they go into."""
         self.bands[self.turn].parts.append((checksum, data))
 
+    def stands_in(self, file: int, at: int, data: Bytes) -> None:
+        """Bytes of `room` that an open file has too, from `at`: where blocks can be shared, they are not written.
+
+        The file may be closed at once.
+        """
+        if not self.end.clones or data.nbytes < CLONE_BYTES:
+            return
+        band = self.bands[self.turn]
+        begin = data.ctypes.data - band.data.ctypes.data
+        if begin % PAGE == at % PAGE == 0:
+            band.runs.append(Run(begin, begin + data.nbytes, os.dup(file), at))
+
     def flush(self) -> None:
         """Hand what is filled to the thread; go on in the other band, once that was written."""
         band, other = self.bands[self.turn], self.bands[1 - self.turn]
@@ -81,7 +112,12 @@ class Output:
     def _write(self, band: Band, pages: int) -> None:
         for checksum, data in band.parts:
             checksum.update(data)
-        self.end.write(band.data[:pages].data)
+        done = 0
+        for run in band.runs:
+            end = min(run.end, pages) // PAGE * PAGE
+            self.end.write(band.data[done : run.begin].data)
+            done = end if self.end.clone(run.file, run.at, end - run.begin) else run.begin
+        self.end.write(band.data[done:pages].data)
 
 
 @contextmanager
@@ -91,7 +127,13 @@ def writing(file: int, head: bytes, band_bytes: int) -> Iterator[Output]:
     end.write(memoryview(head))
     size = band_bytes + PAGE
     with ThreadPoolExecutor(1) as thread:
-        output = Output(Uncached(end), thread, (Band(aligned(size)), Band(aligned(size))))
-        yield output
-        output.drain()
+        bands = Band(aligned(size)), Band(aligned(size))
+        output = Output(Uncached(end), thread, bands)
+        try:
+            yield output
+            output.drain()
+        finally:
+            thread.shutdown()
+            for band in bands:
+                band.close()
     os.fsync(file)

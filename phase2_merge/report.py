@@ -91,6 +91,7 @@ class MergeReport:
     seconds: float
     stages: dict[str, float]
     copied_bytes: int = 0
+    cloned_bytes: int = 0
     sidecars: tuple[str, ...] = ()
     rewritten: tuple[str, ...] | None = None
     kept_shards: int = 0
@@ -101,7 +102,8 @@ class MergeReport:
     def published(self) -> dict[str, Any]:
         """What report.json in the output holds: the same for the same input, wherever and whenever it was merged."""
         local = {
-            "out", "adopted_by", "copied_bytes", "dry_run", "seconds", "stages", "rewritten", "kept_shards",
+            "out", "adopted_by", "copied_bytes", "cloned_bytes", "dry_run", "seconds", "stages", "rewritten",
+            "kept_shards",
         }  # fmt: skip
         return {key: value for key, value in asdict(self).items() if key not in local}
 
@@ -127,11 +129,14 @@ class MergeReport:
 
     def _moved(self) -> str:
         """What was written, beside the plain copy of everything that other tools make; and how long each stage took."""
-        written = self.assembled_bytes + self.copied_bytes
+        written = self.assembled_bytes - self.cloned_bytes + self.copied_bytes
         total = self.assembled_bytes + self.adopted_bytes
         parts = [f"{show(self.adopted_bytes - self.copied_bytes)} not copied"]
         parts += [f"{show(self.copied_bytes)} copied"] if self.copied_bytes else []
-        parts += [f"{show(self.assembled_bytes)} assembled: {written / max(1, total):.0%} of a plain copy"]
+        cloned = f" ({show(self.cloned_bytes)} by reflink)" if self.cloned_bytes else ""
+        parts += [
+            f"{show(self.assembled_bytes)} assembled{cloned}: {written / max(1, total):.0%} of a plain copy"
+        ]
         told = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in self.stages.items())
         return f"{', '.join(parts)}{f'; {told}' if told else ''}."
 

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from shardmerge.common import durable
 from shardmerge.common.safetensors_header import PAGE
 
+from .reflink import clone_range
+
 Bytes = NDArray[np.uint8]
 REFUSED = {errno.EINVAL, errno.EOPNOTSUPP}  # no O_DIRECT here, or only in larger units than a page
 
@@ -36,6 +38,8 @@ class Uncached:
 
     end: durable.Appending
     direct: bool = field(init=False)
+    clones: bool = True  # until the file system refuses
+    cloned_bytes: int = 0
 
     def __post_init__(self) -> None:
         self.direct = _switch(self.end.file, on=True)
@@ -53,6 +57,15 @@ class Uncached:
                 self.end.wrote(count)
                 pages = pages[count:]
         self.end.write(pages)
+
+    def clone(self, file: int, at: int, num_bytes: int) -> bool:
+        """Let the next bytes, whole pages, be those of another file from `at`; False where blocks cannot be shared."""
+        self.clones = self.clones and clone_range(self.end.file, self.end.written, file, at, num_bytes)
+        if self.clones:
+            os.lseek(self.end.file, num_bytes, os.SEEK_CUR)
+            self.end.wrote(num_bytes)
+            self.cloned_bytes += num_bytes
+        return self.clones
 
     def finish(self, rest: memoryview) -> None:
         """Write what is left, less than a page. Raises OSError."""

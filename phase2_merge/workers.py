@@ -44,17 +44,23 @@ def write_shards(
     executor: Executor,
     staging_bytes: int,
     advance: Callable[[int], None],
-) -> None:
-    """Write every task's shard and its receipt into `folder`. Raises what a task raised, WorkerDiedError."""
-    pending: dict[Future[int], str] = {}
+) -> int:
+    """Write every task's shard and its receipt into `folder`; bytes that share blocks with the dump.
+
+    Raises what a task raised, WorkerDiedError.
+    """
+    pending: dict[Future[tuple[int, int]], str] = {}
+    cloned_bytes = 0
     try:
         while True:
             for task in islice(tasks, IN_HAND - len(pending)):
                 pending[executor.submit(write_shard, task, folder, staging_bytes)] = task.name
             if not pending:
-                return
+                return cloned_bytes
             for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                advance(future.result())
+                num_bytes, cloned = future.result()
+                advance(num_bytes)
+                cloned_bytes += cloned
                 del pending[future]
     except BrokenProcessPool as error:
         raise WorkerDiedError(tuple(sorted(pending.values()))) from error
@@ -63,11 +69,14 @@ def write_shards(
             future.cancel()
 
 
-def write_shard(task: ShardTask, folder: Path, staging_bytes: int) -> int:
-    """What a worker does; the shard's bytes. The receipt comes after the shard, and says that it is complete."""
-    receipt = assemble(task, folder, staging_bytes)
+def write_shard(task: ShardTask, folder: Path, staging_bytes: int) -> tuple[int, int]:
+    """What a worker does; the shard's bytes, and how many share blocks with the dump.
+
+    The receipt comes after the shard, and says that it is complete.
+    """
+    receipt, cloned_bytes = assemble(task, folder, staging_bytes)
     receipts.write(folder, receipt)
-    return receipt.num_bytes
+    return receipt.num_bytes, cloned_bytes
 
 
 def follow_parent() -> None:

@@ -132,7 +132,7 @@ def test_a_source_that_ends_early_is_named(tmp_path: Path) -> None:
 def test_the_receipt_holds_the_checksum_of_every_tensor(tmp_path: Path) -> None:
     data = bytes_of(32)
     task = tensor_task(tmp_path, "w", "U8", (4, 8), data, grid((4, 8), [[], [3]]))
-    receipt = assemble(ShardTask("shard", (task,), check=True), tmp_path, 16)
+    receipt, _ = assemble(ShardTask("shard", (task,), check=True), tmp_path, 16)
     content = (tmp_path / "shard").read_bytes()
     assert receipt.tensors == {"w": xxhash.xxh3_128_hexdigest(data)}
     assert receipt.num_bytes == len(content)

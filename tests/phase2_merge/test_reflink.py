@@ -7,9 +7,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 import pytest
+import xxhash
 
-from shardmerge.phase2_merge import merge
+from shardmerge.common.safetensors_header import PAGE
+from shardmerge.phase2_merge import merge, output
+from shardmerge.phase2_merge.assemble import Piece, ShardTask, TensorTask, assemble
+from tests.bench.making import MODEL, filled, split
+from tests.scale.models import Case
 
 from . import dumps
 from .conftest import World
@@ -53,3 +59,40 @@ def test_fragments_become_shards_that_share_their_blocks(mounts: tuple[Path, Pat
         extents = [line for line in command("filefrag", "-v", shard).splitlines() if ".." in line]
         assert extents
         assert all("shared" in extent for extent in extents)
+
+
+def test_rows_of_a_tensor_share_their_blocks_and_the_rest_is_written(mounts: tuple[Path, Path]) -> None:
+    made = filled(
+        Case("rows", MODEL | {"num_hidden_layers": 1, "num_experts": 2}, split(2)), mounts[0] / "made"
+    )
+    found = merge([made.dump], mounts[0] / "out", hf_reference=made.reference, workers=2)
+    other = merge([made.dump], mounts[0].parent / "other", hf_reference=made.reference, workers=2)
+    assert load(mounts[0] / "out") == load(mounts[0].parent / "other")
+    assert (other.cloned_bytes, other.assembled_bytes) == (0, found.assembled_bytes)
+    # two experts' gate and up, q, k, v and both embeddings are cut by rows of whole pages; k and v are just 1 MiB
+    rows = 2 * (2 * 2 * 1024 * 2048 + (4096 + 2 * 512) * 2048 + 2 * 8192 * 2048)
+    assert 0.9 * rows < found.cloned_bytes <= rows
+    assert "by reflink): " in found.text()
+    for shard in made.fragments():
+        shard.unlink()
+    assert load(mounts[0] / "out") == load(mounts[0].parent / "other")
+
+
+def test_runs_that_begin_inside_a_block_are_written(
+    mounts: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output, "CLONE_BYTES", 1)
+    data = np.random.default_rng(1).bytes(4 * PAGE + 2)
+    whole, halves = mounts[0] / "whole", [(PAGE, 0), (PAGE, PAGE), (2 * PAGE + 2, 2 * PAGE)]
+    for shift, cloned in ((0, 4 * PAGE), (1, 0)):
+        whole.write_bytes(b"x" * shift + data)
+        pieces = tuple(
+            Piece(str(whole), 0, shift + at, (at,), (size,), xxhash.xxh3_128_hexdigest(data[at : at + size]))
+            for size, at in halves
+        )
+        task = ShardTask("x.safetensors", (TensorTask("w", "U8", (len(data),), pieces),), check=True)
+        out = mounts[0] / str(shift)
+        out.mkdir()
+        _, shared = assemble(task, out)
+        assert load(out) == {"w": ("U8", (len(data),), data)}
+        assert shared == cloned
