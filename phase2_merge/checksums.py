@@ -1,4 +1,4 @@
-"""Checksums of spans of a file, read once in large pieces; and many files at once, in threads.
+"""Checksums of spans of a file, read once in large pieces; and many stretches of files at once, in threads.
 
 Hashing and reading release the interpreter, so threads are enough.
 """
@@ -9,18 +9,22 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import xxhash
 
 from shardmerge.common.errors import CorruptFileError, ShardmergeError
 
 CHUNK_BYTES = 1 << 20  # stays in the cache of a core until it is hashed
+STRETCH_BYTES = 64 << 20
+READERS = 4  # more than a few cores: a disk that is asked for one piece after the other waits in between
+Span: TypeAlias = tuple[int, int]
 Advance = Callable[[int], None]
+K = TypeVar("K")
 T = TypeVar("T")
 
 
-def checksums(path: Path, spans: Iterable[tuple[int, int]], advance: Advance) -> Iterator[str]:
+def checksums(path: Path, spans: Iterable[Span], advance: Advance) -> Iterator[str]:
     """xxh3_128 of each (begin, end) of a file; ascending spans are read without going back.
 
     Raises CorruptFileError if the file ends before a span does, OSError.
@@ -45,12 +49,31 @@ def wrong_bytes(what: str, got: str, expected: str) -> str:
     return f"the bytes of {what} have checksum {got}, {expected} was recorded when they were written"
 
 
-def in_threads(check: Callable[[T], ShardmergeError | None], every: Sequence[T]) -> list[ShardmergeError]:
-    """Check all and collect what is wrong. An interrupt waits for the items in hand only."""
-    pool = ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0))))
+def stretches(spans: Sequence[Span]) -> Iterator[slice]:
+    """Which consecutive spans of a file are read by one thread: about STRETCH_BYTES together."""
+    first = size = 0
+    for number, (begin, end) in enumerate(spans, start=1):
+        size += end - begin
+        if size >= STRETCH_BYTES or number == len(spans):
+            yield slice(first, number)
+            first, size = number, 0
+
+
+def in_threads(
+    check: Callable[[K, T], ShardmergeError | None], every: Sequence[tuple[K, T]]
+) -> list[ShardmergeError]:
+    """Check stretches T of files K and collect the first that is wrong of each file.
+
+    An interrupt waits for the stretches in hand only.
+    """
+    pool = ThreadPoolExecutor(max(READERS, len(os.sched_getaffinity(0))))
     try:
-        found = [pool.submit(check, one) for one in every]
-        return [problem for future in found if (problem := future.result())]
+        futures = [(file, pool.submit(check, file, stretch)) for file, stretch in every]
+        found: dict[K, ShardmergeError] = {}
+        for file, future in futures:
+            if problem := future.result():
+                found.setdefault(file, problem)
+        return list(found.values())
     finally:
         pool.shutdown(cancel_futures=True)
 

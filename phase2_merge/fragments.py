@@ -15,7 +15,7 @@ from shardmerge.common.errors import CorruptFileError, ShardmergeError
 from shardmerge.common.manifest import FragmentFile
 from shardmerge.common.rectangle import place
 
-from .checksums import Advance, checksums, in_threads, wrong_bytes
+from .checksums import Advance, Span, checksums, in_threads, stretches, wrong_bytes
 from .graft import REFERENCE
 from .ledger import Ledger
 from .rows import IntArray, Rows
@@ -80,8 +80,11 @@ def _by_bytes(rows: Rows) -> IntArray:
 
 
 def check_bytes(ledger: Ledger, every: Sequence[Fragment], advance: Advance) -> list[ShardmergeError]:
-    """Read every rectangle once and compare its checksum."""
-    return in_threads(lambda one: as_problem(one, lambda: _check_bytes(ledger, one, advance)), every)
+    """Read every rectangle once and compare its checksum; the first of each fragment that differs."""
+    parts = [(one, one.rows[part]) for one in every for part in stretches(_spans(ledger, one.rows))]
+    return in_threads(
+        lambda one, rows: as_problem(one, lambda: _check_bytes(ledger, one.path, rows, advance)), parts
+    )
 
 
 def as_problem(one: Fragment, check: Callable[[], None]) -> ShardmergeError | None:
@@ -95,13 +98,16 @@ def as_problem(one: Fragment, check: Callable[[], None]) -> ShardmergeError | No
     return None
 
 
-def _check_bytes(ledger: Ledger, one: Fragment, advance: Advance) -> None:
-    rows = ledger.rows
-    spans = zip(rows.begin[one.rows].tolist(), rows.end[one.rows].tolist(), strict=True)
-    for row, got in zip(one.rows, checksums(one.path, spans, advance), strict=True):
-        if got != rows.checksum(row):
-            what = f"{_name(ledger, row)} {place(*rows.box(row))}"
-            raise CorruptFileError(str(one.path), wrong_bytes(what, got, rows.checksum(row)))
+def _spans(ledger: Ledger, rows: IntArray) -> list[Span]:
+    return list(zip(ledger.rows.begin[rows].tolist(), ledger.rows.end[rows].tolist(), strict=True))
+
+
+def _check_bytes(ledger: Ledger, path: Path, rows: IntArray, advance: Advance) -> None:
+    of = ledger.rows
+    for row, got in zip(rows, checksums(path, _spans(ledger, rows), advance), strict=True):
+        if got != of.checksum(row):
+            what = f"{_name(ledger, row)} {place(*of.box(row))}"
+            raise CorruptFileError(str(path), wrong_bytes(what, got, of.checksum(row)))
 
 
 def _name(ledger: Ledger, row: int) -> str:

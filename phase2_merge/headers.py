@@ -24,7 +24,7 @@ from .fragments import Fragment, as_problem
 from .graft import REFERENCE
 from .ledger import Ledger
 from .manifest_rows import DTYPES
-from .read_many import read_many
+from .read_many import announced, read_many
 from .rows import BoolArray, IntArray
 
 
@@ -41,7 +41,7 @@ def check_headers(ledger: Ledger, every: Sequence[Fragment]) -> list[ShardmergeE
     """Size, checksum of the header, and every entry against the manifest's columns."""
     dumped = [one for one in every if one.rank != REFERENCE]  # what is grafted was read just now
     kinds = _kinds(ledger, dumped)
-    heads = read_many(_head, dumped)
+    heads = read_many(_head, dumped, lambda one: announced(one.path, one.file.header_bytes))
     found = zip(heads, kinds.entire.tolist(), kinds.holed.tolist(), strict=True)
     checks = (
         as_problem(one, partial(_check, ledger, one, head, entire, holed))
@@ -159,11 +159,14 @@ def _check_entries(ledger: Ledger, one: Fragment, header: Header) -> None:
 
 def _wanted(ledger: Ledger, rows: IntArray) -> Iterator[tuple[Any, ...]]:
     """The header's entries as the manifest's columns give them. Plain lists: this is the longest loop of a check."""
-    of, names = ledger.rows, ledger.names
-    flat = (column[rows].tolist() for column in (of.name, of.dtype, of.ndim, of.begin, of.end))
-    shapes = zip(*(column[rows].tolist() for column in of.global_shape), strict=True)
-    for name, dtype, ndim, begin, end, shape in zip(*flat, shapes, strict=True):
-        yield names[name], DTYPES[dtype], shape[:ndim], begin, end
+    of = ledger.rows
+    name, dtype, ndim, begin, end = (
+        column[rows].tolist() for column in (of.name, of.dtype, of.ndim, of.begin, of.end)
+    )
+    sizes = zip(*(column[rows].tolist() for column in of.global_shape), strict=True)
+    shapes = [size[:dims] for size, dims in zip(sizes, ndim, strict=True)]
+    names, dtypes = [ledger.names[at] for at in name], [DTYPES[code] for code in dtype]
+    return zip(names, dtypes, shapes, begin, end, strict=True)
 
 
 def _by_place(entry: tuple[Any, ...]) -> tuple[int, int, str]:

@@ -23,7 +23,7 @@ from . import manifest_columns, manifest_json
 from .graft import REFERENCE, GraftedFile
 from .manifest_columns import ColumnArrays, require
 from .rank_directories import RankDirectories
-from .read_many import read_many
+from .read_many import announced, read_many
 from .rows import IntArray
 
 DTYPES = tuple(sorted(BITS))
@@ -66,7 +66,10 @@ def batches(found: RankDirectories) -> Iterator[Batch]:
     """Read every manifest, in the order of ranks. Raises CorruptManifestError, DuplicateRankError, OSError."""
     held: list[tuple[Head, _Part]] = []
     rows = 0
-    for rank, contents in read_many(lambda rank: _contents(rank, found.complete[rank]), found.complete):
+    ranks = found.complete
+    for rank, contents in read_many(
+        lambda rank: _contents(rank, ranks[rank]), ranks, lambda rank: announced(ranks[rank][0] / FILE_NAME)
+    ):
         held.append(_read(rank, *contents))
         rows += len(held[-1][1].columns)
         if rows >= ROWS_AT_ONCE:

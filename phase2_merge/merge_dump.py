@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -105,12 +105,14 @@ def _gather(plan: Plan, proof: Proof, folder: Path, means: Means, laps: Laps) ->
 
 
 def _describe(proof: Proof, plan: Plan, report: MergeReport, folder: Path) -> None:
-    """Records of our own, sidecars, config.json, and last the index."""
+    """Records of our own, the ledger while others wait for the disk; sidecars, config.json, and last the index."""
     records = folder / RECORDS
-    ledger.write(proof.ledger, records / "ledger.parquet")
-    durable.write_file(records / "plan.json", canonical_json.encode(plan.facts(), indent=2))
-    report = replace(report, sidecars=sidecars.copy(proof.reference.path, folder))
-    durable.write_file(records / "report.json", canonical_json.encode(report.published(), indent=2))
-    hf_metadata.write_config(folder, proof.reference.config, proof.dtype(), proof.quantization_json())
-    correct_config(folder, proof.given)
-    hf_metadata.write_index(folder, plan)
+    with ThreadPoolExecutor(1) as thread:
+        written = thread.submit(ledger.write, proof.ledger, records / "ledger.parquet")
+        durable.write_file(records / "plan.json", canonical_json.encode(plan.facts(), indent=2))
+        report = replace(report, sidecars=sidecars.copy(proof.reference.path, folder))
+        durable.write_file(records / "report.json", canonical_json.encode(report.published(), indent=2))
+        hf_metadata.write_config(folder, proof.reference.config, proof.dtype(), proof.quantization_json())
+        correct_config(folder, proof.given)
+        hf_metadata.write_index(folder, plan)
+        written.result()

@@ -6,7 +6,7 @@ Works on any directory, also one that shardmerge did not write; then there are n
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -32,7 +32,7 @@ from shardmerge.common.safetensors_header import Entry, Header
 
 from . import declaration, ledger, receipts, rewriting, scales
 from . import scan as numbers
-from .checksums import Advance, checksums, in_threads, wrong_bytes
+from .checksums import Advance, checksums, in_threads, stretches, wrong_bytes
 from .expected import TABLE, of_another_size
 from .hf_metadata import TORCH_NAMES
 from .naming import grouped
@@ -209,18 +209,25 @@ def _compare_bytes(out: Path, shards: Shards, talk: TextIO | None) -> int:
     book = out / RECORDS / "ledger.parquet"
     whole = ledger.whole_checksums(book) if book.is_file() else {}
     known = {file: (kept.tensors if (kept := receipts.read(out, file)) else whole) for file in shards}
+    entries = {file: [e for e in header.entries if e.name in known[file]] for file, header in shards.items()}
+    parts = [
+        (file, of[part]) for file, of in entries.items() for part in stretches([(e.begin, e.end) for e in of])
+    ]
     progress = Progress("verifying", sum(header.file_bytes for header in shards.values()), talk)
     try:
         raise_problems(
-            in_threads(lambda f: _compare(out / f, shards[f], known[f], progress.advance), list(shards))
+            in_threads(
+                lambda file, of: _compare(out / file, shards[file], of, known[file], progress.advance), parts
+            )
         )
     finally:
         progress.close()
-    return sum(entry.name in known[file] for file, header in shards.items() for entry in header.entries)
+    return sum(map(len, entries.values()))
 
 
-def _compare(path: Path, header: Header, known: dict[str, str], advance: Advance) -> ShardmergeError | None:
-    entries = [entry for entry in header.entries if entry.name in known]
+def _compare(
+    path: Path, header: Header, entries: Sequence[Entry], known: dict[str, str], advance: Advance
+) -> ShardmergeError | None:
     spans = [(header.data_offset + entry.begin, header.data_offset + entry.end) for entry in entries]
     for entry, got in zip(entries, checksums(path, spans, advance), strict=True):
         if got != known[entry.name]:

@@ -41,9 +41,9 @@ Peer = Callable[[Path, dict[str, int], Path], Callable[[], None]]
 
 
 def copied(source: Path, out: Path) -> Ran:
-    """`cp -r`."""
+    """`cp -r`, and no sharing of blocks: bytes are moved."""
     began = time.perf_counter()
-    cpu = ran(["cp", "-r", source, out]).cpu_s
+    cpu = ran(["cp", "-r", "--reflink=never", source, out]).cpu_s
     sync(out)
     return Ran(time.perf_counter() - began, cpu)
 
