@@ -24,7 +24,8 @@ FILE_NAME = "manifest.json"
 MAX_DIMS = 5
 MAX_WORLD_SIZE = 1_000_000
 NOT_WRITTEN = -1
-ABSENT = {"global_shape": 1, "local_shape": 1, "global_offset": 0}  # where a rectangle lacks a dimension
+# what stands in a dimension that a rectangle lacks
+ABSENT = {"global_shape": 1, "local_shape": 1, "global_offset": 0}
 WHOLE, SPLIT = "whole", "split"  # how names of fragments begin: of entire tensors, of parts
 _DIGEST_KEY = b',"xxh3_128":"'
 _DIGEST_BYTES = 32 + len(b'"}\n')
@@ -224,9 +225,8 @@ def _check_head(m: Manifest) -> None:
         all(type(one) is dict for one in objects), "coordinates, groups, facts and the like must be objects"
     )
     _require(type(m.architecture) is str, "architecture must be a string")
-    canonical_json.encode(
-        [m.facts, m.drops]
-    )  # ValueError for NaN, which equals nothing, and for text that is none
+    # ValueError for NaN, which equals nothing, and for text that is none
+    canonical_json.encode([m.facts, m.drops])
     _require(all(type(at) is int for at in m.coordinates.values()), "coordinates must be integers")
     _require(all(type(count) is int and count >= 0 for count in m.drops.values()), "drops must be counts")
     for axis, group in m.groups.items():

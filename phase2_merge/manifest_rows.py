@@ -5,7 +5,7 @@ Judges only a manifest's form; whether ranks agree and tensors are whole is deci
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -79,13 +79,13 @@ def batches(found: RankDirectories) -> Iterator[Batch]:
         yield _batch(held)
 
 
-def grafted_rows(grafted: Iterable[GraftedFile]) -> Iterator[Batch]:
+def grafted_rows(grafted: Sequence[GraftedFile]) -> Iterator[Batch]:
     """What is grafted, as rows of rank REFERENCE; nothing if there is none."""
     placed = [one for file in grafted for one in file.placed]
     if placed:
         names, dtypes, listed = manifests.columns(placed)
         columns = manifest_columns.of_json(asdict(listed))
-        part = _Part(REFERENCE, names, dtypes, len(list(grafted)), 1, columns, {})
+        part = _Part(REFERENCE, names, dtypes, len(grafted), 1, columns, {})
         yield Batch((), names, _columns([part], columns))
 
 

@@ -11,8 +11,9 @@ import struct
 
 FICLONE = 0x40049409
 FICLONERANGE = 0x4020940D
+# EAGAIN: ZFS, while what is to be shared is not on the disk yet (OpenZFS, zfs_bclone_wait_dirty)
 REFUSED = {
-    errno.EXDEV, errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY,
+    errno.EXDEV, errno.EPERM, errno.EACCES, errno.EAGAIN, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY,
 }  # fmt: skip
 
 

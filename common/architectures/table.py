@@ -197,9 +197,10 @@ class Blueprint:
 
     def _names(self, target: Target, layer: int) -> list[str]:
         """A target's names in a layer, those of experts put together by hand: there are millions."""
-        before, *after = target.name.format(layer=layer, expert="\n").split("\n")
-        experts = range(self.dimensions["num_experts"] if after else 0)
-        return [f"{before}{expert}{after[0]}" for expert in experts] if after else [before]
+        before, of_experts, after = target.name.format(layer=layer, expert="\n").partition("\n")
+        if not of_experts:
+            return [before]
+        return [f"{before}{expert}{after}" for expert in range(self.dimensions["num_experts"])]
 
     def _targets(self, row: Row, ids: Ids) -> Iterator[Tensor]:
         for target in row.targets:
