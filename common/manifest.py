@@ -170,12 +170,12 @@ def parsed(
     """
     try:
         value = parse(data)
-        _require(isinstance(value, dict) and value.get("format") == FORMAT, "it is no shardmerge manifest")
+        require(isinstance(value, dict) and value.get("format") == FORMAT, "it is no shardmerge manifest")
         version = value.get("schema_version")
-        _require(
+        require(
             version == SCHEMA_VERSION, f"schema_version {version}, this shardmerge reads {SCHEMA_VERSION}"
         )
-        _require(_digest_fits(data), "its digest does not fit its content (edited or damaged)")
+        require(_digest_fits(data), "its digest does not fit its content (edited or damaged)")
     except (ValueError, TypeError) as error:
         raise CorruptManifestError(str(path), str(error) or type(error).__name__) from None
     found: dict[str, Json] = value
@@ -203,7 +203,7 @@ def _digest_fits(data: bytes) -> bool:
 def _manifest(value: dict[str, Json]) -> Manifest:
     files = tuple(FragmentFile(**one) for one in value["files"])
     for one in files:
-        _require(
+        require(
             Path(one.name).name == one.name and one.name not in ("", ".", ".."), f"file name {one.name!r}"
         )
     given = {f.name: value[f.name] for f in fields(Manifest)} | {
@@ -216,31 +216,32 @@ def _manifest(value: dict[str, Json]) -> Manifest:
 
 
 def _check_head(m: Manifest) -> None:
-    _require(all(type(n) is int for n in (m.rank, m.world_size)), "rank and world_size must be integers")
-    _require(0 <= m.rank < m.world_size <= MAX_WORLD_SIZE, f"rank {m.rank} of {m.world_size}")
-    _require(type(m.run_id) is str and type(m.attempt) is str, "run_id and attempt must be strings")
-    _require(m.step is None or type(m.step) is int, "step must be an integer")
+    require(all(type(n) is int for n in (m.rank, m.world_size)), "rank and world_size must be integers")
+    require(0 <= m.rank < m.world_size <= MAX_WORLD_SIZE, f"rank {m.rank} of {m.world_size}")
+    require(type(m.run_id) is str and type(m.attempt) is str, "run_id and attempt must be strings")
+    require(m.step is None or type(m.step) is int, "step must be an integer")
     objects = (m.coordinates, m.groups, m.facts, m.health, m.quantization, m.drops, m.statistics, m.producer)
-    _require(
+    require(
         all(type(one) is dict for one in objects), "coordinates, groups, facts and the like must be objects"
     )
-    _require(type(m.architecture) is str, "architecture must be a string")
+    require(type(m.architecture) is str, "architecture must be a string")
     # ValueError for NaN, which equals nothing, and for text that is none
     canonical_json.encode([m.facts, m.drops])
-    _require(all(type(at) is int for at in m.coordinates.values()), "coordinates must be integers")
-    _require(all(type(count) is int and count >= 0 for count in m.drops.values()), "drops must be counts")
+    require(all(type(at) is int for at in m.coordinates.values()), "coordinates must be integers")
+    require(all(type(count) is int and count >= 0 for count in m.drops.values()), "drops must be counts")
     for axis, group in m.groups.items():
-        _require(
+        require(
             isinstance(group, list)
             and set(map(type, group)) <= {int}
             and (not group or 0 <= min(group) <= max(group) < m.world_size),
             f"group {axis}",
         )
     for one in m.files:
-        _require(type(one.num_bytes) is int and type(one.header_bytes) is int, f"sizes of {one.name}")
+        require(type(one.num_bytes) is int and type(one.header_bytes) is int, f"sizes of {one.name}")
 
 
-def _require(holds: bool, reason: str) -> None:
+def require(holds: bool, reason: str) -> None:
+    """Raise ValueError if something does not hold."""
     if not holds:
         raise ValueError(reason)
 

@@ -22,11 +22,11 @@ import xxhash
 
 from shardmerge.common import canonical_json
 from shardmerge.common.errors import CorruptFileError
-from shardmerge.common.manifest import Manifest
+from shardmerge.common.manifest import ABSENT, Manifest
 
 from . import manifest_rows
 from .graft import REFERENCE, GraftedFile
-from .manifest_rows import Batch, Head, grafted_rows
+from .manifest_rows import LETTERS, Batch, Head, grafted_rows
 from .rank_directories import RankDirectories
 from .rows import IntArray, Rows
 
@@ -165,11 +165,10 @@ def _column_names(parts: list[dict[str, Any]]) -> list[str]:
 
 def _joined(parts: list[dict[str, Any]], column: str, counts: list[int]) -> Any:
     """One column of all ranks. What a rectangle lacks of a dimension is global 1, shape 1, offset 0."""
-    absent = 0 if column.startswith("o") else 1
     chunks = []
     for part, count in zip(parts, counts, strict=True):
         found = part.pop(column, None)
-        chunks.append(np.full(count, absent, np.int64) if found is None else found)
+        chunks.append(np.full(count, ABSENT[LETTERS[column[0]]], np.int64) if found is None else found)
     return np.concatenate(chunks)
 
 

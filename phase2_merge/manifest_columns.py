@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from shardmerge.common.manifest import ABSENT, MAX_DIMS, NOT_WRITTEN
+from shardmerge.common.manifest import ABSENT, MAX_DIMS, NOT_WRITTEN, require
 
 from .rows import IntArray
 
@@ -116,9 +116,3 @@ def _padded(part: ColumnArrays, name: str, dims: int) -> IntArray:
     if name not in ABSENT or part.dims == dims:
         return values
     return np.pad(values, ((0, dims - part.dims), (0, 0)), constant_values=ABSENT[name])
-
-
-def require(holds: bool, reason: str) -> None:
-    """Raise ValueError if something does not hold."""
-    if not holds:
-        raise ValueError(reason)

@@ -17,16 +17,17 @@ import xxhash
 from shardmerge.common import manifest as manifests
 from shardmerge.common.dtypes import BITS
 from shardmerge.common.errors import CorruptManifestError, DuplicateRankError
-from shardmerge.common.manifest import FILE_NAME, Manifest, rank_name
+from shardmerge.common.manifest import FILE_NAME, Manifest, rank_name, require
 
 from . import manifest_columns, manifest_json
 from .graft import REFERENCE, GraftedFile
-from .manifest_columns import ColumnArrays, require
+from .manifest_columns import ColumnArrays
 from .rank_directories import RankDirectories
 from .read_many import announced, read_many
 from .rows import IntArray
 
 DTYPES = tuple(sorted(BITS))
+LETTERS = {"g": "global_shape", "s": "local_shape", "o": "global_offset"}  # g0, g1, ... of the ledger
 ROWS_AT_ONCE = 20_000
 NO_COLUMNS = asdict(manifests.columns([])[2])
 
@@ -163,8 +164,8 @@ def _columns(parts: Sequence[_Part], c: ColumnArrays) -> dict[str, Any]:
         "owner": c.owner.astype(np.int32),
         "xxh3_128": _checksums(c.xxh3_128),
     }
-    for letter, of in (("g", c.global_shape), ("s", c.local_shape), ("o", c.global_offset)):
-        found |= {f"{letter}{dim}": column for dim, column in enumerate(of)}
+    for letter, name in LETTERS.items():
+        found |= {f"{letter}{dim}": column for dim, column in enumerate(getattr(c, name))}
     return found | _health(parts, rows)
 
 

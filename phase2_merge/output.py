@@ -126,14 +126,13 @@ def writing(file: int, head: bytes, band_bytes: int) -> Iterator[Output]:
     end = durable.Appending(file)
     end.write(memoryview(head))
     size = band_bytes + PAGE
-    with ThreadPoolExecutor(1) as thread:
-        bands = Band(aligned(size)), Band(aligned(size))
-        output = Output(Uncached(end), thread, bands)
-        try:
+    bands = Band(aligned(size)), Band(aligned(size))
+    try:
+        with ThreadPoolExecutor(1) as thread:
+            output = Output(Uncached(end), thread, bands)
             yield output
             output.drain()
-        finally:
-            thread.shutdown()
-            for band in bands:
-                band.close()
+    finally:
+        for band in bands:
+            band.close()
     os.fsync(file)

@@ -33,6 +33,12 @@ def test_stretches_are_about_64_mib_and_leave_nothing_out(
     assert [(one.start, one.stop) for one in checksums.stretches(spans)] == expected
 
 
+@pytest.fixture(params=[1, MIB])
+def stretch_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stretch for every tensor, or one for a whole file."""
+    monkeypatch.setattr(checksums, "STRETCH_BYTES", request.param)
+
+
 def damage(path: Path) -> None:
     """Change the first and the last byte of a file's tensors."""
     data = bytearray(path.read_bytes())
@@ -41,11 +47,8 @@ def damage(path: Path) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("stretch_bytes", [1, MIB])
-def test_a_damaged_file_is_told_once_with_its_first_tensor(
-    world: MakeWorld, monkeypatch: pytest.MonkeyPatch, stretch_bytes: int
-) -> None:
-    monkeypatch.setattr(checksums, "STRETCH_BYTES", stretch_bytes)
+@pytest.mark.usefixtures("stretch_bytes")
+def test_a_damaged_file_is_told_once_with_its_first_tensor(world: MakeWorld) -> None:
     one = world(Topology(pp=2)).write()
     for rank in range(2):
         damage(one.rank(rank) / "whole-00001.safetensors")
@@ -53,11 +56,8 @@ def test_a_damaged_file_is_told_once_with_its_first_tensor(
     assert [(type(error), error.rank) for error in found] == [(CorruptFileError, 0), (CorruptFileError, 1)]  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("stretch_bytes", [1, MIB])
-def test_a_damaged_output_is_told_once_for_each_file(
-    world: MakeWorld, monkeypatch: pytest.MonkeyPatch, stretch_bytes: int
-) -> None:
-    monkeypatch.setattr(checksums, "STRETCH_BYTES", stretch_bytes)
+@pytest.mark.usefixtures("stretch_bytes")
+def test_a_damaged_output_is_told_once_for_each_file(world: MakeWorld) -> None:
     one = world(Topology(tp=2)).write()
     one.merge()
     damage(one.out / "model-00002-of-00002.safetensors")

@@ -19,7 +19,7 @@ from .conftest import MakeWorld, World
 from .dumps import Cut, Held, Topology
 from .refusals import edit, refusal
 
-NORM, Q, VALUE = "model.norm.weight", "model.layers.1.self_attn.q_proj.weight", b"\1" * 256
+Q, VALUE = "model.layers.1.self_attn.q_proj.weight", b"\1" * 256
 
 
 @pytest.fixture
