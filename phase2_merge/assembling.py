@@ -13,10 +13,10 @@ from shardmerge.common.errors import WorkerDiedError
 from shardmerge.common.progress import Progress
 
 from . import receipts
-from .assemble import STAGING_BYTES
+from .assembly.assemble import STAGING_BYTES
+from .assembly.fork_server import default_workers
+from .assembly.workers import pool, write_shards
 from .plan import Assembled, Plan, task
-from .worker_server import default_workers
-from .workers import pool, write_shards
 
 MAX_POOLS = 3  # a worker that is killed again and again lacks memory, and no new pool gives it any
 

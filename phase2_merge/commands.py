@@ -19,7 +19,7 @@ from shardmerge.common.errors import BadInputError
 from shardmerge.common.manifest import SPLIT, rank_name
 from shardmerge.common.outcome import HELP, Outcome, reported
 
-from . import worker_server
+from .assembly import fork_server as worker_server
 from .choices import ADOPT, ALLOWANCES, LAYOUTS
 from .scheduler import cluster
 

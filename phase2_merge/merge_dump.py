@@ -13,8 +13,8 @@ from shardmerge.common import canonical_json, durable
 
 from . import hf_metadata, ledger, parts, sidecars
 from .adopt import adopt, together
-from .assemble import STAGING_BYTES
 from .assembling import Means, assemble_shards
+from .assembly.assemble import STAGING_BYTES
 from .check_dump import verify_bytes
 from .choices import ADOPT
 from .laps import Laps

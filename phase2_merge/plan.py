@@ -22,7 +22,7 @@ from shardmerge.common.errors import BadInputError
 from shardmerge.common.manifest import rank_name
 from shardmerge.common.reference import SINGLE
 
-from .assemble import Piece, ShardTask, TensorTask
+from .assembly.assemble import Piece, ShardTask, TensorTask
 from .choices import ADOPT, LAYOUTS
 from .completeness import Verdict
 from .expected import Expected

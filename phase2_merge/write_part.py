@@ -15,8 +15,8 @@ from shardmerge.common.errors import OutputExistsError
 
 from . import parts
 from .adopt import Adoption, adopt
-from .assemble import STAGING_BYTES
 from .assembling import Means, assemble_shards
+from .assembly.assemble import STAGING_BYTES
 from .check_dump import verify_bytes
 from .choices import ADOPT
 from .parts import Part, Record

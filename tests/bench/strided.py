@@ -16,7 +16,7 @@ import numpy as np
 import xxhash
 
 from shardmerge.common import safetensors_header
-from shardmerge.phase2_merge.assemble import Piece, ShardTask, TensorTask, assemble
+from shardmerge.phase2_merge.assembly.assemble import Piece, ShardTask, TensorTask, assemble
 
 from .line import Bound, Line, times_as_fast
 from .rounds import COLD, WARM, Contestant, remove, take_turns

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardmerge.common.errors import BadInputError, CorruptFileError
-from shardmerge.phase2_merge import assemble as module
-from shardmerge.phase2_merge.assemble import Piece, ShardTask, TensorTask, assemble, bands
+from shardmerge.phase2_merge.assembly import assemble as module
+from shardmerge.phase2_merge.assembly.assemble import Piece, ShardTask, TensorTask, assemble, bands
 
 from .dumps import SIZES, grid
 

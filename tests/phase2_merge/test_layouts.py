@@ -13,8 +13,8 @@ import pytest
 from shardmerge.common import byte_count
 from shardmerge.common.errors import BadInputError
 from shardmerge.phase2_merge import merge, report
-from shardmerge.phase2_merge.assemble import STAGING_BYTES, Piece, ShardTask, TensorTask
-from shardmerge.phase2_merge.workers import pool, write_shard
+from shardmerge.phase2_merge.assembly.assemble import STAGING_BYTES, Piece, ShardTask, TensorTask
+from shardmerge.phase2_merge.assembly.workers import pool, write_shard
 
 from .conftest import MakeWorld
 from .dumps import Cut, Topology, load, moe_config

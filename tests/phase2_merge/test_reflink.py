@@ -12,8 +12,9 @@ import pytest
 import xxhash
 
 from shardmerge.common.safetensors_header import PAGE
-from shardmerge.phase2_merge import merge, output
-from shardmerge.phase2_merge.assemble import Piece, ShardTask, TensorTask, assemble
+from shardmerge.phase2_merge import merge
+from shardmerge.phase2_merge.assembly import bands as output
+from shardmerge.phase2_merge.assembly.assemble import Piece, ShardTask, TensorTask, assemble
 from tests.bench.making import MODEL, filled, split
 from tests.scale.models import Case
 

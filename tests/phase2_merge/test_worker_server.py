@@ -6,7 +6,7 @@ import pytest
 
 from shardmerge import phase2_merge
 from shardmerge.common.errors import BadInputError
-from shardmerge.phase2_merge import worker_server
+from shardmerge.phase2_merge.assembly import fork_server as worker_server
 
 from .conftest import MakeWorld
 from .dumps import Topology

@@ -20,7 +20,8 @@ from typing import Any
 
 from shardmerge.common.errors import WorkerDiedError
 
-from . import receipts, worker_server
+from .. import receipts
+from . import fork_server as worker_server
 from .assemble import ShardTask, assemble
 
 IN_HAND = 64  # tasks that are submitted and not done: they name every piece of a shard

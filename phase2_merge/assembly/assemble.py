@@ -26,10 +26,10 @@ from shardmerge.common.dtypes import BITS
 from shardmerge.common.errors import BadInputError, CorruptFileError
 from shardmerge.common.rectangle import Shape, place
 
-from .checksums import wrong_bytes
-from .output import Output, writing
-from .receipts import Receipt
-from .uncached import Bytes
+from ..checksums import wrong_bytes
+from ..receipts import Receipt
+from ..uncached import Bytes
+from .bands import Output, writing
 
 STAGING_BYTES = 48 << 20
 OPEN_FILES = 64

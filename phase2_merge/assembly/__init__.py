@@ -1,0 +1,1 @@
+"""What a worker process imports to write shards: no ledger, no Arrow."""
