@@ -16,11 +16,12 @@ from shardmerge.common import reference as references
 from shardmerge.common.errors import SHOWN, BadInputError
 from shardmerge.common.manifest import FILE_NAME
 
-from . import ledger, receipts
+from . import ledger
 from .manifest_rows import DTYPES
 from .naming import grouped, layer_of
+from .output import receipts
+from .output.receipts import RECORDS
 from .rank_directories import discover
-from .receipts import RECORDS
 
 Place: TypeAlias = tuple[
     str, tuple[int, ...], tuple[int, ...], tuple[int, ...]

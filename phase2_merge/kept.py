@@ -23,7 +23,7 @@ from shardmerge.common.reference import PLAIN_FLOATS, stays_inside
 
 from .ledger import DAMAGED, raise_machines
 from .manifest_rows import DTYPES
-from .receipts import RECORDS
+from .output.receipts import RECORDS
 from .rows import IntArray
 
 LEDGER, PLAN, REPORT = "ledger.parquet", "plan.json", "report.json"

@@ -18,11 +18,11 @@ from .assembly.assemble import STAGING_BYTES
 from .check_dump import verify_bytes
 from .choices import ADOPT
 from .laps import Laps
+from .output.publish import publishing
+from .output.receipts import RECORDS
 from .plan import MAX_SHARD_BYTES, Plan
 from .proof import Proof, prove
-from .publish import publishing
 from .quantization import Uncalibrated
-from .receipts import RECORDS
 from .report import MergeReport, Verification, check_report, finished, merge_report
 from .resume import keep_finished
 from .rewrite_metadata import correct_config, refuse_other, republish

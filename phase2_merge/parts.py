@@ -17,8 +17,8 @@ from shardmerge.common import canonical_json, durable
 from shardmerge.common.errors import BadInputError, CorruptFileError, MissingPartsError
 
 from .adopt import Adoption
+from .output.receipts import FOLDER, RECORDS
 from .plan import Plan
-from .receipts import FOLDER, RECORDS
 
 
 @dataclass(frozen=True, slots=True)

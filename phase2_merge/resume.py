@@ -12,10 +12,10 @@ from pathlib import Path
 
 from shardmerge.common.errors import CorruptFileError
 
-from . import receipts
+from .output import receipts
+from .output.publish import LOCK
+from .output.receipts import FOLDER, RECORDS
 from .plan import Plan
-from .publish import LOCK
-from .receipts import FOLDER, RECORDS
 
 
 def keep_finished(folder: Path, plan: Plan, *, check: bool, stay: Collection[str] = ()) -> frozenset[str]:

@@ -28,12 +28,13 @@ from shardmerge.common.problems import raise_problems
 from shardmerge.common.reference import INDEX
 
 from . import corrections as correcting
-from . import declaration, hf_metadata, kept, quantization_json, rewriting, sidecars
+from . import declaration, hf_metadata, kept, quantization_json, sidecars
 from .corrections import Correction, Recorded, of_part
 from .expected import TABLE, of_another_size
 from .kept import Kept
+from .output import replace_files as rewriting
+from .output.receipts import RECORDS
 from .plan import Plan
-from .receipts import RECORDS
 
 STATEMENTS = ("quant_algo", "kv_cache_quant_algo", "exclude_modules")  # what a merge always writes
 

@@ -30,13 +30,15 @@ from shardmerge.common.progress import Progress
 from shardmerge.common.reference import INDEX, PLAIN_FLOATS
 from shardmerge.common.safetensors_header import Entry, Header
 
-from . import declaration, ledger, receipts, rewriting, scales
+from . import declaration, ledger, scales
 from . import scan as numbers
 from .checksums import Advance, checksums, in_threads, stretches, wrong_bytes
 from .expected import TABLE, of_another_size
 from .hf_metadata import TORCH_NAMES
 from .naming import grouped
-from .receipts import RECORDS
+from .output import receipts
+from .output import replace_files as rewriting
+from .output.receipts import RECORDS
 from .report import Verification, warning_lines
 from .scales import Findings
 

@@ -19,10 +19,10 @@ from .assembling import Means, assemble_shards
 from .assembly.assemble import STAGING_BYTES
 from .check_dump import verify_bytes
 from .choices import ADOPT
+from .output.publish import sharing
 from .parts import Part, Record
 from .plan import MAX_SHARD_BYTES, Adopted, Plan
 from .proof import prove
-from .publish import sharing
 from .quantization import Uncalibrated
 from .report import Verification
 from .resume import is_finished

@@ -27,7 +27,7 @@ from shardmerge.common.errors import BadInputError, CorruptFileError
 from shardmerge.common.rectangle import Shape, place
 
 from ..checksums import wrong_bytes
-from ..receipts import Receipt
+from ..output.receipts import Receipt
 from ..uncached import Bytes
 from .bands import Output, writing
 

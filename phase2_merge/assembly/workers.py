@@ -20,7 +20,7 @@ from typing import Any
 
 from shardmerge.common.errors import WorkerDiedError
 
-from .. import receipts
+from ..output import receipts
 from . import fork_server as worker_server
 from .assemble import ShardTask, assemble
 

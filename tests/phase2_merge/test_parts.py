@@ -18,7 +18,8 @@ from shardmerge.common.errors import (
     OutputExistsError,
     OutputLockedError,
 )
-from shardmerge.phase2_merge import merge, merge_part, publish
+from shardmerge.phase2_merge import merge, merge_part
+from shardmerge.phase2_merge.output import publish
 
 from .conftest import MakeWorld, World
 from .dumps import Topology, load, moe_config, tree

@@ -24,7 +24,9 @@ from shardmerge.common.errors import (
     UnexpectedTensorError,
 )
 from shardmerge.common.problems import ProblemsFoundError
-from shardmerge.phase2_merge import exchange, merge, metadata, rewriting, verify
+from shardmerge.phase2_merge import merge, metadata, verify
+from shardmerge.phase2_merge.output import exchange
+from shardmerge.phase2_merge.output import replace_files as rewriting
 
 from .conftest import MakeWorld, World
 from .dumps import HIDDEN, VOCAB, Topology, moe_config, tree

@@ -1,0 +1,1 @@
+"""OUT on the disk: its names, its locks, and how it appears and changes."""
