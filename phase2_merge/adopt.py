@@ -16,8 +16,8 @@ from pathlib import Path
 
 from shardmerge.common import durable
 
+from .disk.reflink import clone
 from .plan import Adopted
-from .reflink import clone
 
 REFUSED = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 LINK, REFLINK, COPY = "hard link", "reflink", "copy"

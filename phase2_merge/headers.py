@@ -20,11 +20,11 @@ from shardmerge.common import safetensors_header
 from shardmerge.common.errors import CorruptFileError, ShardmergeError
 from shardmerge.common.safetensors_header import METADATA, Header
 
+from .disk.read_many import announced, read_many
 from .fragments import Fragment, as_problem
 from .graft import REFERENCE
 from .ledger import Ledger
 from .manifest_rows import DTYPES
-from .read_many import announced, read_many
 from .rows import BoolArray, IntArray
 
 

@@ -20,10 +20,10 @@ from shardmerge.common.errors import CorruptManifestError, DuplicateRankError
 from shardmerge.common.manifest import FILE_NAME, Manifest, rank_name, require
 
 from . import manifest_columns, manifest_json
+from .disk.read_many import announced, read_many
 from .graft import REFERENCE, GraftedFile
 from .manifest_columns import ColumnArrays
 from .rank_directories import RankDirectories
-from .read_many import announced, read_many
 from .rows import IntArray
 
 DTYPES = tuple(sorted(BITS))

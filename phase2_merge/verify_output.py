@@ -32,7 +32,7 @@ from shardmerge.common.safetensors_header import Entry, Header
 
 from . import declaration, ledger, scales
 from . import scan as numbers
-from .checksums import Advance, checksums, in_threads, stretches, wrong_bytes
+from .disk.checksums import Advance, checksums, in_threads, stretches, wrong_bytes
 from .expected import TABLE, of_another_size
 from .hf_metadata import TORCH_NAMES
 from .naming import grouped

@@ -26,9 +26,9 @@ from shardmerge.common.dtypes import BITS
 from shardmerge.common.errors import BadInputError, CorruptFileError
 from shardmerge.common.rectangle import Shape, place
 
-from ..checksums import wrong_bytes
+from ..disk.checksums import wrong_bytes
+from ..disk.uncached import Bytes
 from ..output.receipts import Receipt
-from ..uncached import Bytes
 from .bands import Output, writing
 
 STAGING_BYTES = 48 << 20

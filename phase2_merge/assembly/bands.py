@@ -16,7 +16,7 @@ from typing import Any
 from shardmerge.common import durable
 from shardmerge.common.safetensors_header import PAGE
 
-from ..uncached import Bytes, Uncached, aligned
+from ..disk.uncached import Bytes, Uncached, aligned
 
 CLONE_BYTES = 1 << 20  # of one run: less is written sooner than cloned, and would leave a file of many pieces
 

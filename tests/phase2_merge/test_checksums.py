@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from shardmerge.common.errors import CorruptFileError
-from shardmerge.phase2_merge import checksums, verify
+from shardmerge.phase2_merge import verify
+from shardmerge.phase2_merge.disk import checksums
 
 from .conftest import MakeWorld
 from .dumps import Topology

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from shardmerge.phase2_merge.read_many import AT_ONCE, READERS, SLOW_S, announced, read_many
+from shardmerge.phase2_merge.disk.read_many import AT_ONCE, READERS, SLOW_S, announced, read_many
 
 MANY = 3 * AT_ONCE + 5
 

@@ -13,7 +13,7 @@ import pytest
 
 from shardmerge.common import durable
 from shardmerge.common.safetensors_header import PAGE
-from shardmerge.phase2_merge.uncached import Uncached, aligned
+from shardmerge.phase2_merge.disk.uncached import Uncached, aligned
 
 PAGES = 3
 
