@@ -9,8 +9,8 @@ from typing import TextIO
 from shardmerge.common.problems import raise_problems
 from shardmerge.common.progress import Progress
 
-from .fragments import Fragment, check_bytes
-from .ledger import Ledger
+from .ledger.fragments import Fragment, check_bytes
+from .ledger.table import Ledger
 from .proof import prove
 from .quantization import Uncalibrated
 from .report import CheckReport, Verification, check_report

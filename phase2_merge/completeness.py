@@ -28,10 +28,10 @@ from shardmerge.common.telling import first_ranks
 
 from . import gaps
 from .expected import Expected, ExpectedTensor
-from .ledger import Ledger
-from .manifest_rows import DTYPES
-from .naming import summary
-from .rows import BoolArray, IntArray, distinct, group
+from .ledger.names import summary
+from .ledger.read import DTYPES
+from .ledger.rows import BoolArray, IntArray, distinct, group
+from .ledger.table import Ledger
 from .tiling import outside, untiled
 
 UNKNOWN = -1

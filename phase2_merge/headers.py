@@ -21,11 +21,11 @@ from shardmerge.common.errors import CorruptFileError, ShardmergeError
 from shardmerge.common.safetensors_header import METADATA, Header
 
 from .disk.read_many import announced, read_many
-from .fragments import Fragment, as_problem
-from .graft import REFERENCE
-from .ledger import Ledger
-from .manifest_rows import DTYPES
-from .rows import BoolArray, IntArray
+from .ledger.fragments import Fragment, as_problem
+from .ledger.graft import REFERENCE
+from .ledger.read import DTYPES
+from .ledger.rows import BoolArray, IntArray
+from .ledger.table import Ledger
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,9 @@ import orjson
 from shardmerge.common import durable
 from shardmerge.common.reference import INDEX
 
-from .manifest_rows import DTYPES
+from .ledger.read import DTYPES
+from .ledger.rows import BoolArray, Rows
 from .plan import Plan
-from .rows import BoolArray, Rows
 
 HF_QUANT_CONFIG = "hf_quant_config.json"
 TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}

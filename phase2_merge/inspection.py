@@ -10,7 +10,7 @@ from shardmerge.common.byte_count import show
 from shardmerge.common.errors import SHOWN
 
 from .coverage import LayerCover, drawn
-from .naming import ranges
+from .ledger.names import ranges
 
 LEGEND = "Layers: what is no routed expert, then experts from 0 (# whole, - in part, . nothing, 2 twice)"
 

@@ -11,13 +11,14 @@ from typing import Any, TextIO
 
 from shardmerge.common import canonical_json, durable
 
-from . import hf_metadata, ledger, parts, sidecars
+from . import hf_metadata, parts, sidecars
 from .adopt import adopt, together
 from .assembling import Means, assemble_shards
 from .assembly.assemble import STAGING_BYTES
 from .check_dump import verify_bytes
 from .choices import ADOPT
 from .laps import Laps
+from .ledger import table as ledger
 from .output.publish import publishing
 from .output.receipts import RECORDS
 from .plan import MAX_SHARD_BYTES, Plan

@@ -26,11 +26,11 @@ from .assembly.assemble import Piece, ShardTask, TensorTask
 from .choices import ADOPT, LAYOUTS
 from .completeness import Verdict
 from .expected import Expected
-from .fragments import Fragment
-from .graft import REFERENCE
-from .ledger import Ledger
-from .manifest_rows import DTYPES
-from .rows import BoolArray, IntArray, group
+from .ledger.fragments import Fragment
+from .ledger.graft import REFERENCE
+from .ledger.read import DTYPES
+from .ledger.rows import BoolArray, IntArray, group
+from .ledger.table import Ledger
 
 MAX_SHARD_BYTES = 5_000_000_000
 MAX_SHARDS = 99_999

@@ -22,18 +22,20 @@ from shardmerge.common.manifest import Manifest
 from shardmerge.common.problems import raise_problems
 from shardmerge.common.reference import Reference
 
-from . import generations, graft, health, hf_metadata, ledger, quantization_json, replicas
+from . import generations, health, hf_metadata, quantization_json, replicas
 from .choices import ALLOWANCES
 from .completeness import Verdict, borrow, judge
 from .corrections import Correction, Recorded, corrected, of_part, parse, recorded
 from .debt import debt
 from .expected import Expected, expected_tensors
-from .fragments import Fragment, fragments
 from .headers import check_headers
-from .ledger import Ledger
+from .ledger import graft
+from .ledger import table as ledger
+from .ledger.fragments import Fragment, fragments
+from .ledger.rank_directories import discover
+from .ledger.table import Ledger
 from .plan import Plan, plan_shards
 from .quantization import Quantization, Uncalibrated, united
-from .rank_directories import discover
 from .suspects import with_suspects
 
 

@@ -13,7 +13,7 @@ from shardmerge.common.errors import SHOWN
 from . import corrections
 from .corrections import Recorded
 from .laps import Laps
-from .naming import summary
+from .ledger.names import summary
 from .plan import MANY_SHARDS, Plan
 from .proof import Proof
 

@@ -28,10 +28,11 @@ from shardmerge.common.problems import raise_problems
 from shardmerge.common.reference import INDEX
 
 from . import corrections as correcting
-from . import declaration, hf_metadata, kept, quantization_json, sidecars
+from . import declaration, hf_metadata, quantization_json, sidecars
 from .corrections import Correction, Recorded, of_part
 from .expected import TABLE, of_another_size
-from .kept import Kept
+from .ledger import published as kept
+from .ledger.published import Kept
 from .output import replace_files as rewriting
 from .output.receipts import RECORDS
 from .plan import Plan

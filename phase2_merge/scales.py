@@ -30,7 +30,7 @@ from shardmerge.common.reference import PLAIN_FLOATS
 from shardmerge.common.safetensors_header import Entry
 
 from .declaration import MIXED, Declaration
-from .naming import grouped
+from .ledger.names import grouped
 
 SCALES = sorted({one.suffix for row in FORMATS.values() for one in row.companions if one.is_scale})
 _SCALE = re.compile(rf"(.+)\.({'|'.join(SCALES)})")

@@ -15,9 +15,9 @@ import numpy as np
 from shardmerge.common.errors import MissingTensorError, ShardmergeError, UncoveredTensorError
 
 from .debt import axes_to_tell
-from .graft import REFERENCE
-from .ledger import Ledger
-from .naming import expert_of, layer_of
+from .ledger.graft import REFERENCE
+from .ledger.names import expert_of, layer_of
+from .ledger.table import Ledger
 
 Neighbourhood = tuple[int, int | None]
 

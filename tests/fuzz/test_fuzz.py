@@ -17,8 +17,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shardmerge.common import safetensors_header
-from shardmerge.phase2_merge import check, inspect, ledger, manifest_json
-from shardmerge.phase2_merge.rank_directories import discover
+from shardmerge.phase2_merge import check, inspect
+from shardmerge.phase2_merge.ledger.table import fast_json as manifest_json
+from shardmerge.phase2_merge.ledger.table import table as ledger
+from shardmerge.phase2_merge.ledger.table.rank_directories import discover
 from tests.phase2_merge import dumps
 from tests.phase2_merge.refusals import edit
 

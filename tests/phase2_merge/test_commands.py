@@ -151,7 +151,7 @@ def test_phase_two_imports_neither_torch_nor_megatron() -> None:
 
 def test_workers_import_neither_arrow_nor_the_ledger() -> None:
     code = "import shardmerge.phase2_merge.assembly.workers"
-    unwanted = ("pyarrow", "shardmerge.phase2_merge.ledger", "torch", "click")
+    unwanted = ("pyarrow", "shardmerge.phase2_merge.ledger.table", "torch", "click")
     assert imported(code, *unwanted, "numpy") == ["numpy"]
 
 

@@ -24,10 +24,10 @@ from shardmerge.common import canonical_json
 from shardmerge.common.errors import CorruptFileError
 from shardmerge.common.manifest import ABSENT, Manifest
 
-from . import manifest_rows
+from . import read as manifest_rows
 from .graft import REFERENCE, GraftedFile
-from .manifest_rows import LETTERS, Batch, Head, grafted_rows
 from .rank_directories import RankDirectories
+from .read import LETTERS, Batch, Head, grafted_rows
 from .rows import IntArray, Rows
 
 # what reading a damaged Parquet file raises

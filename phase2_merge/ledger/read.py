@@ -19,10 +19,11 @@ from shardmerge.common.dtypes import BITS
 from shardmerge.common.errors import CorruptManifestError, DuplicateRankError
 from shardmerge.common.manifest import FILE_NAME, Manifest, rank_name, require
 
-from . import manifest_columns, manifest_json
-from .disk.read_many import announced, read_many
+from ..disk.read_many import announced, read_many
+from . import columns as manifest_columns
+from . import fast_json as manifest_json
+from .columns import ColumnArrays
 from .graft import REFERENCE, GraftedFile
-from .manifest_columns import ColumnArrays
 from .rank_directories import RankDirectories
 from .rows import IntArray
 

@@ -15,10 +15,10 @@ from shardmerge.common.errors import CorruptFileError, ShardmergeError
 from shardmerge.common.manifest import FragmentFile
 from shardmerge.common.rectangle import place
 
-from .disk.checksums import Advance, Span, checksums, in_threads, stretches, wrong_bytes
+from ..disk.checksums import Advance, Span, checksums, in_threads, stretches, wrong_bytes
 from .graft import REFERENCE
-from .ledger import Ledger
 from .rows import IntArray, Rows
+from .table import Ledger
 
 
 @dataclass(frozen=True, slots=True, eq=False)

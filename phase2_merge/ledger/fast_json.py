@@ -13,7 +13,7 @@ import orjson
 
 from shardmerge.common import canonical_json
 
-from .manifest_columns import arrays
+from .columns import arrays
 
 CANONICAL = orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY
 

@@ -21,10 +21,10 @@ from shardmerge.common.dtypes import BITS
 from shardmerge.common.errors import BadInputError, CorruptFileError
 from shardmerge.common.reference import PLAIN_FLOATS, stays_inside
 
-from .ledger import DAMAGED, raise_machines
-from .manifest_rows import DTYPES
-from .output.receipts import RECORDS
+from ..output.receipts import RECORDS
+from .read import DTYPES
 from .rows import IntArray
+from .table import DAMAGED, raise_machines
 
 LEDGER, PLAN, REPORT = "ledger.parquet", "plan.json", "report.json"
 SCALE = "_scale"  # as all names end that a merge may fill in

@@ -1,0 +1,1 @@
+"""What all ranks wrote, as one table. Nothing here judges."""
