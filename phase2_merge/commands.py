@@ -21,7 +21,7 @@ from shardmerge.common.outcome import HELP, Outcome, reported
 
 from .assembly import fork_server as worker_server
 from .choices import ADOPT, ALLOWANCES, LAYOUTS
-from .scheduler import cluster
+from .shards.dask_cluster import cluster
 
 DIRECTORY = click.Path(path_type=Path)
 

@@ -11,9 +11,7 @@ from typing import Any, TextIO
 
 from shardmerge.common import canonical_json, durable
 
-from . import hf_metadata, parts, sidecars
-from .adopt import adopt, together
-from .assembling import Means, assemble_shards
+from . import hf_metadata, sidecars
 from .assembly.assemble import STAGING_BYTES
 from .check_dump import verify_bytes
 from .choices import ADOPT
@@ -21,12 +19,15 @@ from .laps import Laps
 from .ledger import table as ledger
 from .output.publish import publishing
 from .output.receipts import RECORDS
-from .plan import MAX_SHARD_BYTES, Plan
 from .proof import Proof, prove
 from .quantization import Uncalibrated
 from .report import MergeReport, Verification, check_report, finished, merge_report
-from .resume import keep_finished
 from .rewrite_metadata import correct_config, refuse_other, republish
+from .shards import parts
+from .shards.adopt import adopt, together
+from .shards.plan import MAX_SHARD_BYTES, Plan
+from .shards.resume import keep_finished
+from .shards.run import Means, assemble_shards
 
 
 def merge(

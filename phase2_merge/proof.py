@@ -34,8 +34,8 @@ from .ledger import table as ledger
 from .ledger.fragments import Fragment, fragments
 from .ledger.rank_directories import discover
 from .ledger.table import Ledger
-from .plan import Plan, plan_shards
 from .quantization import Quantization, Uncalibrated, united
+from .shards.plan import Plan, plan_shards
 from .suspects import with_suspects
 
 

@@ -14,8 +14,8 @@ from . import corrections
 from .corrections import Recorded
 from .laps import Laps
 from .ledger.names import summary
-from .plan import MANY_SHARDS, Plan
 from .proof import Proof
+from .shards.plan import MANY_SHARDS, Plan
 
 Verification = Literal["full", "size"]
 TOLD = {

@@ -35,7 +35,7 @@ from .ledger import published as kept
 from .ledger.published import Kept
 from .output import replace_files as rewriting
 from .output.receipts import RECORDS
-from .plan import Plan
+from .shards.plan import Plan
 
 STATEMENTS = ("quant_algo", "kv_cache_quant_algo", "exclude_modules")  # what a merge always writes
 

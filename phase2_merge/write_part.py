@@ -13,20 +13,20 @@ from typing import Any, TextIO
 from shardmerge.common.byte_count import show
 from shardmerge.common.errors import OutputExistsError
 
-from . import parts
-from .adopt import Adoption, adopt
-from .assembling import Means, assemble_shards
 from .assembly.assemble import STAGING_BYTES
 from .check_dump import verify_bytes
 from .choices import ADOPT
 from .output.publish import sharing
-from .parts import Part, Record
-from .plan import MAX_SHARD_BYTES, Adopted, Plan
 from .proof import prove
 from .quantization import Uncalibrated
 from .report import Verification
-from .resume import is_finished
 from .rewrite_metadata import published_plan
+from .shards import parts
+from .shards.adopt import Adoption, adopt
+from .shards.parts import Part, Record
+from .shards.plan import MAX_SHARD_BYTES, Adopted, Plan
+from .shards.resume import is_finished
+from .shards.run import Means, assemble_shards
 
 
 @dataclass(frozen=True, slots=True)

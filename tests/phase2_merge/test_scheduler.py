@@ -17,7 +17,7 @@ import pytest
 
 from shardmerge.common.errors import BadInputError, CorruptFileError, WorkerDiedError
 from shardmerge.phase2_merge import merge
-from shardmerge.phase2_merge.scheduler import cluster
+from shardmerge.phase2_merge.shards.dask_cluster import cluster
 
 from .conftest import MakeWorld, World
 from .dumps import Topology, load, tree
@@ -100,7 +100,7 @@ def _suicide() -> None:
 
 
 def test_nobody_at_the_address_is_told(world: MakeWorld, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shardmerge.phase2_merge.scheduler.CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr("shardmerge.phase2_merge.shards.dask_cluster.CONNECT_SECONDS", 0.5)
     with (
         pytest.raises(BadInputError, match=r"no dask scheduler answers at tcp://127.0.0.1:9"),
         cluster("tcp://127.0.0.1:9"),

@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from shardmerge.phase2_merge.plan import plan_shards
 from shardmerge.phase2_merge.proof import prove
+from shardmerge.phase2_merge.shards.plan import plan_shards
 
 T = TypeVar("T")
 

@@ -12,10 +12,10 @@ from typing import TextIO
 from shardmerge.common.errors import WorkerDiedError
 from shardmerge.common.progress import Progress
 
-from .assembly.assemble import STAGING_BYTES
-from .assembly.fork_server import default_workers
-from .assembly.workers import pool, write_shards
-from .output import receipts
+from ..assembly.assemble import STAGING_BYTES
+from ..assembly.fork_server import default_workers
+from ..assembly.workers import pool, write_shards
+from ..output import receipts
 from .plan import Assembled, Plan, task
 
 MAX_POOLS = 3  # a worker that is killed again and again lacks memory, and no new pool gives it any

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from shardmerge.common import durable
 
-from .disk.reflink import clone
+from ..disk.reflink import clone
 from .plan import Adopted
 
 REFUSED = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from shardmerge.common.errors import CorruptFileError
 
-from .output import receipts
-from .output.publish import LOCK
-from .output.receipts import FOLDER, RECORDS
+from ..output import receipts
+from ..output.publish import LOCK
+from ..output.receipts import FOLDER, RECORDS
 from .plan import Plan
 
 

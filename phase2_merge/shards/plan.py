@@ -22,15 +22,15 @@ from shardmerge.common.errors import BadInputError
 from shardmerge.common.manifest import rank_name
 from shardmerge.common.reference import SINGLE
 
-from .assembly.assemble import Piece, ShardTask, TensorTask
-from .choices import ADOPT, LAYOUTS
-from .completeness import Verdict
-from .expected import Expected
-from .ledger.fragments import Fragment
-from .ledger.graft import REFERENCE
-from .ledger.read import DTYPES
-from .ledger.rows import BoolArray, IntArray, group
-from .ledger.table import Ledger
+from ..assembly.assemble import Piece, ShardTask, TensorTask
+from ..choices import ADOPT, LAYOUTS
+from ..completeness import Verdict
+from ..expected import Expected
+from ..ledger.fragments import Fragment
+from ..ledger.graft import REFERENCE
+from ..ledger.read import DTYPES
+from ..ledger.rows import BoolArray, IntArray, group
+from ..ledger.table import Ledger
 
 MAX_SHARD_BYTES = 5_000_000_000
 MAX_SHARDS = 99_999

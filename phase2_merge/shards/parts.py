@@ -16,8 +16,8 @@ from typing import Any
 from shardmerge.common import canonical_json, durable
 from shardmerge.common.errors import BadInputError, CorruptFileError, MissingPartsError
 
+from ..output.receipts import FOLDER, RECORDS
 from .adopt import Adoption
-from .output.receipts import FOLDER, RECORDS
 from .plan import Plan
 
 
