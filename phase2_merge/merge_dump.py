@@ -19,7 +19,7 @@ from .laps import Laps
 from .ledger import table as ledger
 from .output.publish import publishing
 from .output.receipts import RECORDS
-from .proof import Proof, prove
+from .proof.prove import Proof, prove
 from .quantization import Uncalibrated
 from .report import MergeReport, Verification, check_report, finished, merge_report
 from .rewrite_metadata import correct_config, refuse_other, republish

@@ -14,7 +14,7 @@ from . import corrections
 from .corrections import Recorded
 from .laps import Laps
 from .ledger.names import summary
-from .proof import Proof
+from .proof.prove import Proof
 from .shards.plan import MANY_SHARDS, Plan
 
 Verification = Literal["full", "size"]

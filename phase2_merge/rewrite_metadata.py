@@ -30,11 +30,11 @@ from shardmerge.common.reference import INDEX
 from . import corrections as correcting
 from . import declaration, hf_metadata, quantization_json, sidecars
 from .corrections import Correction, Recorded, of_part
-from .expected import TABLE, of_another_size
 from .ledger import published as kept
 from .ledger.published import Kept
 from .output import replace_files as rewriting
 from .output.receipts import RECORDS
+from .proof.tensors.expected import TABLE, of_another_size
 from .shards.plan import Plan
 
 STATEMENTS = ("quant_algo", "kv_cache_quant_algo", "exclude_modules")  # what a merge always writes

@@ -31,15 +31,15 @@ from shardmerge.common.reference import INDEX, PLAIN_FLOATS
 from shardmerge.common.safetensors_header import Entry, Header
 
 from . import declaration, scales
-from . import scan as numbers
 from .disk.checksums import Advance, checksums, in_threads, stretches, wrong_bytes
-from .expected import TABLE, of_another_size
 from .hf_metadata import TORCH_NAMES
 from .ledger import table as ledger
 from .ledger.names import grouped
 from .output import receipts
 from .output import replace_files as rewriting
 from .output.receipts import RECORDS
+from .proof import numbers as numbers
+from .proof.tensors.expected import TABLE, of_another_size
 from .report import Verification, warning_lines
 from .scales import Findings
 

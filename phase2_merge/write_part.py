@@ -17,7 +17,7 @@ from .assembly.assemble import STAGING_BYTES
 from .check_dump import verify_bytes
 from .choices import ADOPT
 from .output.publish import sharing
-from .proof import prove
+from .proof.prove import prove
 from .quantization import Uncalibrated
 from .report import Verification
 from .rewrite_metadata import published_plan

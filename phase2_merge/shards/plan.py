@@ -24,13 +24,13 @@ from shardmerge.common.reference import SINGLE
 
 from ..assembly.assemble import Piece, ShardTask, TensorTask
 from ..choices import ADOPT, LAYOUTS
-from ..completeness import Verdict
-from ..expected import Expected
 from ..ledger.fragments import Fragment
 from ..ledger.graft import REFERENCE
 from ..ledger.read import DTYPES
 from ..ledger.rows import BoolArray, IntArray, group
 from ..ledger.table import Ledger
+from ..proof.tensors.completeness import Verdict
+from ..proof.tensors.expected import Expected
 
 MAX_SHARD_BYTES = 5_000_000_000
 MAX_SHARDS = 99_999

@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from shardmerge.common.cli import main
-from shardmerge.phase2_merge import proof
+from shardmerge.phase2_merge.proof.prove import prove as proof
 from tests.bench.watching import children
 
 from . import dumps

@@ -20,12 +20,12 @@ from shardmerge.common import safetensors_header
 from shardmerge.common.errors import CorruptFileError, ShardmergeError
 from shardmerge.common.safetensors_header import METADATA, Header
 
-from .disk.read_many import announced, read_many
-from .ledger.fragments import Fragment, as_problem
-from .ledger.graft import REFERENCE
-from .ledger.read import DTYPES
-from .ledger.rows import BoolArray, IntArray
-from .ledger.table import Ledger
+from ..disk.read_many import announced, read_many
+from ..ledger.fragments import Fragment, as_problem
+from ..ledger.graft import REFERENCE
+from ..ledger.read import DTYPES
+from ..ledger.rows import BoolArray, IntArray
+from ..ledger.table import Ledger
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,10 @@ import numpy as np
 
 from shardmerge.common.errors import MissingTensorError, ShardmergeError, UncoveredTensorError
 
-from .debt import axes_to_tell
-from .ledger.graft import REFERENCE
-from .ledger.names import expert_of, layer_of
-from .ledger.table import Ledger
+from ...ledger.graft import REFERENCE
+from ...ledger.names import expert_of, layer_of
+from ...ledger.table import Ledger
+from .missing_ranks import axes_to_tell
 
 Neighbourhood = tuple[int, int | None]
 

@@ -10,8 +10,8 @@ import numpy as np
 from shardmerge.common.errors import ReplicaMismatchError
 from shardmerge.common.rectangle import place
 
-from .ledger.rows import IntArray, Rows, distinct
-from .ledger.table import Ledger
+from ..ledger.rows import IntArray, Rows, distinct
+from ..ledger.table import Ledger
 
 
 @dataclass(frozen=True, slots=True)

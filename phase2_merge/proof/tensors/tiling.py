@@ -11,7 +11,7 @@ from math import prod
 
 import numpy as np
 
-from .ledger.rows import BoolArray, IntArray, distinct
+from ...ledger.rows import BoolArray, IntArray, distinct
 
 BATCH_ROWS = 1 << 20
 LARGEST_KEY = 1 << 62

@@ -9,9 +9,9 @@ import numpy as np
 
 from shardmerge.common.errors import NonFiniteError
 
-from .ledger.names import expert_of, grouped, layer_of, ranges
-from .ledger.rows import BoolArray, distinct
-from .ledger.table import Ledger
+from ..ledger.names import expert_of, grouped, layer_of, ranges
+from ..ledger.rows import BoolArray, distinct
+from ..ledger.table import Ledger
 
 
 def nonfinite(ledger: Ledger, kept: BoolArray) -> Iterator[NonFiniteError]:

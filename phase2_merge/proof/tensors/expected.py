@@ -17,8 +17,8 @@ from shardmerge.common.architectures.table import Family
 from shardmerge.common.errors import MismatchError
 from shardmerge.common.reference import Reference, ReferenceTensor
 
-from .ledger.rows import IntArray
-from .quantization import Quantization
+from ...ledger.rows import IntArray
+from ...quantization import Quantization
 
 TABLE = "config.json with the table of {}"
 REFERENCE = "the reference checkpoint"

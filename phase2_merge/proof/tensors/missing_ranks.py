@@ -14,8 +14,8 @@ import numpy as np
 
 from shardmerge.common.errors import MissingRankError
 
-from .ledger.names import expert_of, layer_of, summary
-from .ledger.table import Ledger
+from ...ledger.names import expert_of, layer_of, summary
+from ...ledger.table import Ledger
 
 AXES = (
     "pp",

@@ -14,7 +14,7 @@ import numpy as np
 
 from shardmerge.common.safetensors_header import Entry, Header
 
-from .disk.checksums import Advance
+from ..disk.checksums import Advance
 
 CHUNK_BYTES = 4 << 20
 

@@ -22,21 +22,22 @@ from shardmerge.common.manifest import Manifest
 from shardmerge.common.problems import raise_problems
 from shardmerge.common.reference import Reference
 
-from . import generations, health, hf_metadata, quantization_json, replicas
-from .choices import ALLOWANCES
-from .completeness import Verdict, borrow, judge
-from .corrections import Correction, Recorded, corrected, of_part, parse, recorded
-from .debt import debt
-from .expected import Expected, expected_tensors
+from .. import hf_metadata, quantization_json
+from ..choices import ALLOWANCES
+from ..corrections import Correction, Recorded, corrected, of_part, parse, recorded
+from ..ledger import graft
+from ..ledger import table as ledger
+from ..ledger.fragments import Fragment, fragments
+from ..ledger.rank_directories import discover
+from ..ledger.table import Ledger
+from ..quantization import Quantization, Uncalibrated, united
+from ..shards.plan import Plan, plan_shards
+from . import generations, health, replicas
 from .headers import check_headers
-from .ledger import graft
-from .ledger import table as ledger
-from .ledger.fragments import Fragment, fragments
-from .ledger.rank_directories import discover
-from .ledger.table import Ledger
-from .quantization import Quantization, Uncalibrated, united
-from .shards.plan import Plan, plan_shards
-from .suspects import with_suspects
+from .tensors.completeness import Verdict, borrow, judge
+from .tensors.expected import Expected, expected_tensors
+from .tensors.missing_ranks import debt
+from .tensors.suspects import with_suspects
 
 
 @dataclass(frozen=True, slots=True, eq=False)

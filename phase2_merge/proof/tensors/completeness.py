@@ -26,12 +26,12 @@ from shardmerge.common.errors import (
 from shardmerge.common.rectangle import place
 from shardmerge.common.telling import first_ranks
 
+from ...ledger.names import summary
+from ...ledger.read import DTYPES
+from ...ledger.rows import BoolArray, IntArray, distinct, group
+from ...ledger.table import Ledger
 from . import gaps
 from .expected import Expected, ExpectedTensor
-from .ledger.names import summary
-from .ledger.read import DTYPES
-from .ledger.rows import BoolArray, IntArray, distinct, group
-from .ledger.table import Ledger
 from .tiling import outside, untiled
 
 UNKNOWN = -1

@@ -1,0 +1,1 @@
+"""Is every expected tensor there, whole, once? And who owes what is missing?"""
