@@ -12,7 +12,7 @@ from shardmerge.common.progress import Progress
 from .ledger.fragments import Fragment, check_bytes
 from .ledger.table import Ledger
 from .proof.prove import prove
-from .quantization import Uncalibrated
+from .quantization.united import Uncalibrated
 from .report import CheckReport, Verification, check_report
 
 

@@ -20,7 +20,7 @@ from .ledger import table as ledger
 from .output.publish import publishing
 from .output.receipts import RECORDS
 from .proof.prove import Proof, prove
-from .quantization import Uncalibrated
+from .quantization.united import Uncalibrated
 from .report import MergeReport, Verification, check_report, finished, merge_report
 from .rewrite_metadata import correct_config, refuse_other, republish
 from .shards import parts

@@ -28,13 +28,15 @@ from shardmerge.common.problems import raise_problems
 from shardmerge.common.reference import INDEX
 
 from . import corrections as correcting
-from . import declaration, hf_metadata, quantization_json, sidecars
+from . import hf_metadata, sidecars
 from .corrections import Correction, Recorded, of_part
 from .ledger import published as kept
 from .ledger.published import Kept
 from .output import replace_files as rewriting
 from .output.receipts import RECORDS
 from .proof.tensors.expected import TABLE, of_another_size
+from .quantization import declaration
+from .quantization import json_files as quantization_json
 from .shards.plan import Plan
 
 STATEMENTS = ("quant_algo", "kv_cache_quant_algo", "exclude_modules")  # what a merge always writes

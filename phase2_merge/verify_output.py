@@ -30,7 +30,6 @@ from shardmerge.common.progress import Progress
 from shardmerge.common.reference import INDEX, PLAIN_FLOATS
 from shardmerge.common.safetensors_header import Entry, Header
 
-from . import declaration, scales
 from .disk.checksums import Advance, checksums, in_threads, stretches, wrong_bytes
 from .hf_metadata import TORCH_NAMES
 from .ledger import table as ledger
@@ -40,8 +39,9 @@ from .output import replace_files as rewriting
 from .output.receipts import RECORDS
 from .proof import numbers as numbers
 from .proof.tensors.expected import TABLE, of_another_size
+from .quantization import declaration, scales
+from .quantization.scales import Findings
 from .report import Verification, warning_lines
-from .scales import Findings
 
 Shards = dict[str, Header]
 

@@ -18,7 +18,7 @@ from .check_dump import verify_bytes
 from .choices import ADOPT
 from .output.publish import sharing
 from .proof.prove import prove
-from .quantization import Uncalibrated
+from .quantization.united import Uncalibrated
 from .report import Verification
 from .rewrite_metadata import published_plan
 from .shards import parts

@@ -22,7 +22,7 @@ from shardmerge.common.manifest import Manifest
 from shardmerge.common.problems import raise_problems
 from shardmerge.common.reference import Reference
 
-from .. import hf_metadata, quantization_json
+from .. import hf_metadata
 from ..choices import ALLOWANCES
 from ..corrections import Correction, Recorded, corrected, of_part, parse, recorded
 from ..ledger import graft
@@ -30,7 +30,8 @@ from ..ledger import table as ledger
 from ..ledger.fragments import Fragment, fragments
 from ..ledger.rank_directories import discover
 from ..ledger.table import Ledger
-from ..quantization import Quantization, Uncalibrated, united
+from ..quantization import json_files as quantization_json
+from ..quantization.united import Quantization, Uncalibrated, united
 from ..shards.plan import Plan, plan_shards
 from . import generations, health, replicas
 from .headers import check_headers

@@ -18,7 +18,7 @@ from shardmerge.common.errors import MismatchError
 from shardmerge.common.reference import Reference, ReferenceTensor
 
 from ...ledger.rows import IntArray
-from ...quantization import Quantization
+from ...quantization.united import Quantization
 
 TABLE = "config.json with the table of {}"
 REFERENCE = "the reference checkpoint"

@@ -13,9 +13,9 @@ from typing import Any
 from shardmerge.common.quantization import BLOCK_FP8, FORMATS, Format, module_of
 from shardmerge.common.rectangle import Shape
 
+from ..corrections import Correction, corrected, of_part
 from . import declaration
-from .corrections import Correction, corrected, of_part
-from .quantization import Quantization
+from .united import Quantization
 
 Json = dict[str, Any]
 

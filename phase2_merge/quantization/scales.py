@@ -29,8 +29,8 @@ from shardmerge.common.rectangle import Shape
 from shardmerge.common.reference import PLAIN_FLOATS
 from shardmerge.common.safetensors_header import Entry
 
+from ..ledger.names import grouped
 from .declaration import MIXED, Declaration
-from .ledger.names import grouped
 
 SCALES = sorted({one.suffix for row in FORMATS.values() for one in row.companions if one.is_scale})
 _SCALE = re.compile(rf"(.+)\.({'|'.join(SCALES)})")

@@ -31,7 +31,7 @@ from shardmerge.common.quantization_errors import (
 )
 from shardmerge.common.rectangle import Shape
 
-from .ledger.names import EXPERT, grouped
+from ..ledger.names import EXPERT, grouped
 
 Uncalibrated = Literal["error", "layer-max"]
 EXCLUDED = "not quantized"
