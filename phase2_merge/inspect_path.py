@@ -18,8 +18,8 @@ from shardmerge.common.architectures import architecture_of
 from shardmerge.common.errors import BadInputError
 from shardmerge.common.manifest import FILE_NAME
 
-from .coverage import cover
-from .inspection import Inspection, Ranks
+from .inspection.coverage import cover
+from .inspection.report import Inspection, Ranks
 from .ledger import table as ledger
 from .ledger.rank_directories import FAILED, discover, reason
 from .ledger.read import DTYPES

@@ -10,7 +10,7 @@ from shardmerge.common import durable
 from shardmerge.common.outcome import HELP, Outcome, reported
 
 from . import compare, inspect_path
-from .inspection_page import page
+from .inspection.page import page
 
 DIRECTORY = click.Path(path_type=Path)
 

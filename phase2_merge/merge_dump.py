@@ -11,10 +11,11 @@ from typing import Any, TextIO
 
 from shardmerge.common import canonical_json, durable
 
-from . import hf_metadata, sidecars
 from .assembly.assemble import STAGING_BYTES
 from .check_dump import verify_bytes
 from .choices import ADOPT
+from .hf_files import config_json as hf_metadata
+from .hf_files import sidecars
 from .laps import Laps
 from .ledger import table as ledger
 from .output.publish import publishing

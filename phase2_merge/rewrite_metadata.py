@@ -28,8 +28,9 @@ from shardmerge.common.problems import raise_problems
 from shardmerge.common.reference import INDEX
 
 from . import corrections as correcting
-from . import hf_metadata, sidecars
 from .corrections import Correction, Recorded, of_part
+from .hf_files import config_json as hf_metadata
+from .hf_files import sidecars
 from .ledger import published as kept
 from .ledger.published import Kept
 from .output import replace_files as rewriting

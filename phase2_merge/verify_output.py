@@ -31,7 +31,7 @@ from shardmerge.common.reference import INDEX, PLAIN_FLOATS
 from shardmerge.common.safetensors_header import Entry, Header
 
 from .disk.checksums import Advance, checksums, in_threads, stretches, wrong_bytes
-from .hf_metadata import TORCH_NAMES
+from .hf_files.config_json import TORCH_NAMES
 from .ledger import table as ledger
 from .ledger.names import grouped
 from .output import receipts

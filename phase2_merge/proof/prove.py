@@ -22,9 +22,9 @@ from shardmerge.common.manifest import Manifest
 from shardmerge.common.problems import raise_problems
 from shardmerge.common.reference import Reference
 
-from .. import hf_metadata
 from ..choices import ALLOWANCES
 from ..corrections import Correction, Recorded, corrected, of_part, parse, recorded
+from ..hf_files import config_json as hf_metadata
 from ..ledger import graft
 from ..ledger import table as ledger
 from ..ledger.fragments import Fragment, fragments

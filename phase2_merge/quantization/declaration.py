@@ -19,7 +19,7 @@ from shardmerge.common.errors import BadInputError, CorruptFileError, Shardmerge
 from shardmerge.common.quantization import BLOCK_FP8, FORMATS, KV_CACHE_ALGORITHMS, Format
 from shardmerge.common.quantization_errors import DeclarationMismatchError
 
-from ..hf_metadata import HF_QUANT_CONFIG
+from ..hf_files.config_json import HF_QUANT_CONFIG
 
 Json = dict[str, Any]
 MIXED = "MIXED_PRECISION"

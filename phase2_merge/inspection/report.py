@@ -9,8 +9,8 @@ from typing import Any
 from shardmerge.common.byte_count import show
 from shardmerge.common.errors import SHOWN
 
+from ..ledger.names import ranges
 from .coverage import LayerCover, drawn
-from .ledger.names import ranges
 
 LEGEND = "Layers: what is no routed expert, then experts from 0 (# whole, - in part, . nothing, 2 twice)"
 

@@ -13,7 +13,7 @@ from itertools import pairwise
 
 import click
 
-from .ledger.names import expert_of, layer_of
+from ..ledger.names import expert_of, layer_of
 
 NONE, PART, FULL, DOUBLE = "none", "part", "full", "double"
 SIGNS = {NONE: (".", "red"), PART: ("-", "yellow"), FULL: ("#", "green"), DOUBLE: ("2", "magenta")}

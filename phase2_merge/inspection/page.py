@@ -8,7 +8,7 @@ from html import escape
 from shardmerge.common.byte_count import show
 
 from .coverage import LayerCover
-from .inspection import Inspection
+from .report import Inspection
 
 STYLE = """
 body { font: 14px sans-serif; margin: 2em; color: #222 }

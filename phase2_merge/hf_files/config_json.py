@@ -15,9 +15,9 @@ import orjson
 from shardmerge.common import durable
 from shardmerge.common.reference import INDEX
 
-from .ledger.read import DTYPES
-from .ledger.rows import BoolArray, Rows
-from .shards.plan import Plan
+from ..ledger.read import DTYPES
+from ..ledger.rows import BoolArray, Rows
+from ..shards.plan import Plan
 
 HF_QUANT_CONFIG = "hf_quant_config.json"
 TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}

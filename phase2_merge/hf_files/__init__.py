@@ -1,0 +1,1 @@
+"""What readers of a checkpoint find beside its shards."""
