@@ -33,21 +33,17 @@ SUBCOMMANDS = {
     "dump": Subcommand(
         "shardmerge.phase1_dump.commands:dump", "Write what every rank holds of a model (phase one)."
     ),
-    "check": Subcommand(
-        "shardmerge.phase2_merge.commands:check", "Prove that a dump is whole; write nothing."
-    ),
-    "merge": Subcommand(
-        "shardmerge.phase2_merge.commands:merge", "Turn a dump into a Hugging Face checkpoint."
-    ),
+    "check": Subcommand("shardmerge.phase2_merge.cli:check", "Prove that a dump is whole; write nothing."),
+    "merge": Subcommand("shardmerge.phase2_merge.cli:merge", "Turn a dump into a Hugging Face checkpoint."),
     "metadata": Subcommand(
-        "shardmerge.phase2_merge.commands:metadata", "Correct everything but the shards of an output."
+        "shardmerge.phase2_merge.cli:metadata", "Correct everything but the shards of an output."
     ),
-    "verify": Subcommand("shardmerge.phase2_merge.commands:verify", "Check any Hugging Face directory."),
+    "verify": Subcommand("shardmerge.phase2_merge.cli:verify", "Check any Hugging Face directory."),
     "inspect": Subcommand(
-        "shardmerge.phase2_merge.looking:inspect", "Show what a dump or an output holds, also in progress."
+        "shardmerge.phase2_merge.cli:inspect", "Show what a dump or an output holds, also in progress."
     ),
     "diff": Subcommand(
-        "shardmerge.phase2_merge.looking:diff", "Name the tensors that differ between two dumps or outputs."
+        "shardmerge.phase2_merge.cli:diff", "Name the tensors that differ between two dumps or outputs."
     ),
 }
 

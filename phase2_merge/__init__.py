@@ -10,24 +10,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .check_dump import check
-    from .compare import diff
-    from .inspect_path import inspect
-    from .merge_dump import merge
-    from .rewrite_metadata import metadata
-    from .verify_output import verify
-    from .write_part import merge_part
+    from .commands.check import check
+    from .commands.diff import diff
+    from .commands.inspect import inspect
+    from .commands.merge import merge
+    from .commands.merge_part import merge_part
+    from .commands.metadata import metadata
+    from .commands.verify import verify
 
 __all__ = ["check", "diff", "inspect", "merge", "merge_part", "metadata", "verify"]
 
 HOMES = {
-    "check": "check_dump",
-    "diff": "compare",
-    "inspect": "inspect_path",
-    "merge": "merge_dump",
-    "merge_part": "write_part",
-    "metadata": "rewrite_metadata",
-    "verify": "verify_output",
+    "check": "commands.check",
+    "diff": "commands.diff",
+    "inspect": "commands.inspect",
+    "merge": "commands.merge",
+    "merge_part": "commands.merge_part",
+    "metadata": "commands.metadata",
+    "verify": "commands.verify",
 }
 
 

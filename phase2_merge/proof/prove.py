@@ -22,7 +22,6 @@ from shardmerge.common.manifest import Manifest
 from shardmerge.common.problems import raise_problems
 from shardmerge.common.reference import Reference
 
-from ..choices import ALLOWANCES
 from ..corrections import Correction, Recorded, corrected, of_part, parse, recorded
 from ..hf_files import config_json as hf_metadata
 from ..ledger import graft
@@ -30,6 +29,7 @@ from ..ledger import table as ledger
 from ..ledger.fragments import Fragment, fragments
 from ..ledger.rank_directories import discover
 from ..ledger.table import Ledger
+from ..options import ALLOWANCES
 from ..quantization import json_files as quantization_json
 from ..quantization.united import Quantization, Uncalibrated, united
 from ..shards.plan import Plan, plan_shards

@@ -23,12 +23,12 @@ from shardmerge.common.manifest import rank_name
 from shardmerge.common.reference import SINGLE
 
 from ..assembly.assemble import Piece, ShardTask, TensorTask
-from ..choices import ADOPT, LAYOUTS
 from ..ledger.fragments import Fragment
 from ..ledger.graft import REFERENCE
 from ..ledger.read import DTYPES
 from ..ledger.rows import BoolArray, IntArray, group
 from ..ledger.table import Ledger
+from ..options import ADOPT, LAYOUTS
 from ..proof.tensors.completeness import Verdict
 from ..proof.tensors.expected import Expected
 

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from shardmerge.common import safetensors_header
 from shardmerge.phase2_merge import check, inspect
-from shardmerge.phase2_merge.ledger.table import fast_json as manifest_json
-from shardmerge.phase2_merge.ledger.table import table as ledger
-from shardmerge.phase2_merge.ledger.table.rank_directories import discover
+from shardmerge.phase2_merge.ledger import fast_json as manifest_json
+from shardmerge.phase2_merge.ledger import table as ledger
+from shardmerge.phase2_merge.ledger.rank_directories import discover
 from tests.phase2_merge import dumps
 from tests.phase2_merge.refusals import edit
 

@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from shardmerge.common.cli import main
-from shardmerge.phase2_merge.proof.prove import prove as proof
+from shardmerge.phase2_merge.proof import prove as proof
 from tests.bench.watching import children
 
 from . import dumps
@@ -28,7 +28,7 @@ from .dumps import Topology
 RUN = [sys.executable, "-c", "from shardmerge.common.cli import main; main(prog_name='shardmerge')"]
 SLOW = """
 import os, sys, time
-from shardmerge.phase2_merge import adopt
+from shardmerge.phase2_merge.shards import adopt
 link = os.link
 def slow(*given):
     link(*given)
@@ -145,13 +145,13 @@ def imported(code: str, *libraries: str) -> list[str]:
 
 
 def test_phase_two_imports_neither_torch_nor_megatron() -> None:
-    code = "import shardmerge.phase2_merge.commands; from shardmerge.phase2_merge import check, merge, verify"
+    code = "import shardmerge.phase2_merge.cli; from shardmerge.phase2_merge import check, merge, verify"
     assert imported(code, "torch", "megatron", "transformer_engine", "transformers", "pyarrow") == ["pyarrow"]
 
 
 def test_workers_import_neither_arrow_nor_the_ledger() -> None:
     code = "import shardmerge.phase2_merge.assembly.workers"
-    unwanted = ("pyarrow", "shardmerge.phase2_merge.ledger.table", "torch", "click")
+    unwanted = ("pyarrow", "shardmerge.phase2_merge.ledger", "torch", "click")
     assert imported(code, *unwanted, "numpy") == ["numpy"]
 
 
@@ -204,7 +204,8 @@ def test_what_a_killed_merge_left_is_told_and_replaced(world: MakeWorld) -> None
 
 POOLED = """
 import os, sys, threading, time, multiprocessing
-from shardmerge.phase2_merge import merge, merge_dump
+from shardmerge.phase2_merge import merge
+from shardmerge.phase2_merge.commands import merge as merge_dump
 dump, out, reference = sys.argv[1:]
 adopt = merge_dump.adopt
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shardmerge.phase2_merge.proof.prove.tensors import gaps
+from shardmerge.phase2_merge.proof.tensors import gaps
 
 
 def test_missing_rows_are_one_box() -> None:

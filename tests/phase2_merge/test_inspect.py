@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from shardmerge.common.cli import main
 from shardmerge.common.errors import BadInputError
 from shardmerge.phase2_merge import inspect
-from shardmerge.phase2_merge.inspection.report.coverage import cover
+from shardmerge.phase2_merge.inspection.coverage import cover
 
 from .conftest import MakeWorld
 from .dumps import Topology, moe_config

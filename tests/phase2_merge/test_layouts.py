@@ -12,9 +12,10 @@ import pytest
 
 from shardmerge.common import byte_count
 from shardmerge.common.errors import BadInputError
-from shardmerge.phase2_merge import merge, report
+from shardmerge.phase2_merge import merge
 from shardmerge.phase2_merge.assembly.assemble import STAGING_BYTES, Piece, ShardTask, TensorTask
 from shardmerge.phase2_merge.assembly.workers import pool, write_shard
+from shardmerge.phase2_merge.commands import report
 
 from .conftest import MakeWorld
 from .dumps import Cut, Topology, load, moe_config

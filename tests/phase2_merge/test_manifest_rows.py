@@ -11,10 +11,10 @@ import pytest
 from shardmerge.common import errors as tree
 from shardmerge.common import manifest as manifests
 from shardmerge.common.rectangle import Rectangle
-from shardmerge.phase2_merge.ledger.table import read as manifest_rows
-from shardmerge.phase2_merge.ledger.table import table as ledger
-from shardmerge.phase2_merge.ledger.table.rank_directories import discover
-from shardmerge.phase2_merge.ledger.table.table import Ledger
+from shardmerge.phase2_merge.ledger import read as manifest_rows
+from shardmerge.phase2_merge.ledger import table as ledger
+from shardmerge.phase2_merge.ledger.rank_directories import discover
+from shardmerge.phase2_merge.ledger.table import Ledger
 
 from .conftest import MakeWorld, World
 from .dumps import Cut, Held, Topology

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shardmerge.phase2_merge.ledger.table.names import expert_of, grouped, layer_of, ranges, summary
+from shardmerge.phase2_merge.ledger.names import expert_of, grouped, layer_of, ranges, summary
 
 
 @pytest.mark.parametrize(

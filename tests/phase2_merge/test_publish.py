@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from shardmerge.common.errors import OutputExistsError, OutputLockedError
-from shardmerge.phase2_merge import merge_dump
+from shardmerge.phase2_merge.commands import merge as merge_dump
 from shardmerge.phase2_merge.output import publish
 
 from .conftest import MakeWorld

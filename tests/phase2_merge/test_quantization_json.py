@@ -8,7 +8,7 @@ from pathlib import Path
 from megatron.core.models.gpt.gpt_model import GPTModel
 
 from shardmerge.phase2_merge import merge
-from shardmerge.phase2_merge.quantization.united.json_files import excluded
+from shardmerge.phase2_merge.quantization.json_files import excluded
 from tests.phase2_merge.quantized_dumps import dump_quantized
 from tests.worlds.checkpoints import read_hf_tensors, write_hf_checkpoint
 from tests.worlds.gloo import GlooRanks

@@ -10,7 +10,7 @@ import pytest
 from shardmerge.common import safetensors_header
 from shardmerge.common.errors import NonFiniteError
 from shardmerge.phase2_merge import verify
-from shardmerge.phase2_merge.proof.prove.numbers import Numbers, scan
+from shardmerge.phase2_merge.proof.numbers import Numbers, scan
 
 from . import dumps
 from .conftest import MakeWorld

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shardmerge.phase2_merge.proof.prove.tensors import tiling
-from shardmerge.phase2_merge.proof.prove.tensors.tiling import outside, untiled
+from shardmerge.phase2_merge.proof.tensors import tiling
+from shardmerge.phase2_merge.proof.tensors.tiling import outside, untiled
 
 from .dumps import grid
 

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from shardmerge.phase2_merge.proof.prove.prove import prove
+from shardmerge.phase2_merge.proof.prove import prove
 from shardmerge.phase2_merge.shards.plan import plan_shards
 
 T = TypeVar("T")

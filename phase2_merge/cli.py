@@ -14,13 +14,13 @@ from typing import Any
 import click
 
 from shardmerge import phase2_merge
-from shardmerge.common import byte_count
+from shardmerge.common import byte_count, durable
 from shardmerge.common.errors import BadInputError
 from shardmerge.common.manifest import SPLIT, rank_name
 from shardmerge.common.outcome import HELP, Outcome, reported
 
 from .assembly import fork_server as worker_server
-from .choices import ADOPT, ALLOWANCES, LAYOUTS
+from .options import ADOPT, ALLOWANCES, LAYOUTS
 from .shards.dask_cluster import cluster
 
 DIRECTORY = click.Path(path_type=Path)
@@ -217,3 +217,46 @@ def verify(out: Path, how: Any, *, scan: bool) -> Outcome:
       shardmerge verify /scratch/run7/hf
     """
     return phase2_merge.verify(out, verify=how, scan=scan, talk=sys.stderr)
+
+
+@click.command(context_settings=HELP)
+@click.argument("path", metavar="PATH", type=DIRECTORY)
+@click.option(
+    "--html",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write a page of it too: the map, sizes, problems, in one file.",
+)
+@reported
+def inspect(path: Path, html: Path | None) -> Outcome:
+    """Show what PATH holds: a dump, also one in progress, or a Hugging Face directory.
+
+    Ranks done, running and failed, topology, sizes, dtypes, what was dropped, and a map of layers x experts. Judges
+    nothing: that is what `check` and `verify` are for.
+
+    \b
+    Example:
+      shardmerge inspect /scratch/run7/dump --html dump.html
+    """
+    found = phase2_merge.inspect(path)
+    if html is not None:
+        from .inspection.page import page
+
+        durable.write_file(html, page(found).encode())
+    return found
+
+
+@click.command(context_settings=HELP)
+@click.argument("a", metavar="A", type=DIRECTORY)
+@click.argument("b", metavar="B", type=DIRECTORY)
+@reported
+def diff(a: Path, b: Path) -> Outcome:
+    """Name the tensors that differ between A and B, each a dump or an output of shardmerge, with a summary by layer.
+
+    By the checksums that were recorded: no tensor is read. Exits 0 also if they differ.
+
+    \b
+    Example:
+      shardmerge diff /scratch/run7/step-1000 /scratch/run7/step-2000
+    """
+    return phase2_merge.diff(a, b)

@@ -30,17 +30,17 @@ from shardmerge.common.progress import Progress
 from shardmerge.common.reference import INDEX, PLAIN_FLOATS
 from shardmerge.common.safetensors_header import Entry, Header
 
-from .disk.checksums import Advance, checksums, in_threads, stretches, wrong_bytes
-from .hf_files.config_json import TORCH_NAMES
-from .ledger import table as ledger
-from .ledger.names import grouped
-from .output import receipts
-from .output import replace_files as rewriting
-from .output.receipts import RECORDS
-from .proof import numbers as numbers
-from .proof.tensors.expected import TABLE, of_another_size
-from .quantization import declaration, scales
-from .quantization.scales import Findings
+from ..disk.checksums import Advance, checksums, in_threads, stretches, wrong_bytes
+from ..hf_files.config_json import TORCH_NAMES
+from ..ledger import table as ledger
+from ..ledger.names import grouped
+from ..output import receipts
+from ..output import replace_files as rewriting
+from ..output.receipts import RECORDS
+from ..proof import numbers
+from ..proof.tensors.expected import TABLE, of_another_size
+from ..quantization import declaration, scales
+from ..quantization.scales import Findings
 from .report import Verification, warning_lines
 
 Shards = dict[str, Header]

@@ -16,12 +16,12 @@ from shardmerge.common import reference as references
 from shardmerge.common.errors import SHOWN, BadInputError
 from shardmerge.common.manifest import FILE_NAME
 
-from .ledger import table as ledger
-from .ledger.names import grouped, layer_of
-from .ledger.rank_directories import discover
-from .ledger.read import DTYPES
-from .output import receipts
-from .output.receipts import RECORDS
+from ..ledger import table as ledger
+from ..ledger.names import grouped, layer_of
+from ..ledger.rank_directories import discover
+from ..ledger.read import DTYPES
+from ..output import receipts
+from ..output.receipts import RECORDS
 
 Place: TypeAlias = tuple[
     str, tuple[int, ...], tuple[int, ...], tuple[int, ...]

@@ -11,24 +11,24 @@ from typing import Any, TextIO
 
 from shardmerge.common import canonical_json, durable
 
-from .assembly.assemble import STAGING_BYTES
-from .check_dump import verify_bytes
-from .choices import ADOPT
-from .hf_files import config_json as hf_metadata
-from .hf_files import sidecars
+from ..assembly.assemble import STAGING_BYTES
+from ..hf_files import config_json as hf_metadata
+from ..hf_files import sidecars
+from ..ledger import table as ledger
+from ..options import ADOPT
+from ..output.publish import publishing
+from ..output.receipts import RECORDS
+from ..proof.prove import Proof, prove
+from ..quantization.united import Uncalibrated
+from ..shards import parts
+from ..shards.adopt import adopt, together
+from ..shards.plan import MAX_SHARD_BYTES, Plan
+from ..shards.resume import keep_finished
+from ..shards.run import Means, assemble_shards
+from .check import verify_bytes
 from .laps import Laps
-from .ledger import table as ledger
-from .output.publish import publishing
-from .output.receipts import RECORDS
-from .proof.prove import Proof, prove
-from .quantization.united import Uncalibrated
+from .metadata import correct_config, refuse_other, republish
 from .report import MergeReport, Verification, check_report, finished, merge_report
-from .rewrite_metadata import correct_config, refuse_other, republish
-from .shards import parts
-from .shards.adopt import adopt, together
-from .shards.plan import MAX_SHARD_BYTES, Plan
-from .shards.resume import keep_finished
-from .shards.run import Means, assemble_shards
 
 
 def merge(

@@ -13,20 +13,20 @@ from typing import Any, TextIO
 from shardmerge.common.byte_count import show
 from shardmerge.common.errors import OutputExistsError
 
-from .assembly.assemble import STAGING_BYTES
-from .check_dump import verify_bytes
-from .choices import ADOPT
-from .output.publish import sharing
-from .proof.prove import prove
-from .quantization.united import Uncalibrated
+from ..assembly.assemble import STAGING_BYTES
+from ..options import ADOPT
+from ..output.publish import sharing
+from ..proof.prove import prove
+from ..quantization.united import Uncalibrated
+from ..shards import parts
+from ..shards.adopt import Adoption, adopt
+from ..shards.parts import Part, Record
+from ..shards.plan import MAX_SHARD_BYTES, Adopted, Plan
+from ..shards.resume import is_finished
+from ..shards.run import Means, assemble_shards
+from .check import verify_bytes
+from .metadata import published_plan
 from .report import Verification
-from .rewrite_metadata import published_plan
-from .shards import parts
-from .shards.adopt import Adoption, adopt
-from .shards.parts import Part, Record
-from .shards.plan import MAX_SHARD_BYTES, Adopted, Plan
-from .shards.resume import is_finished
-from .shards.run import Means, assemble_shards
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,12 @@ from typing import Any, Literal
 from shardmerge.common.byte_count import show
 from shardmerge.common.errors import SHOWN
 
-from . import corrections
-from .corrections import Recorded
+from .. import corrections
+from ..corrections import Recorded
+from ..ledger.names import summary
+from ..proof.prove import Proof
+from ..shards.plan import MANY_SHARDS, Plan
 from .laps import Laps
-from .ledger.names import summary
-from .proof.prove import Proof
-from .shards.plan import MANY_SHARDS, Plan
 
 Verification = Literal["full", "size"]
 TOLD = {

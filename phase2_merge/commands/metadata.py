@@ -27,18 +27,18 @@ from shardmerge.common.errors import (
 from shardmerge.common.problems import raise_problems
 from shardmerge.common.reference import INDEX
 
-from . import corrections as correcting
-from .corrections import Correction, Recorded, of_part
-from .hf_files import config_json as hf_metadata
-from .hf_files import sidecars
-from .ledger import published as kept
-from .ledger.published import Kept
-from .output import replace_files as rewriting
-from .output.receipts import RECORDS
-from .proof.tensors.expected import TABLE, of_another_size
-from .quantization import declaration
-from .quantization import json_files as quantization_json
-from .shards.plan import Plan
+from .. import corrections as correcting
+from ..corrections import Correction, Recorded, of_part
+from ..hf_files import config_json as hf_metadata
+from ..hf_files import sidecars
+from ..ledger import published as kept
+from ..ledger.published import Kept
+from ..output import replace_files as rewriting
+from ..output.receipts import RECORDS
+from ..proof.tensors.expected import TABLE, of_another_size
+from ..quantization import declaration
+from ..quantization import json_files as quantization_json
+from ..shards.plan import Plan
 
 STATEMENTS = ("quant_algo", "kv_cache_quant_algo", "exclude_modules")  # what a merge always writes
 

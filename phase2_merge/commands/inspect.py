@@ -18,13 +18,13 @@ from shardmerge.common.architectures import architecture_of
 from shardmerge.common.errors import BadInputError
 from shardmerge.common.manifest import FILE_NAME
 
-from .inspection.coverage import cover
-from .inspection.report import Inspection, Ranks
-from .ledger import table as ledger
-from .ledger.rank_directories import FAILED, discover, reason
-from .ledger.read import DTYPES
-from .ledger.table import Ledger
-from .proof import generations
+from ..inspection.coverage import cover
+from ..inspection.report import Inspection, Ranks
+from ..ledger import table as ledger
+from ..ledger.rank_directories import FAILED, discover, reason
+from ..ledger.read import DTYPES
+from ..ledger.table import Ledger
+from ..proof import generations
 
 RUNNING = re.compile(r"\.rank-(\d{5,})\.partial")
 Array: TypeAlias = NDArray[Any]

@@ -9,10 +9,10 @@ from typing import TextIO
 from shardmerge.common.problems import raise_problems
 from shardmerge.common.progress import Progress
 
-from .ledger.fragments import Fragment, check_bytes
-from .ledger.table import Ledger
-from .proof.prove import prove
-from .quantization.united import Uncalibrated
+from ..ledger.fragments import Fragment, check_bytes
+from ..ledger.table import Ledger
+from ..proof.prove import prove
+from ..quantization.united import Uncalibrated
 from .report import CheckReport, Verification, check_report
 
 
