@@ -15,9 +15,9 @@ import torch
 from shardmerge.common.rectangle import Shape, intersect
 
 from .ahead import Block
-from .element_types import TORCH
 from .holdings import Holding, Part
-from .sources import Derived
+from .quantization.derived import Derived
+from .quantization.element_types import TORCH
 
 
 def blocks_of(holding: Holding, max_bytes: int) -> Iterator[torch.Tensor]:

@@ -19,13 +19,13 @@ from shardmerge.common.progress import Progress
 from shardmerge.common.reference import Reference
 
 from .agreement import check_agreement
-from .element_types import dtype_chooser, dtype_name
 from .expert_ids import check_expert_ids
 from .fragments import Fragment, owned, plan_fragments
 from .generation import Generation, attempt_of
 from .holdings import Claimed, Holding, claim_all, holdings_of
 from .parameters import parameters_of
-from .quantized import KVCache, facts_of, kv_caches, pack_claims
+from .quantization.element_types import dtype_chooser, dtype_name
+from .quantization.packing import KVCache, facts_of, kv_caches, pack_claims
 from .rank_directory import building, forget_failure, record_failure, refuse_existing
 from .rank_manifest import Head, manifest_of, router_bias_dtypes
 from .refusals import refuse_foreign, refuse_parameters, refuse_stale, refuse_uninitialized, unwrap

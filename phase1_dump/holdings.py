@@ -21,7 +21,7 @@ from shardmerge.common.rectangle import Rectangle, Shape, place
 from .layouts import Box, pieces_of
 from .packing import Stored, packed_pieces, packed_scalars, scalar
 from .parameters import Parameter
-from .sources import Packed, Readable
+from .quantization.derived import Packed, Readable
 from .world import World
 
 

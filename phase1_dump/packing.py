@@ -14,7 +14,7 @@ from shardmerge.common.quantization_errors import CutInsideBlockError
 from shardmerge.common.rectangle import Shape
 
 from .layouts import Piece
-from .sources import Packed, Readable
+from .quantization.derived import Packed, Readable
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,9 +20,9 @@ from torch import nn
 from shardmerge.common.errors import UnsupportedParameterError
 from shardmerge.common.rectangle import Shape
 
+from .quantization.derived import Readable
+from .quantization.transformer_engine import members, raw_address
 from .refusals import stored_tensors, unwrap
-from .sources import Readable
-from .te_weights import members, raw_address
 from .world import World
 
 METADATA = {"non_homogeneous_layers": True, "singleton_local_shards": True}

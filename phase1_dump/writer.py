@@ -23,10 +23,10 @@ from shardmerge.common import durable
 
 from .ahead import Ahead, computing_ahead
 from .blocks import blocks_of, planned
-from .element_types import TORCH
 from .fragments import Fragment
 from .health import Health, count_changed, count_nonfinite
 from .holdings import Holding
+from .quantization.element_types import TORCH
 
 Progress = Callable[[int], None]
 SMALL_BYTES, JOINED_BYTES = 4096, 1 << 18

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from shardmerge.common.architectures import Tensor
 from shardmerge.common.errors import BadInputError
 from shardmerge.common.reference import Reference, ReferenceTensor
-from shardmerge.phase1_dump.element_types import dtype_chooser, dtype_name
+from shardmerge.phase1_dump.quantization.element_types import dtype_chooser, dtype_name
 from tests.phase1_dump.conftest import References
 from tests.phase1_dump.dumped import dumped, pieces_of
 from tests.worlds.fake import build_model, fake_world

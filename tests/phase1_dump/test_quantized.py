@@ -21,8 +21,8 @@ from torch import nn
 from shardmerge.common.errors import UnsupportedParameterError
 from shardmerge.common.quantization import FORMATS, KV_CACHE_ALGORITHMS
 from shardmerge.common.quantization_errors import CutInsideBlockError
-from shardmerge.phase1_dump import sources
-from shardmerge.phase1_dump.modelopt_weights import kv_cache_of
+from shardmerge.phase1_dump.quantization import derived as sources
+from shardmerge.phase1_dump.quantization.modelopt import kv_cache_of
 from shardmerge.phase2_merge import merge
 from tests.phase1_dump.conftest import References
 from tests.phase1_dump.dumped import dumped

@@ -17,13 +17,13 @@ from shardmerge.common.architectures import Layout
 from shardmerge.common.errors import UnsupportedParameterError
 from shardmerge.common.quantization import KV_CACHE_TENSORS, module_of
 
-from . import modelopt_weights
-from .holdings import Claimed
-from .modelopt_weights import Quantizers, is_quantizer, quantizers_of
-from .parameters import Parameter
-from .rank_manifest import versions
-from .sources import Cache, Packed, Scales
-from .te_weights import dequantized, te_class, te_format, te_parts
+from ..holdings import Claimed
+from ..parameters import Parameter
+from ..rank_manifest import versions
+from . import modelopt as modelopt_weights
+from .derived import Cache, Packed, Scales
+from .modelopt import Quantizers, is_quantizer, quantizers_of
+from .transformer_engine import dequantized, te_class, te_format, te_parts
 
 
 @dataclass(frozen=True, slots=True)

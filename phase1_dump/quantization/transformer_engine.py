@@ -14,7 +14,7 @@ import torch
 
 from shardmerge.common.quantization import BLOCK_FP8, FORMATS, Format
 
-from .sources import Cache, Derived, Readable
+from .derived import Cache, Derived, Readable
 
 CLASSES = ("Float8Tensor", "Float8BlockwiseQTensor", "MXFP8Tensor", "NVFP4Tensor", "GroupedTensor")
 WRITTEN = {"Float8BlockwiseQTensor": BLOCK_FP8, "MXFP8Tensor": FORMATS["MXFP8"]}

@@ -29,8 +29,8 @@ from shardmerge.common.quantization import (
 )
 from shardmerge.common.quantization_errors import BadScaleError
 
+from .derived import Derived, Readable, Scales
 from .element_types import TORCH
-from .sources import Derived, Readable, Scales
 
 _WEIGHT = re.compile(r"weight(\d*)$")
 BEFORE_COMPRESSING = "only FP8 in 128x128 blocks is written from there: dump the model before mtq.compress"
