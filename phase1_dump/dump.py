@@ -18,19 +18,19 @@ from shardmerge.common.manifest import Manifest
 from shardmerge.common.progress import Progress
 from shardmerge.common.reference import Reference
 
-from .agreement import check_agreement
 from .expert_ids import check_expert_ids
 from .fragments import Fragment, owned, plan_fragments
-from .generation import Generation, attempt_of
 from .holdings import Claimed, Holding, claim_all, holdings_of
-from .parameters import parameters_of
 from .quantization.element_types import dtype_chooser, dtype_name
 from .quantization.packing import KVCache, facts_of, kv_caches, pack_claims
 from .rank_directory import building, forget_failure, record_failure, refuse_existing
 from .rank_manifest import Head, manifest_of, router_bias_dtypes
-from .refusals import refuse_foreign, refuse_parameters, refuse_stale, refuse_uninitialized, unwrap
 from .replicas import Replica, hashed, replicas_of
-from .world import World, world_of
+from .sources.agreement import check_agreement
+from .sources.generation import Generation, attempt_of
+from .sources.parameters import parameters_of
+from .sources.refusals import refuse_foreign, refuse_parameters, refuse_stale, refuse_uninitialized, unwrap
+from .sources.world import World, world_of
 from .writer import Staging, settle, write_fragment
 
 MAX_FRAGMENT_BYTES = 5_000_000_000

@@ -20,9 +20,9 @@ from shardmerge.common.rectangle import Rectangle, Shape, place
 
 from .layouts import Box, pieces_of
 from .packing import Stored, packed_pieces, packed_scalars, scalar
-from .parameters import Parameter
 from .quantization.derived import Packed, Readable
-from .world import World
+from .sources.parameters import Parameter
+from .sources.world import World
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -14,9 +14,9 @@ from shardmerge.common.architectures import Blueprint
 from shardmerge.common.manifest import FragmentFile, Manifest, Placed, columns
 
 from .fragments import Fragment
-from .generation import Generation
-from .refusals import unwrap
-from .world import World
+from .sources.generation import Generation
+from .sources.refusals import unwrap
+from .sources.world import World
 from .writer import Written
 
 PRODUCERS = ("shardmerge", "megatron-core", "torch")

@@ -9,7 +9,7 @@ from shardmerge.common.manifest import NOT_WRITTEN, Placed
 
 from .fragments import owners_of
 from .holdings import Holding
-from .world import World
+from .sources.world import World
 from .writer import Staging, checksum_of
 
 

@@ -18,8 +18,8 @@ from shardmerge.common.errors import UnsupportedParameterError
 from shardmerge.common.quantization import KV_CACHE_TENSORS, module_of
 
 from ..holdings import Claimed
-from ..parameters import Parameter
 from ..rank_manifest import versions
+from ..sources.parameters import Parameter
 from . import modelopt as modelopt_weights
 from .derived import Cache, Packed, Scales
 from .modelopt import Quantizers, is_quantizer, quantizers_of

@@ -9,9 +9,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from shardmerge.phase1_dump import ahead
-from shardmerge.phase1_dump.ahead import Block, computing_ahead
 from shardmerge.phase1_dump.quantization.derived import SCALES_KEPT, Scales
+from shardmerge.phase1_dump.sources import ahead
+from shardmerge.phase1_dump.sources.ahead import Block, computing_ahead
 from shardmerge.phase1_dump.writer import JOINED_BYTES, SMALL_BYTES, Joining
 
 

@@ -15,8 +15,8 @@ from shardmerge.common.architectures import Blueprint, blueprint
 from shardmerge.common.errors import ExpertIdsError, MissingTensorError
 from shardmerge.phase1_dump.expert_ids import check_expert_ids
 from shardmerge.phase1_dump.holdings import Claimed, claim_all
-from shardmerge.phase1_dump.parameters import parameters_of
-from shardmerge.phase1_dump.world import world_of
+from shardmerge.phase1_dump.sources.parameters import parameters_of
+from shardmerge.phase1_dump.sources.world import world_of
 from tests.phase1_dump.conftest import References
 from tests.phase1_dump.dumped import dumped
 from tests.phase1_dump.refusing import refused_and_recorded

@@ -13,8 +13,8 @@ from shardmerge.common.architectures import Blueprint, blueprint
 from shardmerge.common.architectures.table import Drop
 from shardmerge.common.errors import MismatchError, OverlapError, UnclaimedParameterError
 from shardmerge.phase1_dump.holdings import Holding, Part, bounds, claim_all, holdings_of, join
-from shardmerge.phase1_dump.parameters import Parameter, parameters_of
-from shardmerge.phase1_dump.world import world_of
+from shardmerge.phase1_dump.sources.parameters import Parameter, parameters_of
+from shardmerge.phase1_dump.sources.world import world_of
 from tests.phase1_dump.conftest import References
 from tests.phase1_dump.dumped import dump_world
 from tests.worlds.fake import build_model, fake_world

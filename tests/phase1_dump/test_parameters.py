@@ -13,8 +13,8 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from torch import nn
 
 from shardmerge.common.errors import UnclaimedParameterError, UnsupportedParameterError
-from shardmerge.phase1_dump.parameters import Parameter, parameters_of
-from shardmerge.phase1_dump.world import world_of
+from shardmerge.phase1_dump.sources.parameters import Parameter, parameters_of
+from shardmerge.phase1_dump.sources.world import world_of
 from tests.phase1_dump.conftest import References
 from tests.phase1_dump.dumped import dumped
 from tests.phase1_dump.refusing import refused_and_recorded

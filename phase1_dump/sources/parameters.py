@@ -20,8 +20,8 @@ from torch import nn
 from shardmerge.common.errors import UnsupportedParameterError
 from shardmerge.common.rectangle import Shape
 
-from .quantization.derived import Readable
-from .quantization.transformer_engine import members, raw_address
+from ..quantization.derived import Readable
+from ..quantization.transformer_engine import members, raw_address
 from .refusals import stored_tensors, unwrap
 from .world import World
 

@@ -20,8 +20,8 @@ from shardmerge.common.errors import (
     UnsupportedParameterError,
 )
 
-from .quantization.modelopt import compressed_refusal, is_compressed
-from .quantization.transformer_engine import te_class, te_refusal
+from ..quantization.modelopt import compressed_refusal, is_compressed
+from ..quantization.transformer_engine import te_class, te_refusal
 
 PLAIN_TYPES = (torch.Tensor, nn.Parameter, nn.Buffer)
 PARALLEL_SIZES = (

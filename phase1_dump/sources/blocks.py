@@ -14,10 +14,10 @@ import torch
 
 from shardmerge.common.rectangle import Shape, intersect
 
+from ..holdings import Holding, Part
+from ..quantization.derived import Derived
+from ..quantization.element_types import TORCH
 from .ahead import Block
-from .holdings import Holding, Part
-from .quantization.derived import Derived
-from .quantization.element_types import TORCH
 
 
 def blocks_of(holding: Holding, max_bytes: int) -> Iterator[torch.Tensor]:

@@ -1,0 +1,1 @@
+"""Where parameters come from: a live model of megatron-core."""
