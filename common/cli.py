@@ -31,7 +31,7 @@ class Subcommand:
 
 SUBCOMMANDS = {
     "dump": Subcommand(
-        "shardmerge.phase1_dump.commands:dump", "Write what every rank holds of a model (phase one)."
+        "shardmerge.phase1_dump.cli:dump", "Write what every rank holds of a model (phase one)."
     ),
     "check": Subcommand("shardmerge.phase2_merge.cli:check", "Prove that a dump is whole; write nothing."),
     "merge": Subcommand("shardmerge.phase2_merge.cli:merge", "Turn a dump into a Hugging Face checkpoint."),

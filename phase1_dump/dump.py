@@ -18,20 +18,20 @@ from shardmerge.common.manifest import Manifest
 from shardmerge.common.progress import Progress
 from shardmerge.common.reference import Reference
 
-from .expert_ids import check_expert_ids
-from .fragments import Fragment, owned, plan_fragments
-from .holdings import Claimed, Holding, claim_all, holdings_of
+from .fragments.manifest import Head, manifest_of, router_bias_dtypes
+from .fragments.plan import Fragment, owned, plan_fragments
+from .fragments.rank_directory import building, forget_failure, record_failure, refuse_existing
+from .fragments.replicas import Replica, hashed, replicas_of
+from .fragments.writer import Staging, settle, write_fragment
 from .quantization.element_types import dtype_chooser, dtype_name
 from .quantization.packing import KVCache, facts_of, kv_caches, pack_claims
-from .rank_directory import building, forget_failure, record_failure, refuse_existing
-from .rank_manifest import Head, manifest_of, router_bias_dtypes
-from .replicas import Replica, hashed, replicas_of
+from .rectangles.expert_ids import check_expert_ids
+from .rectangles.holdings import Claimed, Holding, claim_all, holdings_of
 from .sources.agreement import check_agreement
 from .sources.generation import Generation, attempt_of
 from .sources.parameters import parameters_of
 from .sources.refusals import refuse_foreign, refuse_parameters, refuse_stale, refuse_uninitialized, unwrap
 from .sources.world import World, world_of
-from .writer import Staging, settle, write_fragment
 
 MAX_FRAGMENT_BYTES = 5_000_000_000
 STAGING_BYTES = 64 << 20

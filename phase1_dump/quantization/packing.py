@@ -17,8 +17,8 @@ from shardmerge.common.architectures import Layout
 from shardmerge.common.errors import UnsupportedParameterError
 from shardmerge.common.quantization import KV_CACHE_TENSORS, module_of
 
-from ..holdings import Claimed
-from ..rank_manifest import versions
+from ..fragments.manifest import versions
+from ..rectangles.holdings import Claimed
 from ..sources.parameters import Parameter
 from . import modelopt as modelopt_weights
 from .derived import Cache, Packed, Scales

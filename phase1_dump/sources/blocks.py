@@ -14,9 +14,9 @@ import torch
 
 from shardmerge.common.rectangle import Shape, intersect
 
-from ..holdings import Holding, Part
 from ..quantization.derived import Derived
 from ..quantization.element_types import TORCH
+from ..rectangles.holdings import Holding, Part
 from .ahead import Block
 
 

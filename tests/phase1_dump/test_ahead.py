@@ -9,10 +9,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from shardmerge.phase1_dump.fragments.writer import JOINED_BYTES, SMALL_BYTES, Joining
 from shardmerge.phase1_dump.quantization.derived import SCALES_KEPT, Scales
 from shardmerge.phase1_dump.sources import ahead
 from shardmerge.phase1_dump.sources.ahead import Block, computing_ahead
-from shardmerge.phase1_dump.writer import JOINED_BYTES, SMALL_BYTES, Joining
 
 
 def block(number: int, seconds: float = 0.0, *, by_thread: bool = True) -> Block:

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from shardmerge.common.cli import main
 from shardmerge.common.manifest import read
-from shardmerge.phase1_dump.commands import launched, rank_report
+from shardmerge.phase1_dump.cli import launched, rank_report
 from tests.phase1_dump.conftest import References
 
 PROVIDERS = "tests.phase1_dump.providers"

@@ -13,8 +13,8 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from shardmerge.common import reference
 from shardmerge.common.architectures import Blueprint, blueprint
 from shardmerge.common.errors import ExpertIdsError, MissingTensorError
-from shardmerge.phase1_dump.expert_ids import check_expert_ids
-from shardmerge.phase1_dump.holdings import Claimed, claim_all
+from shardmerge.phase1_dump.rectangles.expert_ids import check_expert_ids
+from shardmerge.phase1_dump.rectangles.holdings import Claimed, claim_all
 from shardmerge.phase1_dump.sources.parameters import parameters_of
 from shardmerge.phase1_dump.sources.world import world_of
 from tests.phase1_dump.conftest import References

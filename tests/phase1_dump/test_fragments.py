@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import torch
 
-from shardmerge.phase1_dump.fragments import Fragment, owned, plan_fragments
-from shardmerge.phase1_dump.holdings import Holding
+from shardmerge.phase1_dump.fragments.plan import Fragment, owned, plan_fragments
+from shardmerge.phase1_dump.rectangles.holdings import Holding
 from tests.phase1_dump.hand_made import box_of, whole
 
 

@@ -12,7 +12,7 @@ from shardmerge.common import reference
 from shardmerge.common.architectures import Blueprint, blueprint
 from shardmerge.common.architectures.table import Drop
 from shardmerge.common.errors import MismatchError, OverlapError, UnclaimedParameterError
-from shardmerge.phase1_dump.holdings import Holding, Part, bounds, claim_all, holdings_of, join
+from shardmerge.phase1_dump.rectangles.holdings import Holding, Part, bounds, claim_all, holdings_of, join
 from shardmerge.phase1_dump.sources.parameters import Parameter, parameters_of
 from shardmerge.phase1_dump.sources.world import world_of
 from tests.phase1_dump.conftest import References

@@ -8,7 +8,7 @@ import pytest
 
 from shardmerge.common.architectures import Tensor
 from shardmerge.common.errors import MismatchError
-from shardmerge.phase1_dump.layouts import Box, Piece, part, qkv, same, vocab
+from shardmerge.phase1_dump.rectangles.layouts import Box, Piece, part, qkv, same, vocab
 
 # 4 heads in 2 groups, 3 rows a head. Fused rows:  0-5 q, 6-8 k, 9-11 v | 12-17 q, 18-20 k, 21-23 v
 HEADS = {"heads": 4, "groups": 2, "head_dim": 3}

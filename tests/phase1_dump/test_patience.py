@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from shardmerge.phase1_dump import patience
-from shardmerge.phase1_dump.patience import wait_for_others
+from shardmerge.phase1_dump.fragments import patience
+from shardmerge.phase1_dump.fragments.patience import wait_for_others
 
 
 @pytest.fixture(autouse=True)

@@ -20,9 +20,9 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from safetensors.torch import load_file, save_file
 
 from shardmerge.phase1_dump import dump
-from shardmerge.phase1_dump.fragments import plan_fragments
-from shardmerge.phase1_dump.holdings import Holding
-from shardmerge.phase1_dump.writer import Staging, Written, write_fragment
+from shardmerge.phase1_dump.fragments.plan import plan_fragments
+from shardmerge.phase1_dump.fragments.writer import Staging, Written, write_fragment
+from shardmerge.phase1_dump.rectangles.holdings import Holding
 from tests.phase1_dump.conftest import References
 from tests.phase1_dump.dumped import GENERATION, dumped
 from tests.phase1_dump.hand_made import in_parts, numbers, raw, whole

@@ -13,8 +13,8 @@ from shardmerge.common.quantization import Companion, Encoding, companion_shape,
 from shardmerge.common.quantization_errors import CutInsideBlockError
 from shardmerge.common.rectangle import Shape
 
+from ..quantization.derived import Packed, Readable
 from .layouts import Piece
-from .quantization.derived import Packed, Readable
 
 
 @dataclass(frozen=True, slots=True)

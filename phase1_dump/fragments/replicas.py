@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from shardmerge.common.manifest import NOT_WRITTEN, Placed
 
-from .fragments import owners_of
-from .holdings import Holding
-from .sources.world import World
+from ..rectangles.holdings import Holding
+from ..sources.world import World
+from .plan import owners_of
 from .writer import Staging, checksum_of
 
 

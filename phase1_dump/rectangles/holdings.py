@@ -18,11 +18,11 @@ from shardmerge.common.errors import OverlapError, UnclaimedParameterError
 from shardmerge.common.quantization import Encoding
 from shardmerge.common.rectangle import Rectangle, Shape, place
 
+from ..quantization.derived import Packed, Readable
+from ..sources.parameters import Parameter
+from ..sources.world import World
 from .layouts import Box, pieces_of
-from .packing import Stored, packed_pieces, packed_scalars, scalar
-from .quantization.derived import Packed, Readable
-from .sources.parameters import Parameter
-from .sources.world import World
+from .packed_pieces import Stored, packed_pieces, packed_scalars, scalar
 
 
 @dataclass(frozen=True, slots=True, eq=False)

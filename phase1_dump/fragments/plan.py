@@ -10,7 +10,7 @@ from shardmerge.common.manifest import SPLIT, WHOLE
 from shardmerge.common.ownership import Held, owners
 from shardmerge.common.safetensors_header import Header
 
-from .holdings import Holding
+from ..rectangles.holdings import Holding
 
 
 @dataclass(frozen=True, slots=True, eq=False)

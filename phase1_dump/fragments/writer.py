@@ -21,12 +21,12 @@ import xxhash
 
 from shardmerge.common import durable
 
-from .fragments import Fragment
-from .holdings import Holding
-from .quantization.element_types import TORCH
-from .sources.ahead import Ahead, computing_ahead
-from .sources.blocks import blocks_of, planned
-from .sources.health import Health, count_changed, count_nonfinite
+from ..quantization.element_types import TORCH
+from ..rectangles.holdings import Holding
+from ..sources.ahead import Ahead, computing_ahead
+from ..sources.blocks import blocks_of, planned
+from ..sources.health import Health, count_changed, count_nonfinite
+from .plan import Fragment
 
 Progress = Callable[[int], None]
 SMALL_BYTES, JOINED_BYTES = 4096, 1 << 18

@@ -18,8 +18,8 @@ from shardmerge.common.outcome import HELP, reported
 
 from .dump import MAX_FRAGMENT_BYTES
 from .dump import dump as dump_rank
-from .patience import wait_for_others
-from .rank_directory import forget_failure, record_failure
+from .fragments.patience import wait_for_others
+from .fragments.rank_directory import forget_failure, record_failure
 
 RANK_NAMES = ("RANK", "SLURM_PROCID")
 SIZE_NAMES = ("WORLD_SIZE", "SLURM_NTASKS")

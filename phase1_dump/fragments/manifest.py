@@ -13,10 +13,10 @@ from torch import nn
 from shardmerge.common.architectures import Blueprint
 from shardmerge.common.manifest import FragmentFile, Manifest, Placed, columns
 
-from .fragments import Fragment
-from .sources.generation import Generation
-from .sources.refusals import unwrap
-from .sources.world import World
+from ..sources.generation import Generation
+from ..sources.refusals import unwrap
+from ..sources.world import World
+from .plan import Fragment
 from .writer import Written
 
 PRODUCERS = ("shardmerge", "megatron-core", "torch")

@@ -1,0 +1,1 @@
+"""From parameters to rectangles of Hugging Face tensors: geometry alone."""
