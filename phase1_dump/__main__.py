@@ -2,7 +2,7 @@
 
 import sys
 
-from shardmerge.common.cli import main
+from shardmerge.common.command.group import main
 
 if __name__ == "__main__":
     main(["dump", *sys.argv[1:]])

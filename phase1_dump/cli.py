@@ -12,9 +12,9 @@ from typing import Any
 
 import click
 
+from shardmerge.common.command.outcome import HELP, reported
 from shardmerge.common.errors import BadInputError
 from shardmerge.common.manifest import Manifest, rank_name
-from shardmerge.common.outcome import HELP, reported
 
 from .dump import MAX_FRAGMENT_BYTES
 from .dump import dump as dump_rank

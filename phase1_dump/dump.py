@@ -14,8 +14,8 @@ from torch import nn
 from shardmerge.common import durable, reference
 from shardmerge.common import manifest as manifests
 from shardmerge.common.architectures import Blueprint, blueprint
+from shardmerge.common.command.progress import Progress
 from shardmerge.common.manifest import Manifest
-from shardmerge.common.progress import Progress
 from shardmerge.common.reference import Reference
 
 from .fragments.manifest import Head, manifest_of, router_bias_dtypes

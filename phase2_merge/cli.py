@@ -14,10 +14,11 @@ from typing import Any
 import click
 
 from shardmerge import phase2_merge
-from shardmerge.common import byte_count, durable
+from shardmerge.common import durable
+from shardmerge.common.command import byte_count
+from shardmerge.common.command.outcome import HELP, Outcome, reported
 from shardmerge.common.errors import BadInputError
 from shardmerge.common.manifest import SPLIT, rank_name
-from shardmerge.common.outcome import HELP, Outcome, reported
 
 from .assembly import fork_server as worker_server
 from .options import ADOPT, ALLOWANCES, LAYOUTS

@@ -39,14 +39,14 @@ MAX_DESCRIPTION = 110
 
 def commands() -> dict[str, click.Command]:
     """Every subcommand by name, imported."""
-    from shardmerge.common.cli import SUBCOMMANDS, load
+    from shardmerge.common.command.group import SUBCOMMANDS, load
 
     return {name: load(subcommand) for name, subcommand in SUBCOMMANDS.items()}
 
 
 def cli_reference() -> str:
     """docs/cli.md: the help of the group and of every command."""
-    from shardmerge.common.cli import main
+    from shardmerge.common.command.group import main
 
     parts = [
         "# Command line",

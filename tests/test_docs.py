@@ -18,7 +18,7 @@ import jsonschema
 import pytest
 
 from shardmerge.common import manifest
-from shardmerge.common.cli import SUBCOMMANDS
+from shardmerge.common.command.group import SUBCOMMANDS
 from shardmerge.common.manifest import FragmentFile, Manifest, Placed
 from shardmerge.common.rectangle import Rectangle
 from tests import generate_docs

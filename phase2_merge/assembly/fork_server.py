@@ -11,7 +11,7 @@ import signal
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 
-PRELOADED = ["shardmerge.phase2_merge.assembly.workers", "shardmerge.common.cli"]
+PRELOADED = ["shardmerge.phase2_merge.assembly.workers", "shardmerge.common.command.group"]
 
 
 def default_workers() -> int:

@@ -6,8 +6,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TextIO
 
+from shardmerge.common.command.progress import Progress
 from shardmerge.common.problems import raise_problems
-from shardmerge.common.progress import Progress
 
 from ..ledger.fragments import Fragment, check_bytes
 from ..ledger.table import Ledger

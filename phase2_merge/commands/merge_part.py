@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from shardmerge.common.byte_count import show
+from shardmerge.common.command.byte_count import show
 from shardmerge.common.errors import OutputExistsError
 
 from ..assembly.assemble import STAGING_BYTES

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from shardmerge.common.byte_count import show
+from shardmerge.common.command.byte_count import show
 from shardmerge.common.errors import SHOWN
 
 from .. import corrections

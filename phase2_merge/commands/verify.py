@@ -13,7 +13,8 @@ from typing import Any, TextIO
 
 from shardmerge.common import reference as references
 from shardmerge.common.architectures import blueprint
-from shardmerge.common.byte_count import show
+from shardmerge.common.command.byte_count import show
+from shardmerge.common.command.progress import Progress
 from shardmerge.common.dtypes import byte_size
 from shardmerge.common.errors import (
     BadInputError,
@@ -26,7 +27,6 @@ from shardmerge.common.errors import (
     UnsupportedArchitectureError,
 )
 from shardmerge.common.problems import raise_problems
-from shardmerge.common.progress import Progress
 from shardmerge.common.reference import INDEX, PLAIN_FLOATS
 from shardmerge.common.safetensors_header import Entry, Header
 

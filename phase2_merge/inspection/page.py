@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from html import escape
 
-from shardmerge.common.byte_count import show
+from shardmerge.common.command.byte_count import show
 
 from .coverage import LayerCover
 from .report import Inspection

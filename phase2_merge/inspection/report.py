@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from shardmerge.common.byte_count import show
+from shardmerge.common.command.byte_count import show
 from shardmerge.common.errors import SHOWN
 
 from ..ledger.names import ranges

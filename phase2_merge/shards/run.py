@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+from shardmerge.common.command.progress import Progress
 from shardmerge.common.errors import WorkerDiedError
-from shardmerge.common.progress import Progress
 
 from ..assembly.assemble import STAGING_BYTES
 from ..assembly.fork_server import default_workers

@@ -22,7 +22,13 @@ WORKERS = (
     b"spawn_main",
     b"multiprocessing.forkserver",
 )  # in the command line of a worker, and of their server
-SHARDMERGE = [sys.executable, "-W", "ignore", "-c", "from shardmerge.common.cli import main; main()"]
+SHARDMERGE = [
+    sys.executable,
+    "-W",
+    "ignore",
+    "-c",
+    "from shardmerge.common.command.group import main; main()",
+]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shardmerge.common import byte_count
+from shardmerge.common.command import byte_count
 from shardmerge.common.errors import BadInputError
 
 

@@ -11,8 +11,8 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+from shardmerge.common.command.outcome import reported
 from shardmerge.common.errors import BadInputError
-from shardmerge.common.outcome import reported
 
 
 @dataclass(frozen=True)

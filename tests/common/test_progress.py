@@ -7,7 +7,7 @@ from io import StringIO
 
 import pytest
 
-from shardmerge.common.progress import Progress
+from shardmerge.common.command.progress import Progress
 
 
 class Terminal(StringIO):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from shardmerge.common.cli import main
+from shardmerge.common.command.group import main
 from shardmerge.common.manifest import read
 from shardmerge.phase1_dump.cli import launched, rank_report
 from tests.phase1_dump.conftest import References

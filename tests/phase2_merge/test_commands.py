@@ -17,7 +17,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from shardmerge.common.cli import main
+from shardmerge.common.command.group import main
 from shardmerge.phase2_merge.proof import prove as proof
 from tests.bench.watching import children
 
@@ -25,7 +25,7 @@ from . import dumps
 from .conftest import MakeWorld, World
 from .dumps import Topology
 
-RUN = [sys.executable, "-c", "from shardmerge.common.cli import main; main(prog_name='shardmerge')"]
+RUN = [sys.executable, "-c", "from shardmerge.common.command.group import main; main(prog_name='shardmerge')"]
 SLOW = """
 import os, sys, time
 from shardmerge.phase2_merge.shards import adopt
@@ -35,7 +35,7 @@ def slow(*given):
     print("linked", flush=True)
     time.sleep(60)
 os.link = slow
-from shardmerge.common.cli import main
+from shardmerge.common.command.group import main
 main(prog_name="shardmerge")
 """
 
@@ -128,7 +128,7 @@ def test_help_of_every_command_has_an_example(name: str) -> None:
 
 def test_help_of_the_group_lists_all_commands_without_importing_them() -> None:
     code = (
-        "import sys; from shardmerge.common.cli import main\n"
+        "import sys; from shardmerge.common.command.group import main\n"
         "try: main(['--help'])\n"
         "except SystemExit: print(sorted(m for m in sys.modules if 'phase' in m or m in ('pyarrow', 'numpy')))"
     )
@@ -356,7 +356,7 @@ def test_a_command_whose_library_is_missing_says_what_to_install(monkeypatch: py
     def missing(_: object) -> click.Command:
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
-    monkeypatch.setattr("shardmerge.common.cli.load", missing)
+    monkeypatch.setattr("shardmerge.common.command.group.load", missing)
     found = run("dump", "--help")
     assert found.exit_code == 2
     assert (

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from shardmerge.common.cli import main
+from shardmerge.common.command.group import main
 from shardmerge.common.errors import BadInputError
 from shardmerge.phase2_merge import inspect
 from shardmerge.phase2_merge.inspection.coverage import cover

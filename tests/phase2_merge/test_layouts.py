@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shardmerge.common import byte_count
+from shardmerge.common.command import byte_count
 from shardmerge.common.errors import BadInputError
 from shardmerge.phase2_merge import merge
 from shardmerge.phase2_merge.assembly.assemble import STAGING_BYTES, Piece, ShardTask, TensorTask

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from shardmerge.common.cli import main
+from shardmerge.common.command.group import main
 
 from .conftest import MakeWorld
 from .dumps import Topology, moe_config

@@ -13,7 +13,7 @@ import torch
 from click.testing import CliRunner
 from megatron.core.models.gpt.gpt_model import GPTModel
 
-from shardmerge.common.cli import main
+from shardmerge.common.command.group import main
 from shardmerge.common.errors import (
     BadInputError,
     MismatchError,

@@ -23,7 +23,14 @@ from .conftest import MakeWorld, World
 from .dumps import Topology, load, tree
 
 pytestmark = pytest.mark.xdist_group("dask")  # one cluster is enough
-COMMAND = [sys.executable, "-W", "ignore", "-c", "from shardmerge.common.cli import main; main()", "merge"]
+COMMAND = [
+    sys.executable,
+    "-W",
+    "ignore",
+    "-c",
+    "from shardmerge.common.command.group import main; main()",
+    "merge",
+]
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ MILLION = Case(
     World(pp=9, ep=8, etp=1, tp=1),
 )
 BOUND_S = 5
-COMMAND = [sys.executable, "-W", "ignore", "-c", "from shardmerge.common.cli import main; main()"]
+COMMAND = [sys.executable, "-W", "ignore", "-c", "from shardmerge.common.command.group import main; main()"]
 CORRECTIONS = ("config.rope_theta=500000", "config.rope_theta=1000000")
 
 

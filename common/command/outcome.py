@@ -15,8 +15,8 @@ from typing import Any, Protocol
 
 import click
 
-from . import canonical_json, durable
-from .errors import ShardmergeError
+from .. import canonical_json, durable
+from ..errors import ShardmergeError
 
 INTERRUPTED = 130
 FAILED = 1

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import click
 
-from .errors import BadInputError
+from ..errors import BadInputError
 from .outcome import HELP
 
 # numpy's library of linear algebra starts a thread per core, and each spins for a while; nothing here needs it

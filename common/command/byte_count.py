@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from .errors import BadInputError
+from ..errors import BadInputError
 
 UNITS = {
     "": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,

@@ -1,0 +1,1 @@
+"""The command line as both phases have it: the group, outcomes, progress, sizes."""
