@@ -69,7 +69,7 @@ def _help(name: str, command: click.Command) -> str:
 
 def consolidation() -> str:
     """docs/consolidation.md: two programs, run on the same faults."""
-    from tests.sabotage import consolidator
+    from tests.faults.real import consolidator
 
     return consolidator.document()
 

@@ -29,7 +29,7 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.M | re.S)
 LINK = re.compile(r"\[[^\]]+\]\(([^)#]+)(?:#[^)]*)?\)")
 
 
-# docs/consolidation.md tells what one version of torch does: tests/sabotage/test_consolidator.py
+# docs/consolidation.md tells what one version of torch does: tests/faults/real/test_consolidator.py
 FRESH = [path for path in generate_docs.GENERATED if path != generate_docs.CONSOLIDATION]
 
 

@@ -14,7 +14,7 @@ from tests.bench.line import Bound, Line
 from tests.bench.making import MODEL, Made, column_share, filled, split
 from tests.bench.rounds import COLD, WARM, Contestant, Turns, extents, rotated, take_turns
 from tests.bench.watching import Ran, ran
-from tests.phase2_merge import dumps
+from tests.dumps import dumps
 from tests.scale.models import Case
 
 MIB = 1 << 20

@@ -21,8 +21,8 @@ from shardmerge.phase2_merge import check, inspect
 from shardmerge.phase2_merge.ledger import fast_json as manifest_json
 from shardmerge.phase2_merge.ledger import table as ledger
 from shardmerge.phase2_merge.ledger.rank_directories import discover
-from tests.phase2_merge import dumps
-from tests.phase2_merge.refusals import edit
+from tests.dumps import dumps
+from tests.dumps.refusals import edit
 
 from .surviving import BOUNDED, BYTES, JSON, NUMBERS, changed, survives
 

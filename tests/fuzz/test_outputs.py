@@ -18,7 +18,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from shardmerge.phase2_merge import check, diff, inspect, merge, metadata, verify
-from tests.phase2_merge import dumps
+from tests.dumps import dumps
 
 from .surviving import BOUNDED, BYTES, JSON, NUMBERS, changed, is_small, survives
 

@@ -9,7 +9,7 @@ import torch
 
 from shardmerge.phase2_merge import merge
 from tests.demo.compare import differing
-from tests.test_river import dump_on_rank
+from tests.journeys.test_round_trip import dump_on_rank
 from tests.worlds.checkpoints import read_hf_tensors, write_hf_checkpoint
 from tests.worlds.families import Family, by_name
 from tests.worlds.gloo import GlooRanks

@@ -17,8 +17,8 @@ from shardmerge.common.quantization_errors import (
     StoredOtherwiseError,
 )
 from shardmerge.phase2_merge import verify
+from tests.dumps.quantized_outputs import Tensors, bare_copy, change_declared
 from tests.peers.test_quantized_export import export_on_rank
-from tests.phase2_merge.quantized_outputs import Tensors, bare_copy, change_declared
 from tests.worlds.checkpoints import write_hf_checkpoint
 from tests.worlds.gloo import GlooRanks
 from tests.worlds.quantizing import QWEN3_MOE, recipe

@@ -10,7 +10,7 @@ import torch
 from shardmerge.common.manifest import read
 from shardmerge.phase2_merge import merge
 from tests.demo.compare import differing
-from tests.phase2_merge.quantized_dumps import dump_quantized
+from tests.dumps.quantized_dumps import dump_quantized
 from tests.worlds.checkpoints import read_hf_tensors, write_hf_checkpoint
 from tests.worlds.quantizing import NEMOTRON_H, range_of
 from tests.worlds.topology import SINGLE, Topology

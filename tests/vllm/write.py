@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from shardmerge.phase2_merge import merge
-from tests.phase2_merge.quantized_dumps import dump_quantized
+from tests.dumps.quantized_dumps import dump_quantized
 from tests.worlds.checkpoints import write_hf_checkpoint
 from tests.worlds.gloo import GlooRanks
 from tests.worlds.quantizing import QWEN3_MOE

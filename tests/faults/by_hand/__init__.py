@@ -1,0 +1,1 @@
+"""Faults in dumps that were made by hand."""

@@ -1,0 +1,1 @@
+"""From a Megatron model to a checkpoint that others load: whole journeys."""

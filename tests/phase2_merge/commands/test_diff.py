@@ -1,0 +1,89 @@
+"""`diff`: which tensors differ between dumps and outputs, by recorded checksums."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from shardmerge.common.command.group import main
+from shardmerge.common.errors import BadInputError
+from shardmerge.phase2_merge import diff, merge
+from tests.dumps import dumps
+from tests.dumps.dumps import Topology, moe_config
+from tests.dumps.worlds import MakeWorld, World
+
+CHANGED = ("model.layers.1.mlp.experts.2.up_proj.weight", "model.norm.weight")
+
+
+def other(one: World, folder: Path, topology: Topology) -> Path:
+    """The same model after a step: two tensors have one byte changed."""
+    for name in CHANGED:
+        dtype, shape, data = one.model.tensors[name]
+        one.model.tensors[name] = (dtype, shape, bytes([data[0] ^ 1]) + data[1:])
+    return dumps.write_dump(folder, one.model, dumps.cuts_of(one.model, topology), topology)
+
+
+def test_two_dumps_name_the_tensors_that_changed_and_their_layers(world: MakeWorld, tmp_path: Path) -> None:
+    one = world(Topology(tp=2, ep=2), moe_config()).write()
+    found = diff(one.dump, other(one, tmp_path / "later", Topology(tp=2, ep=2)))
+    assert found.differing == CHANGED
+    assert found.equal == len(one.model.tensors) - 2
+    assert found.by_layer == {"1": 1, "none": 1}
+    assert (found.retyped, found.recut, found.only_a, found.only_b) == ((), (), (), ())
+
+
+def test_a_dump_is_equal_to_itself(world: MakeWorld) -> None:
+    one = world(Topology(tp=2)).write()
+    found = diff(one.dump, one.dump)
+    assert (found.equal, found.differing) == (len(one.model.tensors), ())
+
+
+def test_other_cuts_are_never_called_equal_or_different(world: MakeWorld, tmp_path: Path) -> None:
+    one = world(Topology(tp=2), moe_config()).write()
+    found = diff(one.dump, other(one, tmp_path / "later", Topology()))
+    cut = {name for name, pieces in one.cuts.items() if len(pieces) == 2}
+    assert set(found.recut) == cut
+    assert found.differing == ("model.norm.weight",)  # never cut; the other one that changed is
+
+
+def test_outputs_are_compared_whatever_the_cuts_of_their_dumps_were(world: MakeWorld, tmp_path: Path) -> None:
+    one = world(Topology(tp=2), moe_config()).write()
+    one.merge()
+    later = other(one, tmp_path / "later", Topology(ep=2))
+    merge([later], tmp_path / "later-out", hf_reference=one.reference, workers=1)
+    found = diff(one.out, tmp_path / "later-out")
+    assert found.differing == CHANGED
+    assert found.equal == len(one.model.tensors) - 2
+
+
+def test_what_only_one_side_has_and_what_changed_its_dtype_is_named(world: MakeWorld, tmp_path: Path) -> None:
+    one = world().write()
+    dtype, shape, data = one.model.tensors["model.norm.weight"]
+    one.model.tensors["model.norm.weight"] = ("F16", shape, data)
+    one.model.tensors["extra.weight"] = (dtype, shape, data)
+    del one.model.tensors["lm_head.weight"]
+    later = dumps.write_dump(tmp_path / "b", one.model, dumps.cuts_of(one.model, Topology()), Topology())
+    found = diff(one.dump, later)
+    assert (found.retyped, found.only_a, found.only_b) == (
+        ("model.norm.weight",), ("lm_head.weight",), ("extra.weight",),
+    )  # fmt: skip
+
+
+def test_a_directory_without_checksums_is_refused(world: MakeWorld) -> None:
+    one = world().write()
+    with pytest.raises(BadInputError, match="no recorded checksums"):
+        diff(one.dump, one.reference)
+
+
+def test_the_command_tells_names_and_layers(world: MakeWorld, tmp_path: Path) -> None:
+    one = world(Topology(ep=2), moe_config()).write()
+    later = other(one, tmp_path / "later", Topology(ep=2))
+    shown = CliRunner().invoke(main, ["diff", str(one.dump), str(later)])
+    assert shown.exit_code == 0, shown.output
+    assert "up_proj.weight of expert 2 of layer 1" in shown.output
+    assert "Differing tensors by layer: 1: 1, none: 1." in shown.output
+    facts = json.loads(CliRunner().invoke(main, ["diff", str(one.dump), str(later), "--json"]).stdout)
+    assert facts["differing"] == list(CHANGED)

@@ -1,0 +1,134 @@
+"""What `inspect` shows of dumps, of dumps in progress, of outputs; and its page."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from shardmerge.common.command.group import main
+from shardmerge.common.errors import BadInputError
+from shardmerge.phase2_merge import inspect
+from shardmerge.phase2_merge.inspection.coverage import cover
+from tests.dumps.dumps import Topology, moe_config
+from tests.dumps.worlds import MakeWorld
+
+
+class Cells(HTMLParser):
+    """Titles of the map's cells by class, and every address that the page names."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.cells: dict[str, str] = {}
+        self.addresses: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.addresses += [str(found[name]) for name in ("src", "href") if name in found]
+        if tag == "td" and "title" in found:
+            self.cells[str(found["title"])] = str(found["class"])
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_a_whole_dump_is_covered_everywhere(world: MakeWorld) -> None:
+    one = world(Topology(tp=2, ep=2, pp=2), moe_config()).write()
+    found = inspect(one.dump)
+    assert found.topology == {"pp": 2, "tp": 2, "ep": 2}
+    assert found.ranks.done == tuple(range(8))
+    assert [(layer.layer, layer.rest, set(layer.experts)) for layer in found.layers] == [
+        (0, "full", {"full"}),
+        (1, "full", {"full"}),
+    ]
+    assert found.total_bytes == sum(len(data) for _, _, data in one.model.tensors.values())
+    assert found.problems == ()
+
+
+def test_a_missing_rank_leaves_holes_where_its_experts_were(world: MakeWorld) -> None:
+    """tp 1, ep 2, pp 2: rank 3 holds experts 2 and 3 of layer 1."""
+    one = world(Topology(ep=2, pp=2), moe_config()).write()
+    shutil.rmtree(one.rank(3))
+    found = inspect(one.dump)
+    assert found.layers[0].experts == ("full",) * 4
+    assert found.layers[1].experts == ("full", "full", "none", "none")
+    assert "3 of 4 done, 1 not begun (3)" in found.text()
+
+
+def test_a_missing_piece_makes_a_part_and_a_second_one_a_double(world: MakeWorld) -> None:
+    one = world(Topology(tp=2), moe_config())
+    name = "model.layers.0.mlp.experts.1.up_proj.weight"
+    del one.cuts[name][1]
+    one.add(0, "model.layers.1.mlp.experts.2.up_proj.weight", (0, 0), (20, 8))
+    found = inspect(one.write().dump)
+    assert found.layers[0].experts == ("full", "part", "full", "full")
+    assert found.layers[1].experts == ("full", "full", "double", "full")
+
+
+def test_a_dump_in_progress_shows_who_is_done_running_and_failed(world: MakeWorld) -> None:
+    one = world(Topology(tp=2, pp=2)).write()
+    one.rank(1).rename(one.dump / ".rank-00001.partial")
+    shutil.rmtree(one.rank(2))
+    record = {"rank": 2, "run_id": "run-1", "failure": {"message": "no space left"}}
+    (one.dump / "rank-00002.failed.json").write_text(json.dumps(record))
+    found = inspect(one.dump)
+    assert (found.ranks.done, found.ranks.running, found.ranks.failed) == ((0, 3), (1,), {2: "no space left"})
+    assert found.problems == ("rank 2 failed: no space left",)
+    assert "2 of 4 done, 1 running (1), 1 failed (2)" in found.text()
+
+
+def test_a_dump_in_which_no_rank_is_done_yet(tmp_path: Path) -> None:
+    (tmp_path / "d" / ".rank-00000.partial").mkdir(parents=True)
+    found = inspect(tmp_path / "d")
+    assert found.ranks.running == (0,)
+    assert "no manifest yet" in found.text()
+
+
+def test_a_folder_that_is_neither_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match="no rank of a dump and no checkpoint"):
+        inspect(tmp_path)
+
+
+def test_an_output_is_shown_by_shard(world: MakeWorld) -> None:
+    one = world(Topology(ep=2), moe_config()).write()
+    one.merge()
+    found = inspect(one.out)
+    assert (found.kind, len(found.sizes)) == ("output", 2)
+    assert found.num_tensors == len(one.model.tensors)
+    assert all(set(layer.experts) == {"full"} for layer in found.layers)
+
+
+def test_layers_that_nobody_wrote_are_shown_if_the_dump_says_how_many_there_are() -> None:
+    found = cover({"model.layers.0.norm.weight": 1.0}, num_layers=3)
+    assert [one.rest for one in found] == ["full", "none", "none"]
+
+
+def test_page_is_one_file_with_a_cell_per_layer_and_expert(world: MakeWorld, tmp_path: Path) -> None:
+    one = world(Topology(ep=2, pp=2), moe_config()).write(run_id="<script>")
+    shutil.rmtree(one.rank(3))
+    result = CliRunner().invoke(main, ["inspect", str(one.dump), "--html", str(tmp_path / "page.html")])
+    assert result.exit_code == 0, result.output
+    text = (tmp_path / "page.html").read_text()
+    found = Cells(text)
+    assert (found.open, found.addresses) == ([], [])
+    assert "<script>" not in text
+    assert len(found.cells) == 2 * (1 + 4)
+    assert found.cells["layer 1, expert 2: none"] == "none"
+    assert found.cells["layer 0, expert 2: full"] == "full"
+
+
+def test_json_holds_the_map_and_the_screen_has_no_colour_without_a_terminal(world: MakeWorld) -> None:
+    one = world(Topology(ep=2), moe_config()).write()
+    shown = CliRunner().invoke(main, ["inspect", str(one.dump)])
+    assert "    0 # ####" in shown.output
+    assert "\x1b" not in shown.output
+    facts = json.loads(CliRunner().invoke(main, ["inspect", str(one.dump), "--json"]).stdout)
+    assert facts["layers"][0] == {"layer": 0, "rest": "full", "experts": ["full"] * 4}

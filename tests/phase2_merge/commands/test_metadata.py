@@ -1,0 +1,366 @@
+"""Metadata written again: the same bytes as a fresh merge, shards untouched, all files or none."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shardmerge.common.errors import (
+    BadInputError,
+    CorruptFileError,
+    MismatchError,
+    MissingTensorError,
+    OutputExistsError,
+    OutputLockedError,
+    UnexpectedTensorError,
+)
+from shardmerge.common.problems import ProblemsFoundError
+from shardmerge.phase2_merge import merge, metadata, verify
+from shardmerge.phase2_merge.output import exchange
+from shardmerge.phase2_merge.output import replace_files as rewriting
+from tests.dumps.dumps import HIDDEN, VOCAB, Topology, moe_config, tree
+from tests.dumps.worlds import MakeWorld, World
+
+INDEX = "model.safetensors.index.json"
+
+
+def untouched(out: Path) -> dict[str, tuple[int, int, int]]:
+    """Inode, time of the last change of the bytes, and size of every shard."""
+    return {
+        path.name: ((stat := path.stat()).st_ino, stat.st_mtime_ns, stat.st_size)
+        for path in out.glob("*.safetensors")
+    }
+
+
+def published(world: MakeWorld) -> World:
+    one = world(Topology(tp=2, ep=2), moe_config()).write()
+    one.merge(max_shard_bytes=700)
+    return one
+
+
+def config_of(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "config.json").read_bytes())
+    return found
+
+
+def change(reference: Path, **values: Any) -> None:
+    config = json.loads((reference / "config.json").read_bytes())
+    (reference / "config.json").write_text(json.dumps(config | values))
+
+
+def test_the_same_reference_changes_nothing(world: MakeWorld) -> None:
+    one = published(world)
+    before, shards = tree(one.out), untouched(one.out)
+    shutil.rmtree(one.dump)
+    assert metadata(one.out, hf_reference=one.reference).changed == ()
+    assert metadata(one.out).changed == ()
+    assert (tree(one.out), untouched(one.out)) == (before, shards)
+
+
+def test_a_lost_index_and_config_come_back_from_the_records(world: MakeWorld) -> None:
+    one = published(world)
+    before = tree(one.out)
+    (one.out / INDEX).unlink()
+    (one.out / "config.json").write_text(json.dumps(one.model.config | {"torch_dtype": "float16"}))
+    assert set(metadata(one.out, hf_reference=one.reference).changed) == {INDEX, "config.json"}
+    assert tree(one.out) == before
+
+
+def test_a_corrected_reference_gives_what_a_fresh_merge_gives(world: MakeWorld, tmp_path: Path) -> None:
+    one = published(world)
+    shards = untouched(one.out)
+    change(one.reference, rope_theta=5e6)
+    (one.reference / "tokenizer.json").rename(one.reference / "vocab.json")
+    report = metadata(one.out, hf_reference=one.reference)
+    assert report.changed == ("vocab.json", "config.json", ".shardmerge/report.json", "tokenizer.json")
+    assert config_of(one.out)["rope_theta"] == 5e6
+    merge([one.dump], tmp_path / "new", hf_reference=one.reference, workers=1, max_shard_bytes=700)
+    assert tree(one.out) == tree(tmp_path / "new")
+    assert untouched(one.out) == shards
+
+
+def test_merge_into_its_own_output_writes_metadata_only(world: MakeWorld, tmp_path: Path) -> None:
+    one = published(world)
+    shards = untouched(one.out)
+    given: dict[str, Any] = {"corrections": ["config.rope_theta=7"], "max_shard_bytes": 700}
+    report = one.merge(**given)
+    assert report.rewritten == ("config.json", ".shardmerge/report.json")
+    assert "no shard was touched" in report.text()
+    assert "Every byte was read" not in report.text()
+    merge([one.dump], tmp_path / "new", hf_reference=one.reference, workers=1, **given)
+    assert tree(one.out) == tree(tmp_path / "new")
+    assert untouched(one.out) == shards
+
+
+@pytest.mark.parametrize("how", ["other dump", "other shards"])
+def test_merge_into_any_other_output_is_refused_and_changes_nothing(world: MakeWorld, how: str) -> None:
+    one = published(world)
+    before = tree(one.out)
+    if how == "other dump":
+        shutil.rmtree(one.dump)
+        one.write(step=200)
+    with pytest.raises(OutputExistsError, match="another dump" if how == "other dump" else "other shards"):
+        one.merge(max_shard_bytes=700 if how == "other dump" else 900)
+    assert tree(one.out) == before
+
+
+def test_a_file_of_the_user_stays(world: MakeWorld) -> None:
+    one = published(world)
+    (one.out / "README.md").write_text("mine")
+    change(one.reference, rope_theta=5e6)
+    metadata(one.out, hf_reference=one.reference)
+    assert (one.out / "README.md").read_text() == "mine"
+
+
+def test_a_correction_is_recorded_and_stays_without_a_reference(world: MakeWorld) -> None:
+    one = published(world)
+    metadata(one.out, corrections=["config.rope_theta=5"])
+    metadata(one.out, corrections=["config.rms_norm_eps=0.5"])
+    metadata(one.out, corrections=["config.rope_theta=6"])
+    told = json.loads((one.out / ".shardmerge" / "report.json").read_bytes())["check"]["corrections"]
+    assert told == {
+        "config.rope_theta": {"was": None, "now": 6},
+        "config.rms_norm_eps": {"was": 1e-06, "now": 0.5},
+    }
+    assert (config_of(one.out)["rope_theta"], config_of(one.out)["rms_norm_eps"]) == (6, 0.5)
+    metadata(one.out, hf_reference=one.reference)
+    assert "rope_theta" not in config_of(one.out)
+
+
+def test_a_correction_has_the_last_word_on_the_dtype(world: MakeWorld) -> None:
+    one = published(world)
+    metadata(one.out, hf_reference=one.reference, corrections=["config.torch_dtype=float16"])
+    assert (config_of(one.out)["torch_dtype"], config_of(one.out)["dtype"]) == ("float16", "bfloat16")
+
+
+def test_a_dump_that_said_the_wrong_vocabulary_size_is_corrected_and_not_edited(world: MakeWorld) -> None:
+    said = {"dtype": "BF16", "dimensions": {"vocab": VOCAB + 1, "hidden": HIDDEN}}
+    one = world(Topology(tp=2)).write(facts=said)
+    manifests = [one.rank(rank).joinpath("manifest.json").read_bytes() for rank in range(2)]
+    with pytest.raises(MismatchError, match=r"config.json: vocab is 24, expected 25, as dumped"):
+        one.merge()
+    report = one.merge(corrections=[f"facts.dimensions.vocab={VOCAB}"])
+    assert report.check.corrections == {"facts.dimensions.vocab": {"was": VOCAB + 1, "now": VOCAB}}
+    assert "Corrected: facts.dimensions.vocab is 24, was 25." in report.text()
+    assert [one.rank(rank).joinpath("manifest.json").read_bytes() for rank in range(2)] == manifests
+    assert metadata(one.out, hf_reference=one.reference).corrections == report.check.corrections
+    assert one.check(corrections=[f"facts.dimensions.vocab={VOCAB}"]).corrections == report.check.corrections
+
+
+@pytest.mark.parametrize(
+    ("correction", "kind"),
+    [
+        ("config.vocab_size=25", MismatchError),
+        ("config.num_hidden_layers=3", MissingTensorError),
+        ("config.num_hidden_layers=1", UnexpectedTensorError),
+        ('config.architectures=["Qwen3ForCausalLM"]', MismatchError),
+        ("facts.no_such=1", BadInputError),
+        ("quantization.exclude_modules=[]", BadInputError),
+    ],
+)
+def test_what_does_not_fit_the_tensors_is_refused_and_nothing_changes(
+    world: MakeWorld, correction: str, kind: type[Exception]
+) -> None:
+    one = published(world)
+    before = tree(one.out)
+    with pytest.raises((kind, ProblemsFoundError)) as error:
+        metadata(one.out, corrections=[correction])
+    found = getattr(error.value, "problems", (error.value,))
+    assert all(isinstance(problem, kind) for problem in found)
+    assert tree(one.out) == before
+
+
+def test_a_directory_that_shardmerge_did_not_write_is_refused(world: MakeWorld) -> None:
+    one = world().write()
+    with pytest.raises(BadInputError, match=r"holds no .shardmerge/ledger.parquet"):
+        metadata(one.reference)
+
+
+def test_another_rewriting_is_respected(world: MakeWorld) -> None:
+    one = published(world)
+    held = os.open(one.out / ".shardmerge", os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    try:
+        with pytest.raises(OutputLockedError):
+            metadata(one.out)
+    finally:
+        os.close(held)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from shardmerge.phase2_merge import exchange, metadata
+
+def die_at(step):
+    def count(method):
+        def counted(*given, **more):
+            nonlocal step
+            if not step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            step -= 1
+            return method(*given, **more)
+        return counted
+    for name in ("replace", "rename", "unlink", "mkdir"):
+        setattr(Path, name, count(getattr(Path, name)))
+    os.link = count(os.link)
+    exchange._exchanged = count(exchange._exchanged)
+
+reference, can_exchange, *outs = sys.argv[1:]
+if can_exchange == "no":
+    exchange._exchanged = lambda a, b: False
+for step, out in enumerate(outs):
+    child = os.fork()
+    if not child:
+        die_at(step)
+        metadata(out, hf_reference=reference)
+        os._exit(0)
+    print(os.waitpid(child, 0)[1], flush=True)
+"""
+STEPS = 32
+
+
+@pytest.mark.parametrize("can_exchange", ["yes", "no"])
+def test_killed_at_any_step_it_is_all_old_or_finished_by_the_next_command(
+    world: MakeWorld, tmp_path: Path, can_exchange: str
+) -> None:
+    one = world(Topology(tp=2)).write()
+    one.merge()
+    old = tree(one.out)
+    change(one.reference, rope_theta=5e6)
+    (one.reference / "tokenizer.json").rename(one.reference / "vocab.json")
+    new = tmp_path / "new"
+    shutil.copytree(one.out, new)
+    metadata(new, hf_reference=one.reference)
+    outs = [tmp_path / f"killed-{step}" for step in range(STEPS)]
+    for out in outs:
+        shutil.copytree(one.out, out)
+    given = [str(one.reference), can_exchange, *map(str, outs)]
+    command = [sys.executable, "-W", "ignore", "-c", KILLED, *given]
+    codes = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    assert (codes[0], codes[-1]) == ("9", "0")  # 9: killed; at last there were fewer steps than that
+    finished = []
+    for out in outs:
+        verify(out, verify="size")
+        metadata(out)  # forgets what was only prepared
+        finished.append(tree(out) == tree(new))
+        assert finished[-1] or tree(out) == old
+    assert finished == sorted(finished)  # exchange or journal is one point: old before it, new after it
+    assert finished.count(False) >= 5
+    after = sum(done and code == "9" for done, code in zip(finished, codes, strict=True))
+    assert after >= (5 if can_exchange == "no" else 0)
+    assert not list(tmp_path.glob(".*.shardmerge-next"))
+
+
+def test_a_reader_sees_all_old_files_or_all_new_ones(world: MakeWorld) -> None:
+    """One folder takes the place of another: what a reader has open stays as it was."""
+    one = published(world)
+    (one.out / "eval").mkdir()
+    (one.out / "eval" / "scores.txt").write_text("0.5")
+    (one.out / "link").symlink_to("config.json")
+    (one.out / "folder").symlink_to("eval")
+    shards = untouched(one.out)
+    reader = os.open(one.out, os.O_RDONLY | os.O_DIRECTORY)
+    old = os.stat("config.json", dir_fd=reader).st_ino
+    try:
+        metadata(one.out, corrections=["config.rope_theta=5"])
+        assert config_of(one.out)["rope_theta"] == 5
+        assert not os.path.samestat(os.fstat(reader), os.stat(one.out))
+    finally:
+        os.close(reader)
+    assert (one.out / "config.json").stat().st_ino != old
+    assert untouched(one.out) == shards
+    assert (one.out / "eval" / "scores.txt").read_text() == "0.5"
+    assert (one.out / "link").is_symlink()
+    assert (one.out / "folder").readlink() == Path("eval")
+    assert sorted(path.name for path in one.folder.iterdir()) == ["dump", "out", "reference"]
+
+
+def test_an_output_behind_a_link_stays_behind_it(world: MakeWorld) -> None:
+    one = published(world)
+    link = one.folder / "link"
+    link.symlink_to("out")
+    metadata(link, corrections=["config.rope_theta=5"])
+    assert link.is_symlink()
+    assert config_of(one.out)["rope_theta"] == 5
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EPERM, errno.EXDEV])
+def test_a_file_system_that_cannot_exchange_gets_a_journal(
+    world: MakeWorld, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    one = published(world)
+    folder = one.out.stat().st_ino
+
+    def refuse(_a: Path, _b: Path) -> bool:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(exchange, "_exchanged", refuse)
+    metadata(one.out, corrections=["config.rope_theta=5"])
+    assert config_of(one.out)["rope_theta"] == 5
+    assert one.out.stat().st_ino == folder
+    assert sorted(path.name for path in one.folder.iterdir()) == ["dump", "out", "reference"]
+
+
+@pytest.mark.parametrize(
+    "name", ["../mine", "/etc/hostname", "", "a/../../mine", "model-00001-of-00002.safetensors"]
+)
+@pytest.mark.parametrize("part", ["replace", "remove"])
+def test_a_journal_that_names_what_is_not_rewritten_touches_nothing(
+    part: str, name: str, world: MakeWorld
+) -> None:
+    one = published(world)
+    mine = one.folder / "mine"
+    mine.write_text("keep me")
+    journal = {"schema_version": 1, "replace": [], "remove": []} | {part: [name]}
+    (one.out / ".shardmerge" / "journal.json").write_text(json.dumps(journal))
+    before = untouched(one.out)
+    with pytest.raises(CorruptFileError, match="is no file that is rewritten"):
+        metadata(one.out)
+    assert (mine.read_text(), untouched(one.out)) == ("keep me", before)
+
+
+@pytest.mark.parametrize("name", [7, "../mine.safetensors", "mine"])
+def test_a_plan_that_calls_something_else_a_shard_is_told(name: Any, world: MakeWorld) -> None:
+    one = published(world)
+    path = one.out / ".shardmerge" / "plan.json"
+    plan = json.loads(path.read_bytes())
+    plan["assembled"][0]["shard"] = name
+    path.write_text(json.dumps(plan))
+    index = (one.out / INDEX).read_bytes()
+    with pytest.raises(CorruptFileError, match="the plan calls a shard"):
+        metadata(one.out)
+    assert (one.out / INDEX).read_bytes() == index
+
+
+def test_a_report_whose_sidecars_lie_elsewhere_removes_nothing(world: MakeWorld) -> None:
+    one = published(world)
+    mine = one.folder / "mine"
+    mine.write_text("keep me")
+    path = one.out / ".shardmerge" / "report.json"
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | {"sidecars": ["../mine"]}))
+    with pytest.raises(CorruptFileError, match="no list of sidecars"):
+        metadata(one.out, hf_reference=one.reference)
+    assert mine.read_text() == "keep me"
+
+
+def test_a_journal_that_is_no_journal_is_told(world: MakeWorld) -> None:
+    one = published(world)
+    (one.out / ".shardmerge" / "journal.json").write_text("{}")
+    with pytest.raises(CorruptFileError, match=r"journal.json"):
+        metadata(one.out)
+
+
+def test_a_shard_can_never_be_replaced(world: MakeWorld) -> None:
+    one = published(world)
+    with pytest.raises(AssertionError):
+        rewriting.replace(one.out, {"model-00001-of-00002.safetensors": b""}, [])

@@ -1,0 +1,57 @@
+"""What both JSON files of a quantized checkpoint say that no single rank knows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from megatron.core.models.gpt.gpt_model import GPTModel
+
+from shardmerge.phase2_merge import merge
+from shardmerge.phase2_merge.quantization.json_files import excluded
+from tests.dumps.quantized_dumps import dump_quantized
+from tests.worlds.checkpoints import read_hf_tensors, write_hf_checkpoint
+from tests.worlds.gloo import GlooRanks
+from tests.worlds.quantizing import QWEN3_MOE
+from tests.worlds.topology import Topology
+
+
+def test_every_matrix_that_is_not_quantized_is_excluded_by_its_final_name() -> None:
+    """Routers, heads, linears of a multi-token predictor, convolutions; no norm, no bias, no quantized linear."""
+    weights = {
+        "lm_head.weight": (211, 96), "model.embed_tokens.weight": (211, 96), "model.norm.weight": (96,),
+        "model.layers.0.mlp.gate.weight": (8, 96), "model.layers.0.mlp.gate.e_score_correction_bias": (8,),
+        "model.layers.0.mlp.experts.3.up_proj.weight": (64, 96), "model.layers.0.mixer.conv1d.weight": (96, 1, 4),
+        "model.layers.4.eh_proj.weight": (96, 192), "model.layers.4.shared_head.head.weight": (211, 96),
+        "model.layers.4.enorm.weight": (96,), "model.layers.4.self_attn.q_proj.weight": (128, 96),
+    }  # fmt: skip
+    layers = {"model.layers.0.mlp.experts.3.up_proj": "NVFP4"}
+    assert excluded(weights.items(), layers) == [
+        "lm_head", "model.embed_tokens", "model.layers.0.mixer.conv1d", "model.layers.0.mlp.gate",
+        "model.layers.4.eh_proj", "model.layers.4.self_attn.q_proj", "model.layers.4.shared_head.head",
+    ]  # fmt: skip
+
+
+def test_the_kv_cache_is_told_by_the_rank_that_holds_attention(te_ranks: GlooRanks, tmp_path: Path) -> None:
+    """Four stages, of which only the third has a layer with a KV cache in FP8: neither the first nor the last."""
+    reference = write_hf_checkpoint(QWEN3_MOE, tmp_path / "hf")
+    given = (Topology(pp=4), tmp_path / "dump", reference, 2)
+    te_ranks.call(dump_with_cache_on, *given)
+    merge([tmp_path / "dump"], tmp_path / "out", hf_reference=reference, workers=1)
+    told = json.loads((tmp_path / "out" / "hf_quant_config.json").read_text())["quantization"]
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert told["kv_cache_quant_algo"] == "FP8"
+    assert config["quantization_config"]["kv_cache_scheme"]["num_bits"] == 8
+    scales = {name for name in read_hf_tensors(tmp_path / "out") if name.endswith(("k_scale", "v_scale"))}
+    assert scales == {f"model.layers.2.self_attn.{side}_proj.{side}_scale" for side in "kv"}
+
+
+def dump_with_cache_on(topology: Topology, out: Path, reference: Path, only: int) -> None:
+    """FP8 everywhere, and a KV cache that is quantized on one rank."""
+
+    def spoil(rank: int, model: GPTModel) -> None:
+        for name, module in model.named_modules():
+            if rank != only and name.endswith(("k_bmm_quantizer", "v_bmm_quantizer")):
+                module.disable()
+
+    dump_quantized(QWEN3_MOE, topology, "FP8", out, reference, te=True, kv_cache=True, spoil=spoil)

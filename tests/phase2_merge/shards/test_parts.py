@@ -1,0 +1,215 @@
+"""A merge in parts: any order, any time, killed and run again; the same bytes as a merge in one piece."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shardmerge.common.errors import (
+    BadInputError,
+    CorruptFileError,
+    MissingPartsError,
+    OutputExistsError,
+    OutputLockedError,
+)
+from shardmerge.phase2_merge import merge, merge_part
+from shardmerge.phase2_merge.output import publish
+from tests.dumps.dumps import Topology, load, moe_config, tree
+from tests.dumps.worlds import MakeWorld, World
+
+SHAPE: dict[str, Any] = {"max_shard_bytes": 500}
+
+
+def part(one: World, number: int, count: int, **how: Any) -> Any:
+    given = {"hf_reference": one.reference, "workers": 1, **SHAPE, **how}
+    return merge_part([one.dump], one.out, f"{number}/{count}", **given)
+
+
+def whole(one: World) -> dict[str, Any]:
+    """What a merge in one piece publishes."""
+    out = one.folder / "in-one-piece"
+    merge([one.dump], out, hf_reference=one.reference, workers=1, **SHAPE)
+    return tree(out)
+
+
+@pytest.fixture
+def split(world: MakeWorld) -> World:
+    """Adopted shards, and some that are assembled."""
+    return world(Topology(tp=2, ep=2), moe_config()).write()
+
+
+@pytest.mark.parametrize("count", [1, 3, 40])
+def test_parts_in_any_order_give_the_bytes_of_one_merge(split: World, count: int) -> None:
+    reports = [part(split, number, count) for number in reversed(range(1, count + 1))]
+    assert not split.out.exists()
+    found = split.merge(finalize=True, **SHAPE)
+    assert sum(one.num_shards for one in reports) == found.num_shards
+    assert sum(one.num_bytes for one in reports) == found.adopted_bytes + found.assembled_bytes
+    assert found.adopted_by == {"hard link": found.adopted_shards}
+    assert tree(split.out) == whole(split)
+    assert not split.out.with_name("out.partial").exists()
+
+
+def test_parts_share_the_bytes_evenly(split: World) -> None:
+    sizes = [part(split, number, 3).num_bytes for number in (1, 2, 3)]
+    largest = max(path.stat().st_size for path in split.out.with_name("out.partial").glob("*.safetensors"))
+    assert max(sizes) - min(sizes) <= largest
+
+
+def test_finalize_names_the_parts_that_are_missing_and_leaves_what_is_there(split: World) -> None:
+    part(split, 2, 3)
+    with pytest.raises(MissingPartsError) as found:
+        split.merge(finalize=True, **SHAPE)
+    assert found.value.exit_code == 3
+    assert found.value.parts == ("1/3", "3/3")
+    assert found.value.message().startswith(f"{found.value.absent_shards} of {found.value.num_shards} shards")
+    assert not split.out.exists()
+    for number in (1, 3):
+        part(split, number, 3)
+    split.merge(finalize=True, **SHAPE)
+    assert tree(split.out) == whole(split)
+
+
+def test_finalize_without_any_part_says_so(split: World) -> None:
+    with pytest.raises(MissingPartsError, match="No part is complete"):
+        split.merge(finalize=True, **SHAPE)
+
+
+def test_a_part_that_is_complete_is_left_alone(split: World) -> None:
+    part(split, 1, 2)
+    partial = split.out.with_name("out.partial")
+    before = {path.name: path.stat().st_mtime_ns for path in partial.glob("*.safetensors")}
+    again = part(split, 1, 2)
+    assert again.kept_shards == again.num_shards == len(before)
+    assert {path.name: path.stat().st_mtime_ns for path in partial.glob("*.safetensors")} == before
+    part(split, 2, 2)
+    split.merge(finalize=True, **SHAPE)
+    published = tree(split.out)
+    assert part(split, 1, 2).kept_shards == again.num_shards
+    assert tree(split.out) == published
+
+
+def test_a_part_that_was_not_verified_does_not_count_for_a_merge_that_verifies(split: World) -> None:
+    part(split, 1, 2, verify="size")
+    part(split, 2, 2)
+    with pytest.raises(MissingPartsError) as found:
+        split.merge(finalize=True, **SHAPE)
+    assert found.value.parts == ("1/2",)
+    assert split.merge(finalize=True, verify="size", **SHAPE).num_shards > 2
+
+
+def test_parts_of_another_plan_do_not_count(split: World) -> None:
+    part(split, 1, 1, max_shard_bytes=400)
+    with pytest.raises(MissingPartsError):
+        split.merge(finalize=True, **SHAPE)
+
+
+def test_a_damaged_fragment_fails_the_part_that_adopts_it(split: World) -> None:
+    fragment = split.rank(0) / "whole-00001.safetensors"
+    data = bytearray(fragment.read_bytes())
+    data[-1] ^= 1
+    fragment.write_bytes(data)
+    with pytest.raises(CorruptFileError, match="rank-00000/whole-00001"):
+        part(split, 1, 1)
+    with pytest.raises(MissingPartsError):
+        split.merge(finalize=True, **SHAPE)
+
+
+def test_parts_run_together_but_never_beside_a_whole_merge(split: World) -> None:
+    with publish.sharing(split.out, None):
+        assert part(split, 1, 2).num_shards > 0
+        for finalize in (True, False):
+            with pytest.raises(OutputLockedError):
+                split.merge(finalize=finalize, **SHAPE)
+    (split.out.with_name("out.partial") / ".shardmerge" / "lock").unlink()
+    with publish.publishing(split.out, None, keep=True), pytest.raises(OutputLockedError):
+        part(split, 2, 2)
+
+
+def test_a_part_of_another_output_is_refused(split: World) -> None:
+    split.out.mkdir()
+    (split.out / "precious").write_text("mine")
+    with pytest.raises(OutputExistsError):
+        part(split, 1, 2)
+    assert tree(split.out) == {"precious": b"mine"}
+
+
+def test_a_part_of_an_output_with_other_shards_is_refused(split: World) -> None:
+    split.merge(**SHAPE)
+    with pytest.raises(OutputExistsError, match="into other shards"):
+        part(split, 1, 2, max_shard_bytes=400)
+
+
+@pytest.mark.parametrize("text", ["0/4", "5/4", "1", "1/0", "a/b", "-1/4", "1/4/2"])
+def test_a_part_that_is_none_is_refused(split: World, text: str) -> None:
+    with pytest.raises(BadInputError, match="number/count"):
+        merge_part([split.dump], split.out, text, hf_reference=split.reference)
+
+
+COMMAND = [
+    sys.executable,
+    "-W",
+    "ignore",
+    "-c",
+    "from shardmerge.common.command.group import main; main()",
+    "merge",
+]
+
+
+def test_an_array_of_processes_and_a_last_one_publish(split: World) -> None:
+    given = [
+        str(split.dump),
+        str(split.out),
+        "--hf-reference",
+        str(split.reference),
+        "--max-shard-size",
+        "500",
+    ]
+    array = [
+        subprocess.Popen([*COMMAND, *given, "--part", f"{number}/3"], stdout=subprocess.PIPE, text=True)
+        for number in (1, 2, 3)
+    ]
+    told = [process.communicate()[0] for process in array]
+    assert [process.returncode for process in array] == [0, 0, 0]
+    assert told[0].startswith("Part 1/3 of ")
+    done = subprocess.run(
+        [*COMMAND, *given, "--finalize", "--json"], capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout)["num_shards"] == len(list(split.out.glob("*.safetensors")))
+    assert tree(split.out) == whole(split)
+
+
+@pytest.mark.parametrize("other", ["--finalize", "--dry-run"])
+def test_part_goes_with_neither_finalize_nor_dry_run(split: World, other: str) -> None:
+    given = [str(split.dump), str(split.out), "--hf-reference", str(split.reference), "--part", "1/2", other]
+    done = subprocess.run([*COMMAND, *given], check=False, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "--part with --finalize or --dry-run" in done.stderr
+    assert not Path(f"{split.out}.partial").exists()
+
+
+def test_small_fragments_are_joined_and_large_ones_stay(world: MakeWorld) -> None:
+    one = world(Topology(ep=4, pp=2), moe_config()).write()
+    sizes = {path: path.stat().st_size for path in one.dump.rglob("whole-*.safetensors")}
+    plain = one.merge()
+    assert plain.adopted_shards == len(sizes) > 4
+    threshold = sorted(shard[1] for shard in plain.largest_shards)[-2]
+    joined = merge(
+        [one.dump], one.folder / "joined", hf_reference=one.reference, workers=1, min_shard_bytes=threshold
+    )
+    assert joined.adopted_shards == sum(size >= threshold for _, size in plain.largest_shards)
+    assert joined.num_shards == joined.adopted_shards + 1
+    assert load(one.folder / "joined") == load(one.out) == one.model.tensors
+    shards = {os.stat(path).st_ino for path in (one.folder / "joined").glob("*.safetensors")}
+    assert len(shards & {os.stat(path).st_ino for path in sizes}) == joined.adopted_shards
+
+
+def test_a_least_size_above_the_largest_is_refused(world: MakeWorld) -> None:
+    with pytest.raises(BadInputError, match="above max_shard_bytes"):
+        world().write().merge(min_shard_bytes=501, max_shard_bytes=500)
