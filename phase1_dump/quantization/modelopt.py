@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from shardmerge.common.errors import UnsupportedParameterError
+from shardmerge.common.errors import BadScaleError, UnsupportedParameterError
 from shardmerge.common.quantization import (
     BLOCK_FP8,
     KV_CACHE_ALGORITHMS,
@@ -27,7 +27,6 @@ from shardmerge.common.quantization import (
     Format,
     by_modelopt_name,
 )
-from shardmerge.common.quantization_errors import BadScaleError
 
 from .derived import Derived, Readable, Scales
 from .element_types import TORCH

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from shardmerge.common.architectures import Tensor
+from shardmerge.common.errors import CutInsideBlockError
 from shardmerge.common.quantization import Companion, Encoding, companion_shape, module_of, scaled
-from shardmerge.common.quantization_errors import CutInsideBlockError
 from shardmerge.common.rectangle import Shape
 
 from ..quantization.derived import Packed, Readable

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TextIO
 
 from shardmerge.common.command.progress import Progress
-from shardmerge.common.problems import raise_problems
+from shardmerge.common.errors import raise_problems
 
 from ..ledger.fragments import Fragment, check_bytes
 from ..ledger.table import Ledger

@@ -23,8 +23,8 @@ from shardmerge.common.errors import (
     OutputExistsError,
     ShardmergeError,
     UnexpectedTensorError,
+    raise_problems,
 )
-from shardmerge.common.problems import raise_problems
 from shardmerge.common.reference import INDEX
 
 from .. import corrections as correcting

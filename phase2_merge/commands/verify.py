@@ -25,8 +25,8 @@ from shardmerge.common.errors import (
     NonFiniteError,
     ShardmergeError,
     UnsupportedArchitectureError,
+    raise_problems,
 )
-from shardmerge.common.problems import raise_problems
 from shardmerge.common.reference import INDEX, PLAIN_FLOATS
 from shardmerge.common.safetensors_header import Entry, Header
 

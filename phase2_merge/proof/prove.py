@@ -17,9 +17,8 @@ import numpy as np
 
 from shardmerge.common import reference as references
 from shardmerge.common.architectures import Blueprint, blueprint
-from shardmerge.common.errors import BadInputError, ShardmergeError
+from shardmerge.common.errors import BadInputError, ShardmergeError, raise_problems
 from shardmerge.common.manifest import Manifest
-from shardmerge.common.problems import raise_problems
 from shardmerge.common.reference import Reference
 
 from ..corrections import Correction, Recorded, corrected, of_part, parse, recorded

@@ -15,9 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from shardmerge.common import canonical_json
-from shardmerge.common.errors import BadInputError, CorruptFileError, ShardmergeError
+from shardmerge.common.errors import (
+    BadInputError,
+    CorruptFileError,
+    DeclarationMismatchError,
+    ShardmergeError,
+)
 from shardmerge.common.quantization import BLOCK_FP8, FORMATS, KV_CACHE_ALGORITHMS, Format
-from shardmerge.common.quantization_errors import DeclarationMismatchError
 
 from ..hf_files.config_json import HF_QUANT_CONFIG
 

@@ -10,7 +10,12 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from shardmerge.common.errors import ShardmergeError
+from shardmerge.common.errors import (
+    MissingScaleError,
+    ShardmergeError,
+    StoredOtherwiseError,
+    UndeclaredScaleError,
+)
 from shardmerge.common.quantization import (
     FORMATS,
     KV_CACHE_TENSORS,
@@ -19,11 +24,6 @@ from shardmerge.common.quantization import (
     Format,
     companions_of,
     module_of,
-)
-from shardmerge.common.quantization_errors import (
-    MissingScaleError,
-    StoredOtherwiseError,
-    UndeclaredScaleError,
 )
 from shardmerge.common.rectangle import Shape
 from shardmerge.common.reference import PLAIN_FLOATS

@@ -13,7 +13,14 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, Literal
 
-from shardmerge.common.errors import ShardmergeError, UnsupportedQuantizationError
+from shardmerge.common.errors import (
+    BadScaleError,
+    QuantizationMismatchError,
+    ScalarMismatchError,
+    ShardmergeError,
+    UncalibratedError,
+    UnsupportedQuantizationError,
+)
 from shardmerge.common.manifest import Manifest
 from shardmerge.common.quantization import (
     BLOCK_FP8,
@@ -22,12 +29,6 @@ from shardmerge.common.quantization import (
     KV_CACHE_TENSORS,
     companions_of,
     module_of,
-)
-from shardmerge.common.quantization_errors import (
-    BadScaleError,
-    QuantizationMismatchError,
-    ScalarMismatchError,
-    UncalibratedError,
 )
 from shardmerge.common.rectangle import Shape
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from shardmerge.common import errors as tree
-from shardmerge.common.errors import ShardmergeError
-from shardmerge.common.problems import ProblemsFoundError, fair_shares, raise_problems
-from shardmerge.common.telling import first_ranks
+from shardmerge.common.errors import ProblemsFoundError, ShardmergeError, raise_problems
+from shardmerge.common.errors.several import fair_shares
+from shardmerge.common.errors.wording import first_ranks
 
 SAMPLES: dict[str, Any] = {
     "int": 3, "str": "some text", "str | None": "a reason", "tuple[int, ...]": (1, 2), "tuple[str, ...]": ("a", "b"),

@@ -10,8 +10,7 @@ import pytest
 import xxhash
 
 from shardmerge.common import canonical_json
-from shardmerge.common.errors import ShardmergeError
-from shardmerge.common.problems import ProblemsFoundError
+from shardmerge.common.errors import ProblemsFoundError, ShardmergeError
 from tests.dumps.worlds import World
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from shardmerge.common.errors import ShardmergeError
-from shardmerge.common.quantization_errors import (
+from shardmerge.common.errors import (
     DeclarationMismatchError,
     MissingScaleError,
+    ShardmergeError,
     StoredOtherwiseError,
 )
 from shardmerge.phase2_merge import verify

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shardmerge.common.errors import MissingRankError
-from shardmerge.common.problems import ProblemsFoundError
+from shardmerge.common.errors import MissingRankError, ProblemsFoundError
 from shardmerge.phase2_merge import check
 
 from .__main__ import BOUND_BYTES, BOUND_S, cost

@@ -23,8 +23,8 @@ from shardmerge.common.errors import (
     UncoveredTensorError,
     UnexpectedTensorError,
 )
+from shardmerge.common.errors.wording import first_ranks
 from shardmerge.common.rectangle import place
-from shardmerge.common.telling import first_ranks
 
 from ...ledger.names import summary
 from ...ledger.read import DTYPES

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import xxhash
 
-from shardmerge.common.errors import CorruptFileError, CorruptManifestError
-from shardmerge.common.problems import ProblemsFoundError
+from shardmerge.common.errors import CorruptFileError, CorruptManifestError, ProblemsFoundError
 from tests.dumps.refusals import edit
 from tests.faults.real.conftest import Victim
 

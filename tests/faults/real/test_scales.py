@@ -12,12 +12,14 @@ import pytest
 from megatron.core.models.gpt.gpt_model import GPTModel
 
 from shardmerge.common import manifest as manifests
-from shardmerge.common.errors import MismatchError, MissingTensorError, UnexpectedTensorError
-from shardmerge.common.problems import ProblemsFoundError
-from shardmerge.common.quantization_errors import (
+from shardmerge.common.errors import (
     BadScaleError,
+    MismatchError,
+    MissingTensorError,
+    ProblemsFoundError,
     QuantizationMismatchError,
     ScalarMismatchError,
+    UnexpectedTensorError,
 )
 from shardmerge.phase2_merge import check, merge
 from tests.dumps.quantized_dumps import dump_quantized, edit_manifests, moved, with_scalar

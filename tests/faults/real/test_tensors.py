@@ -13,10 +13,10 @@ from shardmerge.common.errors import (
     MismatchError,
     MissingTensorError,
     OverlapError,
+    ProblemsFoundError,
     UncoveredTensorError,
     UnexpectedTensorError,
 )
-from shardmerge.common.problems import ProblemsFoundError
 from tests.faults.real.conftest import Victim
 from tests.faults.real.rewriting import Change, Written
 

@@ -9,9 +9,7 @@ import pytest
 import torch
 import transformers
 
-from shardmerge.common.errors import ShardmergeError
-from shardmerge.common.problems import ProblemsFoundError
-from shardmerge.common.quantization_errors import BadScaleError
+from shardmerge.common.errors import BadScaleError, ProblemsFoundError, ShardmergeError
 from shardmerge.phase2_merge import merge
 from tests.phase1_dump.te_weight_jobs import dump_kind, dump_with_scale, freed_refusal, refusal_of
 from tests.worlds.checkpoints import read_hf_tensors, write_hf_checkpoint

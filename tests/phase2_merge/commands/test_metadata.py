@@ -21,9 +21,9 @@ from shardmerge.common.errors import (
     MissingTensorError,
     OutputExistsError,
     OutputLockedError,
+    ProblemsFoundError,
     UnexpectedTensorError,
 )
-from shardmerge.common.problems import ProblemsFoundError
 from shardmerge.phase2_merge import merge, metadata, verify
 from shardmerge.phase2_merge.output import exchange
 from shardmerge.phase2_merge.output import replace_files as rewriting

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from shardmerge.common import errors as tree
-from shardmerge.common.errors import ShardmergeError
-from shardmerge.common.problems import ProblemsFoundError
+from shardmerge.common.errors import ProblemsFoundError, ShardmergeError
 from shardmerge.phase2_merge import verify
 from tests.dumps import dumps
 from tests.dumps.dumps import Topology, dense_config

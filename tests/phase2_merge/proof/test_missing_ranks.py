@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from shardmerge.common.errors import IncompleteError, MissingRankError
-from shardmerge.common.problems import ProblemsFoundError
+from shardmerge.common.errors import IncompleteError, MissingRankError, ProblemsFoundError
 from tests.dumps.dumps import Topology, moe_config
 from tests.dumps.worlds import MakeWorld, World
 

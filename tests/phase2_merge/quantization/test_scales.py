@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from shardmerge.common.errors import CorruptFileError, ShardmergeError
-from shardmerge.common.problems import ProblemsFoundError
-from shardmerge.common.quantization_errors import (
+from shardmerge.common.errors import (
+    CorruptFileError,
     DeclarationMismatchError,
     MissingScaleError,
+    ProblemsFoundError,
+    ShardmergeError,
     StoredOtherwiseError,
     UndeclaredScaleError,
 )

@@ -16,17 +16,15 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from shardmerge.common.command.group import main
 from shardmerge.common.errors import (
     BadInputError,
+    BadScaleError,
     MismatchError,
     MissingTensorError,
-    ShardmergeError,
-    UnexpectedTensorError,
-)
-from shardmerge.common.problems import ProblemsFoundError
-from shardmerge.common.quantization_errors import (
-    BadScaleError,
+    ProblemsFoundError,
     QuantizationMismatchError,
     ScalarMismatchError,
+    ShardmergeError,
     UncalibratedError,
+    UnexpectedTensorError,
 )
 from shardmerge.phase2_merge import check, merge, metadata
 from tests.dumps.quantized_dumps import (

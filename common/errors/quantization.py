@@ -1,11 +1,11 @@
-"""What can be wrong with quantized weights: scales, ranges that nobody saw, cuts inside blocks, facts that differ."""
+"""Quantized weights: scales, ranges that nobody saw, cuts inside blocks, declarations that differ."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .errors import SHOWN, ConflictError, IncompleteError, UnsupportedError
-from .telling import first_ranks
+from .tree import SHOWN, ConflictError, IncompleteError, UnsupportedError
+from .wording import first_ranks
 
 
 @dataclass(eq=False)
@@ -85,9 +85,6 @@ class CutInsideBlockError(UnsupportedError):
         )
 
 
-# ---- in a Hugging Face directory, whoever wrote it ------------------------------------------------------------
-
-
 @dataclass(eq=False)
 class MissingScaleError(IncompleteError):
     tensor: str
@@ -141,4 +138,16 @@ class DeclarationMismatchError(ConflictError):
             f"{self.key} is {self.in_hf_quant_config} in hf_quant_config.json, but {self.in_config} in config.json's "
             "quantization_config; readers disagree on which they trust. Correct the one that is wrong (shardmerge "
             "metadata --set quantization.KEY=VALUE writes both, where shardmerge wrote them)."
+        )
+
+
+@dataclass(eq=False)
+class UnsupportedQuantizationError(UnsupportedError):
+    formats: str
+    ranks: tuple[int, ...]
+
+    def message(self) -> str:
+        return (
+            f"The dump is quantized as {self.formats} (rank {first_ranks(self.ranks)}), which this shardmerge cannot "
+            "merge. Nothing was written. Quantize the model otherwise, or dump it unquantized."
         )

@@ -1,0 +1,95 @@
+"""Every way shardmerge refuses, as one tree: a class per fault, its facts as fields, an exit code per branch.
+
+`tree` holds the root and the branches, each other module the faults of one subject. All are imported from here.
+"""
+
+from .dump import CorruptManifestError, DuplicateRankError, MissingRankError, MixedGenerationsError
+from .files import CorruptFileError, CorruptIndexError
+from .model import (
+    ExpertIdsError,
+    NotInitializedError,
+    StaleParametersError,
+    UnclaimedParameterError,
+    UnsupportedArchitectureError,
+    UnsupportedParameterError,
+)
+from .output import MissingPartsError, OutputExistsError, OutputLockedError, WorkerDiedError
+from .quantization import (
+    BadScaleError,
+    CutInsideBlockError,
+    DeclarationMismatchError,
+    MissingScaleError,
+    QuantizationMismatchError,
+    ScalarMismatchError,
+    StoredOtherwiseError,
+    UncalibratedError,
+    UndeclaredScaleError,
+    UnsupportedQuantizationError,
+)
+from .several import ProblemsFoundError, raise_problems
+from .tensors import (
+    MismatchError,
+    MissingTensorError,
+    NonFiniteError,
+    OverlapError,
+    ReplicaMismatchError,
+    UncoveredTensorError,
+    UnexpectedTensorError,
+)
+from .tree import (
+    SHOWN,
+    ConflictError,
+    IncompleteError,
+    OutputError,
+    ShardmergeError,
+    UnsupportedError,
+    UsageError,
+)
+from .usage import BadInputError, MissingConfigError
+
+__all__ = [
+    "SHOWN",
+    "BadInputError",
+    "BadScaleError",
+    "ConflictError",
+    "CorruptFileError",
+    "CorruptIndexError",
+    "CorruptManifestError",
+    "CutInsideBlockError",
+    "DeclarationMismatchError",
+    "DuplicateRankError",
+    "ExpertIdsError",
+    "IncompleteError",
+    "MismatchError",
+    "MissingConfigError",
+    "MissingPartsError",
+    "MissingRankError",
+    "MissingScaleError",
+    "MissingTensorError",
+    "MixedGenerationsError",
+    "NonFiniteError",
+    "NotInitializedError",
+    "OutputError",
+    "OutputExistsError",
+    "OutputLockedError",
+    "OverlapError",
+    "ProblemsFoundError",
+    "QuantizationMismatchError",
+    "ReplicaMismatchError",
+    "ScalarMismatchError",
+    "ShardmergeError",
+    "StaleParametersError",
+    "StoredOtherwiseError",
+    "UncalibratedError",
+    "UnclaimedParameterError",
+    "UncoveredTensorError",
+    "UndeclaredScaleError",
+    "UnexpectedTensorError",
+    "UnsupportedArchitectureError",
+    "UnsupportedError",
+    "UnsupportedParameterError",
+    "UnsupportedQuantizationError",
+    "UsageError",
+    "WorkerDiedError",
+    "raise_problems",
+]

@@ -1,0 +1,58 @@
+"""The ranks of a dump and their manifests: missing, damaged, or of different generations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .tree import ConflictError, IncompleteError
+from .wording import first_ranks
+
+
+@dataclass(eq=False)
+class MissingRankError(IncompleteError):
+    rank: int
+    coordinates: dict[str, int]
+    debt: str
+    failed: str | None = None
+
+    def message(self) -> str:
+        where = ", ".join(f"{axis} {at}" for axis, at in self.coordinates.items())
+        place = f"rank {self.rank} ({where})" if where else f"rank {self.rank}"
+        why = f"; it recorded a failure: {self.failed}" if self.failed else ""
+        do = "Dump this run again, or add the directory that holds the rank."
+        return f"{place} has no manifest: {self.debt}{why}. {do}"
+
+
+@dataclass(eq=False)
+class CorruptManifestError(ConflictError):
+    path: str
+    reason: str
+
+    def message(self) -> str:
+        return (
+            f"{self.path} is no manifest: {self.reason}. Manifests are never edited: take back the original, and "
+            "correct a fact with --set facts.KEY=VALUE; or dump this run again."
+        )
+
+
+@dataclass(eq=False)
+class MixedGenerationsError(ConflictError):
+    field: str
+    values: dict[str, tuple[int, ...]]
+
+    def message(self) -> str:
+        seen = "; ".join(f"{value} on rank {first_ranks(ranks)}" for value, ranks in self.values.items())
+        return (
+            f"Manifests of different {self.field}: {seen}. A merge takes one generation: give each dump a directory "
+            "of its own."
+        )
+
+
+@dataclass(eq=False)
+class DuplicateRankError(ConflictError):
+    rank: int
+    paths: tuple[str, ...]
+
+    def message(self) -> str:
+        places = ", ".join(self.paths)
+        return f"rank {self.rank} has differing manifests in {places}. Keep the one that belongs to this run."

@@ -1,0 +1,31 @@
+"""Files that are damaged or do not fit the files beside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .tree import ConflictError
+
+
+@dataclass(eq=False)
+class CorruptFileError(ConflictError):
+    path: str
+    reason: str
+    rank: int | None = None
+
+    def message(self) -> str:
+        owner = "" if self.rank is None else f" (rank {self.rank})"
+        do = "Copy it again from where it was dumped, or dump this run again."
+        return f"{self.path}{owner} is damaged: {self.reason}. {do}"
+
+
+@dataclass(eq=False)
+class CorruptIndexError(ConflictError):
+    path: str
+    reason: str
+
+    def message(self) -> str:
+        return (
+            f"{self.path} does not fit the files beside it: {self.reason}. Take back the one that was published with "
+            "them."
+        )

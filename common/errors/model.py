@@ -1,0 +1,81 @@
+"""The model that is to be dumped: its state, its expert ids, and what no table or format covers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .tree import ConflictError, UnsupportedError, UsageError
+
+
+@dataclass(eq=False)
+class NotInitializedError(UsageError):
+    evidence: str
+
+    def message(self) -> str:
+        return (
+            f"torch.distributed is not initialised, but {self.evidence}: every process would pass for rank 0 of 1 "
+            "and halves for wholes. Call dump() after init_process_group and initialize_model_parallel."
+        )
+
+
+@dataclass(eq=False)
+class StaleParametersError(UsageError):
+    chunk: int
+
+    def message(self) -> str:
+        return (
+            f"Model chunk {self.chunk} is a DistributedDataParallel with overlap_param_gather and its forward "
+            "pre-hooks installed: its parameters are stale after optimizer.step(). Call "
+            "disable_forward_pre_hook(param_sync=True) on every rank first, or pass params_synced=True if you did."
+        )
+
+
+@dataclass(eq=False)
+class ExpertIdsError(ConflictError):
+    module: str
+    rank: int
+    got: tuple[int, ...]
+    expected: tuple[int, ...]
+
+    def message(self) -> str:
+        return (
+            f"{self.module} on rank {self.rank}: the checkpoint keys name experts {list(self.got)}, the module's "
+            f"local_expert_indices are {list(self.expected)}. megatron-core numbers experts contiguously by ep rank; "
+            "this model does not, and its experts would be exported under wrong ids."
+        )
+
+
+@dataclass(eq=False)
+class UnsupportedArchitectureError(UnsupportedError):
+    architecture: str
+    supported: tuple[str, ...]
+
+    def message(self) -> str:
+        return (
+            f"No table for architecture {self.architecture}. Supported: {', '.join(self.supported)}. "
+            "CONTRIBUTING.md says how to add one."
+        )
+
+
+@dataclass(eq=False)
+class UnclaimedParameterError(UnsupportedError):
+    parameter: str
+    shape: tuple[int, ...]
+    architecture: str
+    rank: int
+
+    def message(self) -> str:
+        return (
+            f"{self.parameter} {list(self.shape)} on rank {self.rank} is claimed by no row of {self.architecture}. "
+            "Nothing was written. Add a row to its table, or check that the reference is this model's."
+        )
+
+
+@dataclass(eq=False)
+class UnsupportedParameterError(UnsupportedError):
+    parameter: str
+    reason: str
+    rank: int
+
+    def message(self) -> str:
+        return f"{self.parameter} on rank {self.rank}: {self.reason}. Nothing was written."

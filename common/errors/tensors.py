@@ -1,0 +1,112 @@
+"""Tensors that are missing, cut wrongly, covered twice, or hold what weights should not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .tree import ConflictError, IncompleteError
+from .wording import first_ranks, suspects
+
+
+@dataclass(eq=False)
+class MissingTensorError(IncompleteError):
+    tensor: str
+    shape: tuple[int, ...]
+    required_by: str
+    owed_by: tuple[int, ...] = ()
+    where: str = ""
+
+    def message(self) -> str:
+        told = f"{self.tensor} {list(self.shape)} is in no manifest, but {self.required_by} requires it."
+        do = "If training never held it, --graft takes it from the reference; or use one that does not list it."
+        return f"{told} {suspects(self.owed_by, self.where)}{do}"
+
+
+@dataclass(eq=False)
+class UncoveredTensorError(IncompleteError):
+    tensor: str
+    global_shape: tuple[int, ...]
+    missing: str
+    present: str
+    ranks: tuple[int, ...] = ()
+    owed_by: tuple[int, ...] = ()
+    where: str = ""
+
+    def message(self) -> str:
+        owed = suspects(self.owed_by, self.where) or "A rank did not write its part. "
+        return (
+            f"{self.tensor} {list(self.global_shape)} is not whole: {self.missing} missing, present {self.present}. "
+            f"{owed}Dump this run again."
+        )
+
+
+@dataclass(eq=False)
+class OverlapError(ConflictError):
+    tensor: str
+    ranks: tuple[int, ...]
+    rectangles: str
+
+    def message(self) -> str:
+        return (
+            f"{self.tensor} is covered twice: {self.rectangles}, by ranks {first_ranks(self.ranks)}. Two ranks claim "
+            "the same global ids; compare the model's local_expert_indices and parallel groups, and dump again."
+        )
+
+
+@dataclass(eq=False)
+class MismatchError(ConflictError):
+    tensor: str
+    what: str
+    got: str
+    expected: str
+    ranks: tuple[int, ...] = ()
+
+    def message(self) -> str:
+        by = f" on rank {first_ranks(self.ranks)}" if self.ranks else ""
+        return (
+            f"{self.tensor}: {self.what} is {self.got}{by}, expected {self.expected}. Either the reference's "
+            "config.json is not this model's, or the dump is not this run's."
+        )
+
+
+@dataclass(eq=False)
+class UnexpectedTensorError(ConflictError):
+    tensor: str
+    ranks: tuple[int, ...]
+    architecture: str
+
+    def message(self) -> str:
+        return (
+            f"{self.tensor} (rank {first_ranks(self.ranks)}) is no tensor of {self.architecture} with this "
+            "config.json. Compare num_hidden_layers, the number of experts and tie_word_embeddings with the model "
+            "that was trained."
+        )
+
+
+@dataclass(eq=False)
+class ReplicaMismatchError(ConflictError):
+    tensor: str
+    rectangle: str
+    owner: int
+    ranks: tuple[int, ...]
+
+    def message(self) -> str:
+        return (
+            f"{self.tensor} {self.rectangle}: rank {first_ranks(self.ranks)} holds other bytes than rank {self.owner}, "
+            "which wrote it: replicas have drifted apart in training. --allow replicas merges what was written."
+        )
+
+
+@dataclass(eq=False)
+class NonFiniteError(ConflictError):
+    tensor: str
+    nan_count: int
+    inf_count: int
+    ranks: tuple[int, ...]
+
+    def message(self) -> str:
+        by = f" (rank {first_ranks(self.ranks)})" if self.ranks else ""
+        return (
+            f"{self.tensor} holds {self.nan_count:,} NaN and {self.inf_count:,} infinite elements{by}. "
+            "Take an earlier checkpoint, or --allow nan to merge it as it is."
+        )
