@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from ..errors import BadInputError, UnsupportedArchitectureError
-from .deepseek import DEEPSEEK_V3
-from .llama import LLAMA, QWEN2, QWEN3
-from .mixtral import MIXTRAL
-from .nemotron_h import NEMOTRON_H
-from .qwen3_moe import QWEN3_MOE
-from .table import Architecture, Blueprint, Claim, Config, Layout, Tensor, key_ids
+from .blueprint import Blueprint, Claim, Tensor
+from .families.deepseek import DEEPSEEK_V3
+from .families.llama import LLAMA, QWEN2, QWEN3
+from .families.mixtral import MIXTRAL
+from .families.nemotron_h import NEMOTRON_H
+from .families.qwen3_moe import QWEN3_MOE
+from .keys import key_ids
+from .rows import Architecture, Config, Layout
 
 ARCHITECTURES = {
     table.name: table for table in (LLAMA, QWEN2, QWEN3, QWEN3_MOE, MIXTRAL, DEEPSEEK_V3, NEMOTRON_H)

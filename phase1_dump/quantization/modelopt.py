@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from shardmerge.common.errors import BadScaleError, UnsupportedParameterError
-from shardmerge.common.quantization import (
+from shardmerge.common.quantization.formats import (
     BLOCK_FP8,
     KV_CACHE_ALGORITHMS,
     Companion,

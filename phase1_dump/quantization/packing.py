@@ -15,7 +15,8 @@ from torch import nn
 
 from shardmerge.common.architectures import Layout
 from shardmerge.common.errors import UnsupportedParameterError
-from shardmerge.common.quantization import KV_CACHE_TENSORS, module_of
+from shardmerge.common.quantization.arithmetic import module_of
+from shardmerge.common.quantization.formats import KV_CACHE_TENSORS
 
 from ..fragments.manifest import versions
 from ..rectangles.holdings import Claimed

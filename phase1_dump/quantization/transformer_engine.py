@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from shardmerge.common.quantization import BLOCK_FP8, FORMATS, Format
+from shardmerge.common.quantization.formats import BLOCK_FP8, FORMATS, Format
 
 from .derived import Cache, Derived, Readable
 

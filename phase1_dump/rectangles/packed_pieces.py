@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from shardmerge.common.architectures import Tensor
 from shardmerge.common.errors import CutInsideBlockError
-from shardmerge.common.quantization import Companion, Encoding, companion_shape, module_of, scaled
+from shardmerge.common.quantization.arithmetic import companion_shape, module_of, scaled
+from shardmerge.common.quantization.formats import Companion, Encoding
 from shardmerge.common.rectangle import Shape
 
 from ..quantization.derived import Packed, Readable

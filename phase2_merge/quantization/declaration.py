@@ -21,7 +21,7 @@ from shardmerge.common.errors import (
     DeclarationMismatchError,
     ShardmergeError,
 )
-from shardmerge.common.quantization import BLOCK_FP8, FORMATS, KV_CACHE_ALGORITHMS, Format
+from shardmerge.common.quantization.formats import BLOCK_FP8, FORMATS, KV_CACHE_ALGORITHMS, Format
 
 from ..hf_files.config_json import HF_QUANT_CONFIG
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from shardmerge.common.quantization import BLOCK_FP8, FORMATS, Format, module_of
+from shardmerge.common.quantization.arithmetic import module_of
+from shardmerge.common.quantization.formats import BLOCK_FP8, FORMATS, Format
 from shardmerge.common.rectangle import Shape
 
 from ..corrections import Correction, corrected, of_part

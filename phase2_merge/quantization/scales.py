@@ -16,15 +16,8 @@ from shardmerge.common.errors import (
     StoredOtherwiseError,
     UndeclaredScaleError,
 )
-from shardmerge.common.quantization import (
-    FORMATS,
-    KV_CACHE_TENSORS,
-    SUFFIX,
-    Companion,
-    Format,
-    companions_of,
-    module_of,
-)
+from shardmerge.common.quantization.arithmetic import companions_of, module_of
+from shardmerge.common.quantization.formats import FORMATS, KV_CACHE_TENSORS, SUFFIX, Companion, Format
 from shardmerge.common.rectangle import Shape
 from shardmerge.common.reference import PLAIN_FLOATS
 from shardmerge.common.safetensors_header import Entry

@@ -22,14 +22,8 @@ from shardmerge.common.errors import (
     UnsupportedQuantizationError,
 )
 from shardmerge.common.manifest import Manifest
-from shardmerge.common.quantization import (
-    BLOCK_FP8,
-    FORMATS,
-    KV_CACHE_ALGORITHMS,
-    KV_CACHE_TENSORS,
-    companions_of,
-    module_of,
-)
+from shardmerge.common.quantization.arithmetic import companions_of, module_of
+from shardmerge.common.quantization.formats import BLOCK_FP8, FORMATS, KV_CACHE_ALGORITHMS, KV_CACHE_TENSORS
 from shardmerge.common.rectangle import Shape
 
 from ..ledger.names import EXPERT, grouped

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from shardmerge.common.architectures import ARCHITECTURES, blueprint, key_ids
-from shardmerge.common.architectures.table import key_pattern
+from shardmerge.common.architectures.keys import key_pattern
 from shardmerge.common.errors import BadInputError, UnsupportedArchitectureError
 
 CONFIG: dict[str, Any] = {

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from shardmerge.common.architectures.table import MAX_EXPERTS
+from shardmerge.common.architectures.blueprint import MAX_EXPERTS
 from shardmerge.common.errors import ShardmergeError
 
 BOUNDED = settings(

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from shardmerge.common import architectures
-from shardmerge.common.architectures.table import Row
+from shardmerge.common.architectures.rows import Row
 from tests.worlds.families import Family
 
 LAYER, EXPERT = 1, 3  # where faults of live weights are

@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from shardmerge.common import manifest as manifests
 from shardmerge.common.architectures import Tensor, blueprint
 from shardmerge.common.manifest import Columns, FragmentFile, Manifest, rank_name
-from shardmerge.common.quantization import FORMATS, companions_of, module_of
+from shardmerge.common.quantization.arithmetic import companions_of, module_of
+from shardmerge.common.quantization.formats import FORMATS
 
 from .models import Case, World
 

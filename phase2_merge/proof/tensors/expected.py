@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from shardmerge.common.architectures import Blueprint
-from shardmerge.common.architectures.table import Family
+from shardmerge.common.architectures.blueprint import Family
 from shardmerge.common.errors import MismatchError
 from shardmerge.common.reference import Reference, ReferenceTensor
 

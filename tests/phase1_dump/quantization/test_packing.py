@@ -19,7 +19,7 @@ from modelopt.torch.quantization.qtensor import FP8QTensor
 from torch import nn
 
 from shardmerge.common.errors import CutInsideBlockError, UnsupportedParameterError
-from shardmerge.common.quantization import FORMATS, KV_CACHE_ALGORITHMS
+from shardmerge.common.quantization.formats import FORMATS, KV_CACHE_ALGORITHMS
 from shardmerge.phase1_dump.quantization import derived as sources
 from shardmerge.phase1_dump.quantization.modelopt import kv_cache_of
 from shardmerge.phase2_merge import merge

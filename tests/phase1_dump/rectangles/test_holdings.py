@@ -10,7 +10,7 @@ import torch
 
 from shardmerge.common import reference
 from shardmerge.common.architectures import Blueprint, blueprint
-from shardmerge.common.architectures.table import Drop
+from shardmerge.common.architectures.rows import Drop
 from shardmerge.common.errors import MismatchError, OverlapError, UnclaimedParameterError
 from shardmerge.phase1_dump.rectangles.holdings import Holding, Part, bounds, claim_all, holdings_of, join
 from shardmerge.phase1_dump.sources.parameters import Parameter, parameters_of

@@ -8,24 +8,13 @@ megatron/core/transformer/multi_latent_attention.py.
 
 from __future__ import annotations
 
-from .blocks import (
-    DENSE_MLP,
-    EMBEDDINGS,
-    EXPERT,
-    HF_LAYER,
-    LAYER,
-    NORMS,
-    biased_router,
-    common_dimensions,
-    common_flags,
-    gated_mlp,
-    same,
-    set_flags,
-)
-from .table import Architecture, Config, Layers, Row, Target
-
-ATTENTION = LAYER + "self_attention."
-HF_ATTENTION = HF_LAYER + "self_attn."
+from ..blocks.embeddings import EMBEDDINGS, NORMS
+from ..blocks.experts import biased_router
+from ..blocks.mla import LATENT_ATTENTION
+from ..blocks.mlp import DENSE_MLP, gated_mlp
+from ..dimensions import common_dimensions, common_flags, set_flags
+from ..keys import EXPERT, HF_LAYER, LAYER
+from ..rows import Architecture, Config, Layers
 
 
 def _dimensions(config: Config) -> dict[str, int]:
@@ -54,39 +43,6 @@ def _layers(config: Config) -> Layers:
     every, first = range(config["num_hidden_layers"]), config["first_k_dense_replace"]
     return {"layers": every, "dense": every[:first], "moe": every[first:]}
 
-
-def _norm(side: str, name: str, dim: str, when: str = "") -> Row:
-    keys = (ATTENTION + f"{side}_layernorm.weight", ATTENTION + f"linear_{side}_up_proj.layer_norm_weight")
-    return Row(keys, (Target(HF_ATTENTION + name, (dim,)),), where="layers", when=when)
-
-
-LATENT_ATTENTION = (
-    same(ATTENTION + "linear_q_proj.weight", HF_ATTENTION + "q_proj.weight", "q", "hidden", when="q_full"),
-    same(
-        ATTENTION + "linear_q_down_proj.weight",
-        HF_ATTENTION + "q_a_proj.weight",
-        "q_latent",
-        "hidden",
-        when="q_lora",
-    ),
-    same(
-        ATTENTION + "linear_q_up_proj.weight",
-        HF_ATTENTION + "q_b_proj.weight",
-        "q",
-        "q_latent",
-        when="q_lora",
-    ),
-    same(
-        ATTENTION + "linear_kv_down_proj.weight",
-        HF_ATTENTION + "kv_a_proj_with_mqa.weight",
-        "kv_down",
-        "hidden",
-    ),
-    same(ATTENTION + "linear_kv_up_proj.weight", HF_ATTENTION + "kv_b_proj.weight", "kv_up", "kv_latent"),
-    same(ATTENTION + "linear_proj.weight", HF_ATTENTION + "o_proj.weight", "hidden", "attention_out"),
-    _norm("q", "q_a_layernorm.weight", "q_latent", when="q_lora"),
-    _norm("kv", "kv_a_layernorm.weight", "kv_latent"),
-)
 
 DEEPSEEK_V3 = Architecture(
     "DeepseekV3ForCausalLM",

@@ -1,18 +1,15 @@
 """Quantization formats: a row tells what a quantized weight [N, K] becomes on disk and what both JSON files say of it.
 
 Both phases read this table: phase one derives rectangles from it, phase two decides from it what must be there.
-Pure data and arithmetic on names and shapes; how bytes are computed is not known here.
+Pure data; how bytes are computed is not known here.
 Source: nvidia-modelopt 0.47, torch/export/{model_config,quant_utils,convert_hf_config}.py; DeepSeek-V3's config.json.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
-
-from .rectangle import Shape
 
 SUFFIX = ".weight"
 KV_CACHE_TENSORS = ("k_proj.k_scale", "v_proj.v_scale")
@@ -157,27 +154,3 @@ FORMATS: dict[str, Format] = {
 def by_modelopt_name(name: str) -> Format | None:
     """The row of one of modelopt's formats, None if there is none."""
     return next((row for row in FORMATS.values() if name in row.modelopt), None)
-
-
-def module_of(tensor: str) -> str | None:
-    """`a.q_proj` of `a.q_proj.weight`; None for a tensor that is no weight."""
-    return tensor.removesuffix(SUFFIX) if tensor.endswith(SUFFIX) else None
-
-
-def companion_shape(companion: Companion, shape: Shape) -> Shape:
-    """Shape of a companion of a weight [N, K]: at the end a block may be incomplete."""
-    if companion.divisors is None:
-        return ()
-    return tuple(-(-size // by) for size, by in zip(shape, companion.divisors, strict=True))
-
-
-def companions_of(module: str, shape: Shape, row: Format) -> Iterator[tuple[str, Shape, str]]:
-    """(name, shape, dtype) of every tensor that a weight of this shape becomes."""
-    for one in row.companions:
-        yield f"{module}.{one.suffix}", companion_shape(one, shape), one.dtype
-
-
-def scaled(size: int, by: int) -> int | None:
-    """`size` in blocks of `by`, None if it falls inside a block."""
-    blocks, rest = divmod(size, by)
-    return None if rest else blocks

@@ -1,78 +1,22 @@
-"""What a table of an architecture is made of, and what a table says once it meets a config.json.
+"""A table bound to one config.json: it lists every tensor a checkpoint must hold, and claims canonical keys.
 
-A `Row` joins canonical Megatron keys to the Hugging Face tensors they hold, and names the layout that turns one
-into the other; layouts are code in phase one, rows are data here. A `Blueprint` is a table bound to one
-config.json: it lists every tensor a checkpoint must hold, and claims canonical keys. It never sees a tensor.
+It never sees a tensor.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..errors import BadInputError
+from .keys import key_ids, key_pattern
+from .rows import Architecture, Config, Layers, Row, Target
 
-Config = Mapping[str, Any]
 Ids = Mapping[str, int]
-Layers = dict[str, Container[int]]
 MAX_SIZE = 1 << 31  # of a dimension: two of them are multiplied in 64 bits
 MAX_LAYERS = 1 << 14
 MAX_EXPERTS = 1 << 20  # in all layers together, twenty times those of the largest models
-
-
-class Layout(StrEnum):
-    """How the Megatron tensor of a row becomes Hugging Face tensors."""
-
-    SAME = "same"  # the same elements at the same place
-    QKV = "qkv"  # rows group by group: queries, key, value
-    VOCAB = "vocab"  # rows, then padding that is dropped
-    PART = "part"  # some rows of a tensor whose other rows have keys of their own
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A Hugging Face tensor: its name with {layer} and {expert}, its shape in names of dimensions."""
-
-    name: str
-    shape: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One line of a table. `keys` are alternative spellings of the same Megatron tensor."""
-
-    keys: tuple[str, ...]
-    targets: tuple[Target, ...]
-    layout: Layout = Layout.SAME
-    where: str = "model"  # or a set of layers the table defines: "layers", "dense", "moe"
-    when: str = ""  # a flag of the config; "" is always
-    float32: bool = False  # kept float32 whatever dtype the model has
-    sections: tuple[str, ...] = ()  # of Layout.PART: rows of all parts of the target, in order
-    part: int = 0  # which of them this is
-
-
-@dataclass(frozen=True, slots=True)
-class Drop:
-    """Keys that are deliberately not exported, with the reason."""
-
-    key: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Architecture:
-    """A table: rows, and the functions that read dimensions, flags and sets of layers out of config.json."""
-
-    name: str
-    source: str
-    rows: tuple[Row, ...]
-    dimensions: Callable[[Config], dict[str, int]]
-    flags: Callable[[Config], frozenset[str]]
-    layers: Callable[[Config], Layers]
-    drops: tuple[Drop, ...] = ()
 
 
 class Tensor(NamedTuple):
@@ -99,9 +43,6 @@ class Claim:
     tensors: tuple[Tensor, ...]
     layer: int | None
     expert: int | None
-
-
-_ID = re.compile(r"(?<=\.layers\.)(\d+)(?=\.)|(?<=\.experts\.experts\.)(\d+)(?=\.)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,19 +164,3 @@ def _bounded(dimensions: dict[str, int]) -> dict[str, int]:
     if layers > MAX_LAYERS or layers * experts > MAX_EXPERTS:
         raise ValueError(f"{layers:,} layers of {experts:,} experts")
     return dimensions
-
-
-def key_pattern(key: str) -> str:
-    """`decoder.layers.7.mlp...` -> `decoder.layers.{layer}.mlp...`; experts likewise."""
-    return _ID.sub(lambda found: "{layer}" if found[1] else "{expert}", key)
-
-
-def key_ids(key: str) -> tuple[int | None, int | None]:
-    """Global layer and global expert id in a canonical key, None where it has none."""
-    layer = expert = None
-    for found in _ID.finditer(key):
-        if found[1]:
-            layer = int(found[1])
-        else:
-            expert = int(found[2])
-    return layer, expert

@@ -9,18 +9,14 @@ of the parts of in_proj and conv1d; A_log and D are float32 there).
 
 from __future__ import annotations
 
-from .blocks import (
-    EXPERT,
-    LAYER,
-    biased_router,
-    common_dimensions,
-    common_flags,
-    embeddings,
-    grouped_query_attention,
-    same,
-    set_flags,
-)
-from .table import Architecture, Config, Layers, Layout, Row, Target
+from ..blocks.attention import grouped_query_attention
+from ..blocks.embeddings import embeddings
+from ..blocks.experts import biased_router
+from ..blocks.mamba import mamba
+from ..blocks.mlp import plain_mlp
+from ..dimensions import common_dimensions, common_flags, set_flags
+from ..keys import EXPERT, LAYER
+from ..rows import Architecture, Config, Layers, Row, Target, same
 
 HF_LAYER = "backbone.layers.{layer}."
 MIXER, HF_MIXER = LAYER + "mixer.", HF_LAYER + "mixer."
@@ -96,38 +92,12 @@ def _norm(where: str, *keys: str) -> Row:
     )
 
 
-def _parts(
-    of: str, parts: str, sections: tuple[str, ...], shape: tuple[str, ...], when: str = ""
-) -> tuple[Row, ...]:
-    """A row for each Megatron tensor `of`.z, `of`.x and so on; `sections` are the rows of all."""
-    target = Target(HF_MIXER + of, shape)
-    return tuple(
-        Row((f"{MIXER}{of}.{name}",), (target,), Layout.PART, "mamba", when, sections=sections, part=at)
-        for at, name in enumerate(parts.split())
-    )
-
-
 EMBEDDINGS = embeddings("backbone.embeddings.weight", "decoder.final_norm.weight", "backbone.norm_f.weight")
 
 NORMS = (
     _norm("mamba", "mixer.in_proj.layer_norm_weight", "norm.weight"),
     _norm("attention", "self_attention.linear_qkv.layer_norm_weight", "input_layernorm.weight"),
     _norm("feed_forward", "mlp.linear_fc1.layer_norm_weight", "pre_mlp_layernorm.weight"),
-)
-
-CONVOLVED = ("inner", "state", "state")  # rows of x, B and C
-
-MAMBA = (
-    _parts("in_proj.weight", "z x B C dt", ("inner", *CONVOLVED, "mamba_heads"), ("in_proj", "hidden"))
-    + _parts("conv1d.weight", "x B C", CONVOLVED, ("conv", "one", "conv_kernel"))
-    + _parts("conv1d.bias", "x B C", CONVOLVED, ("conv",), when="conv_bias")
-    + (
-        same(MIXER + "dt_bias", HF_MIXER + "dt_bias", "mamba_heads", where="mamba"),
-        same(MIXER + "A_log", HF_MIXER + "A_log", "mamba_heads", where="mamba", float32=True),
-        same(MIXER + "D", HF_MIXER + "D", "mamba_heads", where="mamba", float32=True),
-        same(MIXER + "norm.weight", HF_MIXER + "norm.weight", "inner", where="mamba"),
-        same(MIXER + "out_proj.weight", HF_MIXER + "out_proj.weight", "hidden", "inner", where="mamba"),
-    )
 )
 
 LATENT = tuple(
@@ -139,39 +109,25 @@ LATENT = tuple(
 )
 
 
-def _mlp(
-    prefix: str, hf_prefix: str, width: str, outside: str, where: str, when: str = ""
-) -> tuple[Row, ...]:
-    """Up and down: [`width`, `outside`] and back."""
-    return (
-        same(
-            prefix + "linear_fc1.weight", hf_prefix + "up_proj.weight", width, outside, where=where, when=when
-        ),
-        same(
-            prefix + "linear_fc2.weight",
-            hf_prefix + "down_proj.weight",
-            outside,
-            width,
-            where=where,
-            when=when,
-        ),
-    )
-
-
 NEMOTRON_H = Architecture(
     "NemotronHForCausalLM",
     "transformers models/nemotron_h/modeling_nemotron_h.py",
     EMBEDDINGS
     + NORMS
-    + MAMBA
+    + mamba(HF_MIXER)
     + grouped_query_attention(HF_MIXER, "attention")
     + biased_router(HF_MIXER + "gate.")
     + LATENT
-    + _mlp(MLP, HF_MIXER, "ffn", "hidden", "dense")
-    + _mlp(
-        MLP + "shared_experts.", HF_MIXER + "shared_experts.", "shared_ffn", "hidden", "moe", "shared_experts"
+    + plain_mlp(MLP, HF_MIXER, width="ffn", outside="hidden", where="dense")
+    + plain_mlp(
+        MLP + "shared_experts.",
+        HF_MIXER + "shared_experts.",
+        width="shared_ffn",
+        outside="hidden",
+        where="moe",
+        when="shared_experts",
     )
-    + _mlp(EXPERT, HF_MIXER + "experts.{expert}.", "moe_ffn", "expert_width", "moe"),
+    + plain_mlp(EXPERT, HF_MIXER + "experts.{expert}.", width="moe_ffn", outside="expert_width", where="moe"),
     _dimensions,
     _flags,
     _layers,

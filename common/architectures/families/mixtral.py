@@ -6,19 +6,12 @@ model.safetensors.index.json.
 
 from __future__ import annotations
 
-from .blocks import (
-    EMBEDDINGS,
-    EXPERT,
-    GROUPED_QUERY_ATTENTION,
-    HF_LAYER,
-    LAYER,
-    NORMS,
-    common_dimensions,
-    common_flags,
-    gated_mlp_named,
-    same,
-)
-from .table import Architecture, Config, Layers
+from ..blocks.attention import GROUPED_QUERY_ATTENTION
+from ..blocks.embeddings import EMBEDDINGS, NORMS
+from ..blocks.mlp import gated_mlp_named
+from ..dimensions import common_dimensions, common_flags
+from ..keys import EXPERT, HF_LAYER, LAYER
+from ..rows import Architecture, Config, Layers, same
 
 MOE = HF_LAYER + "block_sparse_moe."
 HF_EXPERT = MOE + "experts.{expert}."

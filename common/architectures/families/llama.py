@@ -5,17 +5,11 @@ Source: transformers, models/{llama,qwen2,qwen3}/modeling_*.py (names, biases, q
 
 from __future__ import annotations
 
-from .blocks import (
-    DENSE_MLP,
-    EMBEDDINGS,
-    GROUPED_QUERY_ATTENTION,
-    HEAD_NORMS,
-    NORMS,
-    QKV_BIAS,
-    common_dimensions,
-    common_flags,
-)
-from .table import Architecture, Config, Layers
+from ..blocks.attention import GROUPED_QUERY_ATTENTION, HEAD_NORMS, QKV_BIAS
+from ..blocks.embeddings import EMBEDDINGS, NORMS
+from ..blocks.mlp import DENSE_MLP
+from ..dimensions import common_dimensions, common_flags
+from ..rows import Architecture, Config, Layers
 
 
 def _layers(config: Config) -> Layers:

@@ -6,21 +6,12 @@ it is in mlp_only_layers or (layer + 1) % decoder_sparse_step != 0).
 
 from __future__ import annotations
 
-from .blocks import (
-    DENSE_MLP,
-    EMBEDDINGS,
-    EXPERT,
-    GROUPED_QUERY_ATTENTION,
-    HEAD_NORMS,
-    HF_LAYER,
-    LAYER,
-    NORMS,
-    common_dimensions,
-    common_flags,
-    gated_mlp,
-    same,
-)
-from .table import Architecture, Config, Layers
+from ..blocks.attention import GROUPED_QUERY_ATTENTION, HEAD_NORMS
+from ..blocks.embeddings import EMBEDDINGS, NORMS
+from ..blocks.mlp import DENSE_MLP, gated_mlp
+from ..dimensions import common_dimensions, common_flags
+from ..keys import EXPERT, HF_LAYER, LAYER
+from ..rows import Architecture, Config, Layers, same
 
 
 def _num_experts(config: Config) -> int:

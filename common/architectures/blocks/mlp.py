@@ -1,0 +1,50 @@
+"""Rows of MLPs, gated ones and plain ones; of routed experts too, whose keys have another prefix.
+
+A gated fc1 appears as `weight_w` (gate) and `weight_v` (up).
+Source: megatron/core/transformer/mlp.py (`apply_swiglu_sharded_factory`).
+"""
+
+from __future__ import annotations
+
+from ..keys import HF_LAYER, LAYER
+from ..rows import Row, same
+
+
+def gated_mlp(prefix: str, hf_prefix: str, width: str, where: str, when: str = "") -> tuple[Row, ...]:
+    """Gate, up and down of a gated MLP whose Hugging Face names are gate_proj, up_proj, down_proj."""
+    names = (hf_prefix + "gate_proj.weight", hf_prefix + "up_proj.weight", hf_prefix + "down_proj.weight")
+    return gated_mlp_named(prefix, names, width, where, when)
+
+
+def gated_mlp_named(
+    prefix: str, names: tuple[str, str, str], width: str, where: str, when: str = ""
+) -> tuple[Row, ...]:
+    """The same with other names for (gate, up, down)."""
+    gate, up, down = names
+    return (
+        same(prefix + "linear_fc1.weight_w", gate, width, "hidden", where=where, when=when),
+        same(prefix + "linear_fc1.weight_v", up, width, "hidden", where=where, when=when),
+        same(prefix + "linear_fc2.weight", down, "hidden", width, where=where, when=when),
+    )
+
+
+DENSE_MLP = gated_mlp(LAYER + "mlp.", HF_LAYER + "mlp.", "ffn", "dense")
+
+
+def plain_mlp(
+    prefix: str, hf_prefix: str, width: str, outside: str, *, where: str, when: str = ""
+) -> tuple[Row, ...]:
+    """Up and down of an MLP that is not gated: [`width`, `outside`] and back."""
+    return (
+        same(
+            prefix + "linear_fc1.weight", hf_prefix + "up_proj.weight", width, outside, where=where, when=when
+        ),
+        same(
+            prefix + "linear_fc2.weight",
+            hf_prefix + "down_proj.weight",
+            outside,
+            width,
+            where=where,
+            when=when,
+        ),
+    )

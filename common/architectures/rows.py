@@ -1,0 +1,74 @@
+"""What a table of an architecture is made of: rows that join Megatron keys to Hugging Face tensors.
+
+A `Row` joins canonical Megatron keys to the Hugging Face tensors they hold, and names the layout that turns one
+into the other; layouts are code in phase one, rows are data here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+Config = Mapping[str, Any]
+Layers = dict[str, Container[int]]
+
+
+class Layout(StrEnum):
+    """How the Megatron tensor of a row becomes Hugging Face tensors."""
+
+    SAME = "same"  # the same elements at the same place
+    QKV = "qkv"  # rows group by group: queries, key, value
+    VOCAB = "vocab"  # rows, then padding that is dropped
+    PART = "part"  # some rows of a tensor whose other rows have keys of their own
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A Hugging Face tensor: its name with {layer} and {expert}, its shape in names of dimensions."""
+
+    name: str
+    shape: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of a table. `keys` are alternative spellings of the same Megatron tensor."""
+
+    keys: tuple[str, ...]
+    targets: tuple[Target, ...]
+    layout: Layout = Layout.SAME
+    where: str = "model"  # or a set of layers the table defines: "layers", "dense", "moe"
+    when: str = ""  # a flag of the config; "" is always
+    float32: bool = False  # kept float32 whatever dtype the model has
+    sections: tuple[str, ...] = ()  # of Layout.PART: rows of all parts of the target, in order
+    part: int = 0  # which of them this is
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Keys that are deliberately not exported, with the reason."""
+
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """A table: rows, and the functions that read dimensions, flags and sets of layers out of config.json."""
+
+    name: str
+    source: str
+    rows: tuple[Row, ...]
+    dimensions: Callable[[Config], dict[str, int]]
+    flags: Callable[[Config], frozenset[str]]
+    layers: Callable[[Config], Layers]
+    drops: tuple[Drop, ...] = ()
+
+
+def same(
+    key: str, name: str, *shape: str, where: str = "layers", when: str = "", float32: bool = False
+) -> Row:
+    """A Megatron tensor that is one Hugging Face tensor, element for element."""
+    return Row((key,), (Target(name, shape),), Layout.SAME, where, when, float32)
