@@ -170,7 +170,7 @@ def parsed(
     """
     try:
         value = parse(data)
-        require(isinstance(value, dict) and value.get("format") == FORMAT, "it is no shardmerge manifest")
+        require(isinstance(value, dict) and value.get("format") == FORMAT, "it is not a shardmerge manifest")
         version = value.get("schema_version")
         require(
             version == SCHEMA_VERSION, f"schema_version {version}, this shardmerge reads {SCHEMA_VERSION}"

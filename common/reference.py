@@ -73,7 +73,7 @@ def weight_map(index: Path) -> dict[str, str]:
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
         raise CorruptFileError(str(index), "no weight_map of file names")
     if strange := [name for name in set(found.values()) if not stays_inside(name)]:
-        raise CorruptFileError(str(index), f"{min(strange)[:80]!r} is no name of a file")
+        raise CorruptFileError(str(index), f"{min(strange)[:80]!r} is not the name of a file")
     return found
 
 

@@ -120,7 +120,7 @@ def load_provider(name: str) -> Callable[[], Any]:
             f"--model-provider {name}: {error}", "Give package.module:function, importable here."
         ) from error
     if not callable(found):
-        raise BadInputError(f"--model-provider {name} is no function", "Give package.module:function.")
+        raise BadInputError(f"--model-provider {name} is not a function", "Give package.module:function.")
     return found  # type: ignore[no-any-return]
 
 

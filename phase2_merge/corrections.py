@@ -78,7 +78,7 @@ def of_part(part: str, corrections: Sequence[Correction]) -> tuple[Correction, .
 def corrected(part: str, values: Mapping[str, Json], corrections: Sequence[Correction]) -> dict[str, Json]:
     """`values` with the corrections of this part, in the old order of keys; `values` itself stays.
 
-    Raises BadInputError for a key that is not there, or leads through something that is no object.
+    Raises BadInputError for a key that is not there, or leads through something that is not an object.
     """
     found = dict(values)
     for one in of_part(part, corrections):

@@ -156,7 +156,7 @@ def _is_of_experts(row: Row) -> bool:
 
 
 def _bounded(dimensions: dict[str, int]) -> dict[str, int]:
-    """Raise ValueError for what is no size, and for more experts than a list of all tensors could ever be made of."""
+    """Raise ValueError for what is not a size, and for more experts than could ever be listed."""
     for name, value in dimensions.items():
         if type(value) is not int or not 0 <= value < MAX_SIZE:
             raise ValueError(f"{name} = {value!r:.40}")

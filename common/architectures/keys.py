@@ -1,4 +1,4 @@
-"""Canonical Megatron keys: prefixes, the layer and routed expert in a key, the pattern that all layers and experts share."""
+"""Canonical Megatron keys: prefixes, the layer and routed expert in a key, and the pattern that all of them share."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def reported(
         if (
             report is not None and not report.absolute().parent.is_dir()
         ):  # said before hours of work, not after
-            raise click.BadParameter(f"{report.parent} is no directory.", param_hint="--report")
+            raise click.BadParameter(f"{report.parent} is not a directory.", param_hint="--report")
         end = _run(lambda: run(**options))
         if report is not None:
             durable.write_file(report_path(report), canonical_json.encode(end.facts, indent=2))

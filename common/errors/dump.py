@@ -30,7 +30,7 @@ class CorruptManifestError(ConflictError):
 
     def message(self) -> str:
         return (
-            f"{self.path} is no manifest: {self.reason}. Manifests are never edited: take back the original, and "
+            f"{self.path} is not a manifest: {self.reason}. Manifests are never edited: take back the original, and "
             "correct a fact with --set facts.KEY=VALUE; or dump this run again."
         )
 

@@ -77,7 +77,7 @@ class UnexpectedTensorError(ConflictError):
 
     def message(self) -> str:
         return (
-            f"{self.tensor} (rank {first_ranks(self.ranks)}) is no tensor of {self.architecture} with this "
+            f"{self.tensor} (rank {first_ranks(self.ranks)}) is not a tensor of {self.architecture} with this "
             "config.json. Compare num_hidden_layers, the number of experts and tie_word_embeddings with the model "
             "that was trained."
         )

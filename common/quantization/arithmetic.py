@@ -9,7 +9,7 @@ from .formats import SUFFIX, Companion, Format
 
 
 def module_of(tensor: str) -> str | None:
-    """`a.q_proj` of `a.q_proj.weight`; None for a tensor that is no weight."""
+    """`a.q_proj` of `a.q_proj.weight`; None for a tensor that is not a weight."""
     return tensor.removesuffix(SUFFIX) if tensor.endswith(SUFFIX) else None
 
 

@@ -107,11 +107,11 @@ def _health(learnt: Sequence[Written]) -> dict[str, Any]:
 
 
 def _quantization(head: Head, placed: Sequence[Placed], learnt: Sequence[Written]) -> dict[str, Any]:
-    """The facts, and how many elements of which written scale are no scale."""
+    """The facts, and and of each written scale how many elements cannot be one."""
     bad = {
-        p.rectangle.fragment_key: one.no_scales
+        p.rectangle.fragment_key: one.invalid_scales
         for p, one in zip(placed, learnt, strict=True)
-        if one.no_scales
+        if one.invalid_scales
     }
     return head.quantization | {"bad_scales": bad} if head.quantization else {}
 

@@ -41,7 +41,7 @@ class Written:
     nonfinite: tuple[int, int] | None
     all_zero: bool
     narrowed: int
-    no_scales: int = 0  # elements of a scale that are zero, negative or not finite
+    invalid_scales: int = 0  # elements of a scale that are zero, negative or not finite
 
 
 @dataclass(slots=True)
@@ -179,7 +179,9 @@ def _write_holding(
         joining.add(data)
     finite, all_zero = health.verdict()
     nonfinite = None if finite else _count(holding, staging.block_bytes)
-    return Written(checksum.hexdigest(), nonfinite, all_zero, _narrowed(holding), health.count_no_scales())
+    return Written(
+        checksum.hexdigest(), nonfinite, all_zero, _narrowed(holding), health.count_invalid_scales()
+    )
 
 
 def _count(holding: Holding, max_bytes: int) -> tuple[int, int]:

@@ -119,7 +119,9 @@ def _by_modelopt(parameter: Parameter, found: Quantizers, scales: Scales, rank: 
         return None
     name, live = parameter.name, tuple(found.weight.shape)
     if len(live) != 2 or tuple(parameter.data.shape) != live:
-        raise UnsupportedParameterError(name, f"a quantized weight of shape {list(live)} is no matrix", rank)
+        raise UnsupportedParameterError(
+            name, f"a quantized weight of shape {list(live)} is not a matrix", rank
+        )
     ranged = modelopt_weights.with_range(name, found, row, cut=parameter.is_cut, rank=rank)
     known = modelopt_weights.scalars(name, ranged, row, rank)
     return Packed(row, modelopt_weights.packed_parts(ranged, row, known, scales), known)
@@ -137,7 +139,7 @@ def _kv_cache(
 ) -> KVCache:
     if attention is None:
         reason = (
-            "its KV cache is quantized, but it is no grouped-query attention: no reader takes such scales"
+            "its KV cache is quantized, but it is not a grouped-query attention: no reader takes such scales"
         )
         raise UnsupportedParameterError(name, reason, rank)
     names = (f"{attention}.{suffix}" for suffix in KV_CACHE_TENSORS)

@@ -24,7 +24,7 @@ class Health:
     encoding: Encoding = Encoding.FLOAT
     is_scale: bool = False
     extremes: list[torch.Tensor] = field(default_factory=list)
-    no_scales: list[torch.Tensor] = field(default_factory=list)
+    invalid_scales: list[torch.Tensor] = field(default_factory=list)
 
     def look(self, block: torch.Tensor) -> None:
         """Take a block's extremes. Does not wait for the device."""
@@ -36,7 +36,7 @@ class Health:
         else:
             self.extremes += (one.reshape(1) for one in torch.aminmax(magnitudes))
         if self.is_scale:
-            self.no_scales.append(_no_scale(block, self.encoding).sum())
+            self.invalid_scales.append(_is_invalid_scale(block, self.encoding).sum())
 
     def verdict(self) -> tuple[bool, bool]:
         """(every element is finite, there are elements and all are zero). Waits for the device once."""
@@ -50,9 +50,9 @@ class Health:
         )  # there zero is the smallest power of two
         return max(values) < MAGNITUDES[self.encoding][1], is_zero
 
-    def count_no_scales(self) -> int:
-        """Elements that are no scale: zero, negative or not finite. Waits for the device."""
-        return int(torch.stack(self.no_scales).sum()) if self.no_scales else 0
+    def count_invalid_scales(self) -> int:
+        """Number of elements that cannot be a scale: zero, negative or not finite. Waits for the device."""
+        return int(torch.stack(self.invalid_scales).sum()) if self.invalid_scales else 0
 
 
 def _magnitudes(block: torch.Tensor, encoding: Encoding) -> torch.Tensor:
@@ -61,8 +61,8 @@ def _magnitudes(block: torch.Tensor, encoding: Encoding) -> torch.Tensor:
     return block.view(torch.uint8) & MAGNITUDES[encoding][0]
 
 
-def _no_scale(block: torch.Tensor, encoding: Encoding) -> torch.Tensor:
-    """True where an element is no positive finite number."""
+def _is_invalid_scale(block: torch.Tensor, encoding: Encoding) -> torch.Tensor:
+    """True where an element is not a positive finite number."""
     if encoding is Encoding.FLOAT:
         return ~((block > 0) & torch.isfinite(block))
     raw = block.view(torch.uint8)
@@ -79,6 +79,6 @@ def count_nonfinite(block: torch.Tensor, encoding: Encoding = Encoding.FLOAT) ->
 
 
 def count_changed(source: torch.Tensor, target: torch.dtype) -> int:
-    """Elements that a cast to `target` changes; NaN that stays NaN is no change."""
+    """Elements that a cast to `target` changes; NaN that stays NaN is not a change."""
     back = source.to(target).to(source.dtype)
     return int(((back != source) & ~(torch.isnan(back) & torch.isnan(source))).sum())

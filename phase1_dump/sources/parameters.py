@@ -17,6 +17,7 @@ import torch
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, ShardedTensorFactory
 from torch import nn
 
+from shardmerge.common.architectures.keys import is_routed_expert
 from shardmerge.common.errors import UnsupportedParameterError
 from shardmerge.common.rectangle import Shape
 
@@ -59,7 +60,7 @@ class Parameter:
 
     @property
     def is_routed_expert(self) -> bool:
-        return ".experts.experts." in self.key
+        return is_routed_expert(self.key)
 
 
 def parameters_of(chunk: nn.Module, world: World) -> Iterator[Parameter]:
@@ -114,7 +115,7 @@ def _from_tensor(name: str, entry: ShardedTensor, data: torch.Tensor, start: Sha
 
 
 def _start_in(base: torch.Tensor, view: torch.Tensor) -> Shape | None:
-    """Where a view starts in its contiguous base, or None if it is no plain box of it."""
+    """Where a view starts in its contiguous base, or None if it is not a plain box of it."""
     if view.untyped_storage()._cdata != base.untyped_storage()._cdata or view.ndim != base.ndim:
         return None
     same_steps = all(

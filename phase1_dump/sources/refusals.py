@@ -43,7 +43,7 @@ def refuse_foreign(chunks: Sequence[nn.Module]) -> None:
     for model in models:
         if not (hasattr(model, "sharded_state_dict") and hasattr(model, "config")):
             raise BadInputError(
-                f"{type(model).__module__}.{type(model).__qualname__} is no model of megatron-core",
+                f"{type(model).__module__}.{type(model).__qualname__} is not a model of megatron-core",
                 "Pass the GPTModel, wrapped or not: it must have sharded_state_dict() and config.",
             )
     if len({id(model) for model in models}) < len(models):

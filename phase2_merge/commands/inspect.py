@@ -38,7 +38,7 @@ def inspect(path: str | Path) -> Inspection:
     """
     path = Path(path)
     if not path.is_dir():
-        raise BadInputError(f"{path} is no directory", "Give a dump or a Hugging Face directory.")
+        raise BadInputError(f"{path} is not a directory", "Give a dump or a Hugging Face directory.")
     if references.weight_files(path):
         return _output(path)
     running, failed = _unfinished(path)

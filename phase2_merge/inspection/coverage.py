@@ -22,7 +22,7 @@ MAX_COLUMNS = 64
 
 @dataclass(frozen=True, slots=True)
 class LayerCover:
-    """A layer: state of what is no routed expert, and of every routed expert; no experts if it is dense."""
+    """A layer: state of all tensors but routed experts, and of every routed expert; no experts if it is dense."""
 
     layer: int
     rest: str

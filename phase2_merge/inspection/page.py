@@ -46,7 +46,7 @@ def _map(layers: Iterable[LayerCover]) -> list[str]:
     if not rows:
         return []
     key = "".join(f'<span class="key {state}"></span>{word}' for state, word in KEY)
-    told = "<p>Rows are layers. First what is no routed expert, then routed experts from 0."
+    told = "<p>Rows are layers. First all other tensors of the layer, then routed experts from 0."
     return ["<h2>Coverage</h2>", f"{told}{key}</p>", '<table class="map">', *rows, "</table>"]
 
 

@@ -12,7 +12,9 @@ from shardmerge.common.errors import SHOWN
 from ..ledger.names import ranges
 from .coverage import LayerCover, drawn
 
-LEGEND = "Layers: what is no routed expert, then experts from 0 (# whole, - in part, . nothing, 2 twice)"
+LEGEND = (
+    "Layers: all other tensors of the layer, then experts from 0 (# whole, - in part, . nothing, 2 twice)"
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,13 +58,13 @@ def arrays(given: Mapping[str, Json]) -> dict[str, Json]:
 
 def of_json(given: Json) -> ColumnArrays:
     """Columns of lists, or of `arrays` that a parser made of integers. Raises as `arrays` does."""
-    require(isinstance(given, dict), "columns are no object")
+    require(isinstance(given, dict), "columns are not an object")
     lists = [values for values in given.values() if not isinstance(values, np.ndarray)]
-    require(set(map(type, lists)) <= {list}, "a column is no list")
+    require(set(map(type, lists)) <= {list}, "a column is not a list")
     listed = {name: values for name in NUMBERS if isinstance(values := given[name], list)}
     for name, values in listed.items():
         parts = values if name in ABSENT else [values]
-        require(set(map(type, parts)) <= {list}, "a column is no list")
+        require(set(map(type, parts)) <= {list}, "a column is not a list")
         kinds = set(map(type, chain.from_iterable(parts)))
         require(kinds <= {int}, "a column holds something else than integers")
     found = ColumnArrays(**(arrays(given) if listed else given))
@@ -94,7 +94,9 @@ def check_ranges(c: ColumnArrays, limits: Mapping[str, Any]) -> None:
     for name, limit in limits.items():
         values = getattr(c, name)
         inside = (values < limit) & (values >= (NOT_WRITTEN if name == "file" else 0))
-        what = "an owner is no rank of this world" if name == "owner" else "a column points outside its list"
+        what = (
+            "an owner is not a rank of this world" if name == "owner" else "a column points outside its list"
+        )
         require(bool(inside.all()), what)
     lacking = np.arange(c.dims)[:, None] >= c.ndim
     for name, absent in ABSENT.items():

@@ -45,7 +45,7 @@ def discover(dumps: Sequence[Path]) -> RankDirectories:
 def _entries(dumps: Sequence[Path]) -> list[Path]:
     for dump in dumps:
         if not dump.is_dir():
-            raise BadInputError(f"{dump} is no directory", "Give the directories that a dump wrote.")
+            raise BadInputError(f"{dump} is not a directory", "Give the directories that a dump wrote.")
     unique = dict.fromkeys(dump.resolve() for dump in dumps)
     return [entry for dump in unique for entry in sorted(dump.iterdir())]
 

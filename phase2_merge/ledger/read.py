@@ -115,7 +115,7 @@ def _read(rank: int, directory: Path, data: bytes) -> tuple[Head, _Part]:
 
 def _part(head: Manifest, value: dict[str, Any]) -> _Part:
     names, dtypes = value["names"], value["dtypes"]
-    require(set(map(type, [names, dtypes])) == {list}, "names and dtypes are no lists")
+    require(set(map(type, [names, dtypes])) == {list}, "names and dtypes are not lists")
     require(set(map(type, [*names, *dtypes])) <= {str}, "names and checksums are strings")
     columns = manifest_columns.of_json(value["columns"])
     return _Part(head.rank, names, dtypes, len(head.files), head.world_size, columns, head.health)

@@ -33,7 +33,7 @@ class Receipt:
     def __post_init__(self) -> None:
         texts = (self.shard, self.plan_digest, self.header_xxh3_128, *self.tensors, *self.tensors.values())
         if not all(isinstance(text, str) for text in texts) or type(self.num_bytes) is not int:
-            raise TypeError("it is no receipt")
+            raise TypeError("it is not a receipt")
 
 
 def write(out: Path, receipt: Receipt) -> None:

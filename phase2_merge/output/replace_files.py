@@ -97,7 +97,7 @@ def _names(told: Any) -> list[str]:
         raise ValueError(f"expected a list of names, got {told!r:.60}")
     for name in told:
         if not isinstance(name, str) or not stays_inside(name) or name.endswith(".safetensors"):
-            raise ValueError(f"{name!r:.60} is no file that is rewritten")
+            raise ValueError(f"{name!r:.60} is not a file that is rewritten")
     return told
 
 

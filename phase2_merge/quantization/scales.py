@@ -53,7 +53,7 @@ def judge(declared: Declaration, held: Mapping[str, Entry]) -> Findings:
     weights = {module: entry for name, entry in held.items() if (module := module_of(name)) is not None}
     stacked = [entry.name for entry in weights.values() if _is_packed(entry) and len(entry.shape) != 2]
     if stacked:
-        found.warnings.append(f"scales were not compared: {len(stacked):,} packed weights are no matrices")
+        found.warnings.append(f"scales were not compared: {len(stacked):,} packed weights are not matrices")
     matrices = {module: entry for module, entry in weights.items() if len(entry.shape) == 2}
     _judge_matrices(declared, matrices, held, found)
     found.problems += _undeclared(declared, matrices, held, {name.removesuffix(SUFFIX) for name in stacked})

@@ -198,7 +198,7 @@ def test_any_journal(sound: Path, value: Any) -> None:
 @BOUNDED
 @given(value=JSON, **BYTES)
 def test_any_receipt_of_a_killed_merge(sound: Path, value: Any, at: int, put: bytes, cut: int) -> None:
-    """What is no receipt is none: its shard is written again."""
+    """What is not a receipt is none: its shard is written again."""
     with copied(sound / "out") as copy:
         out = copy.with_name("killed")
         partial = copy.rename(out.with_name("killed.partial"))

@@ -249,7 +249,7 @@ def assert_same(theirs: Path, ours: Path) -> None:
 def mended_excludes(modules: list[str], names: set[str]) -> list[str]:
     """What Model-Optimizer 0.47 should have said of a fused gate and up that stay as they are.
 
-    `_gated_mlp_slicing` records the prefix of both, `model.layers.0.mlp`, which is no linear: read as a prefix it
+    `_gated_mlp_slicing` records the prefix of both, `model.layers.0.mlp`, which is not a linear: read as a prefix it
     takes the router and every expert of a layer with it. The linears are gate_proj and up_proj.
     """
     found = set()

@@ -65,7 +65,7 @@ def test_json_and_report_are_the_same_facts(references: References, tmp_path: Pa
     [
         ("no.such.module:model", "No module named 'no'"),
         (f"{PROVIDERS}:missing", "has no attribute 'missing'"),
-        (f"{PROVIDERS}:NOT_CALLABLE", "is no function"),
+        (f"{PROVIDERS}:NOT_CALLABLE", "is not a function"),
         (PROVIDERS, "has no attribute ''"),
         (":whole", "Empty module name"),
     ],

@@ -72,7 +72,7 @@ NEMOTRON_3_ULTRA: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """pp stages of ep x etp ranks; the same ranks are tp x dp for everything that is no routed expert."""
+    """pp stages of ep x etp ranks; the same ranks are tp x dp for everything that is not a routed expert."""
 
     pp: int
     ep: int

@@ -60,7 +60,7 @@ def leave_model_parallel() -> None:
 
 @contextmanager
 def _own_groups_only() -> Iterator[None]:
-    """Skip the groups this rank is no member of: torch would create each of them, thousands in a large world."""
+    """Skip the groups this rank is not a member of: torch would create each of them, thousands in a large world."""
     create_group = parallel_state.create_group
 
     def create_own(ranks: list[int] | None = None, **options: Any) -> Any:

@@ -8,7 +8,7 @@ What Model-Optimizer 0.47 needs (same behaviour on megatron-core 0.16.1 and 0.19
 - without `moe_router_dtype="fp32"` it rounds `e_score_correction_bias` to bfloat16 on the way;
 - it cannot pad a vocabulary: the model it fills has exactly the rows of the checkpoint;
 - it has no rules for Mixtral: the checkpoint is given to it under Qwen3-MoE's names (`_as_qwen3_moe`);
-- it leaves the router's counter `local_tokens_per_expert` alone, which is no weight and never saved.
+- it leaves the router's counter `local_tokens_per_expert` alone, which is not a weight and never saved.
 
 Functions whose first parameter is a rank run inside a `GlooRanks` pool.
 """

@@ -40,7 +40,7 @@ def test_an_architecture_without_a_table(world: MakeWorld) -> None:
 def test_a_dump_that_is_no_directory(world: MakeWorld) -> None:
     one = world().write()
     shutil.rmtree(one.dump)
-    assert "is no directory" in refusal(one, tree.BadInputError, 2).what
+    assert "is not a directory" in refusal(one, tree.BadInputError, 2).what
 
 
 def test_a_dump_without_any_manifest_names_a_recorded_failure(world: MakeWorld) -> None:

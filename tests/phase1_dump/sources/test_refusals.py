@@ -165,7 +165,7 @@ def test_a_model_of_another_library_is_refused(references: References, tmp_path:
         BadInputError, 2, nn.Linear(2, 2), tmp_path / "out", references.config("llama")
     )
 
-    assert message.startswith("torch.nn.modules.linear.Linear is no model of megatron-core")
+    assert message.startswith("torch.nn.modules.linear.Linear is not a model of megatron-core")
 
 
 def test_an_empty_list_of_chunks_is_refused(references: References, tmp_path: Path) -> None:

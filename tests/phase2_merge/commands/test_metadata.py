@@ -324,7 +324,7 @@ def test_a_journal_that_names_what_is_not_rewritten_touches_nothing(
     journal = {"schema_version": 1, "replace": [], "remove": []} | {part: [name]}
     (one.out / ".shardmerge" / "journal.json").write_text(json.dumps(journal))
     before = untouched(one.out)
-    with pytest.raises(CorruptFileError, match="is no file that is rewritten"):
+    with pytest.raises(CorruptFileError, match="is not a file that is rewritten"):
         metadata(one.out)
     assert (mine.read_text(), untouched(one.out)) == ("keep me", before)
 

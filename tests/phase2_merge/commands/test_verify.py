@@ -204,7 +204,7 @@ def test_an_index_that_is_none(foreign: Path) -> None:
 def test_an_index_that_names_no_file_of_its_folder(foreign: Path, file: str) -> None:
     change_index(foreign, lambda index: index["weight_map"].update({"lm_head.weight": file}))
     error = refusal(foreign, tree.CorruptFileError, 4)
-    assert (error.path, "is no name of a file" in error.reason) == (str(foreign / INDEX), True)
+    assert (error.path, "is not the name of a file" in error.reason) == (str(foreign / INDEX), True)
 
 
 def test_records_that_were_damaged(merged: Path) -> None:
