@@ -20,13 +20,11 @@ from .rectangle import Rectangle
 
 FORMAT = "shardmerge-manifest"
 SCHEMA_VERSION = 1
-FILE_NAME = "manifest.json"
 MAX_DIMS = 5
 MAX_WORLD_SIZE = 1_000_000
 NOT_WRITTEN = -1
 # what stands in a dimension that a rectangle lacks
 ABSENT = {"global_shape": 1, "local_shape": 1, "global_offset": 0}
-WHOLE, SPLIT = "whole", "split"  # how names of fragments begin: of entire tensors, of parts
 _DIGEST_KEY = b',"xxh3_128":"'
 _DIGEST_BYTES = 32 + len(b'"}\n')
 
@@ -114,11 +112,6 @@ class Manifest:
             )
             rectangle = Rectangle(self.names[c.name[i]], self.dtypes[c.dtype[i]], *shapes)
             yield Placed(rectangle, c.file[i], c.begin[i], c.end[i], c.owner[i], c.xxh3_128[i])
-
-
-def rank_name(rank: int) -> str:
-    """Name of a rank's directory inside a dump."""
-    return f"rank-{rank:05d}"
 
 
 def columns(placed: Sequence[Placed]) -> tuple[list[str], list[str], Columns]:

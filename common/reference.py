@@ -11,10 +11,9 @@ from typing import Any
 
 from . import canonical_json, safetensors_header
 from .errors import BadInputError, CorruptFileError, MissingConfigError
+from .places import CONFIG, INDEX, SINGLE
 from .safetensors_header import Header
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 PLAIN_FLOATS = ("BF16", "F16", "F32", "F64")
 
 
@@ -49,7 +48,7 @@ def read(path: Path) -> Reference:
 
 def read_config(path: Path) -> dict[str, Any]:
     """config.json of a directory, key order kept. Raises MissingConfigError, BadInputError."""
-    config_path = path / "config.json"
+    config_path = path / CONFIG
     if not config_path.is_file():
         raise MissingConfigError(str(path))
     try:

@@ -14,7 +14,8 @@ import click
 
 from shardmerge.common.command.outcome import HELP, reported
 from shardmerge.common.errors import BadInputError
-from shardmerge.common.manifest import Manifest, rank_name
+from shardmerge.common.manifest import Manifest
+from shardmerge.common.places import rank_name
 
 from .dump import MAX_FRAGMENT_BYTES
 from .dump import dump as dump_rank

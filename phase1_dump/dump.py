@@ -16,6 +16,7 @@ from shardmerge.common import manifest as manifests
 from shardmerge.common.architectures import Blueprint, blueprint
 from shardmerge.common.command.progress import Progress
 from shardmerge.common.manifest import Manifest
+from shardmerge.common.places import MANIFEST
 from shardmerge.common.reference import Reference
 
 from .fragments.manifest import Head, manifest_of, router_bias_dtypes
@@ -139,7 +140,7 @@ def write(
     with building(folder, head.world.rank) as partial:
         written = [write_fragment(partial, fragment, staging, progress.advance) for fragment in fragments]
         found = manifest_of(head, fragments, written, [hashed(copy, staging) for copy in copies])
-        durable.write_file(partial / manifests.FILE_NAME, manifests.encode(found))
+        durable.write_file(partial / MANIFEST, manifests.encode(found))
     progress.close()
     return found
 

@@ -18,7 +18,7 @@ from shardmerge.common import durable
 from shardmerge.common.command import byte_count
 from shardmerge.common.command.outcome import HELP, Outcome, reported
 from shardmerge.common.errors import BadInputError
-from shardmerge.common.manifest import SPLIT, rank_name
+from shardmerge.common.places import SPLIT, rank_name
 
 from .assembly import fork_server as worker_server
 from .options import ADOPT, ALLOWANCES, LAYOUTS

@@ -6,9 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from shardmerge.common.manifest import rank_name
-
-from .rank_directory import failure_path
+from shardmerge.common.places import rank_failed, rank_name
 
 LOOK_EVERY_SECONDS = 1.0
 
@@ -33,4 +31,4 @@ def _unfinished(out: Path, world_size: int) -> tuple[int, ...]:
 
 
 def _is_settled(out: Path, rank: int) -> bool:
-    return (out / rank_name(rank)).exists() or failure_path(out, rank).exists()
+    return (out / rank_name(rank)).exists() or rank_failed(out, rank).exists()

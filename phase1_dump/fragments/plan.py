@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from shardmerge.common import safetensors_header
-from shardmerge.common.manifest import SPLIT, WHOLE
+from shardmerge.common import places, safetensors_header
 from shardmerge.common.ownership import Held, owners
+from shardmerge.common.places import SPLIT, WHOLE
 from shardmerge.common.safetensors_header import Header
 
 from ..rectangles.holdings import Holding
@@ -51,7 +51,7 @@ def _fragments(kind: str, holdings: Iterable[Holding], max_bytes: int) -> Iterat
         )
         rectangles = [h.rectangle for h in ordered]
         head, header = safetensors_header.build((r.fragment_key, r.dtype, r.local_shape) for r in rectangles)
-        yield Fragment(f"{kind}-{number:05d}.safetensors", head, header, tuple(ordered))
+        yield Fragment(places.fragment(kind, number), head, header, tuple(ordered))
 
 
 def _groups(holdings: Iterable[Holding], max_bytes: int) -> Iterator[list[Holding]]:

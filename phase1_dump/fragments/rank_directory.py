@@ -10,7 +10,7 @@ from pathlib import Path
 
 from shardmerge.common import canonical_json, durable
 from shardmerge.common.errors import OutputExistsError, ShardmergeError
-from shardmerge.common.manifest import rank_name
+from shardmerge.common.places import rank_failed, rank_name, rank_partial
 
 
 def refuse_existing(out: Path, rank: int) -> None:
@@ -23,7 +23,7 @@ def refuse_existing(out: Path, rank: int) -> None:
 def building(out: Path, rank: int) -> Iterator[Path]:
     """A fresh folder that becomes `out/rank-NNNNN` if the block ends well, and is removed if it does not."""
     out.mkdir(parents=True, exist_ok=True)
-    final, partial = out / rank_name(rank), out / f".{rank_name(rank)}.partial"
+    final, partial = out / rank_name(rank), rank_partial(out, rank)
     shutil.rmtree(partial, ignore_errors=True)  # what a killed attempt of this rank left
     partial.mkdir()
     try:
@@ -35,11 +35,6 @@ def building(out: Path, rank: int) -> Iterator[Path]:
         raise
     durable.sync_folder(out)
     forget_failure(out, rank)
-
-
-def failure_path(out: Path, rank: int) -> Path:
-    """Where a rank says that it failed, so that nobody waits for it."""
-    return out / f"{rank_name(rank)}.failed.json"
 
 
 def record_failure(out: Path, rank: int, run_id: str, error: BaseException) -> None:
@@ -57,12 +52,12 @@ def record_failure(out: Path, rank: int, run_id: str, error: BaseException) -> N
     record = {"rank": rank, "run_id": run_id, "failure": facts}
     try:
         out.mkdir(parents=True, exist_ok=True)
-        durable.write_file(failure_path(out, rank), canonical_json.encode(record, indent=2))
+        durable.write_file(rank_failed(out, rank), canonical_json.encode(record, indent=2))
     except OSError as refused:
-        error.add_note(f"{failure_path(out, rank)} could not be written: {refused}")
+        error.add_note(f"{rank_failed(out, rank)} could not be written: {refused}")
 
 
 def forget_failure(out: Path, rank: int) -> None:
     """Remove what an earlier attempt of this rank recorded: others would hold this attempt for failed."""
     with contextlib.suppress(OSError):
-        failure_path(out, rank).unlink()
+        rank_failed(out, rank).unlink()

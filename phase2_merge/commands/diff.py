@@ -12,16 +12,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from shardmerge.common import places
 from shardmerge.common import reference as references
 from shardmerge.common.errors import SHOWN, BadInputError
-from shardmerge.common.manifest import FILE_NAME
+from shardmerge.common.places import LEDGER, MANIFESTS
 
 from ..ledger import table as ledger
 from ..ledger.names import grouped, layer_of
 from ..ledger.rank_directories import discover
 from ..ledger.read import DTYPES
 from ..output import receipts
-from ..output.receipts import RECORDS
 
 Place: TypeAlias = tuple[
     str, tuple[int, ...], tuple[int, ...], tuple[int, ...]
@@ -96,9 +96,9 @@ def _kind(a: frozenset[tuple[Place, str]], b: frozenset[tuple[Place, str]]) -> s
 
 def tensors_of(path: Path) -> Tensors:
     """What a dump or an output recorded of every tensor."""
-    if path.is_dir() and any(path.glob(f"rank-*/{FILE_NAME}")):
+    if path.is_dir() and any(path.glob(MANIFESTS)):
         return _of_dump(path)
-    if not (path / RECORDS).is_dir():
+    if not places.records(path).is_dir():
         raise BadInputError(
             f"{path} has no recorded checksums",
             "Give a dump, or a directory that shardmerge merge published.",
@@ -117,7 +117,7 @@ def _of_dump(path: Path) -> Tensors:
 
 
 def _of_output(path: Path) -> Tensors:
-    book = path / RECORDS / "ledger.parquet"
+    book = places.records(path) / LEDGER
     whole = ledger.whole_checksums(book) if book.is_file() else {}
     found: dict[str, frozenset[tuple[Place, str]]] = {}
     for file in references.weight_files(path):

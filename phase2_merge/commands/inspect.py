@@ -5,7 +5,6 @@ Reads manifests of a dump or headers of an output, never a tensor.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,17 +15,16 @@ from numpy.typing import NDArray
 from shardmerge.common import reference as references
 from shardmerge.common.architectures import architecture_of
 from shardmerge.common.errors import BadInputError
-from shardmerge.common.manifest import FILE_NAME
+from shardmerge.common.places import MANIFESTS, RANK_FAILED, RANK_PARTIAL
 
 from ..inspection.coverage import cover
 from ..inspection.report import Inspection, Ranks
 from ..ledger import table as ledger
-from ..ledger.rank_directories import FAILED, discover, reason
+from ..ledger.rank_directories import discover, reason
 from ..ledger.read import DTYPES
 from ..ledger.table import Ledger
 from ..proof import generations
 
-RUNNING = re.compile(r"\.rank-(\d{5,})\.partial")
 Array: TypeAlias = NDArray[Any]
 AXES = ("pp", "tp", "cp", "dp", "ep", "etp", "edp")
 
@@ -42,7 +40,7 @@ def inspect(path: str | Path) -> Inspection:
     if references.weight_files(path):
         return _output(path)
     running, failed = _unfinished(path)
-    if any(path.glob(f"rank-*/{FILE_NAME}")):
+    if any(path.glob(MANIFESTS)):
         return _dump(path, running, failed)
     if not running and not failed:
         raise BadInputError(
@@ -56,8 +54,10 @@ def inspect(path: str | Path) -> Inspection:
 def _unfinished(path: Path) -> tuple[tuple[int, ...], dict[int, str]]:
     """Ranks that are writing, and what failed ranks recorded."""
     entries = sorted(path.iterdir())
-    running = tuple(int(found[1]) for entry in entries if (found := RUNNING.fullmatch(entry.name)))
-    failed = {int(found[1]): reason(entry) for entry in entries if (found := FAILED.fullmatch(entry.name))}
+    running = tuple(int(found[1]) for entry in entries if (found := RANK_PARTIAL.fullmatch(entry.name)))
+    failed = {
+        int(found[1]): reason(entry) for entry in entries if (found := RANK_FAILED.fullmatch(entry.name))
+    }
     return running, failed
 
 

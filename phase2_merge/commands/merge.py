@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from shardmerge.common import canonical_json, durable
+from shardmerge.common import canonical_json, durable, places
+from shardmerge.common.places import LEDGER, PLAN, REPORT
 
 from ..assembly.assemble import STAGING_BYTES
 from ..hf_files import config_json as hf_metadata
@@ -17,7 +18,6 @@ from ..hf_files import sidecars
 from ..ledger import table as ledger
 from ..options import ADOPT
 from ..output.publish import publishing
-from ..output.receipts import RECORDS
 from ..proof.prove import Proof, prove
 from ..quantization.united import Uncalibrated
 from ..shards import parts
@@ -109,12 +109,12 @@ def _gather(plan: Plan, proof: Proof, folder: Path, means: Means, laps: Laps) ->
 
 def _describe(proof: Proof, plan: Plan, report: MergeReport, folder: Path) -> None:
     """Records of our own, the ledger while others wait for the disk; sidecars, config.json, and last the index."""
-    records = folder / RECORDS
+    records = places.records(folder)
     with ThreadPoolExecutor(1) as thread:
-        written = thread.submit(ledger.write, proof.ledger, records / "ledger.parquet")
-        durable.write_file(records / "plan.json", canonical_json.encode(plan.facts(), indent=2))
+        written = thread.submit(ledger.write, proof.ledger, records / LEDGER)
+        durable.write_file(records / PLAN, canonical_json.encode(plan.facts(), indent=2))
         report = replace(report, sidecars=sidecars.copy(proof.reference.path, folder))
-        durable.write_file(records / "report.json", canonical_json.encode(report.published(), indent=2))
+        durable.write_file(records / REPORT, canonical_json.encode(report.published(), indent=2))
         hf_metadata.write_config(folder, proof.reference.config, proof.dtype(), proof.quantization_json())
         correct_config(folder, proof.given)
         hf_metadata.write_index(folder, plan)

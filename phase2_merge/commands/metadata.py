@@ -25,7 +25,7 @@ from shardmerge.common.errors import (
     UnexpectedTensorError,
     raise_problems,
 )
-from shardmerge.common.reference import INDEX
+from shardmerge.common.places import CONFIG, HF_QUANT_CONFIG, INDEX, RECORDS, REPORT
 
 from .. import corrections as correcting
 from ..corrections import Correction, Recorded, of_part
@@ -34,7 +34,6 @@ from ..hf_files import sidecars
 from ..ledger import published as kept
 from ..ledger.published import Kept
 from ..output import replace_files as rewriting
-from ..output.receipts import RECORDS
 from ..proof.tensors.expected import TABLE, of_another_size
 from ..quantization import declaration
 from ..quantization import json_files as quantization_json
@@ -138,7 +137,7 @@ def rewrite(
 
 
 def _hf_quant_config(out: Path) -> dict[str, Any] | None:
-    path = out / hf_metadata.HF_QUANT_CONFIG
+    path = out / HF_QUANT_CONFIG
     found = canonical_json.read_object(path) if path.is_file() else None
     if found is not None:
         told = found.get("quantization")
@@ -180,7 +179,7 @@ def correct_config(folder: Path, corrections: tuple[Correction, ...]) -> None:
     """Corrections have the last word, also over what a merge writes into config.json."""
     if correcting.of_part("config", corrections):
         config = correcting.corrected("config", references.read_config(folder), corrections)
-        durable.write_file(folder / "config.json", hf_metadata.readable(config))
+        durable.write_file(folder / CONFIG, hf_metadata.readable(config))
 
 
 def _own_files(
@@ -189,9 +188,9 @@ def _own_files(
     """hf_quant_config.json, config.json, our report, and last the index."""
     report = {**book.report, "sidecars": list(beside)}
     report["check"] = {**book.report["check"], "corrections": told}
-    files = {} if hf is None else {hf_metadata.HF_QUANT_CONFIG: hf_metadata.readable(hf)}
-    files["config.json"] = hf_metadata.readable(config)
-    files[f"{RECORDS}/{kept.REPORT}"] = canonical_json.encode(report, indent=2)
+    files = {} if hf is None else {HF_QUANT_CONFIG: hf_metadata.readable(hf)}
+    files[CONFIG] = hf_metadata.readable(config)
+    files[f"{RECORDS}/{REPORT}"] = canonical_json.encode(report, indent=2)
     if book.num_shards > 1:
         files[INDEX] = hf_metadata.index_bytes(book.weight_map, book.num_parameters, book.total_bytes)
     return files

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from shardmerge.common import places
 from shardmerge.common import reference as references
 from shardmerge.common.architectures import blueprint
 from shardmerge.common.command.byte_count import show
@@ -27,7 +28,8 @@ from shardmerge.common.errors import (
     UnsupportedArchitectureError,
     raise_problems,
 )
-from shardmerge.common.reference import INDEX, PLAIN_FLOATS
+from shardmerge.common.places import INDEX, LEDGER, SHARDS, SINGLE
+from shardmerge.common.reference import PLAIN_FLOATS
 from shardmerge.common.safetensors_header import Entry, Header
 
 from ..disk.checksums import Advance, checksums, in_threads, stretches, wrong_bytes
@@ -36,7 +38,6 @@ from ..ledger import table as ledger
 from ..ledger.names import grouped
 from ..output import receipts
 from ..output import replace_files as rewriting
-from ..output.receipts import RECORDS
 from ..proof import numbers
 from ..proof.tensors.expected import TABLE, of_another_size
 from ..quantization import declaration, scales
@@ -84,16 +85,14 @@ def verify(
     config = references.read_config(out)
     files = references.weight_files(out)
     if not files:
-        raise BadInputError(
-            f"{out} holds neither {INDEX} nor {references.SINGLE}", "Give a directory with safetensors."
-        )
+        raise BadInputError(f"{out} holds neither {INDEX} nor {SINGLE}", "Give a directory with safetensors.")
     shards, problems = _headers(files)
     problems += _index_problems(out, shards)
     found = _judge_quantization(out, config, shards)
     problems += found.problems
     warnings = [*_strangers(out, files), *found.warnings, *_judge_config(config, shards, problems, found)]
     raise_problems(problems)
-    compared = _compare_bytes(out, shards, talk) if verify == "full" and (out / RECORDS).is_dir() else 0
+    compared = _compare_bytes(out, shards, talk) if verify == "full" and places.records(out).is_dir() else 0
     if scan:
         warnings += _scan(out, shards, talk)
     total = sum(header.entries[-1].end for header in shards.values() if header.entries)
@@ -149,7 +148,7 @@ def _index_problems(out: Path, shards: Shards) -> Iterator[ShardmergeError]:
 
 def _strangers(out: Path, files: tuple[Path, ...]) -> Iterator[str]:
     known = {file.name for file in files}
-    for path in sorted(out.glob("*.safetensors")):
+    for path in sorted(out.glob(SHARDS)):
         if path.name not in known:
             yield f"{path.name} is not part of the checkpoint; some readers load it all the same"
 
@@ -209,7 +208,7 @@ def _dtype_warning(config: dict[str, Any], shards: Shards) -> Iterator[str]:
 
 def _compare_bytes(out: Path, shards: Shards, talk: TextIO | None) -> int:
     """Read what has a recorded checksum; how many tensors that were. Raises CorruptFileError, or several."""
-    book = out / RECORDS / "ledger.parquet"
+    book = places.records(out) / LEDGER
     whole = ledger.whole_checksums(book) if book.is_file() else {}
     known = {file: (kept.tensors if (kept := receipts.read(out, file)) else whole) for file in shards}
     entries = {file: [e for e in header.entries if e.name in known[file]] for file, header in shards.items()}

@@ -13,13 +13,12 @@ import numpy as np
 import orjson
 
 from shardmerge.common import durable
-from shardmerge.common.reference import INDEX
+from shardmerge.common.places import CONFIG, HF_QUANT_CONFIG, INDEX
 
 from ..ledger.read import DTYPES
 from ..ledger.rows import BoolArray, Rows
 from ..shards.plan import Plan
 
-HF_QUANT_CONFIG = "hf_quant_config.json"
 TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 
 
@@ -36,7 +35,7 @@ def write_config(
     hf_quant_config, quantization_config = quantization
     if hf_quant_config is not None:
         durable.write_file(folder / HF_QUANT_CONFIG, readable(hf_quant_config))
-    durable.write_file(folder / "config.json", readable(edited(config, dtype, quantization_config)))
+    durable.write_file(folder / CONFIG, readable(edited(config, dtype, quantization_config)))
 
 
 def edited(

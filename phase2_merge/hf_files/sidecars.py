@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from shardmerge.common import canonical_json, durable
+from shardmerge.common.places import CONFIG
 
 PATTERNS = (
     "added_tokens.json", "chat_template.jinja", "chat_template.json", "generation_config.json", "merges.txt",
@@ -20,7 +21,7 @@ PATTERNS = (
     "spiece.model", "tekken.json", "tokenizer.json", "tokenizer.model*", "tokenizer_config.json",
     "video_preprocessor_config.json", "vocab.json", "vocab.txt", "*.tiktoken",
 )  # fmt: skip
-WITH_AUTO_MAP = ("config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
+WITH_AUTO_MAP = (CONFIG, "tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
 MODULE = re.compile(r"(\w+)\.\w+")
 RELATIVE_IMPORT = re.compile(r"^\s*from\s+\.(\w+)\s+import", re.MULTILINE)
 

@@ -19,14 +19,13 @@ import pyarrow.parquet as pq
 from shardmerge.common import canonical_json
 from shardmerge.common.dtypes import BITS
 from shardmerge.common.errors import BadInputError, CorruptFileError
+from shardmerge.common.places import LEDGER, PLAN, RECORDS, REPORT
 from shardmerge.common.reference import PLAIN_FLOATS, stays_inside
 
-from ..output.receipts import RECORDS
 from .read import DTYPES
 from .rows import IntArray
 from .table import DAMAGED, raise_machines
 
-LEDGER, PLAN, REPORT = "ledger.parquet", "plan.json", "report.json"
 SCALE = "_scale"  # as all names end that a merge may fill in
 T = TypeVar("T")
 Shape = tuple[int, ...]

@@ -5,17 +5,13 @@ A rank may lie in several folders (node-local disks that were copied together); 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from shardmerge.common import canonical_json
 from shardmerge.common.errors import BadInputError
-from shardmerge.common.manifest import FILE_NAME
-
-RANK = re.compile(r"rank-(\d{5,})")
-FAILED = re.compile(r"rank-(\d{5,})\.failed\.json")
+from shardmerge.common.places import MANIFEST, RANK, RANK_FAILED
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +27,13 @@ def discover(dumps: Sequence[Path]) -> RankDirectories:
     complete: dict[int, list[Path]] = {}
     failures: dict[int, str] = {}
     for entry in _entries(dumps):
-        if (rank := RANK.fullmatch(entry.name)) and (entry / FILE_NAME).is_file():
+        if (rank := RANK.fullmatch(entry.name)) and (entry / MANIFEST).is_file():
             complete.setdefault(int(rank[1]), []).append(entry)
-        elif rank := FAILED.fullmatch(entry.name):
+        elif rank := RANK_FAILED.fullmatch(entry.name):
             failures[int(rank[1])] = reason(entry)
     if not complete:
         raise BadInputError(
-            f"no rank-NNNNN/{FILE_NAME} in {_list(dumps)}{_failed(failures)}", "Give what a dump wrote."
+            f"no rank-NNNNN/{MANIFEST} in {_list(dumps)}{_failed(failures)}", "Give what a dump wrote."
         )
     return RankDirectories({rank: tuple(complete[rank]) for rank in sorted(complete)}, failures)
 

@@ -17,7 +17,8 @@ import xxhash
 from shardmerge.common import manifest as manifests
 from shardmerge.common.dtypes import BITS
 from shardmerge.common.errors import CorruptManifestError, DuplicateRankError
-from shardmerge.common.manifest import FILE_NAME, Manifest, rank_name, require
+from shardmerge.common.manifest import Manifest, require
+from shardmerge.common.places import MANIFEST, rank_name
 
 from ..disk.read_many import announced, read_many
 from . import columns as manifest_columns
@@ -70,7 +71,7 @@ def batches(found: RankDirectories) -> Iterator[Batch]:
     rows = 0
     ranks = found.complete
     for rank, contents in read_many(
-        lambda rank: _contents(rank, ranks[rank]), ranks, lambda rank: announced(ranks[rank][0] / FILE_NAME)
+        lambda rank: _contents(rank, ranks[rank]), ranks, lambda rank: announced(ranks[rank][0] / MANIFEST)
     ):
         held.append(_read(rank, *contents))
         rows += len(held[-1][1].columns)
@@ -93,7 +94,7 @@ def grafted_rows(grafted: Sequence[GraftedFile]) -> Iterator[Batch]:
 
 def _contents(rank: int, directories: tuple[Path, ...]) -> tuple[Path, bytes]:
     """Where a rank's manifest lies, and its bytes. Raises DuplicateRankError, OSError."""
-    every = [(directory / FILE_NAME).read_bytes() for directory in directories]
+    every = [(directory / MANIFEST).read_bytes() for directory in directories]
     if any(one != every[0] for one in every):
         raise DuplicateRankError(rank, tuple(map(str, directories)))
     return directories[0], every[0]
@@ -101,7 +102,7 @@ def _contents(rank: int, directories: tuple[Path, ...]) -> tuple[Path, bytes]:
 
 def _read(rank: int, directory: Path, data: bytes) -> tuple[Head, _Part]:
     """A rank's head, and its rectangles apart. Raises CorruptManifestError."""
-    path = directory / FILE_NAME
+    path = directory / MANIFEST
     value = manifests.parsed(data, path, manifest_json.decode)
     head = manifests.of_json(value | {"names": [], "columns": NO_COLUMNS}, path)
     if head.rank != rank:
@@ -128,7 +129,7 @@ def _batch(every: Sequence[tuple[Head, _Part]]) -> Batch:
         columns = _columns(parts, _checked(parts))
     except (ValueError, TypeError, KeyError, OverflowError) as error:
         if len(every) == 1:
-            raise CorruptManifestError(str(heads[0].directory / FILE_NAME), str(error)) from None
+            raise CorruptManifestError(str(heads[0].directory / MANIFEST), str(error)) from None
         for one in every:
             _batch([one])
         raise

@@ -17,12 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-from shardmerge.common import durable
+from shardmerge.common import durable, places
 from shardmerge.common.errors import OutputExistsError, OutputLockedError
 
-from .receipts import FOLDER, RECORDS
-
-LOCK = "lock"
 REMOVALS = 20
 NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}  # a file system that cannot lock
 
@@ -40,11 +37,11 @@ def publishing(out: Path, talk: TextIO | None, *, keep: bool = False) -> Iterato
     Raises OutputExistsError, OutputLockedError (another merge is writing it), OSError.
     """
     refuse_existing(out)
-    partial = _partial(out)
+    partial = places.partial(out)
     with _locked(partial, talk):
         try:
             refuse_existing(out)  # another merge may have published it while we asked for the lock
-            (partial / RECORDS / FOLDER).mkdir(parents=True, exist_ok=True)
+            places.receipts(partial).mkdir(parents=True, exist_ok=True)
             yield partial
             _commit(partial, out)
         except BaseException:
@@ -60,10 +57,10 @@ def sharing(out: Path, talk: TextIO | None) -> Iterator[Path]:
 
     Raises OutputExistsError, OutputLockedError (a merge that is not in parts is writing it), OSError.
     """
-    partial = _partial(out)
+    partial = places.partial(out)
     with _locked(partial, talk, shared=True):
         refuse_existing(out)  # the other parts may have been published while we asked for the lock
-        (partial / RECORDS / FOLDER).mkdir(parents=True, exist_ok=True)
+        places.receipts(partial).mkdir(parents=True, exist_ok=True)
         yield partial
 
 
@@ -81,7 +78,7 @@ def _remove(partial: Path) -> None:
 
 
 def _commit(partial: Path, out: Path) -> None:
-    for folder in (partial / RECORDS / FOLDER, partial / RECORDS, partial):
+    for folder in (places.receipts(partial), places.records(partial), partial):
         durable.sync_folder(folder)
     refuse_existing(out)
     try:
@@ -91,7 +88,7 @@ def _commit(partial: Path, out: Path) -> None:
             raise OutputExistsError(str(out), "it appeared while the merge ran") from error
         raise
     durable.sync_folder(out.parent)
-    _lock_path(out).unlink()  # it goes last: a partial output without a lock would be a stranger's
+    places.lock(out).unlink()  # it goes last: a partial output without a lock would be a stranger's
 
 
 @contextlib.contextmanager
@@ -99,8 +96,8 @@ def _locked(partial: Path, talk: TextIO | None, *, shared: bool = False) -> Iter
     """Hold the lock of OUT.partial; take over what a dead process left of it on this host."""
     if os.path.lexists(partial) and not _ours(partial):
         raise OutputExistsError(str(partial), "it exists, and no merge of shardmerge made it")
-    _lock_path(partial).parent.mkdir(parents=True, exist_ok=True)
-    lock = os.open(_lock_path(partial), os.O_RDWR | os.O_CREAT, 0o666)
+    places.lock(partial).parent.mkdir(parents=True, exist_ok=True)
+    lock = os.open(places.lock(partial), os.O_RDWR | os.O_CREAT, 0o666)
     try:
         _acquire(lock, partial, talk, shared=shared)
         yield
@@ -130,15 +127,7 @@ def _acquire(lock: int, partial: Path, talk: TextIO | None, *, shared: bool) -> 
 
 def _ours(partial: Path) -> bool:
     """Records, or nothing yet: a merge may be killed before it has written anything."""
-    return partial.is_dir() and ((partial / RECORDS).is_dir() or not any(partial.iterdir()))
-
-
-def _partial(out: Path) -> Path:
-    return out.with_name(f"{out.name}.partial")
-
-
-def _lock_path(partial: Path) -> Path:
-    return partial / RECORDS / LOCK
+    return partial.is_dir() and (places.records(partial).is_dir() or not any(partial.iterdir()))
 
 
 def _say(talk: TextIO | None, text: str) -> None:

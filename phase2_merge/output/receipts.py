@@ -8,11 +8,9 @@ from typing import Any
 
 import xxhash
 
-from shardmerge.common import canonical_json, durable
+from shardmerge.common import canonical_json, durable, places
 from shardmerge.common.errors import CorruptFileError
 
-RECORDS = ".shardmerge"
-FOLDER = "receipts"
 DIGEST = "xxh3_128"  # of everything else in a receipt
 
 
@@ -40,12 +38,12 @@ def write(out: Path, receipt: Receipt) -> None:
     """Keep a receipt in `out/.shardmerge/receipts`."""
     told = asdict(receipt)
     data = canonical_json.encode(told | {DIGEST: _digest(told)})
-    durable.write_file(_path(out, receipt.shard), data)
+    durable.write_file(places.receipt(out, receipt.shard), data)
 
 
 def read(out: Path, shard: str) -> Receipt | None:
     """The receipt of a shard, None if it has none. Raises CorruptFileError."""
-    path = _path(out, shard)
+    path = places.receipt(out, shard)
     try:
         told = canonical_json.read_object(path)
         if told.pop(DIGEST, None) != _digest(told):
@@ -59,7 +57,3 @@ def read(out: Path, shard: str) -> Receipt | None:
 
 def _digest(told: dict[str, Any]) -> str:
     return xxhash.xxh3_128_hexdigest(canonical_json.encode(told))
-
-
-def _path(out: Path, shard: str) -> Path:
-    return out / RECORDS / FOLDER / f"{shard}.json"

@@ -15,15 +15,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shardmerge.common import canonical_json, durable
+from shardmerge.common import canonical_json, durable, places
 from shardmerge.common.errors import CorruptFileError, OutputLockedError
+from shardmerge.common.places import JOURNAL, NEXT, RECORDS
 from shardmerge.common.reference import stays_inside
 
 from . import exchange
-from .publish import LOCK, NO_LOCKS
-from .receipts import RECORDS
-
-NEXT, JOURNAL = "next", "journal.json"
+from .publish import NO_LOCKS
 
 
 @contextlib.contextmanager
@@ -87,7 +85,7 @@ def _finish(out: Path) -> None:
         durable.sync_folder(out)
         durable.sync_folder(out / RECORDS)
     shutil.rmtree(stage, ignore_errors=True)
-    for left in (journal, out / RECORDS / LOCK, *(out / RECORDS).glob(f".{JOURNAL}.*.tmp")):
+    for left in (journal, places.lock(out), *(out / RECORDS).glob(f".{JOURNAL}.*.tmp")):
         left.unlink(missing_ok=True)
 
 

@@ -21,9 +21,8 @@ from shardmerge.common.errors import (
     DeclarationMismatchError,
     ShardmergeError,
 )
+from shardmerge.common.places import CONFIG, HF_QUANT_CONFIG
 from shardmerge.common.quantization.formats import BLOCK_FP8, FORMATS, KV_CACHE_ALGORITHMS, Format
-
-from ..hf_files.config_json import HF_QUANT_CONFIG
 
 Json = dict[str, Any]
 MIXED = "MIXED_PRECISION"
@@ -98,7 +97,7 @@ def read(out: Path, config: Json) -> tuple[Declaration | None, Declaration | Non
     try:
         if path.is_file():
             found[0] = _of_modelopt(canonical_json.read_object(path), HF_QUANT_CONFIG)
-        path = out / "config.json"
+        path = out / CONFIG
         if (declared := config.get("quantization_config")) is not None:
             found[1] = _of_config(declared)
     except UNREADABLE as error:

@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from shardmerge.common import canonical_json, durable
+from shardmerge.common import canonical_json, durable, places
 from shardmerge.common.errors import BadInputError, CorruptFileError, MissingPartsError
+from shardmerge.common.places import PART_RECORDS
 
-from ..output.receipts import FOLDER, RECORDS
 from .adopt import Adoption
 from .plan import Plan
 
@@ -72,13 +72,12 @@ def _numbers(plan: Plan, count: int) -> dict[str, int]:
 
 def write(folder: Path, record: Record) -> None:
     """Keep the record of a part that is complete."""
-    name = f"part-{record.part.replace('/', '-of-')}.json"
-    durable.write_file(folder / RECORDS / FOLDER / name, canonical_json.encode(asdict(record)))
+    durable.write_file(places.part_record(folder, record.part), canonical_json.encode(asdict(record)))
 
 
 def records(folder: Path, plan_digest: str, *, check: bool) -> Iterator[Record]:
     """Records of this plan, and if `check` only of parts that compared checksums. Raises CorruptFileError."""
-    for path in sorted((folder / RECORDS / FOLDER).glob("part-*.json")):
+    for path in sorted(places.receipts(folder).glob(PART_RECORDS)):
         try:
             found = _record(**canonical_json.read_object(path))
         except (ValueError, TypeError) as error:

@@ -16,11 +16,10 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from shardmerge.common import canonical_json, safetensors_header
+from shardmerge.common import canonical_json, places, safetensors_header
 from shardmerge.common.dtypes import byte_size
 from shardmerge.common.errors import BadInputError
-from shardmerge.common.manifest import rank_name
-from shardmerge.common.reference import SINGLE
+from shardmerge.common.places import rank_name
 
 from ..assembly.assemble import Piece, ShardTask, TensorTask
 from ..ledger.fragments import Fragment
@@ -228,9 +227,7 @@ def _names(count: int) -> Iterator[str]:
         raise BadInputError(
             f"{count:,} shards", f"At most {MAX_SHARDS:,} can be numbered: use a larger --max-shard-size."
         )
-    if count == 1:
-        return iter([SINGLE])
-    return (f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1))
+    return (places.shard(number, count) for number in range(1, count + 1))
 
 
 def _which(fragment: Fragment) -> dict[str, Any]:

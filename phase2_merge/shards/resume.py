@@ -10,11 +10,11 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
+from shardmerge.common import places
 from shardmerge.common.errors import CorruptFileError
+from shardmerge.common.places import LOCK, RECEIPTS, RECORDS
 
 from ..output import receipts
-from ..output.publish import LOCK
-from ..output.receipts import FOLDER, RECORDS
 from .plan import Plan
 
 
@@ -25,8 +25,8 @@ def keep_finished(folder: Path, plan: Plan, *, check: bool, stay: Collection[str
         shard.name for shard in plan.assembled if is_finished(folder, shard.name, digest, check=check)
     )
     _clear(folder, {*kept, *stay, RECORDS})
-    _clear(folder / RECORDS, {LOCK, FOLDER})
-    _clear(folder / RECORDS / FOLDER, {f"{name}.json" for name in kept})
+    _clear(places.records(folder), {LOCK, RECEIPTS})
+    _clear(places.receipts(folder), {f"{name}.json" for name in kept})
     return kept
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from shardmerge.common.reference import INDEX, weight_map
+from shardmerge.common.places import INDEX
+from shardmerge.common.reference import weight_map
 from tests.scale.models import Case
 
 from . import peers, pieces

@@ -16,6 +16,7 @@ import xxhash
 
 from shardmerge.common import manifest as manifests
 from shardmerge.common.manifest import Manifest
+from shardmerge.common.places import MANIFEST
 from tests.scale.generate import generate
 from tests.scale.models import QWEN3_235B, Case, World
 
@@ -57,7 +58,7 @@ class Made:
     reference: Path
 
     def manifests(self) -> Iterator[Manifest]:
-        return (manifests.read(path) for path in sorted(self.dump.glob(f"*/{manifests.FILE_NAME}")))
+        return (manifests.read(path) for path in sorted(self.dump.glob(f"*/{MANIFEST}")))
 
     def fragments(self) -> list[Path]:
         return sorted(self.dump.glob("*/*.safetensors"))
@@ -96,7 +97,7 @@ def filled(case: Case, folder: Path) -> Made:
 
 def fill_rank(folder: Path) -> None:
     """Write bytes into every rectangle of a rank, and their checksums into its manifest."""
-    given = manifests.read(folder / manifests.FILE_NAME)
+    given = manifests.read(folder / MANIFEST)
     generator = np.random.default_rng(given.rank)
     pattern = memoryview(generator.bytes(PATTERN_BYTES))
     checksums: list[str] = []
@@ -106,7 +107,7 @@ def fill_rank(folder: Path) -> None:
         with open(folder / file.name, "r+b", buffering=0) as opened:
             checksums += [_fill(opened, begin, end, pattern, generator) for begin, end in spans]
     columns_now = replace(given.columns, xxh3_128=checksums)
-    (folder / manifests.FILE_NAME).write_bytes(manifests.encode(replace(given, columns=columns_now)))
+    (folder / MANIFEST).write_bytes(manifests.encode(replace(given, columns=columns_now)))
 
 
 def _fill(file: BinaryIO, begin: int, end: int, pattern: memoryview, generator: np.random.Generator) -> str:

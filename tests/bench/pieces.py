@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 from shardmerge.common import manifest as manifests
 from shardmerge.common.manifest import Manifest, Placed
+from shardmerge.common.places import MANIFEST
 
 COPY_BYTES = 256 << 10
 
@@ -21,7 +22,7 @@ COPY_BYTES = 256 << 10
 def convert(dump: Path, folder: Path) -> Path:
     """Write `folder`, a file for every rank of `dump`."""
     folder.mkdir()
-    for number, path in enumerate(sorted(dump.glob(f"*/{manifests.FILE_NAME}")), 1):
+    for number, path in enumerate(sorted(dump.glob(f"*/{MANIFEST}")), 1):
         name = f"shard-{number:05d}-model-00001-of-00001.safetensors"
         _write(path.parent, manifests.read(path), folder / name)
     return folder

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from shardmerge.common import reference
+from shardmerge.common import places, reference
 from shardmerge.common.errors import BadInputError, CorruptFileError, MissingConfigError
 from shardmerge.common.reference import ReferenceTensor
 
@@ -35,15 +35,15 @@ def test_all_files_of_an_index_are_read(folder: Path) -> None:
     safetensors.numpy.save_file({"w": np.zeros(2, np.float32)}, folder / "a.safetensors")
     safetensors.numpy.save_file({"v": np.zeros(3, np.int8)}, folder / "b.safetensors")
     index = {"metadata": {"total_size": 11}, "weight_map": {"w": "a.safetensors", "v": "b.safetensors"}}
-    (folder / reference.INDEX).write_text(json.dumps(index))
+    (folder / places.INDEX).write_text(json.dumps(index))
     found = reference.read(folder)
     assert found.tensors == {"w": ReferenceTensor("F32", (2,)), "v": ReferenceTensor("I8", (3,))}
     assert (found.plain_dtype("w"), found.plain_dtype("v")) == ("F32", None)
-    assert reference.total_size(folder / reference.INDEX) == 11
+    assert reference.total_size(folder / places.INDEX) == 11
 
 
 def test_a_file_that_the_index_names_must_be_there(folder: Path) -> None:
-    (folder / reference.INDEX).write_text('{"weight_map": {"w": "gone.safetensors"}}')
+    (folder / places.INDEX).write_text('{"weight_map": {"w": "gone.safetensors"}}')
     with pytest.raises(
         CorruptFileError, match=r"gone.safetensors.*named by model.safetensors.index.json, but missing"
     ):
@@ -65,6 +65,6 @@ def test_a_config_that_is_no_object_is_refused(folder: Path, text: str) -> None:
 
 @pytest.mark.parametrize("text", ["{", "{}", '{"weight_map": {"w": 1}}'])
 def test_an_index_without_a_map_is_refused(folder: Path, text: str) -> None:
-    (folder / reference.INDEX).write_text(text)
+    (folder / places.INDEX).write_text(text)
     with pytest.raises(CorruptFileError):
         reference.read(folder)

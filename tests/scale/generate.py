@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from shardmerge.common import manifest as manifests
 from shardmerge.common.architectures import Tensor, blueprint
-from shardmerge.common.manifest import Columns, FragmentFile, Manifest, rank_name
+from shardmerge.common.manifest import Columns, FragmentFile, Manifest
+from shardmerge.common.places import MANIFEST, rank_name
 from shardmerge.common.quantization.arithmetic import companions_of, module_of
 from shardmerge.common.quantization.formats import FORMATS
 
@@ -162,7 +163,7 @@ def _write_rank(case: Case, folder: Path, stage: Stage, rows: Rows, rank: int) -
     columns = _columns(stage, rows, members, begins, rank)
     names = [stage.names[at] for at in rows.which[members].tolist()]
     made = _manifest(case, rank, files, names, columns)
-    (folder / manifests.FILE_NAME).write_bytes(manifests.encode(made))
+    (folder / MANIFEST).write_bytes(manifests.encode(made))
 
 
 def _write_fragment(path: Path, stage: Stage, rows: Rows, members: Ints) -> tuple[FragmentFile, Ints]:

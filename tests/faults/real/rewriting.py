@@ -14,6 +14,7 @@ import xxhash
 
 from shardmerge.common import manifest as manifests
 from shardmerge.common.manifest import Placed
+from shardmerge.common.places import MANIFEST
 from shardmerge.common.rectangle import Rectangle
 from tests.dumps.dumps import file_facts, save
 
@@ -31,7 +32,7 @@ Change = Callable[[Written], Iterable[Written]]
 
 def rewrite(rank: Path, change: Change) -> None:
     """Replace every rectangle of a rank's directory by what `change` makes of it: nothing, one, or several."""
-    path = rank / manifests.FILE_NAME
+    path = rank / MANIFEST
     before = manifests.read(path)
     after = [one for written in _read(rank, before) for one in change(written)]
     for file in before.files:

@@ -21,6 +21,7 @@ from shardmerge.common.errors import (
     ScalarMismatchError,
     UnexpectedTensorError,
 )
+from shardmerge.common.places import MANIFEST
 from shardmerge.phase2_merge import check, merge
 from tests.dumps.quantized_dumps import dump_quantized, edit_manifests, moved, with_scalar
 from tests.faults.real.conftest import Victim
@@ -88,9 +89,7 @@ def test_unequal_scalars_name_tensors_ranks_and_both_values(
 def writer_of(one: Victim, tensor: str) -> int:
     """The only rank whose manifest lists a tensor."""
     (rank,) = (
-        rank
-        for rank in range(WORLD.world_size)
-        if tensor in manifests.read(one.rank(rank) / manifests.FILE_NAME).names
+        rank for rank in range(WORLD.world_size) if tensor in manifests.read(one.rank(rank) / MANIFEST).names
     )
     return rank
 
