@@ -73,7 +73,7 @@ class Appending:
         self.wrote(len(data))
 
     def wrote(self, num_bytes: int) -> None:
-        """So many more bytes stand at the end."""
+        """Account for `num_bytes` that the caller appended itself."""
         self.written += num_bytes
         if self.written - self.started >= WRITEBACK_BYTES:
             os.posix_fadvise(self.file, self.started, self.written - self.started, os.POSIX_FADV_DONTNEED)

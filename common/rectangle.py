@@ -59,7 +59,17 @@ class Rectangle:
 
 
 def fragment_key(name: str, global_shape: Shape, global_offset: Shape, local_shape: Shape) -> str:
-    """A rectangle's key in a fragment: the tensor's name, and for a part of it `@` and the offsets."""
+    """The key of a rectangle in a fragment.
+
+    Args:
+        name: Hugging Face name of the tensor.
+        global_shape: shape of the entire tensor.
+        global_offset: where the rectangle begins in it.
+        local_shape: shape of the rectangle.
+
+    Returns:
+        The tensor's name, and for a part of it `@` and the offsets joined by commas.
+    """
     return name if local_shape == global_shape else f"{name}@{','.join(map(str, global_offset))}"
 
 
@@ -69,7 +79,17 @@ def place(offset: Shape, shape: Shape) -> str:
 
 
 def intersect(a_offset: Shape, a_shape: Shape, b_offset: Shape, b_shape: Shape) -> tuple[Shape, Shape] | None:
-    """Offset and shape of what two boxes share, or None."""
+    """What two boxes of the same number of dimensions share.
+
+    Args:
+        a_offset: where the first box begins.
+        a_shape: its size.
+        b_offset: where the second box begins.
+        b_shape: its size.
+
+    Returns:
+        (offset, shape) of the box that both cover, None if they share no element.
+    """
     low = tuple(map(max, a_offset, b_offset))
     high = tuple(min(a + m, b + n) for a, m, b, n in zip(a_offset, a_shape, b_offset, b_shape, strict=True))
     if any(end <= start for start, end in zip(low, high, strict=True)):

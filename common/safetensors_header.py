@@ -81,7 +81,19 @@ def read(path: Path) -> Header:
 
 
 def header_length(first: bytes, file_bytes: int, path: Path) -> int:
-    """N, as the first eight bytes of a file give it. Raises CorruptFileError if such a header cannot be."""
+    """How long the header is that follows the first eight bytes of a file.
+
+    Args:
+        first: the first bytes of the file, eight or more.
+        file_bytes: size of the whole file.
+        path: where the file lies, for the message.
+
+    Returns:
+        Length of the JSON in bytes, padding included.
+
+    Raises:
+        CorruptFileError: the file is too short for such a header, or the header is longer than any may be.
+    """
     length = int.from_bytes(first[:8], "little")
     if file_bytes < 8 or length > min(file_bytes - 8, MAX_HEADER_BYTES):
         raise CorruptFileError(str(path), f"its header says {length} bytes, the file has {file_bytes}")
@@ -89,7 +101,19 @@ def header_length(first: bytes, file_bytes: int, path: Path) -> int:
 
 
 def decode(prefix: bytes, file_bytes: int, path: Path) -> Header:
-    """The header in the first bytes of a file. Raises CorruptFileError naming `path` and what is wrong."""
+    """Parse a header, strictly.
+
+    Args:
+        prefix: the first bytes of the file: eight bytes of length and the whole header.
+        file_bytes: size of the whole file.
+        path: where the file lies, for the message.
+
+    Returns:
+        The header; its entries are in the order of their bytes.
+
+    Raises:
+        CorruptFileError: it is not a header, has a key twice, leaves holes, or does not end where the file ends.
+    """
     try:
         body = canonical_json.decode(prefix[8:])
         entries, metadata = _parse(body), _metadata(body)

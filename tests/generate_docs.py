@@ -1,7 +1,8 @@
 """Everything in the documentation that is not written by hand: `python -m tests.generate_docs [MATRIX]`.
 
-Decides what is generated and where it stands: docs/cli.md whole, and in README.md what lies between a pair of
-markers; docs/consolidation.md is the outcome of a run. Must not know what the commands do or what was tested.
+Decides what is generated and where it stands: docs/cli.md and docs/inside/map.md whole, and in README.md what lies
+between a pair of markers; docs/consolidation.md is the outcome of a run. Must not know what the commands do or what was
+tested.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import click
@@ -21,6 +22,7 @@ from tests import matrix
 ROOT = Path(__file__).resolve().parents[1]
 README, CLI, MATRIX = ROOT / "README.md", ROOT / "docs" / "cli.md", ROOT / "docs" / "matrix.json"
 CONSOLIDATION = ROOT / "docs" / "consolidation.md"
+MAP = ROOT / "docs" / "inside" / "map.md"
 FOLDERS = ("common", "phase1_dump", "phase2_merge", "tests", "docs")
 TOP_FILES = ("Makefile", "pyproject.toml", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE")
 # what cannot describe itself
@@ -28,7 +30,8 @@ DESCRIPTIONS = {
     "Makefile": "The verbs: setup, demo, test, lint and the rest",
     "pyproject.toml": "Package, extras, and the settings of every tool",
     "LICENSE": "Apache License 2.0",
-    "docs": "What does not fit on this page",
+    "docs": "What does not fit on the first page",
+    "docs/inside": "How it is built, for those who change it",
     "docs/matrix.json": "What the last full test run compared: the source of the table above",
     "docs/inspect.png": "The page of `shardmerge inspect --html`, of a dump with three ranks missing",
     "docs/manifest.schema.json": "JSON Schema of a manifest",
@@ -75,14 +78,27 @@ def consolidation() -> str:
 
 
 def tree() -> str:
-    """A line per file: its name and the first sentence of what it says of itself."""
+    """A line per folder: its name and the first sentence of what it says of itself."""
+    folders = [line for folder in FOLDERS for line in _folder(ROOT / folder, 0) if line[0].endswith("/")]
+    return _aligned(folders)
+
+
+def every_file() -> str:
+    """docs/inside/map.md: a line per file."""
     lines = [line for folder in FOLDERS for line in _folder(ROOT / folder, 0)]
     lines += [(name, describe(ROOT / name)) for name in TOP_FILES]
-    width = max(len(name) for name, _ in lines) + 2
-    return "```text\n" + "\n".join(f"{name:<{width}}{what}".rstrip() for name, what in lines) + "\n```"
+    head = "# Map of the files\n\nWritten by `make docs` from the first sentence of every module."
+    return f"{head} Which room may import which: [design](design.md).\n\n{_aligned(lines)}\n"
+
+
+def _aligned(lines: Iterable[tuple[str, str]]) -> str:
+    every = list(lines)
+    width = max(len(name) for name, _ in every) + 2
+    return "```text\n" + "\n".join(f"{name:<{width}}{what}".rstrip() for name, what in every) + "\n```"
 
 
 def _folder(folder: Path, depth: int) -> Iterator[tuple[str, str]]:
+    """A folder, its files, then the folders in it."""
     yield "  " * depth + folder.name + "/", describe(folder)
     entries = sorted(path for path in folder.iterdir() if _is_listed(path))
     for path in sorted(entries, key=lambda p: p.is_dir()):
@@ -161,8 +177,13 @@ def main(arguments: list[str]) -> None:
         print(f"wrote {path.relative_to(ROOT)}")
 
 
-# in this order: the tree of the README lists the others
-GENERATED: dict[Path, Callable[[], str]] = {CLI: cli_reference, CONSOLIDATION: consolidation, README: readme}
+# in this order: the map lists the others
+GENERATED: dict[Path, Callable[[], str]] = {
+    CLI: cli_reference,
+    CONSOLIDATION: consolidation,
+    MAP: every_file,
+    README: readme,
+}
 
 
 if __name__ == "__main__":

@@ -56,7 +56,11 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """A table: rows, and the functions that read dimensions, flags and sets of layers out of config.json."""
+    """A table: rows, and the functions that read dimensions, flags and sets of layers out of config.json.
+
+    Dimensions that every table gives: `num_layers`, `num_experts` (0 for a dense model), and those that its rows name.
+    What a layout needs besides is said where the layout is (`heads`, `groups` and `head_dim` for a fused q/k/v).
+    """
 
     name: str
     source: str
@@ -70,5 +74,17 @@ class Architecture:
 def same(
     key: str, name: str, *shape: str, where: str = "layers", when: str = "", float32: bool = False
 ) -> Row:
-    """A Megatron tensor that is one Hugging Face tensor, element for element."""
+    """A row for a Megatron tensor that is one Hugging Face tensor, element for element.
+
+    Args:
+        key: canonical Megatron key, with {layer} and {expert}.
+        name: Hugging Face name, with {layer} and {expert}.
+        shape: names of the dimensions of both.
+        where: a set of layers that the table defines, or "model".
+        when: a flag of config.json without which there is no such tensor; "" for always.
+        float32: whether it stays float32 whatever dtype the model has.
+
+    Returns:
+        The row.
+    """
     return Row((key,), (Target(name, shape),), Layout.SAME, where, when, float32)

@@ -96,7 +96,7 @@ def reason(tmp_path: Path, **changes: Any) -> str:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"format": "other"}, "no shardmerge manifest"),
+        ({"format": "other"}, "not a shardmerge manifest"),
         ({"schema_version": 2}, "schema_version 2"),
         ({"rank": 4}, "rank 4 of 4"),
         ({"rank": -1}, "rank -1 of 4"),

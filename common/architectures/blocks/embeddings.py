@@ -11,7 +11,16 @@ from ..rows import Layout, Row, Target, same
 
 
 def embeddings(name: str, norm_key: str, norm_name: str) -> tuple[Row, ...]:
-    """Input and output embeddings, and the norm after the last layer."""
+    """Input and output embeddings, and the norm after the last layer.
+
+    Args:
+        name: Hugging Face name of the input embedding.
+        norm_key: Megatron key of the last norm.
+        norm_name: Hugging Face name of the last norm.
+
+    Returns:
+        Three rows; the output embedding is there unless config.json ties it to the input.
+    """
     return (
         Row(("embedding.word_embeddings.weight",), (Target(name, ("vocab", "hidden")),), Layout.VOCAB),
         Row(

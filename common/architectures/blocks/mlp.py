@@ -11,7 +11,18 @@ from ..rows import Row, same
 
 
 def gated_mlp(prefix: str, hf_prefix: str, width: str, where: str, when: str = "") -> tuple[Row, ...]:
-    """Gate, up and down of a gated MLP whose Hugging Face names are gate_proj, up_proj, down_proj."""
+    """A gated MLP whose Hugging Face names are gate_proj, up_proj and down_proj.
+
+    Args:
+        prefix: what the Megatron keys begin with.
+        hf_prefix: what the Hugging Face names begin with.
+        width: name of the dimension inside the MLP.
+        where: the layers that have it.
+        when: the flag without which they do not; "" for always.
+
+    Returns:
+        A row each for gate, up and down.
+    """
     names = (hf_prefix + "gate_proj.weight", hf_prefix + "up_proj.weight", hf_prefix + "down_proj.weight")
     return gated_mlp_named(prefix, names, width, where, when)
 
@@ -19,7 +30,18 @@ def gated_mlp(prefix: str, hf_prefix: str, width: str, where: str, when: str = "
 def gated_mlp_named(
     prefix: str, names: tuple[str, str, str], width: str, where: str, when: str = ""
 ) -> tuple[Row, ...]:
-    """The same with other names for (gate, up, down)."""
+    """A gated MLP whose Hugging Face tensors have names of their own.
+
+    Args:
+        prefix: what the Megatron keys begin with.
+        names: Hugging Face names of (gate, up, down).
+        width: name of the dimension inside the MLP.
+        where: the layers that have it.
+        when: the flag without which they do not; "" for always.
+
+    Returns:
+        A row each for gate, up and down.
+    """
     gate, up, down = names
     return (
         same(prefix + "linear_fc1.weight_w", gate, width, "hidden", where=where, when=when),
@@ -34,7 +56,19 @@ DENSE_MLP = gated_mlp(LAYER + "mlp.", HF_LAYER + "mlp.", "ffn", "dense")
 def plain_mlp(
     prefix: str, hf_prefix: str, width: str, outside: str, *, where: str, when: str = ""
 ) -> tuple[Row, ...]:
-    """Up and down of an MLP that is not gated: [`width`, `outside`] and back."""
+    """An MLP that is not gated, up [`width`, `outside`] and down [`outside`, `width`].
+
+    Args:
+        prefix: what the Megatron keys begin with.
+        hf_prefix: what the Hugging Face names begin with.
+        width: name of the dimension inside the MLP.
+        outside: name of the dimension of its inputs and outputs.
+        where: the layers that have it.
+        when: the flag without which they do not; "" for always.
+
+    Returns:
+        A row each for up and down.
+    """
     return (
         same(
             prefix + "linear_fc1.weight", hf_prefix + "up_proj.weight", width, outside, where=where, when=when
