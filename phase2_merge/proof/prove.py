@@ -120,7 +120,7 @@ def prove(
     graft.refuse_held(grafted, _dumped_names(book))
     expected = expected_tensors(table, reference, manifests[0].facts, quantized, graft.tensors(grafted))
     verdict = judge(book, expected, table.architecture.name)
-    borrow(book, verdict, expected, quantized.filled if quantized else {})
+    borrow(book, verdict, expected, quantized.filled_from if quantized else {})
     problems = wrong + verdict.problems + _incomplete(book, verdict, found.failures)
     warnings = [*verdict.warnings, *_failed_but_complete(book, found.failures)]
     warnings += quantized.told() if quantized else []

@@ -24,7 +24,7 @@ from shardmerge.common.errors import (
 from shardmerge.common.manifest import Manifest
 from shardmerge.common.manifest_facts import QuantizationFacts
 from shardmerge.common.quantization.arithmetic import companions_of, module_of
-from shardmerge.common.quantization.formats import BLOCK_FP8, FORMATS, KV_CACHE_ALGORITHMS, KV_CACHE_TENSORS
+from shardmerge.common.quantization.formats import FORMATS, KV_CACHE_TENSORS, KV_CACHES
 from shardmerge.common.rectangle import Shape
 
 from ..ledger.names import EXPERT, grouped
@@ -39,13 +39,13 @@ Told: TypeAlias = Sequence[tuple[int, QuantizationFacts]]  # (rank, what it says
 class Quantization:
     """`layers`: module -> format; `kv_cache`: attention -> algorithm.
 
-    `filled`: tensor that calibration never saw -> the one whose value it gets.
+    `filled_from`: tensor that calibration never saw -> the one whose value it gets.
     """
 
     layers: Mapping[str, str]
     kv_cache: Mapping[str, str]
     producer: Mapping[str, str]
-    filled: Mapping[str, str] = field(default_factory=dict)
+    filled_from: Mapping[str, str] = field(default_factory=dict)
 
     def tensors_of(self, name: str, shape: Shape) -> Iterator[tuple[str, Shape, str]] | None:
         """(name, shape, dtype) of what a weight is stored as, None if it is stored as it is."""
@@ -64,7 +64,7 @@ class Quantization:
         """What was filled in, a line for each kind and layer, for the report."""
         return [
             f"{line}: the largest of the layer, never calibrated itself"
-            for line in grouped(sorted(self.filled))
+            for line in grouped(sorted(self.filled_from))
         ]
 
 
@@ -82,16 +82,16 @@ def united(
     caches, cache_problems = _one_each(lambda: _caches(quantized))
     problems = [QuantizationMismatchError(*one) for of in (differing, cache_problems) for one in of.items()]
     scalars, scalar_problems = _scalars(quantized)
-    problems += [*scalar_problems, *_bad_blocks(quantized), *_mixed_with_blocks(set(layers.values()))]
+    problems += [*scalar_problems, *_bad_blocks(quantized), *_unmixable(set(layers.values()))]
     absent = sorted({name for _, facts in quantized for name in facts.uncalibrated or ()} - set(scalars))
-    filled = _layer_max(absent, scalars) if uncalibrated == "layer-max" else {}
-    if left := tuple(name for name in absent if name not in filled):
+    filled_from = _layer_max(absent, scalars) if uncalibrated == "layer-max" else {}
+    if left := tuple(name for name in absent if name not in filled_from):
         problems.append(UncalibratedError(left, tuple(grouped(left))))
     quantized_only = {module: name for module, name in layers.items() if name != EXCLUDED}
     producer = max(
         (facts.producer or {} for _, facts in quantized), key=lambda p: (p.get("name") == "modelopt", str(p))
     )
-    return Quantization(quantized_only, caches, producer, filled), problems
+    return Quantization(quantized_only, caches, producer, filled_from), problems
 
 
 def _unknown(quantized: Told) -> Iterator[ShardmergeError]:
@@ -100,7 +100,7 @@ def _unknown(quantized: Told) -> Iterator[ShardmergeError]:
     for rank, facts in quantized:
         strange = [f"without {key}" for key in facts.missing]
         strange += [name for name in facts.layers or () if name not in FORMATS]
-        strange += [f"KV cache {name}" for name in facts.kv_cache or () if name not in KV_CACHE_ALGORITHMS]
+        strange += [f"KV cache {name}" for name in facts.kv_cache or () if name not in KV_CACHES]
         for name in strange:
             ranks[name].append(rank)
     for name, members in ranks.items():
@@ -174,10 +174,10 @@ def _bad_blocks(quantized: Told) -> Iterator[ShardmergeError]:
             yield BadScaleError(name, f"zero, negative or not finite in {count:,} elements", (rank,))
 
 
-def _mixed_with_blocks(formats: set[str]) -> Iterator[ShardmergeError]:
-    """DeepSeek's form knows one format; modelopt's mixtures know no 128x128 blocks."""
+def _unmixable(formats: set[str]) -> Iterator[ShardmergeError]:
+    """DeepSeek's declaration names one format only, and modelopt's mixed declaration cannot express its blocks."""
     quantized = sorted(formats - {EXCLUDED})
-    if BLOCK_FP8.name in quantized and len(quantized) > 1:
+    if len(quantized) > 1 and not all(FORMATS[name].mixes for name in quantized):
         yield UnsupportedQuantizationError(f"a mixture of {' and '.join(quantized)}", ())
 
 
