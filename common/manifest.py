@@ -16,6 +16,7 @@ import xxhash
 
 from . import canonical_json
 from .errors import BadInputError, CorruptManifestError
+from .manifest_facts import Facts, Health, QuantizationFacts
 from .rectangle import Rectangle
 
 FORMAT = "shardmerge-manifest"
@@ -25,6 +26,7 @@ MAX_WORLD_SIZE = 1_000_000
 NOT_WRITTEN = -1
 # what stands in a dimension that a rectangle lacks
 ABSENT = {"global_shape": 1, "local_shape": 1, "global_offset": 0}
+OBJECTS = ("coordinates", "groups", "facts", "health", "quantization", "drops", "statistics", "producer")
 _DIGEST_KEY = b',"xxh3_128":"'
 _DIGEST_BYTES = 32 + len(b'"}\n')
 
@@ -82,7 +84,10 @@ class Columns:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """All facts of one rank. `coordinates` and `groups` are by axis: tp, cp, pp, dp, ep, etp, edp."""
+    """All facts of one rank. `coordinates` and `groups` are by axis: tp, cp, pp, dp, ep, etp, edp.
+
+    `quantization` is None if nothing that this rank holds is quantized, which is an empty object on disk.
+    """
 
     run_id: str
     step: int | None
@@ -92,13 +97,13 @@ class Manifest:
     coordinates: dict[str, int]
     groups: dict[str, list[int]]
     architecture: str
-    facts: dict[str, Json]
+    facts: Facts
     files: tuple[FragmentFile, ...]
     names: list[str]
     dtypes: list[str]
     columns: Columns
-    health: dict[str, Json] = field(default_factory=dict)
-    quantization: dict[str, Json] = field(default_factory=dict)
+    health: Health = field(default_factory=Health)
+    quantization: QuantizationFacts | None = None
     drops: dict[str, int] = field(default_factory=dict)
     statistics: dict[str, Json] = field(default_factory=dict)
     producer: dict[str, str] = field(default_factory=dict)
@@ -142,6 +147,8 @@ def encode(manifest: Manifest) -> bytes:
     """Canonical JSON, the digest of everything before it last."""
     value = {"format": FORMAT, "schema_version": SCHEMA_VERSION} | _by_field(manifest)
     value |= {"files": [_by_field(one) for one in manifest.files], "columns": _by_field(manifest.columns)}
+    value |= {"facts": manifest.facts.as_json(), "health": manifest.health.as_json()}
+    value |= {"quantization": manifest.quantization.as_json() if manifest.quantization else {}}
     body = canonical_json.encode(value)[:-2]
     return body + _DIGEST_KEY + xxhash.xxh3_128_hexdigest(body).encode() + b'"}\n'
 
@@ -194,16 +201,25 @@ def _digest_fits(data: bytes) -> bool:
 
 
 def _manifest(value: dict[str, Json]) -> Manifest:
-    files = tuple(FragmentFile(**one) for one in value["files"])
+    given = {f.name: value[f.name] for f in fields(Manifest)}
+    files = tuple(FragmentFile(**one) for one in given["files"])
     for one in files:
         require(
             Path(one.name).name == one.name and one.name not in ("", ".", ".."), f"file name {one.name!r}"
         )
-    given = {f.name: value[f.name] for f in fields(Manifest)} | {
-        "files": files,
-        "columns": Columns(**value["columns"]),
-    }
-    found = Manifest(**given)
+    require(
+        all(type(given[name]) is dict for name in OBJECTS),
+        "coordinates, groups, facts and the like must be objects",
+    )
+    # ValueError for NaN, which equals nothing, and for text that is none
+    canonical_json.encode([given["facts"], given["drops"]])
+    quantization = given["quantization"]
+    found = Manifest(
+        **given
+        | {"files": files, "columns": Columns(**given["columns"])}
+        | {"facts": Facts.of_json(given["facts"]), "health": Health.of_json(given["health"])}
+        | {"quantization": QuantizationFacts.of_json(quantization) if quantization else None}
+    )
     _check_head(found)
     return found
 
@@ -213,13 +229,7 @@ def _check_head(m: Manifest) -> None:
     require(0 <= m.rank < m.world_size <= MAX_WORLD_SIZE, f"rank {m.rank} of {m.world_size}")
     require(type(m.run_id) is str and type(m.attempt) is str, "run_id and attempt must be strings")
     require(m.step is None or type(m.step) is int, "step must be an integer")
-    objects = (m.coordinates, m.groups, m.facts, m.health, m.quantization, m.drops, m.statistics, m.producer)
-    require(
-        all(type(one) is dict for one in objects), "coordinates, groups, facts and the like must be objects"
-    )
     require(type(m.architecture) is str, "architecture must be a string")
-    # ValueError for NaN, which equals nothing, and for text that is none
-    canonical_json.encode([m.facts, m.drops])
     require(all(type(at) is int for at in m.coordinates.values()), "coordinates must be integers")
     require(all(type(count) is int and count >= 0 for count in m.drops.values()), "drops must be counts")
     for axis, group in m.groups.items():

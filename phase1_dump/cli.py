@@ -41,7 +41,7 @@ class Dumped:
             counts
             | {"out": str(self.out)}
             | found.statistics
-            | {"health": found.health, "drops": found.drops}
+            | {"health": found.health.as_json(), "drops": found.drops}
         )
 
     def text(self) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shardmerge.common.errors import BadInputError
+from shardmerge.common.manifest_facts import Facts
 
 PARTS = ("facts", "config", "quantization")
 OPEN = ("config",)  # parts in which a key may be new: whoever reads config.json decides what it knows
@@ -84,6 +85,16 @@ def corrected(part: str, values: Mapping[str, Json], corrections: Sequence[Corre
     for one in of_part(part, corrections):
         found = _with(found, one.path, one)
     return found
+
+
+def corrected_facts(facts: Facts, corrections: Sequence[Correction]) -> Facts:
+    """Facts with their corrections. Raises BadInputError as `corrected`, and for a value of another type."""
+    if not of_part("facts", corrections):
+        return facts
+    try:
+        return Facts.of_json(corrected("facts", facts.as_json(), corrections))
+    except ValueError as error:
+        raise BadInputError(f"--set: {error}", "Set it to a value of that type.") from None
 
 
 def recorded(part: str, values: Mapping[str, Json], corrections: Sequence[Correction]) -> Recorded:

@@ -20,6 +20,7 @@ import pytest
 from shardmerge.common import manifest
 from shardmerge.common.command.group import SUBCOMMANDS
 from shardmerge.common.manifest import FragmentFile, Manifest, Placed
+from shardmerge.common.manifest_facts import Facts
 from shardmerge.common.rectangle import Rectangle
 from tests import generate_docs
 
@@ -129,7 +130,7 @@ def _example() -> Any:
         coordinates={"tp": 1, "edp": 0},
         groups={"tp": [0, 1], "edp": [1]},
         architecture="LlamaForCausalLM",
-        facts={"dtype": "BF16"},
+        facts=Facts(dtype="BF16"),
         files=(FragmentFile("split-00001.safetensors", 20480, 4096, "0f" * 16),),
         names=names,
         dtypes=dtypes,

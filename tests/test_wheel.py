@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from shardmerge.common import manifest, safetensors_header
 from shardmerge.common.manifest import FragmentFile, Manifest, Placed
+from shardmerge.common.manifest_facts import Facts
 from shardmerge.common.rectangle import Rectangle
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -142,7 +143,7 @@ def _write_rank(dump: Path, rank: int, arrays: dict[str, Array]) -> None:
         run_id="wheel", step=1, attempt="0", rank=rank, world_size=2,
         coordinates={"tp": rank, "cp": 0, "pp": 0, "dp": 0, "ep": 0, "etp": rank, "edp": 0},
         groups={"tp": [0, 1], "cp": [rank], "pp": [rank], "dp": [rank], "ep": [rank], "etp": [0, 1], "edp": [rank]},
-        architecture="LlamaForCausalLM", facts={"dtype": "F32"}, files=tuple(files), names=names, dtypes=dtypes,
+        architecture="LlamaForCausalLM", facts=Facts(dtype="F32"), files=tuple(files), names=names, dtypes=dtypes,
         columns=columns,
     )  # fmt: skip
     (folder / "manifest.json").write_bytes(manifest.encode(made))

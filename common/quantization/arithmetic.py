@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..rectangle import Shape
-from .formats import SUFFIX, Companion, Format
+from .rows import Companion, Format
+
+SUFFIX = ".weight"
 
 
 def module_of(tensor: str) -> str | None:
@@ -21,7 +23,16 @@ def companion_shape(companion: Companion, shape: Shape) -> Shape:
 
 
 def companions_of(module: str, shape: Shape, row: Format) -> Iterator[tuple[str, Shape, str]]:
-    """(name, shape, dtype) of every tensor that a weight of this shape becomes."""
+    """The tensors that a weight becomes.
+
+    Args:
+        module: the weight's name without its ending.
+        shape: [N, K] of the weight.
+        row: the format that it is stored in.
+
+    Returns:
+        (name, shape, dtype) of each, the packed weight first; a dtype is spelt as safetensors does.
+    """
     for one in row.companions:
         yield f"{module}.{one.suffix}", companion_shape(one, shape), one.dtype
 

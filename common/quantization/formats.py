@@ -1,84 +1,29 @@
-"""Quantization formats: a row tells what a quantized weight [N, K] becomes on disk and what both JSON files say of it.
+"""The table of quantization formats: what a quantized weight [N, K] becomes on disk, and how it is declared.
 
-Both phases read this table: phase one derives rectangles from it, phase two decides from it what must be there.
-Pure data; how bytes are computed is not known here.
+To add a format, add a row to FORMATS and fill in the fields of `rows.Format`. From the row follow the rectangles that
+a dump writes, the cuts that it refuses, the tensors that a merge expects, both JSON files, and what `verify` compares.
+Bytes are computed in two files only, both in phase1_dump/quantization: in modelopt.py, where modelopt's functions pack
+a weight that carries quantizers, and in transformer_engine.py, where the parameter is packed already. A format with a
+new source of scales, or one that modelopt packs by another function, needs code there and nowhere else.
+
+Both phases read this table, and no other module names a format.
 Source: nvidia-modelopt 0.47, torch/export/{model_config,quant_utils,convert_hf_config}.py; DeepSeek-V3's config.json.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
-SUFFIX = ".weight"
+from .rows import INPUT_SCALE, Companion, ConfigForm, Encoding, Format, ModeloptForm, ScaleSource
+
+MIXED_PRECISION = "MIXED_PRECISION"  # the quant_algo of a checkpoint with several formats
 KV_CACHE_TENSORS = ("k_proj.k_scale", "v_proj.v_scale")
-KV_CACHE_ALGORITHMS = ("FP8",)
 
+_EIGHT_BITS: dict[str, Any] = {"dynamic": False, "num_bits": 8, "type": "float"}
+_FOUR_BITS: dict[str, Any] = {"dynamic": False, "num_bits": 4, "type": "float"}
 
-class Encoding(StrEnum):
-    """How the bits of an element are read when a look is taken at its health."""
-
-    FLOAT = "float"  # as its dtype says
-    E4M3 = "e4m3"  # NaN is 0x7F and 0xFF
-    E2M1_PAIR = "e2m1 pair"  # two 4-bit numbers in a byte; no NaN
-    E8M0 = "e8m0"  # a power of two; NaN is 0xFF
-
-
-@dataclass(frozen=True, slots=True)
-class Companion:
-    """One tensor of a quantized weight: `suffix` takes the place of "weight" in its name.
-
-    `divisors`: how many rows and columns of the weight one element stands for; None for a scalar of the whole weight.
-    """
-
-    suffix: str
-    dtype: str
-    divisors: tuple[int, int] | None
-    encoding: Encoding = Encoding.FLOAT
-
-    @property
-    def is_scale(self) -> bool:
-        """Scales must be finite and positive."""
-        return self.suffix != "weight"
-
-
-@dataclass(frozen=True, slots=True)
-class Format:
-    """A row: the tensors of a weight, the block that no cut may fall inside, and the words of the JSON files.
-
-    `modelopt` are the names that modelopt's `get_quantization_format` gives it.
-    """
-
-    name: str
-    modelopt: tuple[str, ...]
-    companions: tuple[Companion, ...]
-    block: tuple[int, int]
-    quant_algo: str
-    group_size: int | None
-    weights: dict[str, Any]
-    input_activations: dict[str, Any] | None
-
-    @property
-    def layer_config(self) -> dict[str, Any]:
-        """What `quantized_layers` says of a module of this format."""
-        size = {} if self.group_size is None else {"group_size": self.group_size}
-        return {"quant_algo": self.quant_algo} | size
-
-    @property
-    def scalars(self) -> tuple[str, ...]:
-        """Suffixes that must be equal on all shards of a weight."""
-        return tuple(one.suffix for one in self.companions if one.divisors is None)
-
-    @property
-    def is_calibrated(self) -> bool:
-        """Whether readers need to know the range of the inputs."""
-        return "input_scale" in self.scalars
-
-
-def _numbers(bits: int, group_size: int | None = None) -> dict[str, Any]:
-    size = {} if group_size is None else {"group_size": group_size}
-    return {"dynamic": False, "num_bits": bits, "type": "float"} | size
+# kv_cache_quant_algo of hf_quant_config.json -> kv_cache_scheme of config.json
+KV_CACHES = {"FP8": _EIGHT_BITS}
 
 
 def _scalar(suffix: str) -> Companion:
@@ -92,63 +37,77 @@ _NVFP4_WEIGHT = (
     _scalar("weight_scale_2"),
 )
 
-BLOCK_FP8 = Format(
-    "FP8_BLOCK",
-    ("fp8_pb_wo", "fp8_pb_real"),
-    (_FP8_WEIGHT, Companion("weight_scale_inv", "F32", (128, 128))),
-    (128, 128),
-    "FP8_BLOCK",
-    None,
-    {},
-    None,
-)
-
 FORMATS: dict[str, Format] = {
     row.name: row
     for row in (
         Format(
-            "FP8",
-            ("fp8",),
-            (_FP8_WEIGHT, _scalar("weight_scale"), _scalar("input_scale")),
-            (1, 1),
-            "FP8",
-            None,
-            _numbers(8),
-            _numbers(8),
+            name="FP8",
+            companions=(_FP8_WEIGHT, _scalar("weight_scale"), _scalar(INPUT_SCALE)),
+            block=(1, 1),
+            scales=ScaleSource.RANGE,
+            form=ModeloptForm(quant_algo="FP8", weights=_EIGHT_BITS, input_activations=_EIGHT_BITS),
+            modelopt=("fp8",),
         ),
         Format(
-            "NVFP4",
-            ("nvfp4",),
-            (*_NVFP4_WEIGHT, _scalar("input_scale")),
-            (1, 16),
-            "NVFP4",
-            16,
-            _numbers(4, 16),
-            _numbers(4, 16),
+            name="NVFP4",
+            companions=(*_NVFP4_WEIGHT, _scalar(INPUT_SCALE)),
+            block=(1, 16),
+            scales=ScaleSource.NUMBERS,
+            form=ModeloptForm(
+                quant_algo="NVFP4",
+                group_size=16,
+                weights=_FOUR_BITS,
+                input_activations=_FOUR_BITS,
+            ),
+            modelopt=("nvfp4",),
         ),
         Format(
-            "W4A16_NVFP4",
-            ("w4a16_nvfp4",),
-            _NVFP4_WEIGHT,
-            (1, 16),
-            "W4A16_NVFP4",
-            16,
-            _numbers(4, 16),
-            None,
+            name="W4A16_NVFP4",
+            companions=_NVFP4_WEIGHT,
+            block=(1, 16),
+            scales=ScaleSource.NUMBERS,
+            form=ModeloptForm(quant_algo="W4A16_NVFP4", group_size=16, weights=_FOUR_BITS),
+            modelopt=("w4a16_nvfp4",),
         ),
         Format(
-            "MXFP8",
-            ("mxfp8",),
-            (_FP8_WEIGHT, Companion("weight_scale", "U8", (1, 32), Encoding.E8M0)),
-            (1, 32),
-            "MXFP8",
-            32,
-            _numbers(8, 32),
-            _numbers(8, 32),
+            name="MXFP8",
+            companions=(_FP8_WEIGHT, Companion("weight_scale", "U8", (1, 32), Encoding.E8M0)),
+            block=(1, 32),
+            scales=ScaleSource.NUMBERS,
+            form=ModeloptForm(
+                quant_algo="MXFP8",
+                group_size=32,
+                weights=_EIGHT_BITS,
+                input_activations=_EIGHT_BITS,
+            ),
+            modelopt=("mxfp8",),
+            transformer_engine="MXFP8Tensor",
         ),
-        BLOCK_FP8,
+        Format(
+            name="FP8_BLOCK",
+            companions=(_FP8_WEIGHT, Companion("weight_scale_inv", "F32", (128, 128))),
+            block=(128, 128),
+            partial_block=True,
+            scales=ScaleSource.BLOCK_RANGES,
+            positive_ranges=False,  # of a block of zeros modelopt makes a scale of one
+            form=ConfigForm(
+                statements={
+                    "quant_method": "fp8",
+                    "fmt": "e4m3",
+                    "activation_scheme": "dynamic",
+                    "weight_block_size": [128, 128],
+                },
+                excluded="modules_to_not_convert",
+                known_by=("quant_method", "weight_block_size"),
+            ),
+            modelopt=("fp8_pb_wo", "fp8_pb_real"),
+            compressed="fp8_pb_real",
+            transformer_engine="Float8BlockwiseQTensor",
+        ),
     )
 }
+
+BY_ALGORITHM: dict[str, Format] = {row.algorithm: row for row in FORMATS.values()}
 
 
 def by_modelopt_name(name: str) -> Format | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import nn
 
 from shardmerge.common.architectures import Blueprint
 from shardmerge.common.manifest import FragmentFile, Manifest, Placed, columns
+from shardmerge.common.manifest_facts import Facts, Health, QuantizationFacts
 
 from ..sources.generation import Generation
 from ..sources.refusals import unwrap
@@ -33,7 +34,7 @@ class Head:
     drops: dict[str, int]
     router_bias_dtypes: dict[str, int]
     dtype_from_reference: bool
-    quantization: dict[str, Any] = field(default_factory=dict)
+    quantization: QuantizationFacts | None = None
 
 
 def manifest_of(
@@ -55,11 +56,11 @@ def manifest_of(
         coordinates=head.world.coordinates,
         groups=head.world.groups,
         architecture=head.blueprint.architecture.name,
-        facts={
-            "dtype": head.params_dtype,
-            "dimensions": head.blueprint.dimensions,
-            "dtype_from_reference": head.dtype_from_reference,
-        },
+        facts=Facts(
+            dtype=head.params_dtype,
+            dimensions=head.blueprint.dimensions,
+            dtype_from_reference=head.dtype_from_reference,
+        ),
         files=tuple(map(_file, fragments)),
         names=names,
         dtypes=dtypes,
@@ -98,22 +99,23 @@ def _file(fragment: Fragment) -> FragmentFile:
     return FragmentFile(fragment.name, fragment.header.file_bytes, len(fragment.head), digest)
 
 
-def _health(learnt: Sequence[Written]) -> dict[str, Any]:
-    """Rows of the columns that are not as trained weights should be."""
-    return {
-        "nonfinite": [[row, *one.nonfinite] for row, one in enumerate(learnt) if one.nonfinite],
-        "all_zero": [row for row, one in enumerate(learnt) if one.all_zero],
-    }
+def _health(learnt: Sequence[Written]) -> Health:
+    return Health(
+        nonfinite=[[row, *one.nonfinite] for row, one in enumerate(learnt) if one.nonfinite],
+        all_zero=[row for row, one in enumerate(learnt) if one.all_zero],
+    )
 
 
-def _quantization(head: Head, placed: Sequence[Placed], learnt: Sequence[Written]) -> dict[str, Any]:
-    """The facts, and and of each written scale how many elements cannot be one."""
+def _quantization(
+    head: Head, placed: Sequence[Placed], learnt: Sequence[Written]
+) -> QuantizationFacts | None:
+    """The facts, and of each written scale how many elements cannot be one."""
     bad = {
         p.rectangle.fragment_key: one.invalid_scales
         for p, one in zip(placed, learnt, strict=True)
         if one.invalid_scales
     }
-    return head.quantization | {"bad_scales": bad} if head.quantization else {}
+    return None if head.quantization is None else replace(head.quantization, bad_scales=bad)
 
 
 def _statistics(head: Head, placed: Sequence[Placed], learnt: Sequence[Written]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
-from shardmerge.common.quantization.formats import Format
+from shardmerge.common.quantization.rows import Format
 
 CHUNK_ELEMENTS = 1 << 20  # of the live weight: what is packed at once stays in a core's cache
 

@@ -20,19 +20,16 @@ import torch
 from torch import nn
 
 from shardmerge.common.errors import BadScaleError, UnsupportedParameterError
-from shardmerge.common.quantization.formats import (
-    BLOCK_FP8,
-    KV_CACHE_ALGORITHMS,
-    Companion,
-    Format,
-    by_modelopt_name,
-)
+from shardmerge.common.quantization.formats import FORMATS, KV_CACHES, by_modelopt_name
+from shardmerge.common.quantization.rows import INPUT_SCALE, Companion, Format, ScaleSource
 
 from .derived import Derived, Readable, Scales
 from .element_types import TORCH
 
 _WEIGHT = re.compile(r"weight(\d*)$")
-BEFORE_COMPRESSING = "only FP8 in 128x128 blocks is written from there: dump the model before mtq.compress"
+_COMPRESSED = tuple(row for row in FORMATS.values() if row.compressed)
+_COMPRESSED_NAMES = " and ".join(row.name for row in _COMPRESSED)
+BEFORE_COMPRESSING = f"only {_COMPRESSED_NAMES} is written from there: dump the model before mtq.compress"
 _CACHES = ("k_bmm_quantizer", "v_bmm_quantizer")
 
 
@@ -69,7 +66,7 @@ def is_compressed(tensor: object) -> bool:
 
 def compressed_refusal(tensor: torch.Tensor) -> str | None:
     """Why a compressed weight cannot be written, as far as the weight itself tells; None for any other weight."""
-    if not is_compressed(tensor) or tensor.dtype == torch.float8_e4m3fn:
+    if not is_compressed(tensor) or tensor.dtype in {TORCH[row.weight.dtype] for row in _COMPRESSED}:
         return None  # in which blocks, its quantizer knows
     kind = getattr(tensor, "metadata", {}).get("qtensor_class")
     return f"it is compressed by modelopt as {getattr(kind, '__name__', kind)}; {BEFORE_COMPRESSING}"
@@ -105,7 +102,17 @@ def row_of(quantizers: Quantizers) -> Format | None:
 def packed_parts(
     quantizers: Quantizers, row: Format, known: Mapping[str, float], scales: Scales
 ) -> Mapping[str, Readable]:
-    """Companion suffix -> what the whole local weight becomes, computed when it is read; `known` are its scalars."""
+    """What the whole local weight becomes, computed when it is read.
+
+    Args:
+        quantizers: a weight [N, K] with a known range.
+        row: the format that it is written in.
+        known: its scalars by suffix, as `scalars` gives them.
+        scales: shares block scales between the weight and the tensor that holds them.
+
+    Returns:
+        Companion suffix -> tensor [N / divisors[0], K / divisors[1]] in the companion's dtype; scalars are left out.
+    """
     weight = quantizers.weight
     if is_compressed(weight):
         return _compressed_parts(quantizers, row)
@@ -127,14 +134,26 @@ def packed_parts(
 
 
 def with_range(name: str, found: Quantizers, row: Format, *, cut: bool, rank: int) -> Quantizers:
-    """The same, the range of the weight known: an expert's dynamic quantizer carries none, and then it is max |W|.
+    """Make the range of a weight known: an expert's dynamic quantizer carries none, and then it is max |W|.
 
-    `cut`: other ranks hold other parts of the weight. Raises BadScaleError for a range that is NaN, infinite,
-    negative or zero, UnsupportedParameterError for a missing one that this rank cannot know.
+    Args:
+        name: of the live weight, for messages.
+        found: the weight and its quantizers.
+        row: the format that it is written in.
+        cut: whether other ranks hold other parts of the weight.
+        rank: of this process, for messages.
+
+    Returns:
+        The same quantizers, or a copy with the range.
+
+    Raises:
+        BadScaleError: the range is NaN, infinite, negative or zero.
+        UnsupportedParameterError: there is no range, and this rank cannot know it.
+
     Source: unified_export_megatron.py, `_grouped_mlp_slicing`.
     """
-    if row.name == "MXFP8" or is_compressed(found.weight):
-        return found  # the scales are powers of two, taken from the weight block by block; or there already
+    if not row.needs_weight_range or is_compressed(found.weight):
+        return found  # the scales are taken from the weight block by block; or there already
     if getattr(found.weight_quantizer, "amax", None) is None:
         if cut or not found.weight_quantizer.is_nvfp4_dynamic:
             reason = "its weight quantizer has no amax: calibrate the model"
@@ -142,15 +161,26 @@ def with_range(name: str, found: Quantizers, row: Format, *, cut: bool, rank: in
         own = copy.deepcopy(found.weight_quantizer)
         own.amax = found.weight.detach().abs().max().float()
         found = replace(found, weight_quantizer=own)
-    if row is not BLOCK_FP8:  # of a block of zeros modelopt makes a scale of one
+    if row.positive_ranges:
         _require_range(f"{name}: weight_quantizer", found.weight_quantizer, rank)
     return found
 
 
 def scalars(name: str, quantizers: Quantizers, row: Format, rank: int) -> dict[str, float]:
-    """Scalar companions of a weight by suffix; `input_scale` is absent if its input was never seen in calibration.
+    """The scalar companions of a weight.
 
-    Raises BadScaleError for a range that is NaN, infinite or negative.
+    Args:
+        name: of the live weight, for messages.
+        quantizers: the weight, its range known, and its quantizers.
+        row: the format that it is written in.
+        rank: of this process, for messages.
+
+    Returns:
+        Value by suffix. `input_scale` is absent if calibration never saw an input.
+
+    Raises:
+        BadScaleError: a range is NaN, infinite or negative.
+        UnsupportedParameterError: modelopt gives several values where one is expected.
     """
     from modelopt.torch.export import quant_utils
 
@@ -162,7 +192,7 @@ def scalars(name: str, quantizers: Quantizers, row: Format, rank: int) -> dict[s
     if "weight_scale" in row.scalars:
         found["weight_scale"] = quant_utils.get_weight_scaling_factor(module)
     if row.is_calibrated and _has_input_range(name, quantizers, rank):
-        found["input_scale"] = quant_utils.get_activation_scaling_factor(module)
+        found[INPUT_SCALE] = quant_utils.get_activation_scaling_factor(module)
     return {suffix: _number(f"{name}: {suffix}", value, rank) for suffix, value in found.items()}
 
 
@@ -177,8 +207,8 @@ def kv_cache_of(model: nn.Module, rank: int) -> Iterator[tuple[str, str, tuple[f
         from modelopt.torch.export import quant_utils
 
         algorithm = quant_utils.get_kv_cache_dtype(module)
-        if algorithm not in KV_CACHE_ALGORITHMS:
-            known = ", ".join(KV_CACHE_ALGORITHMS)
+        if algorithm not in KV_CACHES:
+            known = ", ".join(KV_CACHES)
             raise UnsupportedParameterError(
                 name, f"its KV cache is quantized as {algorithm}; known: {known}", rank
             )
@@ -214,9 +244,7 @@ def _checked(name: str, weight: torch.Tensor, own: Any, inputs: Any, rank: int) 
 def _refusal(found: Quantizers) -> str | None:
     row = row_of(found)
     if row is None:
-        unknown = (
-            f"it is quantized as {found.modelopt} of modelopt, which has no row in common/quantization.py"
-        )
+        unknown = f"it is quantized as {found.modelopt} of modelopt, which shardmerge does not write"
         return unknown if found.modelopt else None
     block, compressed = _block_of(found.weight_quantizer), is_compressed(found.weight)
     off = row.is_calibrated and not getattr(found.input_quantizer, "is_enabled", False)
@@ -228,8 +256,8 @@ def _refusal(found: Quantizers) -> str | None:
         (off, "with its input quantizer off: readers want input_scale"),
         (hasattr(found.input_quantizer, "_pre_quant_scale"), "with a pre_quant_scale (SmoothQuant, AWQ)"),
         (block != row.block, f"in blocks of {_by(block)}: readers take {_by(row.block)} only"),
-        (compressed and row is not BLOCK_FP8, f"and compressed; {BEFORE_COMPRESSING}"),
-        (found.modelopt == "fp8_pb_real" and not compressed, "but not compressed: call mtq.compress"),
+        (compressed and row.compressed is None, f"and compressed; {BEFORE_COMPRESSING}"),
+        (found.modelopt == row.compressed and not compressed, "but not compressed: call mtq.compress"),
     )
     return next(
         (f"it is quantized as {found.modelopt} of modelopt {why}" for applies, why in refused if applies),
@@ -260,7 +288,7 @@ def _compute(
 
     weight = quantizers.weight.detach()[rows, columns].contiguous()
     with torch.no_grad():
-        if row.group_size is None:
+        if row.scales is not ScaleSource.NUMBERS:
             scale = _of_blocks(calibrated, row, rows, columns)
         elif weight.shape[1] == quantizers.weight.shape[1]:
             scale = scales.get(quantizers, rows, lambda: _scale(quantizers, weight))
@@ -268,21 +296,24 @@ def _compute(
             scale = _scale(quantizers, weight)
         if one.is_scale:
             return scale.to(TORCH[one.dtype])
-        if row is BLOCK_FP8 and 1 in scale.shape:
-            return _single_block_row(weight, scale)
+        if row.scales is ScaleSource.BLOCK_RANGES and 1 in scale.shape:
+            return _single_block_row(weight, scale, row.block)
         second = calibrated if "weight_scale_2" in row.scalars else None
         packed: torch.Tensor = quant_utils.to_quantized_weight(
-            weight, scale, quantizers.modelopt, second, row.group_size or row.block[1]
+            weight, scale, quantizers.modelopt, second, row.block[1]
         )
         return packed
 
 
 def _calibrated(quantizers: Quantizers, row: Format, known: Mapping[str, float]) -> torch.Tensor | None:
-    """The scale that is the quantizer's alone: FP8's, NVFP4's second, or [N / 128, K / 128] of blocks; else None."""
+    """The scale known from calibration: a scalar, or block scales [N / block, K / block].
+
+    The scalar is that of the whole weight, or the second-level one. None if all scales come from the weight.
+    """
     from modelopt.torch.export import quant_utils
 
     device = quantizers.weight.device
-    if row is not BLOCK_FP8:
+    if row.scales is not ScaleSource.BLOCK_RANGES:
         value = known.get("weight_scale_2", known.get("weight_scale"))
         return None if value is None else torch.tensor(value, dtype=torch.float32, device=device)
     scale: torch.Tensor = quant_utils.get_weight_scaling_factor(quantizers.module(quantizers.weight))
@@ -308,8 +339,8 @@ def _compressed_parts(quantizers: Quantizers, row: Format) -> Mapping[str, Reada
 
 def _of_blocks(calibrated: torch.Tensor | None, row: Format, rows: slice, columns: slice) -> torch.Tensor:
     """The scalar, or the part of block scales that stands for these rows and columns."""
-    assert calibrated is not None  # only formats without groups come here
-    if row is not BLOCK_FP8:
+    assert calibrated is not None  # only formats whose scales come from calibration come here
+    if row.scales is not ScaleSource.BLOCK_RANGES:
         return calibrated
     by_row, by_column = (
         slice(s.start // by, -(-s.stop // by)) for s, by in zip((rows, columns), row.block, strict=True)
@@ -317,11 +348,11 @@ def _of_blocks(calibrated: torch.Tensor | None, row: Format, rows: slice, column
     return calibrated[by_row, by_column]
 
 
-def _single_block_row(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+def _single_block_row(weight: torch.Tensor, scale: torch.Tensor, block: tuple[int, int]) -> torch.Tensor:
     """modelopt's to_quantized_weight squeezes a scale of one row or column away; the class it calls is the same."""
     from modelopt.torch.quantization.qtensor import FP8QTensor
 
-    packed: torch.Tensor = FP8QTensor.quantize(weight, scale, block_sizes={-1: 128, -2: 128})[
+    packed: torch.Tensor = FP8QTensor.quantize(weight, scale, block_sizes={-1: block[1], -2: block[0]})[
         0
     ]._quantized_data
     return packed

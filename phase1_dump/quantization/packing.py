@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from torch import nn
 
 from shardmerge.common.architectures import Layout
 from shardmerge.common.errors import UnsupportedParameterError
+from shardmerge.common.manifest_facts import QuantizationFacts, Scalars
 from shardmerge.common.quantization.arithmetic import module_of
 from shardmerge.common.quantization.formats import KV_CACHE_TENSORS
 
@@ -80,10 +80,10 @@ def kv_caches(model: nn.Module, claimed: Iterable[Claimed], rank: int) -> list[K
     ]
 
 
-def facts_of(claimed: Sequence[Claimed], caches: Sequence[KVCache]) -> dict[str, Any]:
+def facts_of(claimed: Sequence[Claimed], caches: Sequence[KVCache]) -> QuantizationFacts | None:
     """What the manifest says: formats by module, modules without, KV caches, scalars of every shard.
 
-    Empty if nothing this rank holds is quantized: then the others' facts decide.
+    None if nothing this rank holds is quantized: then the others' facts decide.
     """
     layers: dict[str, set[str]] = defaultdict(set)
     scalars: dict[str, float] = {name: value for cache in caches for name, value in cache.scales}
@@ -101,16 +101,19 @@ def facts_of(claimed: Sequence[Claimed], caches: Sequence[KVCache]) -> dict[str,
             absent = set(one.packed.row.scalars) - set(one.packed.scalars)
             uncalibrated.update(f"{module}.{suffix}" for suffix in absent)
     if not layers and not caches:
-        return {}
-    return {
-        "layers": {name: sorted(modules) for name, modules in sorted(layers.items())},
-        "excluded": sorted(excluded),
-        "kv_cache": {algorithm: sorted(c.attention for c in caches if c.algorithm == algorithm)
-                     for algorithm in sorted({c.algorithm for c in caches})},
-        "scalars": {"names": sorted(scalars), "values": [scalars[name] for name in sorted(scalars)]},
-        "uncalibrated": sorted(uncalibrated),
-        "producer": _producer(claimed, caches),
-    }  # fmt: skip
+        return None
+    attentions = {cache.algorithm: list[str]() for cache in sorted(caches, key=lambda one: one.algorithm)}
+    for cache in sorted(caches, key=lambda one: one.attention):
+        attentions[cache.algorithm].append(cache.attention)
+    names = sorted(scalars)
+    return QuantizationFacts(
+        layers={name: sorted(modules) for name, modules in sorted(layers.items())},
+        excluded=sorted(excluded),
+        kv_cache=attentions,
+        scalars=Scalars(names, [scalars[name] for name in names]),
+        uncalibrated=sorted(uncalibrated),
+        producer=_producer(claimed, caches),
+    )
 
 
 def _by_modelopt(parameter: Parameter, found: Quantizers, scales: Scales, rank: int) -> Packed | None:

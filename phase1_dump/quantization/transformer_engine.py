@@ -12,12 +12,15 @@ from typing import Any
 
 import torch
 
-from shardmerge.common.quantization.formats import BLOCK_FP8, FORMATS, Format
+from shardmerge.common.quantization.formats import FORMATS
+from shardmerge.common.quantization.rows import Format
 
 from .derived import Cache, Derived, Readable
+from .element_types import TORCH
 
 CLASSES = ("Float8Tensor", "Float8BlockwiseQTensor", "MXFP8Tensor", "NVFP4Tensor", "GroupedTensor")
-WRITTEN = {"Float8BlockwiseQTensor": BLOCK_FP8, "MXFP8Tensor": FORMATS["MXFP8"]}
+WRITTEN = {row.transformer_engine: row for row in FORMATS.values() if row.transformer_engine}
+DISPUTED = ("Float8Tensor",)  # readers of checkpoints do not agree on its form
 INSTEAD = "dump it with dequantize=True (--dequantize)"
 
 
@@ -63,7 +66,7 @@ def te_parts(tensor: Any) -> Mapping[str, Readable]:
     data, scale = facts["rowwise_data"], facts["rowwise_scale_inv"]
     weight, scales = row.companions
     rows, columns = (-(-size // by) for size, by in zip(data.shape, scales.divisors or (1, 1), strict=True))
-    return {weight.suffix: data.view(torch.float8_e4m3fn), scales.suffix: scale[:rows, :columns]}
+    return {weight.suffix: data.view(TORCH[weight.dtype]), scales.suffix: scale[:rows, :columns]}
 
 
 def dequantized(tensor: Any, cache: Cache) -> Derived:
@@ -81,22 +84,29 @@ def dequantized(tensor: Any, cache: Cache) -> Derived:
 
 
 def _refusal(tensor: Any, *, dequantize: bool) -> str | None:
-    name, facts = te_class(tensor), tensor.get_metadata()
+    name, facts = te_class(tensor) or "", tensor.get_metadata()
     if not any(raw.numel() for raw in _raw(tensor)):
         return f"it is a {name} whose data is freed"
+    why = None if dequantize else _why_not(name, facts)
+    return None if why is None else f"it is a {name} {why}; {INSTEAD}"
+
+
+def _why_not(name: str, facts: Mapping[str, Any]) -> str | None:
+    """Why a parameter of this class cannot be written packed, None if it can."""
+    if name not in WRITTEN:
+        disputed = "on whose form the readers of checkpoints do not agree"
+        return disputed if name in DISPUTED else "which shardmerge does not write"
+    rows, columns = WRITTEN[name].block
     refused = (
-        (name == "NVFP4Tensor", "which has no row in common/quantization.py"),
-        (name not in WRITTEN, "on whose form the readers of checkpoints do not agree"),
         (facts.get("rowwise_data") is None, "that holds columnwise data only"),
         ("E4M3" not in _numbers(facts), f"of {_numbers(facts)}, not E4M3"),
         (
             not facts.get("is_2D_scaled", True),
-            "with blocks of one row; only blocks of 128x128 can be written",
+            f"with blocks of one row; only blocks of {rows}x{columns} can be written",
         ),
         (facts.get("with_gemm_swizzled_scales"), "whose scales are swizzled for a kernel"),
     )
-    why = next((why for applies, why in refused if applies), None)
-    return None if dequantize or why is None else f"it is a {name} {why}; {INSTEAD}"
+    return next((why for applies, why in refused if applies), None)
 
 
 def _numbers(facts: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ import torch
 
 from shardmerge.common.architectures import Blueprint, Claim, Layout, Tensor
 from shardmerge.common.errors import OverlapError, UnclaimedParameterError
-from shardmerge.common.quantization.formats import Encoding
+from shardmerge.common.quantization.rows import Encoding
 from shardmerge.common.rectangle import Rectangle, Shape, place
 
 from ..quantization.derived import Packed, Readable

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from shardmerge.common.architectures import Tensor
 from shardmerge.common.errors import CutInsideBlockError
 from shardmerge.common.quantization.arithmetic import companion_shape, module_of, scaled
-from shardmerge.common.quantization.formats import Companion, Encoding
+from shardmerge.common.quantization.rows import Companion, Encoding
 from shardmerge.common.rectangle import Shape
 
 from ..quantization.derived import Packed, Readable
@@ -86,7 +86,7 @@ def _require_whole_blocks(
     for dim, block in enumerate(row.block):
         end = source[dim] + piece.shape[dim]
         at_end = end == live[dim] and piece.offset[dim] + piece.shape[dim] == piece.tensor.shape[dim]
-        may_end = at_end and row.group_size is None
+        may_end = at_end and row.partial_block
         for place in (source[dim], piece.offset[dim], *(() if may_end else (end,))):
             if scaled(place, block) is None:
                 name = piece.tensor.name

@@ -11,7 +11,7 @@ from math import isfinite
 
 import torch
 
-from shardmerge.common.quantization.formats import Encoding
+from shardmerge.common.quantization.rows import Encoding
 
 # encoding -> (bits of a byte that are its magnitude, magnitude that is NaN); a byte of pairs has no NaN
 MAGNITUDES = {Encoding.E4M3: (0x7F, 0x7F), Encoding.E2M1_PAIR: (0x77, 0x100), Encoding.E8M0: (0xFF, 0xFF)}

@@ -71,7 +71,7 @@ def _dump(path: Path, running: tuple[int, ...], failed: dict[int, str]) -> Inspe
     first, rows = heads[0], book.rows
     written = rows.written
     sizes = np.where(written, rows.end - rows.begin, 0)
-    dimensions = first.facts.get("dimensions", {})
+    dimensions = first.facts.dimensions or {}
     drops: Counter[str] = Counter()
     for one in heads:
         drops.update(one.drops)

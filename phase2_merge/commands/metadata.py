@@ -25,6 +25,7 @@ from shardmerge.common.errors import (
     UnexpectedTensorError,
     raise_problems,
 )
+from shardmerge.common.manifest_facts import Facts
 from shardmerge.common.places import CONFIG, HF_QUANT_CONFIG, INDEX, RECORDS, REPORT
 
 from .. import corrections as correcting
@@ -118,12 +119,12 @@ def rewrite(
     base, published = references.read_config(reference or out), references.read_config(out)
     declaration.read(out, published)  # says what is wrong with them
     hf, declared = _hf_quant_config(out), published.get("quantization_config")
-    facts = correcting.corrected("facts", book.facts, corrections)
+    facts = correcting.corrected_facts(book.facts, corrections)
     config = correcting.corrected("config", base, corrections)
     quantization = quantization_json.corrected_both(hf, declared, corrections)
     raise_problems(problems(book, facts, blueprint(config)))
     if reference or of_part("quantization", corrections):
-        dtype = str(book.facts.get("dtype")) if declared else book.dominant_dtype
+        dtype = (book.facts.dtype or "") if declared else book.dominant_dtype
         config = hf_metadata.edited(config, dtype, quantization[1])
         config = correcting.corrected("config", config, corrections)
     told = _recorded(book, base, quantization_json.statements(hf, declared), corrections)
@@ -147,13 +148,13 @@ def _hf_quant_config(out: Path) -> dict[str, Any] | None:
     return found
 
 
-def problems(book: Kept, facts: dict[str, Any], table: Blueprint) -> Iterator[ShardmergeError]:
+def problems(book: Kept, facts: Facts, table: Blueprint) -> Iterator[ShardmergeError]:
     """What a config.json contradicts: facts of the dump, or tensors in the output."""
     name = table.architecture.name
     if name != book.architecture:
         yield MismatchError("config.json", "architecture", name, f"{book.architecture}, as dumped")
         return
-    dumped = facts.get("dimensions", {})
+    dumped = facts.dimensions or {}
     for key, value in sorted(table.dimensions.items()):
         if key in dumped and dumped[key] != value:
             yield MismatchError("config.json", key, str(value), f"{dumped[key]}, as dumped")
@@ -201,7 +202,7 @@ def _recorded(
 ) -> Recorded:
     """What was corrected; of a key that was corrected before, what it was at first."""
     told = correcting.recorded("config", base, corrections)
-    told |= correcting.recorded("facts", book.facts, corrections)
+    told |= correcting.recorded("facts", book.facts.as_json(), corrections)
     told |= correcting.recorded("quantization", quantization, corrections)
     earlier = book.corrections
     return {key: {**one, "was": earlier.get(key, one)["was"]} for key, one in told.items()}

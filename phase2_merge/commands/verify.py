@@ -41,7 +41,7 @@ from ..output import replace_files as rewriting
 from ..proof import numbers
 from ..proof.tensors.expected import TABLE, of_another_size
 from ..quantization import declaration, scales
-from ..quantization.scales import Findings
+from ..quantization.scales import StoredAs
 from .report import Verification, warning_lines
 
 Shards = dict[str, Header]
@@ -153,7 +153,7 @@ def _strangers(out: Path, files: tuple[Path, ...]) -> Iterator[str]:
             yield f"{path.name} is not part of the checkpoint; some readers load it all the same"
 
 
-def _judge_quantization(out: Path, config: dict[str, Any], shards: Shards) -> Findings:
+def _judge_quantization(out: Path, config: dict[str, Any], shards: Shards) -> StoredAs:
     """What both JSON files say of it, against each other and against weights and scales."""
     hf, in_config = declaration.read(out, config)
     found = scales.judge(hf or in_config or declaration.UNDECLARED, _entries(shards))
@@ -168,7 +168,7 @@ def _entries(shards: Shards) -> dict[str, Entry]:
 
 
 def _judge_config(
-    config: dict[str, Any], shards: Shards, problems: list[ShardmergeError], quantized: Findings
+    config: dict[str, Any], shards: Shards, problems: list[ShardmergeError], quantized: StoredAs
 ) -> Iterator[str]:
     """Add what contradicts config.json to `problems`; yields warnings. Packed weights count unpacked."""
     held = {name: entry for name, entry in _entries(shards).items() if name not in quantized.accounted}

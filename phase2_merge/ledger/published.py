@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from shardmerge.common import canonical_json
 from shardmerge.common.dtypes import BITS
 from shardmerge.common.errors import BadInputError, CorruptFileError
+from shardmerge.common.manifest_facts import Facts
 from shardmerge.common.places import LEDGER, PLAN, RECORDS, REPORT
 from shardmerge.common.reference import PLAIN_FLOATS, stays_inside
 
@@ -42,7 +43,7 @@ class Kept:
     dtypes: IntArray
     weight_map: dict[str, str]
     architecture: str
-    facts: Json
+    facts: Facts
     plan: Json
     report: Json
 
@@ -147,7 +148,7 @@ def _kept(path: Path, plan: Json, report: Json) -> Kept:
         dtypes=columns["dtype"][first].astype(np.int64),
         weight_map=dict(zip(texts, np.array(shards, object)[shard_of].tolist(), strict=True)),
         architecture=generation["architecture"],
-        facts=generation["facts"],
+        facts=Facts.of_json(generation["facts"]),
         plan=plan,
         report=report,
     )

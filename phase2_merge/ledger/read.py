@@ -18,6 +18,7 @@ from shardmerge.common import manifest as manifests
 from shardmerge.common.dtypes import BITS
 from shardmerge.common.errors import CorruptManifestError, DuplicateRankError
 from shardmerge.common.manifest import Manifest, require
+from shardmerge.common.manifest_facts import Health
 from shardmerge.common.places import MANIFEST, rank_name
 
 from ..disk.read_many import announced, read_many
@@ -62,7 +63,7 @@ class _Part:
     num_files: int
     world_size: int
     columns: ColumnArrays
-    health: dict[str, Any]
+    health: Health
 
 
 def batches(found: RankDirectories) -> Iterator[Batch]:
@@ -88,7 +89,7 @@ def grafted_rows(grafted: Sequence[GraftedFile]) -> Iterator[Batch]:
     if placed:
         names, dtypes, listed = manifests.columns(placed)
         columns = manifest_columns.of_json(asdict(listed))
-        part = _Part(REFERENCE, names, dtypes, len(grafted), 1, columns, {})
+        part = _Part(REFERENCE, names, dtypes, len(grafted), 1, columns, Health())
         yield Batch((), names, _columns([part], columns))
 
 
@@ -195,14 +196,14 @@ def _health(parts: Sequence[_Part], rows: Sequence[int]) -> dict[str, Any]:
     counts = {name: np.zeros(sum(rows), np.int64) for name in ("nan_count", "inf_count")}
     all_zero = np.zeros(sum(rows), bool)
     for part, start, size in zip(parts, np.cumsum([0, *rows[:-1]]).tolist(), rows, strict=True):
-        for row, nan_count, inf_count in part.health.get("nonfinite", []):
+        for row, nan_count, inf_count in part.health.nonfinite or ():
             at = start + _row(row, size)
             counts["nan_count"][at], counts["inf_count"][at] = nan_count, inf_count
-        for row in part.health.get("all_zero", []):
+        for row in part.health.all_zero or ():
             all_zero[start + _row(row, size)] = True
     return {**counts, "all_zero": all_zero}
 
 
-def _row(row: Any, rows: int) -> int:
-    require(type(row) is int and 0 <= row < rows, f"health speaks of row {row!r} of {rows}")
-    return int(row)
+def _row(row: int, rows: int) -> int:
+    require(0 <= row < rows, f"health speaks of row {row} of {rows}")
+    return row

@@ -121,7 +121,7 @@ def _generation(one: Manifest) -> dict[str, Any]:
         "attempt": one.attempt,
         "world_size": one.world_size,
         "architecture": one.architecture,
-        "facts": one.facts,
+        "facts": one.facts.as_json(),
     }
 
 

@@ -21,8 +21,9 @@ def disagreements(manifests: Sequence[Manifest]) -> list[ShardmergeError]:
     found += _mixed("topology", {one.rank: _sizes(one) for one in manifests})
     if all(one.facts == manifests[0].facts for one in manifests):
         return found
-    for name in sorted({key for one in manifests for key in one.facts}):
-        found += _mixed(f"facts.{name}", {one.rank: one.facts.get(name) for one in manifests})
+    facts = {one.rank: one.facts.as_json() for one in manifests}
+    for name in sorted({key for said in facts.values() for key in said}):
+        found += _mixed(f"facts.{name}", {rank: said.get(name) for rank, said in facts.items()})
     return found
 
 
@@ -33,7 +34,7 @@ def against_reference(one: Manifest, blueprint: Blueprint) -> Iterator[Shardmerg
             "config.json", "architecture", blueprint.architecture.name, f"{one.architecture}, as dumped"
         )
         return
-    dumped = one.facts.get("dimensions", {})
+    dumped = one.facts.dimensions or {}
     for name, value in sorted(blueprint.dimensions.items()):
         if name in dumped and dumped[name] != value:
             yield MismatchError("config.json", name, str(value), f"{dumped[name]}, as dumped")

@@ -21,7 +21,7 @@ from shardmerge.common.errors import BadInputError, ShardmergeError, raise_probl
 from shardmerge.common.manifest import Manifest
 from shardmerge.common.reference import Reference
 
-from ..corrections import Correction, Recorded, corrected, of_part, parse, recorded
+from ..corrections import Correction, Recorded, corrected, corrected_facts, of_part, parse, recorded
 from ..hf_files import config_json as hf_metadata
 from ..ledger import graft
 from ..ledger import table as ledger
@@ -65,7 +65,7 @@ class Proof:
         """What plain weights are: the dtype of most bytes; beside quantized ones the dtype of the model."""
         if self.quantization is None:
             return hf_metadata.dominant_dtype(self.ledger.rows, self.verdict.kept)
-        return str(self.ledger.heads[0].manifest.facts.get("dtype"))
+        return self.ledger.heads[0].manifest.facts.dtype or ""
 
     def quantization_json(self) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
         """(hf_quant_config.json, config.json["quantization_config"]) as corrected, None for none."""
@@ -110,7 +110,7 @@ def prove(
     grafted = graft.graft(reference, grafts)
     book = ledger.read(found, grafted)
     manifests = [head.manifest for head in book.heads]
-    told |= recorded("facts", manifests[0].facts, given)
+    told |= recorded("facts", manifests[0].facts.as_json(), given)
     manifests = [_corrected(one, given) for one in manifests]
     raise_problems(generations.disagreements(manifests))
     raise_problems(generations.against_reference(manifests[0], table))
@@ -120,7 +120,7 @@ def prove(
     graft.refuse_held(grafted, _dumped_names(book))
     expected = expected_tensors(table, reference, manifests[0].facts, quantized, graft.tensors(grafted))
     verdict = judge(book, expected, table.architecture.name)
-    borrow(book, verdict, expected, quantized.filled if quantized else {})
+    borrow(book, verdict, expected, quantized.filled_from if quantized else {})
     problems = wrong + verdict.problems + _incomplete(book, verdict, found.failures)
     warnings = [*verdict.warnings, *_failed_but_complete(book, found.failures)]
     warnings += quantized.told() if quantized else []
@@ -147,7 +147,7 @@ def _with_quantization(found: Proof) -> Proof:
 
 def _corrected(one: Manifest, given: Sequence[Correction]) -> Manifest:
     """A manifest's facts as they should be; the file and its digest stay as they are."""
-    return replace(one, facts=corrected("facts", one.facts, given))
+    return replace(one, facts=corrected_facts(one.facts, given))
 
 
 def _refuse_unknown(allow: Collection[str]) -> None:

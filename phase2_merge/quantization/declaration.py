@@ -22,10 +22,10 @@ from shardmerge.common.errors import (
     ShardmergeError,
 )
 from shardmerge.common.places import CONFIG, HF_QUANT_CONFIG
-from shardmerge.common.quantization.formats import BLOCK_FP8, FORMATS, KV_CACHE_ALGORITHMS, Format
+from shardmerge.common.quantization.formats import BY_ALGORITHM, FORMATS, KV_CACHES, MIXED_PRECISION
+from shardmerge.common.quantization.rows import ConfigForm, Format, ModeloptForm
 
 Json = dict[str, Any]
-MIXED = "MIXED_PRECISION"
 UNREADABLE = (ValueError, TypeError, AttributeError, KeyError)
 IN_CONFIG = "config.json's quantization_config"
 
@@ -44,19 +44,19 @@ class Declaration:
     @property
     def unknown(self) -> tuple[str, ...]:
         """What it says that no row of the table of formats has."""
-        caches = {self.kv_cache} - {None, *KV_CACHE_ALGORITHMS}
+        caches = {self.kv_cache} - {None, *KV_CACHES}
         return (*self.unknown_algorithms, *(f"KV cache {one}" for one in caches))
 
     @property
     def unknown_algorithms(self) -> tuple[str, ...]:
-        told = {self.algorithm, *self.layers.values()} - {None, MIXED, *_BY_ALGORITHM}
+        told = {self.algorithm, *self.layers.values()} - {None, MIXED_PRECISION, *BY_ALGORITHM}
         return tuple(sorted(str(word) for word in told))
 
     def format_of(self, module: str) -> Format | None:
         """The row that a module's weight is declared to have, None for none."""
-        if self.algorithm == MIXED:
-            return _BY_ALGORITHM.get(self.layers.get(module, ""))
-        return None if self.excludes(module) else _BY_ALGORITHM.get(self.algorithm or "")
+        if self.algorithm == MIXED_PRECISION:
+            return BY_ALGORITHM.get(self.layers.get(module, ""))
+        return None if self.excludes(module) else BY_ALGORITHM.get(self.algorithm or "")
 
     def excludes(self, module: str) -> bool:
         """Whether it is named, or something that it is a part of, or matched by a pattern."""
@@ -66,7 +66,7 @@ class Declaration:
 
     def says_of(self, module: str) -> str:
         """In words, for messages."""
-        if self.algorithm == MIXED:
+        if self.algorithm == MIXED_PRECISION:
             return f"{self.file} lists {module} as {self.layers.get(module, 'nothing')}"
         if self.algorithm is None:
             return f"{self.file} declares no quantization of weights"
@@ -83,7 +83,6 @@ class Declaration:
         )
 
 
-_BY_ALGORITHM: dict[str, Format] = {row.quant_algo: row for row in FORMATS.values()}
 UNDECLARED = Declaration("config.json")
 
 
@@ -101,37 +100,39 @@ def read(out: Path, config: Json) -> tuple[Declaration | None, Declaration | Non
         if (declared := config.get("quantization_config")) is not None:
             found[1] = _of_config(declared)
     except UNREADABLE as error:
-        raise CorruptFileError(str(path), f"its quantization is none that can be read: {error}") from None
+        raise CorruptFileError(str(path), f"its quantization cannot be read: {error}") from None
     return found[0], found[1]
 
 
 def refuse_unreadable(statements: Json) -> None:
-    """Raise BadInputError for statements, as they were corrected, that are none or name no known format."""
+    """Raise BadInputError for corrected statements that cannot be read, or name a format they cannot declare."""
     try:
         found = _of_modelopt(statements, HF_QUANT_CONFIG)
     except UNREADABLE as error:
         raise BadInputError(
             f"the corrected quantization cannot be read: {error}", "Correct it otherwise."
         ) from None
-    if found.algorithm == MIXED and not found.layers:
+    if found.algorithm == MIXED_PRECISION and not found.layers:
         raise BadInputError(
-            f"the corrected quantization is {MIXED} without quantized_layers", "Set them first."
+            f"the corrected quantization is {MIXED_PRECISION} without quantized_layers", "Set them first."
         )
-    if found.unknown_algorithms:
-        words, known = ", ".join(found.unknown_algorithms), ", ".join(sorted(_BY_ALGORITHM))
-        raise BadInputError(f"the corrected quantization says {words}", f"Known: {known}, {MIXED}.")
+    known = sorted(word for word, row in BY_ALGORITHM.items() if isinstance(row.form, ModeloptForm))
+    said = set(found.layers.values())
+    if found.algorithm not in (None, MIXED_PRECISION):
+        said.add(found.algorithm)
+    if unknown := sorted(said - {*known}):
+        raise BadInputError(
+            f"the corrected quantization says {', '.join(unknown)}",
+            f"Known: {', '.join(known)}, {MIXED_PRECISION}.",
+        )
 
 
 def only_one(hf: Declaration | None, config: Declaration | None) -> str | None:
-    """A warning if one file declares what the other does not; 128x128 blocks are declared in config.json only."""
+    """A warning if one file declares what the other does not, unless the format is declared in config.json only."""
     if config is None and hf is not None:
         return f"only {hf.file} declares the quantization, config.json does not: some readers look there only"
-    if (
-        hf is None
-        and config is not None
-        and config.algorithm in FORMATS
-        and config.algorithm != BLOCK_FP8.name
-    ):
+    row = BY_ALGORITHM.get(config.algorithm or "") if config is not None else None
+    if hf is None and row is not None and not isinstance(row.form, ConfigForm):
         return f"only config.json declares the quantization: some readers look into {HF_QUANT_CONFIG} only"
     return None
 
@@ -167,10 +168,9 @@ def _of_config(declared: Json) -> Declaration:
     method = declared.get("quant_method", "modelopt" if "quant_algo" in declared else None)
     if method == "modelopt":
         return _of_modelopt(declared, IN_CONFIG)
-    if method == "fp8" and declared.get("weight_block_size") == list(BLOCK_FP8.block):
-        return Declaration(
-            IN_CONFIG, BLOCK_FP8.quant_algo, exclude=_names(declared.get("modules_to_not_convert"))
-        )
+    for row in FORMATS.values():
+        if isinstance(row.form, ConfigForm) and row.form.fits(declared):
+            return Declaration(IN_CONFIG, row.algorithm, exclude=_names(declared.get(row.form.excluded)))
     size = declared.get("weight_block_size")
     return Declaration(IN_CONFIG, f"{method} in blocks of {size}" if size else str(method))
 
@@ -197,7 +197,9 @@ def _group_sizes(told: Json) -> frozenset[int]:
 
 def _kv_cache(told: Any) -> str | None:
     if isinstance(told, dict):
-        return f"{told['type']}{told['num_bits']}".upper().replace("FLOAT8", "FP8")
+        numbers = (told["type"], told["num_bits"])
+        known = (name for name, one in KV_CACHES.items() if (one["type"], one["num_bits"]) == numbers)
+        return next(known, f"{told['type']}{told['num_bits']}".upper())
     return _text(told) if told else None
 
 

@@ -1,6 +1,7 @@
 """Both JSON files of a quantized checkpoint, hf_quant_config.json and config.json["quantization_config"].
 
-Pure functions from one structure; readers disagree on which file they trust, so both say the same.
+Pure functions from one structure; readers disagree on which file they trust, so both say the same. What a format is
+called there stands in its row.
 Source: nvidia-modelopt 0.47, torch/export/quant_utils.py (`process_layer_quant_config`) and convert_hf_config.py;
 config.json of deepseek-ai/DeepSeek-V3.
 """
@@ -11,7 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from shardmerge.common.quantization.arithmetic import module_of
-from shardmerge.common.quantization.formats import BLOCK_FP8, FORMATS, Format
+from shardmerge.common.quantization.formats import BY_ALGORITHM, FORMATS, KV_CACHES, MIXED_PRECISION
+from shardmerge.common.quantization.rows import ConfigForm, Format, ModeloptForm
 from shardmerge.common.rectangle import Shape
 
 from ..corrections import Correction, corrected, of_part
@@ -27,44 +29,44 @@ def excluded(weights: Iterable[tuple[str, Shape]], layers: Mapping[str, str]) ->
     return sorted(module for module in modules if module is not None and module not in layers)
 
 
-def hf_quant_config(found: Quantization, exclude: list[str]) -> Json | None:
-    """hf_quant_config.json; None for 128x128 blocks, which are declared in config.json only, as DeepSeek does."""
-    formats = _formats(found)
-    if formats == [BLOCK_FP8]:
-        return None
-    told: Json = {"quant_algo": None, "kv_cache_quant_algo": _kv_algorithm(found)}
-    if len(formats) == 1:
-        told |= formats[0].layer_config
-    elif formats:
-        told["quant_algo"] = "MIXED_PRECISION"
-        told["quantized_layers"] = {
-            module: FORMATS[name].layer_config for module, name in sorted(found.layers.items())
-        }
+def both(found: Quantization, weights: Iterable[tuple[str, Shape]]) -> tuple[Json | None, Json]:
+    """Both files of a checkpoint with these tensors under their plain names.
+
+    Returns (hf_quant_config.json, quantization_config); the first is None for a format that is declared in
+    config.json only.
+    """
+    exclude = excluded(weights, found.layers)
+    forms = [FORMATS[name].form for name in sorted(set(found.layers.values()))]
+    if len(forms) == 1 and isinstance(alone := forms[0], ConfigForm):
+        return None, {**alone.statements, alone.excluded: exclude}
+    hf = hf_quant_config(found, exclude)
+    return hf, quantization_config(hf)
+
+
+def hf_quant_config(found: Quantization, exclude: list[str]) -> Json:
+    """hf_quant_config.json of formats of modelopt's form."""
+    layers = {name: _of_modelopt(FORMATS[name]).layer for name in sorted(set(found.layers.values()))}
+    told: Json = {"quant_algo": None, "kv_cache_quant_algo": next(iter(found.kv_cache.values()), None)}
+    if len(layers) == 1:
+        told |= next(iter(layers.values()))
+    elif layers:
+        told["quant_algo"] = MIXED_PRECISION
+        told["quantized_layers"] = {module: layers[name] for module, name in sorted(found.layers.items())}
     return {"producer": dict(found.producer), "quantization": told | {"exclude_modules": exclude}}
 
 
-def quantization_config(hf: Json | None, exclude: list[str]) -> Json:
+def quantization_config(hf: Json) -> Json:
     """config.json["quantization_config"] for what hf_quant_config.json says."""
-    if hf is None:
-        return _block_config(exclude)
     told = hf["quantization"]
     found: Json = {"config_groups": _groups(told), "ignore": told["exclude_modules"]}
-    if told["quant_algo"] == "MIXED_PRECISION":
+    if told["quant_algo"] == MIXED_PRECISION:
         found["quantized_layers"] = told["quantized_layers"]
     if told["quant_algo"]:
         found["quant_algo"] = told["quant_algo"]
-    if told["kv_cache_quant_algo"] == "FP8":
-        found["kv_cache_scheme"] = {"dynamic": False, "num_bits": 8, "type": "float"}
-    elif told["kv_cache_quant_algo"]:
-        found["kv_cache_scheme"] = told["kv_cache_quant_algo"]
+    if cache := told["kv_cache_quant_algo"]:
+        known = KV_CACHES.get(cache) if isinstance(cache, str) else None
+        found["kv_cache_scheme"] = cache if known is None else dict(known)
     return found | {"producer": hf["producer"], "quant_method": "modelopt"}
-
-
-def both(found: Quantization, weights: Iterable[tuple[str, Shape]]) -> tuple[Json | None, Json]:
-    """(hf_quant_config.json, quantization_config) of a checkpoint with these tensors under their plain names."""
-    exclude = excluded(weights, found.layers)
-    hf = hf_quant_config(found, exclude)
-    return hf, quantization_config(hf, exclude)
 
 
 def statements(hf: Json | None, declared: Json | None) -> Json:
@@ -75,7 +77,19 @@ def statements(hf: Json | None, declared: Json | None) -> Json:
 def corrected_both(
     hf: Json | None, declared: Json | None, corrections: Sequence[Correction]
 ) -> tuple[Json | None, Json | None]:
-    """Both files with corrections; the second follows from the first. Raises BadInputError for an unknown key."""
+    """Both files with corrections; the second follows from the first.
+
+    Args:
+        hf: hf_quant_config.json, None if there is none.
+        declared: config.json["quantization_config"], None if there is none.
+        corrections: all that were given; those of other parts are ignored.
+
+    Returns:
+        (hf_quant_config.json, quantization_config) as they should be.
+
+    Raises:
+        BadInputError: a key is unknown, or the corrected statements cannot be read.
+    """
     if not of_part("quantization", corrections):
         return hf, declared
     now = corrected("quantization", statements(hf, declared), corrections)
@@ -83,46 +97,25 @@ def corrected_both(
         return None, now
     declaration.refuse_unreadable(now)
     hf = {**hf, "quantization": now}
-    return hf, quantization_config(hf, now["exclude_modules"])
+    return hf, quantization_config(hf)
 
 
 def _groups(told: Json) -> Json:
     """One group for each format: all linears of a uniform checkpoint, the named modules of a mixture."""
-    if told["quant_algo"] is None:
+    if not told["quant_algo"]:
         return {}
-    if told["quant_algo"] != "MIXED_PRECISION":
-        return {"group_0": _group(_by_algorithm(told["quant_algo"])) | {"targets": ["Linear"]}}
+    if told["quant_algo"] != MIXED_PRECISION:
+        return {"group_0": _of_modelopt(BY_ALGORITHM[told["quant_algo"]]).group | {"targets": ["Linear"]}}
     modules: dict[str, list[str]] = {}
     for module, layer in told["quantized_layers"].items():
         modules.setdefault(layer["quant_algo"], []).append(module)
     return {
-        f"group_{number}": _group(_by_algorithm(algorithm)) | {"targets": sorted(members)}
+        f"group_{number}": _of_modelopt(BY_ALGORITHM[algorithm]).group | {"targets": sorted(members)}
         for number, (algorithm, members) in enumerate(modules.items())
     }
 
 
-def _group(row: Format) -> Json:
-    inputs = {} if row.input_activations is None else {"input_activations": dict(row.input_activations)}
-    return inputs | {"weights": dict(row.weights)}
-
-
-def _by_algorithm(algorithm: str) -> Format:
-    return next(row for row in FORMATS.values() if row.quant_algo == algorithm)
-
-
-def _block_config(exclude: list[str]) -> Json:
-    return {
-        "quant_method": "fp8",
-        "fmt": "e4m3",
-        "activation_scheme": "dynamic",
-        "weight_block_size": list(BLOCK_FP8.block),
-        "modules_to_not_convert": exclude,
-    }
-
-
-def _formats(found: Quantization) -> list[Format]:
-    return [FORMATS[name] for name in sorted(set(found.layers.values()))]
-
-
-def _kv_algorithm(found: Quantization) -> str | None:
-    return next(iter(found.kv_cache.values()), None)
+def _of_modelopt(row: Format) -> ModeloptForm:
+    """The form of a row that stands in hf_quant_config.json; others were refused before, alone or in a mixture."""
+    assert isinstance(row.form, ModeloptForm)
+    return row.form

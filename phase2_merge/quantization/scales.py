@@ -16,14 +16,15 @@ from shardmerge.common.errors import (
     StoredOtherwiseError,
     UndeclaredScaleError,
 )
-from shardmerge.common.quantization.arithmetic import companions_of, module_of
-from shardmerge.common.quantization.formats import FORMATS, KV_CACHE_TENSORS, SUFFIX, Companion, Format
+from shardmerge.common.quantization.arithmetic import SUFFIX, companions_of, module_of
+from shardmerge.common.quantization.formats import FORMATS, KV_CACHE_TENSORS, MIXED_PRECISION
+from shardmerge.common.quantization.rows import Companion, Format
 from shardmerge.common.rectangle import Shape
 from shardmerge.common.reference import PLAIN_FLOATS
 from shardmerge.common.safetensors_header import Entry
 
 from ..ledger.names import grouped
-from .declaration import MIXED, Declaration
+from .declaration import Declaration
 
 SCALES = sorted({one.suffix for row in FORMATS.values() for one in row.companions if one.is_scale})
 _SCALE = re.compile(rf"(.+)\.({'|'.join(SCALES)})")
@@ -32,8 +33,11 @@ _NUMBER = re.compile(r"\.\d+(?=\.)")
 
 
 @dataclass(slots=True)
-class Findings:
-    """`accounted`: scales, which no table of an architecture lists. `plain_shapes`: packed weight -> [N, K]."""
+class StoredAs:
+    """How the tensors of a directory are stored, and what is wrong with that.
+
+    `accounted`: scales, which no table of an architecture lists. `plain_shapes`: packed weight -> [N, K].
+    """
 
     problems: list[ShardmergeError] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -41,9 +45,9 @@ class Findings:
     plain_shapes: dict[str, Shape] = field(default_factory=dict)
 
 
-def judge(declared: Declaration, held: Mapping[str, Entry]) -> Findings:
+def judge(declared: Declaration, held: Mapping[str, Entry]) -> StoredAs:
     """Compare every weight and every scale with what is declared of its module."""
-    found = Findings()
+    found = StoredAs()
     found.accounted = {name for name in held if _SCALE.fullmatch(name) or _CACHE.fullmatch(name)}
     if declared.unknown:
         found.warnings.append(
@@ -68,7 +72,7 @@ def _is_packed(entry: Entry) -> bool:
 
 
 def _judge_matrices(
-    declared: Declaration, matrices: Mapping[str, Entry], held: Mapping[str, Entry], found: Findings
+    declared: Declaration, matrices: Mapping[str, Entry], held: Mapping[str, Entry], found: StoredAs
 ) -> None:
     """Packed ones against their format, plain ones against the others of their kind."""
     packed = {module for module, entry in matrices.items() if _is_packed(entry)}
@@ -78,8 +82,8 @@ def _judge_matrices(
         row = declared.format_of(module)
         if module in packed:
             found.problems += _packed_problems(declared, module, entry, row, held, found)
-        elif row is not None and (declared.algorithm == MIXED or _kind(module) in kinds):
-            found.problems.append(_otherwise(declared, module, entry, _weight(row).dtype))
+        elif row is not None and (declared.algorithm == MIXED_PRECISION or _kind(module) in kinds):
+            found.problems.append(_otherwise(declared, module, entry, row.weight.dtype))
         elif row is not None and "embed" not in module:
             plain.append(entry.name)
     if plain and not packed:
@@ -98,13 +102,13 @@ def _packed_problems(
     entry: Entry,
     row: Format | None,
     held: Mapping[str, Entry],
-    found: Findings,
+    found: StoredAs,
 ) -> Iterator[ShardmergeError]:
     """A weight that is stored packed: declared so, and with every scale in its shape?"""
-    if row is None or entry.dtype != _weight(row).dtype:
-        yield _otherwise(declared, module, entry, "plain" if row is None else _weight(row).dtype)
+    if row is None or entry.dtype != row.weight.dtype:
+        yield _otherwise(declared, module, entry, "plain" if row is None else row.weight.dtype)
         return
-    shape = _unpacked(entry.shape, _weight(row))
+    shape = _unpacked(entry.shape, row.weight)
     found.plain_shapes[entry.name] = shape
     of_suffix = {one.suffix: one for one in row.companions}
     for name, want, dtype in companions_of(module, shape, row):
@@ -136,7 +140,7 @@ def _undeclared(
 
 
 def _judge_caches(
-    declared: Declaration, weights: Mapping[str, Entry], held: Mapping[str, Entry], found: Findings
+    declared: Declaration, weights: Mapping[str, Entry], held: Mapping[str, Entry], found: StoredAs
 ) -> None:
     """Scales of KV caches: all or none. Without any, readers that are told of a cache take 1."""
     scales = {name for name in held if _CACHE.fullmatch(name)}
@@ -158,10 +162,6 @@ def _judge_caches(
 
 def _otherwise(declared: Declaration, module: str, entry: Entry, expected: str) -> ShardmergeError:
     return StoredOtherwiseError(entry.name, "dtype", entry.dtype, expected, declared.says_of(module))
-
-
-def _weight(row: Format) -> Companion:
-    return next(one for one in row.companions if not one.is_scale)
 
 
 def _unpacked(shape: Shape, weight: Companion) -> Shape:

@@ -10,8 +10,8 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import isfinite
-from typing import Any, Literal
+from math import inf
+from typing import Any, Literal, TypeAlias
 
 from shardmerge.common.errors import (
     BadScaleError,
@@ -22,8 +22,9 @@ from shardmerge.common.errors import (
     UnsupportedQuantizationError,
 )
 from shardmerge.common.manifest import Manifest
+from shardmerge.common.manifest_facts import QuantizationFacts
 from shardmerge.common.quantization.arithmetic import companions_of, module_of
-from shardmerge.common.quantization.formats import BLOCK_FP8, FORMATS, KV_CACHE_ALGORITHMS, KV_CACHE_TENSORS
+from shardmerge.common.quantization.formats import FORMATS, KV_CACHE_TENSORS, KV_CACHES
 from shardmerge.common.rectangle import Shape
 
 from ..ledger.names import EXPERT, grouped
@@ -31,19 +32,20 @@ from ..ledger.names import EXPERT, grouped
 Uncalibrated = Literal["error", "layer-max"]
 EXCLUDED = "not quantized"
 NEVER = "never calibrated"
+Told: TypeAlias = Sequence[tuple[int, QuantizationFacts]]  # (rank, what it says) of every quantized rank
 
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
     """`layers`: module -> format; `kv_cache`: attention -> algorithm.
 
-    `filled`: tensor that calibration never saw -> the one whose value it gets.
+    `filled_from`: tensor that calibration never saw -> the one whose value it gets.
     """
 
     layers: Mapping[str, str]
     kv_cache: Mapping[str, str]
     producer: Mapping[str, str]
-    filled: Mapping[str, str] = field(default_factory=dict)
+    filled_from: Mapping[str, str] = field(default_factory=dict)
 
     def tensors_of(self, name: str, shape: Shape) -> Iterator[tuple[str, Shape, str]] | None:
         """(name, shape, dtype) of what a weight is stored as, None if it is stored as it is."""
@@ -62,7 +64,7 @@ class Quantization:
         """What was filled in, a line for each kind and layer, for the report."""
         return [
             f"{line}: the largest of the layer, never calibrated itself"
-            for line in grouped(sorted(self.filled))
+            for line in grouped(sorted(self.filled_from))
         ]
 
 
@@ -70,7 +72,7 @@ def united(
     manifests: Sequence[Manifest], uncalibrated: Uncalibrated = "error"
 ) -> tuple[Quantization | None, list[ShardmergeError]]:
     """The quantization of a dump, None if it has none, and everything that is wrong with it."""
-    quantized = [one for one in manifests if one.quantization]
+    quantized = [(one.rank, one.quantization) for one in manifests if one.quantization is not None]
     if not quantized:
         return None, []
     problems = list(_unknown(quantized))
@@ -80,45 +82,42 @@ def united(
     caches, cache_problems = _one_each(lambda: _caches(quantized))
     problems = [QuantizationMismatchError(*one) for of in (differing, cache_problems) for one in of.items()]
     scalars, scalar_problems = _scalars(quantized)
-    problems += [*scalar_problems, *_bad_blocks(quantized), *_mixed_with_blocks(set(layers.values()))]
-    absent = sorted({name for one in quantized for name in one.quantization["uncalibrated"]} - set(scalars))
-    filled = _layer_max(absent, scalars) if uncalibrated == "layer-max" else {}
-    if left := tuple(name for name in absent if name not in filled):
+    problems += [*scalar_problems, *_bad_blocks(quantized), *_unmixable(set(layers.values()))]
+    absent = sorted({name for _, facts in quantized for name in facts.uncalibrated or ()} - set(scalars))
+    filled_from = _layer_max(absent, scalars) if uncalibrated == "layer-max" else {}
+    if left := tuple(name for name in absent if name not in filled_from):
         problems.append(UncalibratedError(left, tuple(grouped(left))))
     quantized_only = {module: name for module, name in layers.items() if name != EXCLUDED}
     producer = max(
-        (one.quantization["producer"] for one in quantized), key=lambda p: (p["name"] == "modelopt", str(p))
+        (facts.producer or {} for _, facts in quantized), key=lambda p: (p.get("name") == "modelopt", str(p))
     )
-    return Quantization(quantized_only, caches, producer, filled), problems
+    return Quantization(quantized_only, caches, producer, filled_from), problems
 
 
-def _unknown(manifests: Iterable[Manifest]) -> Iterator[ShardmergeError]:
+def _unknown(quantized: Told) -> Iterator[ShardmergeError]:
+    """What ranks do not say, and what they say that this shardmerge does not know."""
     ranks: dict[str, list[int]] = defaultdict(list)
-    for one in manifests:
-        told = one.quantization
-        wanted = ("layers", "excluded", "kv_cache", "scalars", "uncalibrated", "producer")
-        strange = [f"without {key}" for key in wanted if key not in told]
-        strange += [name for name in told.get("layers", {}) if name not in FORMATS]
-        strange += [
-            f"KV cache {name}" for name in told.get("kv_cache", {}) if name not in KV_CACHE_ALGORITHMS
-        ]
+    for rank, facts in quantized:
+        strange = [f"without {key}" for key in facts.missing]
+        strange += [name for name in facts.layers or () if name not in FORMATS]
+        strange += [f"KV cache {name}" for name in facts.kv_cache or () if name not in KV_CACHES]
         for name in strange:
-            ranks[name].append(one.rank)
-    for name, of in ranks.items():
-        yield UnsupportedQuantizationError(name, tuple(of))
+            ranks[name].append(rank)
+    for name, members in ranks.items():
+        yield UnsupportedQuantizationError(name, tuple(members))
 
 
-def _modules(manifests: Iterable[Manifest]) -> Iterator[tuple[str, str, int]]:
-    for one in manifests:
-        for name, modules in one.quantization["layers"].items():
-            yield from ((module, name, one.rank) for module in modules)
-        yield from ((module, EXCLUDED, one.rank) for module in one.quantization["excluded"])
+def _modules(quantized: Told) -> Iterator[tuple[str, str, int]]:
+    for rank, facts in quantized:
+        for name, modules in (facts.layers or {}).items():
+            yield from ((module, name, rank) for module in modules)
+        yield from ((module, EXCLUDED, rank) for module in facts.excluded or ())
 
 
-def _caches(manifests: Iterable[Manifest]) -> Iterator[tuple[str, str, int]]:
-    for one in manifests:
-        for algorithm, attentions in one.quantization["kv_cache"].items():
-            yield from ((attention, algorithm, one.rank) for attention in attentions)
+def _caches(quantized: Told) -> Iterator[tuple[str, str, int]]:
+    for rank, facts in quantized:
+        for algorithm, attentions in (facts.kv_cache or {}).items():
+            yield from ((attention, algorithm, rank) for attention in attentions)
 
 
 def _one_each(
@@ -142,9 +141,9 @@ def _one_each(
     return dict(sorted(first.items())), behind
 
 
-def _scalars(manifests: Iterable[Manifest]) -> tuple[dict[str, float], list[ShardmergeError]]:
+def _scalars(quantized: Told) -> tuple[dict[str, float], list[ShardmergeError]]:
     """Name -> value, the same on every shard, and what is not."""
-    first, strange = _one_each(lambda: _told_scalars(manifests), _is_bad)
+    first, strange = _one_each(lambda: _told_scalars(quantized), _is_bad)
     problems: list[ShardmergeError] = []
     for name, values in strange.items():
         if len(values) > 1:
@@ -155,29 +154,30 @@ def _scalars(manifests: Iterable[Manifest]) -> tuple[dict[str, float], list[Shar
     }, problems
 
 
-def _told_scalars(manifests: Iterable[Manifest]) -> Iterator[tuple[str, Any, int]]:
-    for one in manifests:
-        told, rank = one.quantization["scalars"], one.rank
-        yield from ((name, value, rank) for name, value in zip(told["names"], told["values"], strict=True))
-        yield from ((name, NEVER, rank) for name in one.quantization["uncalibrated"])
+def _told_scalars(quantized: Told) -> Iterator[tuple[str, Any, int]]:
+    for rank, facts in quantized:
+        if facts.scalars is not None:
+            pairs = zip(facts.scalars.names, facts.scalars.values, strict=True)
+            yield from ((name, value, rank) for name, value in pairs)
+        yield from ((name, NEVER, rank) for name in facts.uncalibrated or ())
 
 
 def _is_bad(value: Any) -> bool:
     if value == NEVER:
         return False
-    return not (isinstance(value, int | float) and isfinite(value) and value > 0)
+    return not 0 < value < inf
 
 
-def _bad_blocks(manifests: Iterable[Manifest]) -> Iterator[ShardmergeError]:
-    for one in manifests:
-        for name, count in sorted(one.quantization.get("bad_scales", {}).items()):
-            yield BadScaleError(name, f"zero, negative or not finite in {count:,} elements", (one.rank,))
+def _bad_blocks(quantized: Told) -> Iterator[ShardmergeError]:
+    for rank, facts in quantized:
+        for name, count in sorted((facts.bad_scales or {}).items()):
+            yield BadScaleError(name, f"zero, negative or not finite in {count:,} elements", (rank,))
 
 
-def _mixed_with_blocks(formats: set[str]) -> Iterator[ShardmergeError]:
-    """DeepSeek's form knows one format; modelopt's mixtures know no 128x128 blocks."""
+def _unmixable(formats: set[str]) -> Iterator[ShardmergeError]:
+    """DeepSeek's declaration names one format only, and modelopt's mixed declaration cannot express its blocks."""
     quantized = sorted(formats - {EXCLUDED})
-    if BLOCK_FP8.name in quantized and len(quantized) > 1:
+    if len(quantized) > 1 and not all(FORMATS[name].mixes for name in quantized):
         yield UnsupportedQuantizationError(f"a mixture of {' and '.join(quantized)}", ())
 
 

@@ -21,6 +21,7 @@ from safetensors import TensorSpec
 
 from shardmerge.common import manifest as manifests
 from shardmerge.common.manifest import FragmentFile, Manifest, Placed
+from shardmerge.common.manifest_facts import Facts, Health, QuantizationFacts
 from shardmerge.common.rectangle import Rectangle
 
 Array = np.ndarray[Any, Any]
@@ -262,12 +263,17 @@ def write_manifest(
         "groups": topology.groups(rank),
         "architecture": model.config["architectures"][0],
         "facts": {"dtype": "BF16"},
+        "health": {},
+        "quantization": {},
         "files": tuple(files),
         "names": names,
         "dtypes": dtypes,
         "columns": columns,
     }
     given |= {key: value(rank) if callable(value) else value for key, value in head.items()}
+    given |= {"facts": Facts.of_json(given["facts"]), "health": Health.of_json(given["health"])}
+    quantization = given["quantization"]
+    given |= {"quantization": QuantizationFacts.of_json(quantization) if quantization else None}
     (folder / "manifest.json").write_bytes(manifests.encode(Manifest(**given)))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from megatron.core.models.gpt.gpt_model import GPTModel
 
 from shardmerge.common.manifest import Manifest, columns, encode, read
+from shardmerge.common.manifest_facts import Health, QuantizationFacts
 from tests.phase1_dump.dumped import dumped
 from tests.worlds.fake import build_model, fake_world
 from tests.worlds.families import Family
@@ -61,17 +62,18 @@ def without(name: str) -> Edit:
 
     def edit(found: Manifest) -> Manifest:
         names, dtypes, kept = columns([one for one in found.placed() if one.rectangle.name != name])
-        return replace(found, names=names, dtypes=dtypes, columns=kept, health={})
+        return replace(found, names=names, dtypes=dtypes, columns=kept, health=Health())
 
     return edit
 
 
 def with_facts(change: Callable[[dict[str, Any], int], None]) -> Edit:
-    """A manifest whose quantization facts were changed in place."""
+    """A manifest whose quantization facts, as JSON, were changed in place."""
 
     def edit(found: Manifest) -> Manifest:
-        change(found.quantization, found.rank)
-        return found
+        told = found.quantization.as_json() if found.quantization else {}
+        change(told, found.rank)
+        return replace(found, quantization=QuantizationFacts.of_json(told) if told else None)
 
     return edit
 

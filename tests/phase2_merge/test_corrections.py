@@ -7,7 +7,8 @@ import json
 import pytest
 
 from shardmerge.common.errors import BadInputError
-from shardmerge.phase2_merge.corrections import corrected, parse, recorded, replayed
+from shardmerge.common.manifest_facts import Facts
+from shardmerge.phase2_merge.corrections import corrected, corrected_facts, parse, recorded, replayed
 
 
 @pytest.mark.parametrize(
@@ -68,6 +69,31 @@ def test_config_takes_new_keys_and_facts_do_not() -> None:
     assert corrected("config", {}, parse(["config.rope.theta=9"])) == {"rope": {"theta": 9}}
     with pytest.raises(BadInputError, match=r"there is no dtpye to correct. There is dimensions, dtype"):
         corrected("facts", {"dtype": "BF16", "dimensions": {}}, parse(["facts.dtpye=F16"]))
+
+
+def test_facts_are_corrected_by_their_keys_also_by_those_that_nobody_knows() -> None:
+    facts = Facts(dtype="BF16", dimensions={"vocab": 25}, more={"vendor": "x"})
+    given = parse(["facts.dimensions.vocab=24", "facts.vendor=y"])
+    assert corrected_facts(facts, given) == Facts(
+        dtype="BF16", dimensions={"vocab": 24}, more={"vendor": "y"}
+    )
+    assert corrected_facts(facts, parse(["config.vendor=y"])) is facts
+
+
+@pytest.mark.parametrize(
+    ("correction", "what"),
+    [
+        ("facts.dtype=5", "--set: facts.dtype is 5, which is not a string"),
+        ("facts.dtype=null", "--set: facts.dtype is null"),
+        ("facts.dimensions.vocab=many", "--set: facts.dimensions holds 'many', which is not an integer"),
+        ("facts.dimensions=[]", "--set: facts.dimensions is a list, which is not an object"),
+    ],
+)
+def test_a_correction_that_makes_facts_unreadable_is_refused(correction: str, what: str) -> None:
+    facts = Facts(dtype="BF16", dimensions={"vocab": 25})
+    with pytest.raises(BadInputError) as error:
+        corrected_facts(facts, parse([correction]))
+    assert (error.value.what, error.value.exit_code) == (what, 2)
 
 
 def test_a_key_inside_a_number_is_refused() -> None:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from shardmerge.common import manifest as manifests
 from shardmerge.common.architectures import Tensor, blueprint
 from shardmerge.common.manifest import Columns, FragmentFile, Manifest
+from shardmerge.common.manifest_facts import Facts, QuantizationFacts, Scalars
 from shardmerge.common.places import MANIFEST, rank_name
 from shardmerge.common.quantization.arithmetic import companions_of, module_of
 from shardmerge.common.quantization.formats import FORMATS
@@ -229,32 +230,29 @@ def _manifest(
         coordinates=coordinates,
         groups=groups,
         architecture=case.config["architectures"][0],
-        facts={"dtype": "BF16"},
+        facts=Facts(dtype="BF16"),
         files=tuple(files),
         names=names,
         dtypes=DTYPES,
         columns=columns,
-        quantization=_quantization(names) if case.packed else {},
+        quantization=_quantization(names) if case.packed else None,
     )
 
 
-def _quantization(names: list[str]) -> dict[str, Any]:
+def _quantization(names: list[str]) -> QuantizationFacts:
     """What a rank says of the weights it writes a part of: a weight with block scales is packed, a matrix is not."""
     packed = [name.removesuffix(".weight_scale") for name in names if name.endswith(".weight_scale")]
     modules = {module for name in names if name.endswith(".weight") and (module := module_of(name))}
     plain = [module for module in sorted(modules - {*packed}) if NEVER_PACKED.search(module)]
     scalars = sorted(f"{module}.{suffix}" for module in packed for suffix in NVFP4.scalars)
-    return {
-        "layers": {NVFP4.name: sorted(packed)},
-        "excluded": plain,
-        "kv_cache": {},
-        "scalars": {
-            "names": scalars,
-            "values": [1 + zlib.crc32(name.encode()) % 1000 / 1000 for name in scalars],
-        },
-        "uncalibrated": [],
-        "producer": {"name": "modelopt", "version": "0.47.0"},
-    }
+    return QuantizationFacts(
+        layers={NVFP4.name: sorted(packed)},
+        excluded=plain,
+        kv_cache={},
+        scalars=Scalars(scalars, [1 + zlib.crc32(name.encode()) % 1000 / 1000 for name in scalars]),
+        uncalibrated=[],
+        producer={"name": "modelopt", "version": "0.47.0"},
+    )
 
 
 def _place(world: World, rank: int) -> tuple[dict[str, int], dict[str, Any]]:

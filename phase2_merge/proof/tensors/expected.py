@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from math import prod
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
 from shardmerge.common.architectures import Blueprint
 from shardmerge.common.architectures.blueprint import Family
 from shardmerge.common.errors import MismatchError
+from shardmerge.common.manifest_facts import Facts
 from shardmerge.common.reference import Reference, ReferenceTensor
 
 from ...ledger.rows import IntArray
@@ -80,7 +81,7 @@ class Expected:
 def expected_tensors(
     blueprint: Blueprint,
     reference: Reference,
-    facts: dict[str, Any],
+    facts: Facts,
     quantization: Quantization | None = None,
     grafted: Mapping[str, ReferenceTensor] | None = None,
 ) -> Expected:
@@ -150,14 +151,12 @@ def of_another_size(blueprint: Blueprint, held: int) -> MismatchError | None:
     return MismatchError("config.json", "the number of tensors it describes", f"{count:,}", f"about {held:,}")
 
 
-def _by_dtype(reference: Reference, facts: dict[str, Any]) -> ByDtype:
+def _by_dtype(reference: Reference, facts: Facts) -> ByDtype:
     """Divides a family's names by the dtype that phase one chose.
 
     That is float32 for the keep-list, else the reference's, else the model's params_dtype.
     """
-    given = facts.get("dtype")
-    dumped = given if isinstance(given, str) else None
-    of_reference = bool(facts.get("dtype_from_reference"))
+    dumped, of_reference = facts.dtype, bool(facts.dtype_from_reference)
 
     def divided(one: Family) -> Iterator[tuple[str | None, Iterable[str]]]:
         def dtype_of(name: str) -> str | None:

@@ -14,6 +14,7 @@ import xxhash
 
 from shardmerge.common import manifest as manifests
 from shardmerge.common.manifest import Placed
+from shardmerge.common.manifest_facts import Health
 from shardmerge.common.places import MANIFEST
 from shardmerge.common.rectangle import Rectangle
 from tests.dumps.dumps import file_facts, save
@@ -46,7 +47,7 @@ def rewrite(rank: Path, change: Change) -> None:
             names.append(name)
     listed, dtypes, columns = manifests.columns(placed)
     files = tuple(file_facts(rank / name) for name in names)
-    changed = replace(before, names=listed, dtypes=dtypes, columns=columns, files=files, health={})
+    changed = replace(before, names=listed, dtypes=dtypes, columns=columns, files=files, health=Health())
     path.write_bytes(manifests.encode(changed))
 
 

@@ -10,6 +10,7 @@ import pytest
 import xxhash
 
 from shardmerge.common.manifest import Manifest, read
+from shardmerge.common.manifest_facts import Health
 from tests.phase1_dump.conftest import References
 from tests.phase1_dump.dumped import dump_world, pieces_of
 from tests.phase1_dump.hand_made import raw
@@ -71,8 +72,9 @@ def test_a_manifest_says_where_it_stands(out: Path) -> None:
     assert found.coordinates == {"tp": 1, "cp": 0, "pp": 1, "dp": 0, "ep": 1, "etp": 0, "edp": 0}
     assert found.groups["tp"] == [4, 5]
     assert found.architecture == "DeepseekV3ForCausalLM"
-    assert found.facts["dtype"] == "BF16"
-    assert found.facts["dimensions"]["num_experts"] == 8
+    assert found.facts.dtype == "BF16"
+    assert found.facts.dimensions is not None
+    assert found.facts.dimensions["num_experts"] == 8
     assert found.producer["torch"] == version("torch")
     assert found.producer["megatron-core"] == version("megatron-core")
 
@@ -86,7 +88,7 @@ def test_names_and_dtypes_are_listed_once(out: Path) -> None:
 
 
 def test_a_healthy_model_says_nothing_about_its_health(out: Path) -> None:
-    assert [manifest(out, rank).health for rank in (3, 4)] == [{"all_zero": [], "nonfinite": []}] * 2
+    assert [manifest(out, rank).health for rank in (3, 4)] == [Health(nonfinite=[], all_zero=[])] * 2
 
 
 def test_fragments_are_readable_by_group_and_others_as_the_umask_says(out: Path) -> None:

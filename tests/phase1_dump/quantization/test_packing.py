@@ -19,7 +19,7 @@ from modelopt.torch.quantization.qtensor import FP8QTensor
 from torch import nn
 
 from shardmerge.common.errors import CutInsideBlockError, UnsupportedParameterError
-from shardmerge.common.quantization.formats import FORMATS, KV_CACHE_ALGORITHMS
+from shardmerge.common.quantization import formats
 from shardmerge.phase1_dump.quantization import derived as sources
 from shardmerge.phase1_dump.quantization.modelopt import kv_cache_of
 from shardmerge.phase2_merge import merge
@@ -63,14 +63,14 @@ REFUSED: dict[str, tuple[str, Callable[[Any], None] | None]] = {
 def test_no_format_of_modelopt_is_forgotten() -> None:
     known = {value for name, value in vars(model_config).items() if name.startswith("QUANTIZATION_")} - {None}
     assert known == WRITTEN | set(REFUSED)
-    assert {name for row in FORMATS.values() for name in row.modelopt} == WRITTEN
+    assert {name for row in formats.FORMATS.values() for name in row.modelopt} == WRITTEN
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_format_without_a_row_is_refused_by_name(name: str, reference: Path, tmp_path: Path) -> None:
     preset, spoil = REFUSED[name]
     error = refusal(getattr(mtq, preset), reference, tmp_path / "dump", spoil)
-    assert f"it is quantized as {name} of modelopt, which has no row" in error.reason
+    assert f"it is quantized as {name} of modelopt, which shardmerge does not write" in error.reason
     assert error.parameter == "decoder.layers.0.self_attention.linear_proj.weight"
     assert error.exit_code == 5
 
@@ -121,7 +121,7 @@ KV_CACHES: dict[str, dict[str, Any]] = {
 def test_no_kv_cache_of_modelopt_is_forgotten() -> None:
     known = {value for name, value in vars(model_config).items() if name.startswith("KV_CACHE_")}
     assert known == {"FP8", *KV_CACHES}
-    assert set(KV_CACHE_ALGORITHMS) == {"FP8"}
+    assert set(formats.KV_CACHES) == {"FP8"}
 
 
 @pytest.mark.parametrize("name", KV_CACHES)
@@ -211,7 +211,7 @@ def test_a_model_whose_quantizers_are_all_off_is_dumped_as_it_is(reference: Path
     with fake_world(SINGLE, 0):
         model = quantize(build_model(QWEN3_MOE, SINGLE), QWEN3_MOE, SINGLE, 0, config)
         found = dumped(model, tmp_path / "dump", reference)
-    assert found.quantization == {}
+    assert found.quantization is None
     assert found.dtypes == ["BF16"]
 
 
@@ -225,7 +225,7 @@ def test_compressed_blocks_are_written_as_modelopt_packed_them(topology: Topolog
             model = build_model(family, topology)
             fill(model, family, topology, rank)
             plain = dumped(model, tmp_path / "plain", reference)
-            assert plain.quantization == {}
+            assert plain.quantization is None
             quantize(model, family, topology, rank, recipe("FP8_BLOCK"))
             compress(model)
             dumped(model, tmp_path / "dump", reference)

@@ -171,7 +171,7 @@ def test_a_block_scale_that_is_none_is_recorded_and_stops_the_merge(
         ("tensorwise", "it is a Float8Tensor on whose form the readers of checkpoints do not agree"),
         ("rowwise blocks", "it is a Float8BlockwiseQTensor with blocks of one row"),
         ("swizzled", "it is a MXFP8Tensor whose scales are swizzled for a kernel"),
-        ("nvfp4", "it is a NVFP4Tensor which has no row in common/quantization.py"),
+        ("nvfp4", "it is a NVFP4Tensor which shardmerge does not write"),
     ],
 )
 def test_what_no_reader_takes_is_refused_by_name(

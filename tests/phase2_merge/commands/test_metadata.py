@@ -164,6 +164,7 @@ def test_a_dump_that_said_the_wrong_vocabulary_size_is_corrected_and_not_edited(
         ("config.num_hidden_layers=1", UnexpectedTensorError),
         ('config.architectures=["Qwen3ForCausalLM"]', MismatchError),
         ("facts.no_such=1", BadInputError),
+        ("facts.dtype=5", BadInputError),
         ("quantization.exclude_modules=[]", BadInputError),
     ],
 )

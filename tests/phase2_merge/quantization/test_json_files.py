@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import pytest
 from megatron.core.models.gpt.gpt_model import GPTModel
 
+from shardmerge.common.errors import BadInputError
 from shardmerge.phase2_merge import merge
-from shardmerge.phase2_merge.quantization.json_files import excluded
+from shardmerge.phase2_merge.corrections import parse
+from shardmerge.phase2_merge.quantization import declaration
+from shardmerge.phase2_merge.quantization.json_files import corrected_both, excluded
 from tests.dumps.quantized_dumps import dump_quantized
 from tests.worlds.checkpoints import read_hf_tensors, write_hf_checkpoint
 from tests.worlds.gloo import GlooRanks
@@ -55,3 +60,23 @@ def dump_with_cache_on(topology: Topology, out: Path, reference: Path, only: int
                 module.disable()
 
     dump_quantized(QWEN3_MOE, topology, "FP8", out, reference, te=True, kv_cache=True, spoil=spoil)
+
+
+def test_a_correction_may_not_list_a_module_as_a_mixture() -> None:
+    statements = {
+        "quant_algo": "MIXED_PRECISION",
+        "quantized_layers": {"m": {"quant_algo": "MIXED_PRECISION"}},
+    }
+    with pytest.raises(BadInputError, match="says MIXED_PRECISION"):
+        declaration.refuse_unreadable(statements)
+
+
+def test_a_correction_may_take_the_format_of_weights_away() -> None:
+    hf: dict[str, Any] = {
+        "producer": {},
+        "quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": None, "exclude_modules": []},
+    }
+    now, config = corrected_both(hf, {}, parse(["quantization.quant_algo="]))
+    assert now is not None
+    assert config is not None
+    assert (now["quantization"]["quant_algo"], config["config_groups"]) == ("", {})
