@@ -13,16 +13,16 @@ import orjson
 
 from shardmerge.common import canonical_json
 
-from .columns import arrays
+from .columns import with_arrays
 
 CANONICAL = orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY
 
 
 def decode(data: bytes) -> Any:
-    """As canonical_json.decode, and columns as arrays. Raises ValueError."""
+    """Parse as canonical_json.decode does, but make arrays of a manifest's columns of integers. Raises ValueError."""
     try:
         value = orjson.loads(data)
-        value["columns"] = arrays(value["columns"])
+        value["columns"] = with_arrays(value["columns"])
         if orjson.dumps(value, option=CANONICAL) == data:
             return value
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError):

@@ -16,7 +16,7 @@ from shardmerge.common.manifest import FragmentFile
 from shardmerge.common.rectangle import place
 
 from ..disk.checksums import Advance, Span, checksums, in_threads, stretches, wrong_bytes
-from .graft import REFERENCE
+from .graft import REFERENCE_RANK
 from .rows import IntArray, Rows
 from .table import Ledger
 
@@ -25,7 +25,7 @@ from .table import Ledger
 class Fragment:
     """A file that a manifest names: where it lies and which rows of the ledger it holds, in the order of bytes.
 
-    Rank REFERENCE: a file of the reference, all of which is grafted.
+    Rank REFERENCE_RANK: a file of the reference, all of which is grafted.
     """
 
     rank: int
@@ -60,7 +60,7 @@ def fragments(ledger: Ledger) -> list[Fragment]:
         for number, file in enumerate(head.manifest.files)
     ]
     return dumped + [
-        Fragment(REFERENCE, number, one.path, one.file, by_file[REFERENCE, number])
+        Fragment(REFERENCE_RANK, number, one.path, one.file, by_file[REFERENCE_RANK, number])
         for number, one in enumerate(ledger.grafted)
         if one.whole
     ]

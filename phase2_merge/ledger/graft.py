@@ -23,7 +23,7 @@ from shardmerge.common.safetensors_header import Entry, Header
 
 from ..disk.checksums import checksums
 
-REFERENCE = -1  # in place of a rank
+REFERENCE_RANK = -1  # in place of a rank, for what is grafted
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ def _grafted(number: int, path: Path, header: Header, entries: list[Entry]) -> G
     spans = [(header.data_offset + one.begin, header.data_offset + one.end) for one in entries]
     digests = checksums(path, spans, lambda _: None)
     placed = tuple(
-        Placed(_entire(one), number, *span, REFERENCE, digest)
+        Placed(_entire(one), number, *span, REFERENCE_RANK, digest)
         for one, span, digest in zip(entries, spans, digests, strict=True)
     )
     with open(path, "rb") as file:
