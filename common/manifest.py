@@ -184,8 +184,9 @@ def of_json(value: dict[str, Json], path: Path) -> Manifest:
 
 
 def head(value: dict[str, Json], path: Path) -> Manifest:
-    """The manifest that this JSON object is, but without rectangles, whatever stands there: `names` and `columns` are
-    empty. Raises CorruptManifestError.
+    """Returns the manifest that this JSON object is, but with no `names` and `columns`, which are not looked at.
+
+    Raises CorruptManifestError.
     """
     return of_json(value | {"names": [], "columns": _by_field(columns([])[2])}, path)
 

@@ -1,7 +1,8 @@
-"""The columns of the ledger, one line each in one table, and what follows from it: how a manifest's columns become
-arrays, what their numbers may be, and how those of several ranks are joined.
+"""The columns of the ledger as one table. Everything that is done with all columns follows from it.
 
-A column has the same test whether it is that of one rank or of a thousand, so ranks are tested together.
+That is how a manifest's columns become arrays, what their numbers may be, how the columns of several ranks are joined
+(here), and how the ledger is written (`parquet`). A column has the same test whether it belongs to one rank or to a
+thousand, so many ranks are tested together.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ import numpy as np
 from shardmerge.common.manifest import ABSENT, MAX_DIMS, NOT_WRITTEN, require
 
 Json = Any
-# An array for each column by its name: [rows], but geometry is [dims, rows] and checksums are [rows, 2] words.
+# One array per column, by its name: geometry is [dims, rows], checksums are [rows, 2] words, all others are [rows].
 Arrays: TypeAlias = dict[str, Any]
-BOUND = 1 << 62  # all integers are below, so that the sum of two does not overflow
+BOUND = 1 << 62  # every integer is smaller, so that the sum of two never overflows
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,15 +44,16 @@ class RankColumns:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """What is known of a column.
+    """One line of the table.
 
-    name: its name in `Rows`, in manifests, and in ledger.parquet, where each dimension is a column of its own.
-    kind: the numpy type of its values in the ledger; integers of a manifest are int64 until they were tested.
-    given: how manifests list it. None: they do not, and the reader adds it from what else they say.
-    limit: what its integers stay below, for each rank; None for BOUND only.
-    least: the least that its integers may be.
-    absent: its value in the dimensions that a rectangle lacks.
-    letter: of its name in ledger.parquet, before the number of the dimension.
+    Attributes:
+        name: What it is called in `Rows`, in manifests and in ledger.parquet.
+        kind: The numpy type of its values in the ledger. Before they are tested, a manifest's integers are int64.
+        given: How a manifest lists it. None if no manifest does: then the reader derives it.
+        limit: What the integers of a rank must stay below, if that is less than BOUND.
+        least: The least integer that it may hold.
+        absent: What it holds for dimensions that a rectangle lacks.
+        letter: In ledger.parquet each dimension is a column of its own, named by this letter and its number.
     """
 
     name: str
@@ -63,7 +65,7 @@ class Column:
     letter: str = ""
 
 
-# In the order of ledger.parquet. Places and geometry have no limit: they are judged by others, over all ranks.
+# In the order of ledger.parquet. `begin`, `end` and geometry have no limit here: the proof judges them, over all ranks.
 COLUMNS = (
     Column("name", np.int64, "integers", limit=lambda of: len(of.names), least=0),
     Column("rank", np.int32),
@@ -88,18 +90,19 @@ INTEGERS = FLAT + GEOMETRY
 
 
 def with_arrays(given: Mapping[str, Json]) -> dict[str, Json]:
-    """A manifest's columns with arrays in place of lists of integers. Raises KeyError, TypeError, ValueError,
-    OverflowError.
+    """Returns a manifest's columns with arrays in place of its lists of integers, for a parser to build.
 
-    Fractions are cut off and true becomes 1: a parser must look for them, as `of_json` does.
+    Fractions are cut off and true becomes 1 here, so the parser has to rule them out itself.
+    Raises KeyError, TypeError, ValueError, OverflowError.
     """
     return {**given, **{column.name: np.array(given[column.name], np.int64) for column in INTEGERS}}
 
 
 def of_json(given: Json) -> Arrays:
-    """The columns of a manifest as arrays, if they have the right form: all of them, of integers, of equal length.
+    """Returns a manifest's columns as arrays, after testing their form: none is missing, all have the same length.
 
-    given: columns of lists, or `with_arrays` by a parser that knows them for integers. Raises as `with_arrays` does.
+    `given` holds lists, which are searched for anything but integers, or what `with_arrays` made of them.
+    Raises TypeError, ValueError, OverflowError.
     """
     require(isinstance(given, dict), "columns are not an object")
     lacking = [column.name for column in GIVEN if column.name not in given]
@@ -123,7 +126,7 @@ def _require_integers(given: Mapping[str, Json]) -> None:
 
 
 def _checksums(texts: Json) -> Any:
-    """[rows, 2] words of the texts of checksums."""
+    """Returns [rows, 2] words."""
     require(isinstance(texts, list), "a column is not a list")
     require(set(map(type, texts)) <= {str}, "names and checksums are strings")
     words = bytes.fromhex("".join(texts))
@@ -142,7 +145,7 @@ def _require_lengths(found: Arrays) -> None:
 
 
 def check_ranges(joined: Arrays, ranks: Sequence[RankColumns]) -> None:
-    """Raise ValueError if a column holds a number that it may not; joined: the columns of these ranks together."""
+    """Raise ValueError if a column of these ranks, which are joined already, holds a number that it may not."""
     rows = [len(of) for of in ranks]
     for column in INTEGERS:
         values = joined[column.name]
@@ -151,25 +154,28 @@ def check_ranges(joined: Arrays, ranks: Sequence[RankColumns]) -> None:
         if column.limit:
             limits = np.repeat([column.limit(of) for of in ranks], rows)
             inside = bool(((values >= column.least) & (values < limits)).all())
-            owner = "an owner is not a rank of this world"
-            require(
-                inside, owner if column.name == "owner" else f"column {column.name} points outside its list"
-            )
+            require(inside, _outside(column))
     lacking = np.arange(len(joined["global_shape"]))[:, None] >= joined["ndim"]
     for column in GEOMETRY:
         strange = lacking & (joined[column.name] != column.absent)
         require(not strange.any(), f"column {column.name} gives rectangles a dimension that they lack")
 
 
+def _outside(column: Column) -> str:
+    if column.name == "owner":
+        return "an owner is not a rank of this world"
+    return f"column {column.name} points outside its list"
+
+
 def join(column: Column, parts: Sequence[Any]) -> Any:
-    """One column of several ranks, one after the other. Dimensions that a part lacks are added to it."""
+    """Returns the arrays of one column, one after the other. Dimensions that a part lacks are added to it."""
     if column.absent is None:
         return np.concatenate(parts)
     dims = max(map(len, parts))
-    padded = [
-        np.pad(part, ((0, dims - len(part)), (0, 0)), constant_values=column.absent)
-        if len(part) < dims
-        else part
-        for part in parts
-    ]
-    return np.concatenate(padded, axis=1)
+    return np.concatenate([_padded(part, dims, column.absent) for part in parts], axis=1)
+
+
+def _padded(part: Any, dims: int, absent: int) -> Any:
+    if len(part) == dims:
+        return part
+    return np.pad(part, ((0, dims - len(part)), (0, 0)), constant_values=absent)

@@ -1,6 +1,6 @@
-"""ledger.parquet: the ledger as one Arrow table, which an output keeps. Here it is written, and read for checksums.
+"""ledger.parquet: the ledger as one Arrow table, which every output keeps. Written here, and read for its checksums.
 
-Arrow is slow to import, so whatever only proves does without this module.
+Only this module and `published` know Arrow, which is slow to import: what only proves must not import them.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from shardmerge.common.manifest import Manifest
 from .columns import COLUMNS, Column
 from .table import Ledger
 
-# what reading a damaged Parquet file raises
+# What reading a damaged Parquet file may raise.
 DAMAGED = (pa.ArrowException, OSError, KeyError, ValueError, TypeError, AttributeError, IndexError)
 
 
 def write(ledger: Ledger, path: Path) -> None:
-    """Write ledger.parquet: the same ledger always gives the same bytes."""
+    """Write ledger.parquet. The same ledger always gives the same bytes."""
     generation = {"digest": ledger.digest, **_generation(ledger.heads[0].manifest)}
     table = _table(ledger).replace_schema_metadata({"shardmerge": canonical_json.encode(generation)})
     with open(path, "xb") as file:
@@ -37,7 +37,7 @@ def write(ledger: Ledger, path: Path) -> None:
 
 
 def whole_checksums(path: Path) -> dict[str, str]:
-    """xxh3_128 of every tensor that was written entire, by name, from a ledger.parquet. Raises CorruptFileError."""
+    """Returns xxh3_128 by name of every tensor that was written entire. Raises CorruptFileError, OSError."""
     import pyarrow.compute as pc  # slow to import, and a first merge needs none of it
 
     try:
@@ -63,7 +63,7 @@ def reraise_system_errors(error: Exception) -> None:
 
 
 def dimensions(names: Iterable[str], letter: str) -> list[str]:
-    """The columns of a ledger.parquet that hold the dimensions of the column with this letter."""
+    """Returns the columns of a ledger.parquet that hold the dimensions of the column with this letter."""
     return [name for name in names if re.fullmatch(rf"{letter}\d", name)]
 
 
@@ -79,7 +79,7 @@ def _table(ledger: Ledger) -> pa.Table:
 
 
 def _array(ledger: Ledger, column: Column, values: Any) -> pa.Array:
-    """A column without dimensions: names are kept once each, checksums as their 16 bytes."""
+    """Returns a column without dimensions. Each name is stored once, and a checksum as its 16 bytes."""
     if column.name == "name":
         return pa.DictionaryArray.from_arrays(
             pa.array(values.astype("int32")), pa.array(ledger.names, pa.string())

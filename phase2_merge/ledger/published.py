@@ -1,6 +1,6 @@
-"""What a published output keeps of its merge: tensors and facts in ledger.parquet, shards in plan.json, report.json.
+"""What a published output keeps of its merge, read back: ledger.parquet, plan.json and report.json.
 
-That is enough to write everything but the shards again. Opens no shard, and needs no dump.
+Together they say enough to write everything but the shards again. Opens no shard, and needs no dump.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ import pyarrow.parquet as pq
 from shardmerge.common import canonical_json
 from shardmerge.common.dtypes import BITS, DTYPES
 from shardmerge.common.errors import BadInputError, CorruptFileError
-from shardmerge.common.manifest import NOT_WRITTEN
+from shardmerge.common.manifest import NOT_WRITTEN, require
 from shardmerge.common.places import LEDGER, PLAN, RECORDS, REPORT
 from shardmerge.common.reference import PLAIN_FLOATS, stays_inside
 
 from .parquet import DAMAGED, dimensions, reraise_system_errors
 from .rows import IntArray
 
-SCALE = "_scale"  # as all names end that a merge may fill in
-NOBODY = -1  # in place of the rank that wrote a tensor which the merge filled in
+SCALE = "_scale"  # the end of all names that a merge may fill in
+NOBODY = -1  # the rank of a tensor that the merge filled in, since no rank wrote it
 T = TypeVar("T")
 Shape = tuple[int, ...]
 Json = dict[str, Any]
@@ -40,18 +40,29 @@ class AdoptedShard:
     rank: int
     file: int
 
+    def __post_init__(self) -> None:
+        _require_shard_name(self.name)
+        require(
+            type(self.rank) is int and type(self.file) is int, f"the plan adopts {self.name} from no file"
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class AssembledShard:
-    """A shard that was written, and the tensors that it holds."""
+    """A shard that the merge wrote, and the names of its tensors."""
 
     name: str
     tensors: list[str]
 
+    def __post_init__(self) -> None:
+        _require_shard_name(self.name)
+        named = isinstance(self.tensors, list) and set(map(type, self.tensors)) <= {str}
+        require(named, f"the plan lists no names of tensors for {self.name}")
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PublishedPlan:
-    """plan.json. `facts` is all of it, as the plan of the same dump in the same shards would give it again."""
+    """plan.json, which `facts` holds as it stands there. Equal facts mean the same dump in the same shards."""
 
     facts: Json
     ledger_digest: str | None
@@ -61,13 +72,13 @@ class PublishedPlan:
 
     @property
     def shards(self) -> list[str]:
-        """The names of all shards: adopted ones first."""
+        """The names of all shards, adopted ones first."""
         return [one.name for one in self.adopted] + [one.name for one in self.assembled]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PublishedReport:
-    """report.json. `facts` is all of it; corrections are by key, each with what `was` and what is `now`."""
+    """report.json, which `facts` holds as it stands there. A correction has what `was` there and what is `now`."""
 
     facts: Json
     corrections: dict[str, Json]
@@ -81,7 +92,7 @@ class PublishedReport:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PublishedRecords:
-    """Tensors of an output, sorted by name, as parallel columns. `facts` are those of the dump."""
+    """What all records say together. Tensors are sorted by name, in parallel columns; `facts` are those of the dump."""
 
     names: list[str]
     shapes: list[Shape]
@@ -112,7 +123,7 @@ class PublishedRecords:
         return DTYPES[int(np.argmax(self.bytes_by_dtype()))]
 
     def bytes_by_dtype(self) -> IntArray:
-        """[DTYPES] bytes of all tensors of each dtype."""
+        """Returns [DTYPES] the bytes of all tensors of each dtype."""
         bits = np.zeros(len(DTYPES), np.int64)
         np.add.at(
             bits, self.dtypes, self.num_elements * np.array([BITS[name] for name in DTYPES])[self.dtypes]
@@ -121,7 +132,7 @@ class PublishedRecords:
 
 
 def is_output(out: Path) -> bool:
-    """Whether shardmerge published this directory."""
+    """Returns whether shardmerge published this directory."""
     return all((out / RECORDS / name).is_file() for name in (LEDGER, PLAN, REPORT))
 
 
@@ -150,30 +161,20 @@ def _plan(path: Path) -> PublishedPlan:
         facts=facts,
         ledger_digest=facts.get("ledger_digest"),
         grafted=frozenset(facts.get("grafted", ())),
-        adopted=tuple(
-            AdoptedShard(_shard_name(one["shard"]), one["rank"], one["file"]) for one in facts["adopted"]
-        ),
-        assembled=tuple(
-            AssembledShard(_shard_name(one["shard"]), one["tensors"]) for one in facts["assembled"]
-        ),
+        adopted=tuple(AdoptedShard(one["shard"], one["rank"], one["file"]) for one in facts["adopted"]),
+        assembled=tuple(AssembledShard(one["shard"], one["tensors"]) for one in facts["assembled"]),
     )
 
 
-def _shard_name(name: Any) -> str:
-    """Raises ValueError for what no merge called a shard: the index would name it."""
-    if (
-        not isinstance(name, str)
-        or "/" in name
-        or not stays_inside(name)
-        or not name.endswith(".safetensors")
-    ):
-        raise ValueError(f"the plan calls a shard {name!r:.60}")
-    return name
+def _require_shard_name(name: Any) -> None:
+    """Raise ValueError for what no merge would call a shard, since the index would name it."""
+    plausible = isinstance(name, str) and "/" not in name and stays_inside(name)
+    require(plausible and name.endswith(".safetensors"), f"the plan calls a shard {name!r:.60}")
 
 
 def _report(path: Path) -> PublishedReport:
     facts = canonical_json.read_object(path)
-    canonical_json.encode(facts)  # it is written again: no infinities
+    canonical_json.encode(facts)  # it will be written again, which infinities do not allow
     check, sidecars = facts.get("check"), facts.get("sidecars", [])
     corrections = check.get("corrections", {}) if isinstance(check, dict) else None
     if not isinstance(corrections, dict) or not all(
@@ -188,7 +189,7 @@ def _report(path: Path) -> PublishedReport:
 
 
 def _records(path: Path, plan: PublishedPlan, report: PublishedReport) -> PublishedRecords:
-    """One row of each tensor: rectangles of one tensor agree on dtype and global shape, or there were no output."""
+    """One row per tensor is enough: its rectangles agree on dtype and global shape, or nothing was published."""
     import pyarrow.compute as pc  # slow to import, and a first merge needs none of it
 
     dims = dimensions(pq.read_schema(path).names, "g")
@@ -219,7 +220,7 @@ def _records(path: Path, plan: PublishedPlan, report: PublishedReport) -> Publis
 
 
 def _with_filled(table: pa.Table, plan: PublishedPlan) -> pa.Table:
-    """Scales that nobody wrote were filled in by the merge: float32 scalars, which only the plan names."""
+    """Add the scales that NOBODY wrote: the merge filled them in, as float32 scalars, and only the plan names them."""
     import pyarrow.compute as pc  # slow to import, and a first merge needs none of it
 
     listed = pa.array([name for shard in plan.assembled for name in shard.tensors], pa.string())
@@ -239,7 +240,7 @@ def _with_filled(table: pa.Table, plan: PublishedPlan) -> pa.Table:
 
 
 def _shapes(sizes: list[IntArray], ndim: IntArray) -> list[Shape]:
-    """Each tensor's shape. There are few different ones, so a million tensors share a few tuples."""
+    """Returns [tensors] shapes. Few of them differ, so a million tensors share a few tuples."""
     code = ndim
     for size in sizes:
         different, which = np.unique(size, return_inverse=True)

@@ -1,7 +1,8 @@
-"""Manifests as heads and rows of the ledger, many ranks at a time: a few calls for thousands of rows, however few a
-rank has.
+"""Reads manifests: a head per rank, and rows of the ledger for many ranks at a time.
 
-Judges only a manifest's form; whether ranks agree and tensors are whole is decided by others. Knows no Arrow.
+A rank may have a few rows only, and a call of numpy costs as much for ten rows as for a thousand. So ranks are
+gathered until they have ROWS_AT_ONCE rows together, and then handled at once. Judges only the form of a manifest;
+whether ranks agree and tensors are whole is decided by others.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ ROWS_AT_ONCE = 20_000
 
 @dataclass(frozen=True, slots=True)
 class RankHead:
-    """A manifest without its rectangles: where it lies, what it says of its rank, and its digest."""
+    """A manifest without its rectangles: where it lies, what it says about its rank, and the digest of its bytes."""
 
     directory: Path
     manifest: Manifest
@@ -42,18 +43,18 @@ class RankHead:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Some ranks: their heads and all of COLUMNS. Column `name` numbers `names`, where names may repeat."""
+    """Heads and rows of some ranks. Column `name` gives places in `names`, where a name may stand several times."""
 
     heads: tuple[RankHead, ...]
     names: list[str]
     arrays: Arrays
 
 
-def batches(found: RankDirectories) -> Iterator[Batch]:
+def batches(directories: RankDirectories) -> Iterator[Batch]:
     """Read every manifest, in the order of ranks. Raises CorruptManifestError, DuplicateRankError, OSError."""
     held: list[tuple[RankHead, RankColumns]] = []
     rows = 0
-    ranks = found.complete
+    ranks = directories.complete
     for rank, contents in read_many(
         lambda rank: _contents(rank, ranks[rank]), ranks, lambda rank: announced(ranks[rank][0] / MANIFEST)
     ):
@@ -67,8 +68,8 @@ def batches(found: RankDirectories) -> Iterator[Batch]:
 
 
 def grafted_rows(grafted: Sequence[GraftedFile]) -> Iterator[Batch]:
-    """What is grafted, as rows of REFERENCE_RANK; nothing if there is none."""
-    placed = [one for file in grafted for one in file.placed]
+    """Yields what is grafted, as rows of REFERENCE_RANK. Yields nothing if nothing is grafted."""
+    placed = [placed for file in grafted for placed in file.placed]
     if placed:
         names, dtypes, listed = manifests.columns(placed)
         arrays = columns.of_json(asdict(listed))
@@ -77,7 +78,7 @@ def grafted_rows(grafted: Sequence[GraftedFile]) -> Iterator[Batch]:
 
 
 def _contents(rank: int, directories: tuple[Path, ...]) -> tuple[Path, bytes]:
-    """Where a rank's manifest lies, and its bytes. Raises DuplicateRankError, OSError."""
+    """Returns where a rank's manifest lies, and its bytes. Raises DuplicateRankError if its copies differ, OSError."""
     copies = [(directory / MANIFEST).read_bytes() for directory in directories]
     if any(copy != copies[0] for copy in copies):
         raise DuplicateRankError(rank, tuple(map(str, directories)))
@@ -85,17 +86,17 @@ def _contents(rank: int, directories: tuple[Path, ...]) -> tuple[Path, bytes]:
 
 
 def _read(rank: int, directory: Path, data: bytes) -> tuple[RankHead, RankColumns]:
-    """A rank's head, and its rectangles apart. Raises CorruptManifestError."""
+    """Returns a rank's head, and its rectangles apart. Raises CorruptManifestError."""
     path = directory / MANIFEST
     value = manifests.parsed(data, path, fast_json.decode)
     head = manifests.head(value, path)
     if head.rank != rank:
         raise CorruptManifestError(str(path), f"it is of rank {head.rank}, but lies in {rank_name(rank)}")
     try:
-        found = _rank_columns(head, value)
+        rank_columns = _rank_columns(head, value)
     except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise CorruptManifestError(str(path), str(error)) from None
-    return RankHead(directory, head, xxhash.xxh3_128_hexdigest(data)), found
+    return RankHead(directory, head, xxhash.xxh3_128_hexdigest(data)), rank_columns
 
 
 def _rank_columns(head: Manifest, value: Mapping[str, Any]) -> RankColumns:
@@ -107,12 +108,10 @@ def _rank_columns(head: Manifest, value: Mapping[str, Any]) -> RankColumns:
 
 
 def _batch(held: Sequence[tuple[RankHead, RankColumns]]) -> Batch:
-    """These ranks together. Raises CorruptManifestError for the first whose numbers cannot be."""
+    """Test and convert these ranks together. Raises CorruptManifestError for the first whose numbers cannot be."""
     heads, ranks = zip(*held, strict=True)
     try:
-        joined = {
-            column.name: columns.join(column, [of.arrays[column.name] for of in ranks]) for column in GIVEN
-        }
+        joined = {c.name: columns.join(c, [of.arrays[c.name] for of in ranks]) for c in GIVEN}
         columns.check_ranges(joined, ranks)
         health = _health([head.manifest.health for head in heads], [len(of) for of in ranks])
         arrays = _ledger_arrays(ranks, joined) | health
@@ -126,9 +125,10 @@ def _batch(held: Sequence[tuple[RankHead, RankColumns]]) -> Batch:
 
 
 def _ledger_arrays(ranks: Sequence[RankColumns], joined: Arrays) -> Arrays:
-    """Columns as the ledger has them, all but health: numbers that a rank's lists gave a meaning get one for all.
+    """Returns all columns of the ledger but those of health, given the joined columns of these ranks.
 
-    joined: the columns of these ranks, one after the other.
+    A rank's names and dtypes were places in its own lists. Now names are places in the lists of all ranks together,
+    and dtypes are places in DTYPES.
     """
     rows = [len(of) for of in ranks]
     dtypes = np.array([_dtype(dtype) for of in ranks for dtype in of.dtypes], np.int64)
@@ -141,7 +141,7 @@ def _ledger_arrays(ranks: Sequence[RankColumns], joined: Arrays) -> Arrays:
 
 
 def _starts(sizes: Sequence[int], rows: Sequence[int]) -> IntArray:
-    """For every row how many entries the lists of the ranks before its own hold."""
+    """Returns [sum of rows] how many entries the lists of all ranks before a row's own rank hold."""
     return np.repeat(np.cumsum([0, *sizes[:-1]]), rows)
 
 
@@ -151,7 +151,7 @@ def _dtype(name: str) -> int:
 
 
 def _health(health: Sequence[Mapping[str, Any]], rows: Sequence[int]) -> Arrays:
-    """What ranks saw of their numbers, most of it nothing. health, rows: of each rank."""
+    """Returns the columns of health. Both arguments have an entry per rank; most ranks saw nothing."""
     counts = {name: np.zeros(sum(rows), np.int64) for name in ("nan_count", "inf_count")}
     all_zero = np.zeros(sum(rows), bool)
     for of, start, size in zip(health, np.cumsum([0, *rows[:-1]]).tolist(), rows, strict=True):

@@ -1,7 +1,7 @@
 """The ledger: all rectangles of all ranks, a row per rectangle, rows in the order of ranks.
 
-Whether ranks agree and tensors are whole is decided by others, over the columns that are here. Knows no Arrow: a proof
-does not wait for it to be imported.
+Whether ranks agree and tensors are whole is decided by others, over the columns that are here. Must not know Arrow:
+importing it takes longer than many a proof.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .rows import IntArray, Rows
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ledger:
-    """All ranks' heads and rows; `names` are all tensors' names, which column `name` numbers.
+    """Heads and rows of all ranks. Column `name` of the rows gives places in `names`, where each name stands once.
 
     What is grafted comes first, as rows of REFERENCE_RANK.
     """
@@ -36,47 +36,45 @@ class Ledger:
 
     @property
     def digest(self) -> str:
-        """Digest of all manifests in the order of ranks: the same dump gives the same, wherever it lies."""
+        """The digest of all manifests in the order of ranks. The same dump gives the same, wherever it lies."""
         grafted = (f"{one.rectangle.name} {one.xxh3_128}" for file in self.grafted for one in file.placed)
         parts = [*(head.digest for head in self.heads), *grafted]
         return xxhash.xxh3_128_hexdigest("".join(parts).encode())
 
     def name_ids(self, names: Sequence[str]) -> IntArray:
-        """The ledger's number for each of these names, -1 for a tensor that is in no manifest."""
+        """Returns the place of each of these names in `self.names`, -1 for a tensor that is in no manifest."""
         number = dict(zip(self.names, range(len(self.names)), strict=True))
         return np.fromiter(map(number.get, names, repeat(-1)), np.int64, len(names))
 
     def path(self, rank: int, file: int) -> Path:
-        """Where a fragment lies."""
+        """Returns where a fragment lies, by its rank and its number among the files of its rank."""
         if rank == REFERENCE_RANK:
             return self.grafted[file].path
         head = self.by_rank(rank)
         return head.directory / head.manifest.files[file].name
 
     def by_rank(self, rank: int) -> RankHead:
-        """The head of a rank that has a manifest."""
-        at = int(np.searchsorted(self.rows.present, rank))
-        return self.heads[at]
+        """Returns the head of a rank that has a manifest."""
+        return self.heads[int(np.searchsorted(self.rows.present, rank))]
 
 
-def read(found: RankDirectories, grafted: tuple[GraftedFile, ...] = ()) -> Ledger:
+def read(directories: RankDirectories, grafted: tuple[GraftedFile, ...] = ()) -> Ledger:
     """Read every manifest. Raises CorruptManifestError, DuplicateRankError, OSError."""
-    numbers: Mapping[str, int] = defaultdict(count().__next__)  # of names, as they come
-    parts = [
-        (batch.heads, _numbered(batch, numbers)) for batch in chain(grafted_rows(grafted), batches(found))
-    ]
-    heads = tuple(head for some, _ in parts for head in some)
+    numbers: Mapping[str, int] = defaultdict(count().__next__)  # a name that comes first gets the next number
+    every_batch = chain(grafted_rows(grafted), batches(directories))
+    parts = [(batch.heads, _numbered(batch, numbers)) for batch in every_batch]
+    heads = tuple(head for of_batch, _ in parts for head in of_batch)
     present = np.array([head.manifest.rank for head in heads], np.int64)
     return Ledger(heads, grafted, _rows(present, [arrays for _, arrays in parts]), tuple(numbers))
 
 
 def _numbered(batch: Batch, numbers: Mapping[str, int]) -> Arrays:
-    """A batch's columns, `name` numbered as in the whole ledger."""
+    """Returns a batch's columns, with names numbered as in the whole ledger."""
     number = np.fromiter(map(numbers.__getitem__, batch.names), np.int64, len(batch.names))
     return batch.arrays | {"name": number[batch.arrays["name"]]}
 
 
 def _rows(present: IntArray, parts: Sequence[Arrays]) -> Rows:
-    """The parts' columns, joined; the parts are emptied on the way, so that the peak is one column above the ledger."""
+    """Join the parts column by column. They are emptied on the way, so the peak is one column above the ledger."""
     arrays = {column.name: join(column, [part.pop(column.name) for part in parts]) for column in COLUMNS}
     return Rows(present=present, **arrays | {column.name: tuple(arrays[column.name]) for column in GEOMETRY})

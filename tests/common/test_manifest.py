@@ -96,7 +96,7 @@ def reason(tmp_path: Path, **changes: Any) -> str:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"format": "other"}, "no shardmerge manifest"),
+        ({"format": "other"}, "is not a shardmerge manifest"),
         ({"schema_version": 2}, "schema_version 2"),
         ({"rank": 4}, "rank 4 of 4"),
         ({"rank": -1}, "rank -1 of 4"),
@@ -130,6 +130,15 @@ def test_a_fact_that_equals_nothing_is_refused(tmp_path: Path) -> None:
     path.write_bytes(body + f',"xxh3_128":"{xxhash.xxh3_128_hexdigest(body)}"}}\n'.encode())
     with pytest.raises(CorruptManifestError, match="not JSON compliant"):
         manifests.read(path)
+
+
+def test_a_head_has_no_rectangles_and_does_not_look_at_them() -> None:
+    value = json.loads(manifests.encode(manifest(names=["m.w"])))
+    names, _, empty = columns([])
+    assert manifests.head(value, PATH) == manifest(names=names, columns=empty)
+    assert manifests.head(value | {"names": None, "columns": 5}, PATH) == manifest(names=names, columns=empty)
+    with pytest.raises(CorruptManifestError, match="rank 4 of 4"):
+        manifests.head(value | {"rank": 4}, PATH)
 
 
 @given(st.binary(max_size=300) | st.text(max_size=100).map(str.encode))
