@@ -16,6 +16,7 @@ BITS = {
     "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
     "C64": 64, "F64": 64, "I64": 64, "U64": 64,
 }  # fmt: skip
+DTYPES = tuple(sorted(BITS))  # a ledger stores a dtype as its place in this list
 
 
 def byte_size(dtype: str, shape: Sequence[int]) -> int:

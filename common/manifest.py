@@ -156,7 +156,7 @@ def encode(manifest: Manifest) -> bytes:
 def read(path: Path) -> Manifest:
     """Parse and validate. Raises CorruptManifestError naming the reason, OSError if it cannot be read.
 
-    Columns are as they stand there: phase two judges those of many ranks together, in `manifest_columns`.
+    Columns are as they stand there: phase two judges those of many ranks together, in `ledger/columns`.
     """
     return of_json(parsed(path.read_bytes(), path), path)
 
@@ -188,6 +188,14 @@ def of_json(value: dict[str, Json], path: Path) -> Manifest:
         return _manifest(value)
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptManifestError(str(path), str(error) or type(error).__name__) from None
+
+
+def head(value: dict[str, Json], path: Path) -> Manifest:
+    """Returns the manifest that this JSON object is, but with no `names` and `columns`, which are not looked at.
+
+    Raises CorruptManifestError.
+    """
+    return of_json(value | {"names": [], "columns": _by_field(columns([])[2])}, path)
 
 
 def _by_field(value: Manifest | Columns | FragmentFile) -> dict[str, Json]:

@@ -14,13 +14,14 @@ from typing import Any, TypeAlias
 
 from shardmerge.common import places
 from shardmerge.common import reference as references
+from shardmerge.common.dtypes import DTYPES
 from shardmerge.common.errors import SHOWN, BadInputError
 from shardmerge.common.places import LEDGER, MANIFESTS
 
+from ..ledger import parquet
 from ..ledger import table as ledger
 from ..ledger.names import grouped, layer_of
 from ..ledger.rank_directories import discover
-from ..ledger.read import DTYPES
 from ..output import receipts
 
 Place: TypeAlias = tuple[
@@ -118,7 +119,7 @@ def _of_dump(path: Path) -> Tensors:
 
 def _of_output(path: Path) -> Tensors:
     book = places.records(path) / LEDGER
-    whole = ledger.whole_checksums(book) if book.is_file() else {}
+    whole = parquet.whole_checksums(book) if book.is_file() else {}
     found: dict[str, frozenset[tuple[Place, str]]] = {}
     for file in references.weight_files(path):
         known = kept.tensors if (kept := receipts.read(path, file.name)) else whole

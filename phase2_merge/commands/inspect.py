@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from shardmerge.common import reference as references
 from shardmerge.common.architectures import architecture_of
+from shardmerge.common.dtypes import DTYPES
 from shardmerge.common.errors import BadInputError
 from shardmerge.common.places import MANIFESTS, RANK_FAILED, RANK_PARTIAL
 
@@ -21,7 +22,6 @@ from ..inspection.coverage import cover
 from ..inspection.report import Inspection, Ranks
 from ..ledger import table as ledger
 from ..ledger.rank_directories import discover, reason
-from ..ledger.read import DTYPES
 from ..ledger.table import Ledger
 from ..proof import generations
 

@@ -15,7 +15,7 @@ from shardmerge.common.places import LEDGER, PLAN, REPORT
 from ..assembly.assemble import STAGING_BYTES
 from ..hf_files import config_json as hf_metadata
 from ..hf_files import sidecars
-from ..ledger import table as ledger
+from ..ledger import parquet
 from ..options import ADOPT
 from ..output.publish import publishing
 from ..proof.prove import Proof, prove
@@ -111,7 +111,7 @@ def _describe(proof: Proof, plan: Plan, report: MergeReport, folder: Path) -> No
     """Records of our own, the ledger while others wait for the disk; sidecars, config.json, and last the index."""
     records = places.records(folder)
     with ThreadPoolExecutor(1) as thread:
-        written = thread.submit(ledger.write, proof.ledger, records / LEDGER)
+        written = thread.submit(parquet.write, proof.ledger, records / LEDGER)
         durable.write_file(records / PLAN, canonical_json.encode(plan.facts(), indent=2))
         report = replace(report, sidecars=sidecars.copy(proof.reference.path, folder))
         durable.write_file(records / REPORT, canonical_json.encode(report.published(), indent=2))

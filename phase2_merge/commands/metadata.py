@@ -33,7 +33,7 @@ from ..corrections import Correction, Recorded, of_part
 from ..hf_files import config_json as hf_metadata
 from ..hf_files import sidecars
 from ..ledger import published as kept
-from ..ledger.published import Kept
+from ..ledger.published import PublishedPlan, PublishedRecords
 from ..output import replace_files as rewriting
 from ..proof.tensors.expected import TABLE, of_another_size
 from ..quantization import declaration
@@ -80,7 +80,7 @@ def metadata(
         kept.read(out)  # says what is missing
     with rewriting.rewriting(out):
         book = kept.read(out)
-        earlier = correcting.replayed(book.corrections)
+        earlier = correcting.replayed(book.report.corrections)
         stay = [one for one in earlier if reference is None or one.part != "config"]
         newer = {one.key for one in given}
         return rewrite(out, book, reference, (*(one for one in stay if one.key not in newer), *given))
@@ -94,7 +94,7 @@ def republish(out: Path, plan: Plan, reference: Path, given: tuple[Correction, .
     refuse_other(out)
     with rewriting.rewriting(out):
         book = kept.read(out)
-        if book.plan != plan.facts():
+        if book.plan.facts != plan.facts():
             raise OutputExistsError(str(out), _difference(book.plan, plan.facts()))
         return rewrite(out, book, reference, given)
 
@@ -102,7 +102,7 @@ def republish(out: Path, plan: Plan, reference: Path, given: tuple[Correction, .
 def published_plan(out: Path) -> dict[str, Any]:
     """The plan of a published output. Raises OutputExistsError if shardmerge did not publish it."""
     refuse_other(out)
-    return kept.read(out).plan
+    return kept.read(out).plan.facts
 
 
 def refuse_other(out: Path) -> None:
@@ -112,7 +112,7 @@ def refuse_other(out: Path) -> None:
 
 
 def rewrite(
-    out: Path, book: Kept, reference: Path | None, corrections: tuple[Correction, ...]
+    out: Path, book: PublishedRecords, reference: Path | None, corrections: tuple[Correction, ...]
 ) -> MetadataReport:
     """Judge, then replace. Call it while `out` is locked."""
     started = time.monotonic()
@@ -128,13 +128,13 @@ def rewrite(
         config = hf_metadata.edited(config, dtype, quantization[1])
         config = correcting.corrected("config", config, corrections)
     told = _recorded(book, base, quantization_json.statements(hf, declared), corrections)
-    before, now = book.report.get("sidecars", []), sidecars.names(reference) if reference else None
+    before, now = book.report.sidecars, sidecars.names(reference) if reference else None
     files = {name: (reference / name).read_bytes() for name in now or () if reference}
     files |= _own_files(book, config, quantization[0], told, before if now is None else now)
     gone = [name for name in before if now is not None and name not in now]
     changed = rewriting.replace(out, files, gone)
     seconds = round(time.monotonic() - started, 3)
-    return MetadataReport(str(out), len(book.names), book.num_shards, changed, told, seconds)
+    return MetadataReport(str(out), len(book.names), len(book.plan.shards), changed, told, seconds)
 
 
 def _hf_quant_config(out: Path) -> dict[str, Any] | None:
@@ -148,7 +148,7 @@ def _hf_quant_config(out: Path) -> dict[str, Any] | None:
     return found
 
 
-def problems(book: Kept, facts: Facts, table: Blueprint) -> Iterator[ShardmergeError]:
+def problems(book: PublishedRecords, facts: Facts, table: Blueprint) -> Iterator[ShardmergeError]:
     """What a config.json contradicts: facts of the dump, or tensors in the output."""
     name = table.architecture.name
     if name != book.architecture:
@@ -172,7 +172,7 @@ def problems(book: Kept, facts: Facts, table: Blueprint) -> Iterator[ShardmergeE
             yield MissingTensorError(tensor.name, tensor.shape, TABLE.format(name))
         elif got != tensor.shape:
             yield MismatchError(tensor.name, "shape", str(list(got)), str(list(tensor.shape)))
-    grafted = set(book.plan.get("grafted", ()))  # which may be outside the table
+    grafted = book.plan.grafted  # which may be outside the table
     yield from (UnexpectedTensorError(strange, (), name) for strange in shapes if strange not in grafted)
 
 
@@ -184,31 +184,37 @@ def correct_config(folder: Path, corrections: tuple[Correction, ...]) -> None:
 
 
 def _own_files(
-    book: Kept, config: dict[str, Any], hf: dict[str, Any] | None, told: Recorded, beside: Sequence[str]
+    book: PublishedRecords,
+    config: dict[str, Any],
+    hf: dict[str, Any] | None,
+    told: Recorded,
+    beside: Sequence[str],
 ) -> dict[str, bytes]:
     """hf_quant_config.json, config.json, our report, and last the index."""
-    report = {**book.report, "sidecars": list(beside)}
-    report["check"] = {**book.report["check"], "corrections": told}
+    report = book.report.changed(told, beside)
     files = {} if hf is None else {HF_QUANT_CONFIG: hf_metadata.readable(hf)}
     files[CONFIG] = hf_metadata.readable(config)
     files[f"{RECORDS}/{REPORT}"] = canonical_json.encode(report, indent=2)
-    if book.num_shards > 1:
+    if len(book.plan.shards) > 1:
         files[INDEX] = hf_metadata.index_bytes(book.weight_map, book.num_parameters, book.total_bytes)
     return files
 
 
 def _recorded(
-    book: Kept, base: dict[str, Any], quantization: dict[str, Any], corrections: tuple[Correction, ...]
+    book: PublishedRecords,
+    base: dict[str, Any],
+    quantization: dict[str, Any],
+    corrections: tuple[Correction, ...],
 ) -> Recorded:
     """What was corrected; of a key that was corrected before, what it was at first."""
     told = correcting.recorded("config", base, corrections)
     told |= correcting.recorded("facts", book.facts.as_json(), corrections)
     told |= correcting.recorded("quantization", quantization, corrections)
-    earlier = book.corrections
+    earlier = book.report.corrections
     return {key: {**one, "was": earlier.get(key, one)["was"]} for key, one in told.items()}
 
 
-def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
-    if old.get("ledger_digest") != new["ledger_digest"]:
+def _difference(old: PublishedPlan, new: dict[str, Any]) -> str:
+    if old.ledger_digest != new["ledger_digest"]:
         return "it was merged from another dump"
     return "it was merged from this dump into other shards (layout, shard size or selection differ)"

@@ -34,7 +34,7 @@ from shardmerge.common.safetensors_header import Entry, Header
 
 from ..disk.checksums import Advance, checksums, in_threads, stretches, wrong_bytes
 from ..hf_files.config_json import TORCH_NAMES
-from ..ledger import table as ledger
+from ..ledger import parquet
 from ..ledger.names import grouped
 from ..output import receipts
 from ..output import replace_files as rewriting
@@ -209,7 +209,7 @@ def _dtype_warning(config: dict[str, Any], shards: Shards) -> Iterator[str]:
 def _compare_bytes(out: Path, shards: Shards, talk: TextIO | None) -> int:
     """Read what has a recorded checksum; how many tensors that were. Raises CorruptFileError, or several."""
     book = places.records(out) / LEDGER
-    whole = ledger.whole_checksums(book) if book.is_file() else {}
+    whole = parquet.whole_checksums(book) if book.is_file() else {}
     known = {file: (kept.tensors if (kept := receipts.read(out, file)) else whole) for file in shards}
     entries = {file: [e for e in header.entries if e.name in known[file]] for file, header in shards.items()}
     parts = [

@@ -13,9 +13,9 @@ import numpy as np
 import orjson
 
 from shardmerge.common import durable
+from shardmerge.common.dtypes import DTYPES
 from shardmerge.common.places import CONFIG, HF_QUANT_CONFIG, INDEX
 
-from ..ledger.read import DTYPES
 from ..ledger.rows import BoolArray, Rows
 from ..shards.plan import Plan
 

@@ -1,120 +1,181 @@
-"""Columns of manifests as arrays: made of JSON's lists, joined over many ranks, and what their numbers may be.
+"""The columns of the ledger as one table. Everything that is done with all columns follows from it.
 
-A column has the same test whether it is that of one rank or of a thousand, so ranks are tested together.
+That is how a manifest's columns become arrays, what their numbers may be, how the columns of several ranks are joined
+(here), and how the ledger is written (`parquet`). A column has the same test whether it belongs to one rank or to a
+thousand, so many ranks are tested together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from shardmerge.common.manifest import ABSENT, MAX_DIMS, NOT_WRITTEN, require
 
-from .rows import IntArray
-
 Json = Any
-CHECKSUMS = "xxh3_128"
+# One array per column, by its name: geometry is [dims, rows], checksums are [rows, 2] words, all others are [rows].
+Arrays: TypeAlias = dict[str, Any]
+BOUND = 1 << 62  # every integer is smaller, so that the sum of two never overflows
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ColumnArrays:
-    """What `Columns` of a manifest holds: all [rows], shapes and offsets [dimensions, rows]."""
+class RankColumns:
+    """The columns of one rank's manifest, and the lists that they point into."""
 
-    name: IntArray
-    file: IntArray
-    dtype: IntArray
-    ndim: IntArray
-    global_shape: IntArray
-    local_shape: IntArray
-    global_offset: IntArray
-    begin: IntArray
-    end: IntArray
-    owner: IntArray
-    xxh3_128: list[str]
+    rank: int
+    world_size: int
+    num_files: int
+    names: list[str]
+    dtypes: list[str]
+    arrays: Arrays
 
     def __len__(self) -> int:
-        return len(self.xxh3_128)
+        return len(self.arrays["name"])
 
     @property
     def dims(self) -> int:
         """How many dimensions the rectangle with most of them has."""
-        return len(self.global_shape)
+        return len(self.arrays["global_shape"])
 
 
-NUMBERS = tuple(field.name for field in fields(ColumnArrays) if field.name != CHECKSUMS)
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One line of the table.
 
-
-def arrays(given: Mapping[str, Json]) -> dict[str, Json]:
-    """Columns of JSON with lists of integers as arrays. Raises KeyError, TypeError, ValueError, OverflowError.
-
-    Fractions are cut off and true becomes 1: a parser must look for them, as `of_json` does.
+    Attributes:
+        name: What it is called in `Rows`, in manifests and in ledger.parquet.
+        kind: The numpy type of its values in the ledger. Before they are tested, a manifest's integers are int64.
+        given: How a manifest lists it. None if no manifest does: then the reader derives it.
+        limit: What the integers of a rank must stay below, if that is less than BOUND.
+        least: The least integer that it may hold.
+        absent: What it holds for dimensions that a rectangle lacks.
+        letter: In ledger.parquet each dimension is a column of its own, named by this letter and its number.
     """
-    return {**given, **{name: np.array(given[name], np.int64) for name in NUMBERS}}
+
+    name: str
+    kind: type[np.generic]
+    given: Literal["integers", "integers by dimension", "hexadecimal"] | None = None
+    limit: Callable[[RankColumns], int] | None = None
+    least: int = NOT_WRITTEN
+    absent: int | None = None
+    letter: str = ""
 
 
-def of_json(given: Json) -> ColumnArrays:
-    """Columns of lists, or of `arrays` that a parser made of integers. Raises as `arrays` does."""
+# In the order of ledger.parquet. `begin`, `end` and geometry have no limit here: the proof judges them, over all ranks.
+COLUMNS = (
+    Column("name", np.int64, "integers", limit=lambda of: len(of.names), least=0),
+    Column("rank", np.int32),
+    Column("file", np.int32, "integers", limit=lambda of: of.num_files),
+    Column("dtype", np.int8, "integers", limit=lambda of: len(of.dtypes), least=0),
+    Column("ndim", np.int8, "integers", limit=lambda of: of.dims + 1, least=0),
+    Column("begin", np.int64, "integers"),
+    Column("end", np.int64, "integers"),
+    Column("owner", np.int32, "integers", limit=lambda of: of.world_size, least=0),
+    Column("xxh3_128", np.uint64, "hexadecimal"),
+    Column("global_shape", np.int64, "integers by dimension", absent=ABSENT["global_shape"], letter="g"),
+    Column("local_shape", np.int64, "integers by dimension", absent=ABSENT["local_shape"], letter="s"),
+    Column("global_offset", np.int64, "integers by dimension", absent=ABSENT["global_offset"], letter="o"),
+    Column("nan_count", np.int64),
+    Column("inf_count", np.int64),
+    Column("all_zero", np.bool_),
+)
+GIVEN = tuple(column for column in COLUMNS if column.given)
+FLAT = tuple(column for column in COLUMNS if column.given == "integers")
+GEOMETRY = tuple(column for column in COLUMNS if column.given == "integers by dimension")
+INTEGERS = FLAT + GEOMETRY
+
+
+def with_arrays(given: Mapping[str, Json]) -> dict[str, Json]:
+    """Returns a manifest's columns with arrays in place of its lists of integers, for a parser to build.
+
+    Fractions are cut off and true becomes 1 here, so the parser has to rule them out itself.
+    Raises KeyError, TypeError, ValueError, OverflowError.
+    """
+    return {**given, **{column.name: np.array(given[column.name], np.int64) for column in INTEGERS}}
+
+
+def of_json(given: Json) -> Arrays:
+    """Returns a manifest's columns as arrays, after testing their form: none is missing, all have the same length.
+
+    `given` holds lists, which are searched for anything but integers, or what `with_arrays` made of them.
+    Raises TypeError, ValueError, OverflowError.
+    """
     require(isinstance(given, dict), "columns are not an object")
-    lists = [values for values in given.values() if not isinstance(values, np.ndarray)]
-    require(set(map(type, lists)) <= {list}, "a column is not a list")
-    listed = {name: values for name in NUMBERS if isinstance(values := given[name], list)}
-    for name, values in listed.items():
-        parts = values if name in ABSENT else [values]
-        require(set(map(type, parts)) <= {list}, "a column is not a list")
-        kinds = set(map(type, chain.from_iterable(parts)))
-        require(kinds <= {int}, "a column holds something else than integers")
-    found = ColumnArrays(**(arrays(given) if listed else given))
-    _check_lengths(found)
+    lacking = [column.name for column in GIVEN if column.name not in given]
+    require(not lacking, f"columns lack {', '.join(lacking)}")
+    require(len(given) == len(GIVEN), "columns hold one that is not known")
+    if not all(isinstance(given[column.name], np.ndarray) for column in INTEGERS):
+        _require_integers(given)
+        given = with_arrays(given)
+    found = {**given, "xxh3_128": _checksums(given["xxh3_128"])}
+    _require_lengths(found)
     return found
 
 
-def _check_lengths(c: ColumnArrays) -> None:
-    rows, boxes = len(c), {getattr(c, name).shape for name in ABSENT}
-    flat = {getattr(c, name).shape for name in NUMBERS if name not in ABSENT}
-    require(len(boxes) == 1 and c.global_shape.ndim == 2 and 1 <= c.dims <= MAX_DIMS, "columns of dimensions")
-    require(flat == {(rows,)} and c.global_shape.shape[1] == rows, "columns differ in length")
-    require(set(map(type, c.xxh3_128)) <= {str}, "names and checksums are strings")
+def _require_integers(given: Mapping[str, Json]) -> None:
+    require(set(map(type, given.values())) <= {list}, "a column is not a list")
+    for column in INTEGERS:
+        parts = given[column.name] if column.absent is not None else [given[column.name]]
+        require(set(map(type, parts)) <= {list}, f"a dimension of column {column.name} is not a list")
+        kinds = set(map(type, chain.from_iterable(parts)))
+        require(kinds <= {int}, f"column {column.name} holds something else than integers")
 
 
-def check_ranges(c: ColumnArrays, limits: Mapping[str, Any]) -> None:
-    """What numbers may be; the geometry itself is judged by the merge, over all ranks. Raises ValueError.
-
-    limits: what `name`, `file`, `dtype`, `ndim` and `owner` must stay below, a number or an array of [rows].
-    """
-    for name in NUMBERS:
-        values = getattr(c, name)
-        require(
-            not values.size or (values.min() >= NOT_WRITTEN and values.max() < 1 << 62),
-            "a column leaves its range",
-        )
-    for name, limit in limits.items():
-        values = getattr(c, name)
-        inside = (values < limit) & (values >= (NOT_WRITTEN if name == "file" else 0))
-        what = (
-            "an owner is not a rank of this world" if name == "owner" else "a column points outside its list"
-        )
-        require(bool(inside.all()), what)
-    lacking = np.arange(c.dims)[:, None] >= c.ndim
-    for name, absent in ABSENT.items():
-        strange = lacking & (getattr(c, name) != absent)
-        require(not strange.any(), f"column {name} gives rectangles a dimension that they lack")
+def _checksums(texts: Json) -> Any:
+    """Returns [rows, 2] words."""
+    require(isinstance(texts, list), "a column is not a list")
+    require(set(map(type, texts)) <= {str}, "names and checksums are strings")
+    words = bytes.fromhex("".join(texts))
+    sound = set(map(len, texts)) <= {32} and len(words) == 16 * len(texts)
+    require(sound, "a checksum is not 32 hexadecimal digits")
+    return np.frombuffer(words, np.uint64).reshape(-1, 2)
 
 
-def joined(parts: Sequence[ColumnArrays]) -> ColumnArrays:
-    """One after the other: names, files and dtypes number each part's own lists. Dimensions a part lacks are added."""
-    dims = max(part.dims for part in parts)
-    numbers = {
-        name: np.concatenate([_padded(part, name, dims) for part in parts], axis=-1) for name in NUMBERS
-    }
-    return ColumnArrays(**numbers, xxh3_128=list(chain.from_iterable(part.xxh3_128 for part in parts)))
+def _require_lengths(found: Arrays) -> None:
+    geometry = {found[column.name].shape for column in GEOMETRY}
+    dims = next(iter(geometry))[0] if {len(shape) for shape in geometry} == {2} else 0
+    alike = len(geometry) == 1 and 1 <= dims <= MAX_DIMS
+    require(alike, f"columns of dimensions are not alike, or not 1 to {MAX_DIMS}")
+    rows = {found[column.name].shape for column in FLAT} | {shape[1:] for shape in geometry}
+    require(rows == {(len(found["xxh3_128"]),)}, "columns differ in length")
 
 
-def _padded(part: ColumnArrays, name: str, dims: int) -> IntArray:
-    values: IntArray = getattr(part, name)
-    if name not in ABSENT or part.dims == dims:
-        return values
-    return np.pad(values, ((0, dims - part.dims), (0, 0)), constant_values=ABSENT[name])
+def check_ranges(joined: Arrays, ranks: Sequence[RankColumns]) -> None:
+    """Raise ValueError if a column of these ranks, which are joined already, holds a number that it may not."""
+    rows = [len(of) for of in ranks]
+    for column in INTEGERS:
+        values = joined[column.name]
+        inside = not values.size or (values.min() >= NOT_WRITTEN and values.max() < BOUND)
+        require(inside, f"column {column.name} leaves its range")
+        if column.limit:
+            limits = np.repeat([column.limit(of) for of in ranks], rows)
+            inside = bool(((values >= column.least) & (values < limits)).all())
+            require(inside, _outside(column))
+    lacking = np.arange(len(joined["global_shape"]))[:, None] >= joined["ndim"]
+    for column in GEOMETRY:
+        strange = lacking & (joined[column.name] != column.absent)
+        require(not strange.any(), f"column {column.name} gives rectangles a dimension that they lack")
+
+
+def _outside(column: Column) -> str:
+    if column.name == "owner":
+        return "an owner is not a rank of this world"
+    return f"column {column.name} points outside its list"
+
+
+def join(column: Column, parts: Sequence[Any]) -> Any:
+    """Returns the arrays of one column, one after the other. Dimensions that a part lacks are added to it."""
+    if column.absent is None:
+        return np.concatenate(parts)
+    dims = max(map(len, parts))
+    return np.concatenate([_padded(part, dims, column.absent) for part in parts], axis=1)
+
+
+def _padded(part: Any, dims: int, absent: int) -> Any:
+    if len(part) == dims:
+        return part
+    return np.pad(part, ((0, dims - len(part)), (0, 0)), constant_values=absent)

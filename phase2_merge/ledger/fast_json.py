@@ -1,8 +1,8 @@
 """Parses manifests with orjson, three times as fast as the standard library, and as strictly.
 
-orjson keeps the last of two equal keys and says nothing. A canonical document, encoded again, gives its own bytes,
-and with a key twice it would not: so equal bytes prove that nothing was lost. They prove too that columns are
-integers, for arrays were made of them before. Everything else, and every error, goes to the strict parser.
+orjson silently keeps the last of two equal keys. Therefore the parsed value is encoded again: a canonical document
+gives its own bytes, and one that has a key twice does not. Columns are made arrays of integers before that, so equal
+bytes also prove that they held nothing but integers. Whatever differs or fails goes to the strict parser.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ import orjson
 
 from shardmerge.common import canonical_json
 
-from .columns import arrays
+from .columns import with_arrays
 
 CANONICAL = orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY
 
 
 def decode(data: bytes) -> Any:
-    """As canonical_json.decode, and columns as arrays. Raises ValueError."""
+    """Parse as `canonical_json.decode` does, with arrays for a manifest's columns of integers. Raises ValueError."""
     try:
         value = orjson.loads(data)
-        value["columns"] = arrays(value["columns"])
+        value["columns"] = with_arrays(value["columns"])
         if orjson.dumps(value, option=CANONICAL) == data:
             return value
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
-        pass  # not JSON, or not what orjson and numpy can take: the strict parser says which
+        pass  # the strict parser says what is wrong, or takes what only orjson or numpy cannot
     return canonical_json.decode(data)

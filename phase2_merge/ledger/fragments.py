@@ -16,16 +16,16 @@ from shardmerge.common.manifest import FragmentFile
 from shardmerge.common.rectangle import place
 
 from ..disk.checksums import Advance, Span, checksums, in_threads, stretches, wrong_bytes
-from .graft import REFERENCE
+from .graft import REFERENCE_RANK
 from .rows import IntArray, Rows
 from .table import Ledger
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fragment:
-    """A file that a manifest names: where it lies and which rows of the ledger it holds, in the order of bytes.
+    """A file that a manifest names: where it lies, and which rows of the ledger it holds, in the order of bytes.
 
-    Rank REFERENCE: a file of the reference, all of which is grafted.
+    One of REFERENCE_RANK is a file of the reference, and all of it is grafted.
     """
 
     rank: int
@@ -41,7 +41,7 @@ class Fragment:
 
 
 def fragments(ledger: Ledger) -> list[Fragment]:
-    """All fragments, in the order of ranks, then whole files of the reference."""
+    """Returns all fragments in the order of ranks, then the files of the reference that are grafted whole."""
     rows = ledger.rows
     order = _by_bytes(rows)
     changed = np.flatnonzero(np.diff(rows.rank[order]) | np.diff(rows.file[order])) + 1
@@ -60,14 +60,17 @@ def fragments(ledger: Ledger) -> list[Fragment]:
         for number, file in enumerate(head.manifest.files)
     ]
     return dumped + [
-        Fragment(REFERENCE, number, one.path, one.file, by_file[REFERENCE, number])
+        Fragment(REFERENCE_RANK, number, one.path, one.file, by_file[REFERENCE_RANK, number])
         for number, one in enumerate(ledger.grafted)
         if one.whole
     ]
 
 
 def _by_bytes(rows: Rows) -> IntArray:
-    """Written rows by rank, file and place in it. Manifests list them so: sorting ten million again takes seconds."""
+    """Returns written rows by rank, file and place in it.
+
+    Manifests list them so, and that is found out first: sorting ten million rows again takes seconds.
+    """
     written = np.flatnonzero(rows.written)
     keys = [column[written] for column in (rows.rank, rows.file, rows.begin, rows.end)]
     tied = np.ones(max(len(written) - 1, 0), bool)

@@ -1,6 +1,6 @@
 """Which tensors are taken from the reference instead of the dump: what training never held, such as a vision tower.
 
-They become rows of the ledger, written by nobody's rank, and go the way of all others from there. Their bytes are read
+They become rows of the ledger, of REFERENCE_RANK, and are treated as all other rows from there. Their bytes are read
 once, for their checksums; their numbers are never looked at.
 """
 
@@ -23,12 +23,12 @@ from shardmerge.common.safetensors_header import Entry, Header
 
 from ..disk.checksums import checksums
 
-REFERENCE = -1  # in place of a rank
+REFERENCE_RANK = -1  # in place of a rank, for what is grafted
 
 
 @dataclass(frozen=True, slots=True)
 class GraftedFile:
-    """A file of the reference and what is taken from it. `whole`: everything, so that it may become a shard."""
+    """A file of the reference and what is taken from it. If it is taken `whole`, it may become a shard."""
 
     path: Path
     file: FragmentFile
@@ -37,14 +37,14 @@ class GraftedFile:
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(one.rectangle.name for one in self.placed)
+        return tuple(placed.rectangle.name for placed in self.placed)
 
 
 def graft(reference: Reference, patterns: Sequence[str]) -> tuple[GraftedFile, ...]:
-    """The files that hold tensors of these names; `*`, `?` and `[...]` stand for what they do in file names.
+    """Returns the files of the reference that hold tensors of these names, and reads the bytes of these tensors once.
 
-    Reads the bytes of these tensors once. Raises BadInputError for a pattern that is the name of no tensor,
-    CorruptFileError, OSError.
+    In a pattern `*`, `?` and `[...]` mean what they mean in file names. Raises BadInputError for a pattern that no
+    tensor's name fits, CorruptFileError, OSError.
     """
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in reference.tensors):
@@ -57,12 +57,12 @@ def graft(reference: Reference, patterns: Sequence[str]) -> tuple[GraftedFile, .
         return ()
     headers = [(path, safetensors_header.read(path)) for path in references.weight_files(reference.path)]
     wanted = [(path, header, _matching(header, patterns)) for path, header in headers]
-    files = [found for found in wanted if found[2]]
-    return tuple(_grafted(number, *found) for number, found in enumerate(files))
+    files = [file for file in wanted if file[2]]
+    return tuple(_grafted(number, *file) for number, file in enumerate(files))
 
 
 def refuse_held(files: Iterable[GraftedFile], held: Iterable[str]) -> None:
-    """Raise BadInputError if ranks hold a tensor of these too: which one is meant?"""
+    """Raise BadInputError if ranks hold one of these tensors too: then nobody knows which one is meant."""
     if twice := sorted({name for file in files for name in file.names} & set(held)):
         raise BadInputError(
             f"--graft takes {twice[0]} from the reference" + (f" ({len(twice):,} such)" if twice[1:] else ""),
@@ -71,9 +71,9 @@ def refuse_held(files: Iterable[GraftedFile], held: Iterable[str]) -> None:
 
 
 def tensors(files: Iterable[GraftedFile]) -> dict[str, ReferenceTensor]:
-    """What is grafted: name, dtype, shape."""
-    placed = (one.rectangle for file in files for one in file.placed)
-    return {one.name: ReferenceTensor(one.dtype, one.global_shape) for one in placed}
+    """Returns dtype and shape of everything that is grafted, by name."""
+    rectangles = (placed.rectangle for file in files for placed in file.placed)
+    return {one.name: ReferenceTensor(one.dtype, one.global_shape) for one in rectangles}
 
 
 def _matching(header: Header, patterns: Sequence[str]) -> list[Entry]:
@@ -84,7 +84,7 @@ def _grafted(number: int, path: Path, header: Header, entries: list[Entry]) -> G
     spans = [(header.data_offset + one.begin, header.data_offset + one.end) for one in entries]
     digests = checksums(path, spans, lambda _: None)
     placed = tuple(
-        Placed(_entire(one), number, *span, REFERENCE, digest)
+        Placed(_entire(one), number, *span, REFERENCE_RANK, digest)
         for one, span, digest in zip(entries, spans, digests, strict=True)
     )
     with open(path, "rb") as file:

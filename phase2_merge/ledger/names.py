@@ -11,19 +11,19 @@ EXPERT = re.compile(r"\.experts\.(\d+)\.")
 
 
 def layer_of(name: str) -> int | None:
-    """The layer in a name, None for embeddings, final norms and heads."""
+    """Returns the layer in a name, None for embeddings, final norms and heads."""
     found = LAYER.search(name)
     return int(found[1]) if found else None
 
 
 def expert_of(name: str) -> int | None:
-    """The routed expert in a name, None if it belongs to none."""
+    """Returns the routed expert in a name, None if it belongs to none."""
     found = EXPERT.search(name)
     return int(found[1]) if found else None
 
 
 def ranges(numbers: Iterable[int]) -> str:
-    """`0-3, 7 and 9-12`."""
+    """Returns numbers as people write them: `0-3, 7 and 9-12`."""
     spans: list[list[int]] = []
     for number in sorted(set(numbers)):
         if spans and number == spans[-1][1] + 1:
@@ -35,11 +35,11 @@ def ranges(numbers: Iterable[int]) -> str:
 
 
 def summary(names: Iterable[str]) -> str:
-    """`1,344 tensors, experts 40-47 of layers 24-35`: how many, and of which experts and layers."""
-    every = list(names)
-    routed = [name for name in every if expert_of(name) is not None]
-    others = [name for name in every if expert_of(name) is None]
-    parts = [f"{len(every):,} tensor{'s' if len(every) != 1 else ''}"]
+    """Returns how many tensors, of which experts and layers: `1,344 tensors, experts 40-47 of layers 24-35`."""
+    tensors = list(names)
+    routed = [name for name in tensors if expert_of(name) is not None]
+    others = [name for name in tensors if expert_of(name) is None]
+    parts = [f"{len(tensors):,} tensor{'s' if len(tensors) != 1 else ''}"]
     if routed:
         parts.append(
             f"{_plural('expert', map(expert_of, routed))} of {_plural('layer', map(layer_of, routed))}"
@@ -50,7 +50,7 @@ def summary(names: Iterable[str]) -> str:
 
 
 def grouped(names: Iterable[str]) -> list[str]:
-    """Names that differ by layer and expert only, a line each: `mlp.up_proj.weight of experts 3 and 17 of layer 12`."""
+    """Returns a line for names that differ in layer and expert alone: `mlp.up_proj.weight of expert 3 of layer 12`."""
     alike: dict[tuple[str, int | None], list[str]] = defaultdict(list)
     for name in names:
         alike[_pattern(name), layer_of(name) if expert_of(name) is not None else None].append(name)
@@ -70,7 +70,7 @@ def grouped(names: Iterable[str]) -> list[str]:
 
 
 def _pattern(name: str) -> str:
-    """What follows the expert, or else the layer, in a name."""
+    """Returns what follows the expert, or else the layer, in a name."""
     return (EXPERT if EXPERT.search(name) else LAYER).split(name)[-1]
 
 

@@ -1,13 +1,12 @@
-"""What a published output keeps of its merge: tensors and facts from ledger.parquet, shards from plan.json, the report.
+"""What a published output keeps of its merge, read back: ledger.parquet, plan.json and report.json.
 
-Enough to write everything but the shards again. Opens no shard, and needs no dump.
+Together they say enough to write everything but the shards again. Opens no shard, and needs no dump.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,25 +16,84 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shardmerge.common import canonical_json
-from shardmerge.common.dtypes import BITS
+from shardmerge.common.dtypes import BITS, DTYPES
 from shardmerge.common.errors import BadInputError, CorruptFileError
+from shardmerge.common.manifest import NOT_WRITTEN, require
 from shardmerge.common.manifest_facts import Facts
 from shardmerge.common.places import LEDGER, PLAN, RECORDS, REPORT
 from shardmerge.common.reference import PLAIN_FLOATS, stays_inside
 
-from .read import DTYPES
+from .parquet import DAMAGED, dimensions, reraise_system_errors
 from .rows import IntArray
-from .table import DAMAGED, raise_machines
 
-SCALE = "_scale"  # as all names end that a merge may fill in
+SCALE = "_scale"  # the end of all names that a merge may fill in
+NOBODY = -1  # the rank of a tensor that the merge filled in, since no rank wrote it
 T = TypeVar("T")
 Shape = tuple[int, ...]
 Json = dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class AdoptedShard:
+    """A shard that is a fragment: the rank that wrote it, and its number among the rank's files."""
+
+    name: str
+    rank: int
+    file: int
+
+    def __post_init__(self) -> None:
+        _require_shard_name(self.name)
+        require(
+            type(self.rank) is int and type(self.file) is int, f"the plan adopts {self.name} from no file"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class AssembledShard:
+    """A shard that the merge wrote, and the names of its tensors."""
+
+    name: str
+    tensors: list[str]
+
+    def __post_init__(self) -> None:
+        _require_shard_name(self.name)
+        named = isinstance(self.tensors, list) and set(map(type, self.tensors)) <= {str}
+        require(named, f"the plan lists no names of tensors for {self.name}")
+
+
 @dataclass(frozen=True, slots=True, eq=False)
-class Kept:
-    """Tensors of an output, sorted by name, as parallel columns. `facts` are those of the dump."""
+class PublishedPlan:
+    """plan.json, which `facts` holds as it stands there. Equal facts mean the same dump in the same shards."""
+
+    facts: Json
+    ledger_digest: str | None
+    grafted: frozenset[str]
+    adopted: tuple[AdoptedShard, ...]
+    assembled: tuple[AssembledShard, ...]
+
+    @property
+    def shards(self) -> list[str]:
+        """The names of all shards, adopted ones first."""
+        return [one.name for one in self.adopted] + [one.name for one in self.assembled]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PublishedReport:
+    """report.json, which `facts` holds as it stands there. A correction has what `was` there and what is `now`."""
+
+    facts: Json
+    corrections: dict[str, Json]
+    sidecars: tuple[str, ...]
+
+    def changed(self, corrections: Mapping[str, Json], sidecars: Iterable[str]) -> Json:
+        """Returns what report.json says once metadata are written again."""
+        check = {**self.facts["check"], "corrections": corrections}
+        return {**self.facts, "sidecars": list(sidecars), "check": check}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PublishedRecords:
+    """What all records say together. Tensors are sorted by name, in parallel columns; `facts` are those of the dump."""
 
     names: list[str]
     shapes: list[Shape]
@@ -44,13 +102,8 @@ class Kept:
     weight_map: dict[str, str]
     architecture: str
     facts: Facts
-    plan: Json
-    report: Json
-
-    @property
-    def corrections(self) -> Json:
-        """What was corrected so far."""
-        return dict(self.report["check"].get("corrections", {}))
+    plan: PublishedPlan
+    report: PublishedReport
 
     @property
     def num_parameters(self) -> int:
@@ -59,11 +112,7 @@ class Kept:
     @property
     def plain(self) -> bool:
         """Whether all tensors are plain floats."""
-        return {DTYPES[at] for at in np.unique(self.dtypes)} <= set(PLAIN_FLOATS)
-
-    @property
-    def num_shards(self) -> int:
-        return len(self.plan["adopted"]) + len(self.plan["assembled"])
+        return {DTYPES[code] for code in np.unique(self.dtypes)} <= set(PLAIN_FLOATS)
 
     @property
     def total_bytes(self) -> int:
@@ -75,60 +124,76 @@ class Kept:
         return DTYPES[int(np.argmax(self.bytes_by_dtype()))]
 
     def bytes_by_dtype(self) -> IntArray:
-        """[DTYPES] bytes of all tensors of each dtype."""
-        found = np.zeros(len(DTYPES), np.int64)
+        """Returns [DTYPES] the bytes of all tensors of each dtype."""
+        bits = np.zeros(len(DTYPES), np.int64)
         np.add.at(
-            found, self.dtypes, self.num_elements * np.array([BITS[name] for name in DTYPES])[self.dtypes]
+            bits, self.dtypes, self.num_elements * np.array([BITS[name] for name in DTYPES])[self.dtypes]
         )
-        return found // 8
+        return bits // 8
 
 
 def is_output(out: Path) -> bool:
-    """Whether shardmerge published this directory."""
+    """Returns whether shardmerge published this directory."""
     return all((out / RECORDS / name).is_file() for name in (LEDGER, PLAN, REPORT))
 
 
-def read(out: Path) -> Kept:
-    """Read what `out` keeps. Raises BadInputError if shardmerge did not publish it, CorruptFileError."""
+def read(out: Path) -> PublishedRecords:
+    """Read what `out` keeps. Raises BadInputError if shardmerge did not publish it, CorruptFileError, OSError."""
     if not is_output(out):
         raise BadInputError(
             f"{out} holds no {RECORDS}/{LEDGER}", "Give a directory that shardmerge merge published."
         )
-    plan = _read(out / RECORDS / PLAN, canonical_json.read_object)
+    plan = _read(out / RECORDS / PLAN, _plan)
     report = _read(out / RECORDS / REPORT, _report)
-    return _read(out / RECORDS / LEDGER, lambda path: _kept(path, plan, report))
+    return _read(out / RECORDS / LEDGER, lambda path: _records(path, plan, report))
 
 
 def _read(path: Path, how: Callable[[Path], T]) -> T:
     try:
         return how(path)
     except (*DAMAGED, ArithmeticError) as error:
-        raise_machines(error)
+        reraise_system_errors(error)
         raise CorruptFileError(str(path), f"{type(error).__name__}: {error}") from None
 
 
-def _report(path: Path) -> Json:
-    """Raises ValueError if it lacks what is read of it later."""
-    found = canonical_json.read_object(path)
-    canonical_json.encode(found)  # it is written again: no infinities
-    check, beside = found.get("check"), found.get("sidecars", [])
-    told = check.get("corrections", {}) if isinstance(check, dict) else None
-    if not isinstance(told, dict) or not all(
-        isinstance(one, dict) and one.keys() >= {"was", "now"} for one in told.values()
+def _plan(path: Path) -> PublishedPlan:
+    facts = canonical_json.read_object(path)
+    return PublishedPlan(
+        facts=facts,
+        ledger_digest=facts.get("ledger_digest"),
+        grafted=frozenset(facts.get("grafted", ())),
+        adopted=tuple(AdoptedShard(one["shard"], one["rank"], one["file"]) for one in facts["adopted"]),
+        assembled=tuple(AssembledShard(one["shard"], one["tensors"]) for one in facts["assembled"]),
+    )
+
+
+def _require_shard_name(name: Any) -> None:
+    """Raise ValueError for what no merge would call a shard, since the index would name it."""
+    plausible = isinstance(name, str) and "/" not in name and stays_inside(name)
+    require(plausible and name.endswith(".safetensors"), f"the plan calls a shard {name!r:.60}")
+
+
+def _report(path: Path) -> PublishedReport:
+    facts = canonical_json.read_object(path)
+    canonical_json.encode(facts)  # it will be written again, which infinities do not allow
+    check, sidecars = facts.get("check"), facts.get("sidecars", [])
+    corrections = check.get("corrections", {}) if isinstance(check, dict) else None
+    if not isinstance(corrections, dict) or not all(
+        isinstance(one, dict) and one.keys() >= {"was", "now"} for one in corrections.values()
     ):
         raise ValueError("no corrections that were recorded")
-    if not isinstance(beside, list) or not all(
-        isinstance(name, str) and stays_inside(name) for name in beside
+    if not isinstance(sidecars, list) or not all(
+        isinstance(name, str) and stays_inside(name) for name in sidecars
     ):
         raise ValueError("no list of sidecars")
-    return found
+    return PublishedReport(facts, corrections, tuple(sidecars))
 
 
-def _kept(path: Path, plan: Json, report: Json) -> Kept:
-    """One row of each tensor: rectangles of one tensor agree on dtype and global shape, or there were no output."""
+def _records(path: Path, plan: PublishedPlan, report: PublishedReport) -> PublishedRecords:
+    """One row per tensor is enough: its rectangles agree on dtype and global shape, or nothing was published."""
     import pyarrow.compute as pc  # slow to import, and a first merge needs none of it
 
-    dims = [name for name in pq.read_schema(path).names if re.fullmatch(r"g\d", name)]
+    dims = dimensions(pq.read_schema(path).names, "g")
     table = pq.read_table(path, columns=["name", "rank", "file", "dtype", "ndim", *dims])
     generation = json.loads(table.schema.metadata[b"shardmerge"])
     table = _with_filled(table, plan)
@@ -139,14 +204,15 @@ def _kept(path: Path, plan: Json, report: Json) -> Kept:
     names = coded.dictionary.take(np.argsort(place))
     first = np.unique(tensor, return_index=True)[1]
     columns = {name: table[name].to_numpy() for name in table.column_names if name != "name"}
-    whole = [columns[dim][first] for dim in dims]
-    shard_of, shards = _shards(names, tensor, columns["rank"], columns["file"], plan)
-    return Kept(
-        names=(texts := names.to_pylist()),
-        shapes=_shapes(whole, columns["ndim"][first].astype(np.int64)),
-        num_elements=np.prod(whole, axis=0),
+    sizes = [columns[dim][first] for dim in dims]
+    shard = _shard_of(names, tensor, columns["rank"], columns["file"], plan)
+    texts = names.to_pylist()
+    return PublishedRecords(
+        names=texts,
+        shapes=_shapes(sizes, columns["ndim"][first].astype(np.int64)),
+        num_elements=np.prod(sizes, axis=0),
         dtypes=columns["dtype"][first].astype(np.int64),
-        weight_map=dict(zip(texts, np.array(shards, object)[shard_of].tolist(), strict=True)),
+        weight_map=dict(zip(texts, np.array(plan.shards, object)[shard].tolist(), strict=True)),
         architecture=generation["architecture"],
         facts=Facts.of_json(generation["facts"]),
         plan=plan,
@@ -154,19 +220,19 @@ def _kept(path: Path, plan: Json, report: Json) -> Kept:
     )
 
 
-def _with_filled(table: pa.Table, plan: Json) -> pa.Table:
-    """Scales that nobody wrote were filled in by the merge: float32 scalars, which only the plan names."""
+def _with_filled(table: pa.Table, plan: PublishedPlan) -> pa.Table:
+    """Add the scales that NOBODY wrote: the merge filled them in, as float32 scalars, and only the plan names them."""
     import pyarrow.compute as pc  # slow to import, and a first merge needs none of it
 
-    listed = pa.array([name for one in plan["assembled"] for name in one["tensors"]], pa.string())
+    listed = pa.array([name for shard in plan.assembled for name in shard.tensors], pa.string())
     listed = listed.filter(pc.ends_with(listed, SCALE))
     known = table["name"].combine_chunks().dictionary
     filled = listed.filter(pc.is_null(pc.index_in(listed, value_set=known)))
     if not len(filled):
         return table
-    absent = {"rank": -1, "file": -1, "dtype": DTYPES.index("F32"), "ndim": 0}
+    values = {"rank": NOBODY, "file": NOT_WRITTEN, "dtype": DTYPES.index("F32"), "ndim": 0}
     columns = {
-        name: pa.array(np.full(len(filled), absent.get(name, 1)), table.schema.field(name).type)
+        name: pa.array(np.full(len(filled), values.get(name, 1)), table.schema.field(name).type)
         for name in table.column_names
         if name != "name"
     }
@@ -174,49 +240,49 @@ def _with_filled(table: pa.Table, plan: Json) -> pa.Table:
     return pa.concat_tables([table.replace_schema_metadata(None), more]).unify_dictionaries()
 
 
-def _shapes(whole: list[IntArray], ndim: IntArray) -> list[Shape]:
-    """Each tensor's shape. There are few different ones, so a million tensors share a few tuples."""
+def _shapes(sizes: list[IntArray], ndim: IntArray) -> list[Shape]:
+    """Returns [tensors] shapes. Few of them differ, so a million tensors share a few tuples."""
     code = ndim
-    for sizes in whole:
-        different, which = np.unique(sizes, return_inverse=True)
+    for size in sizes:
+        different, which = np.unique(size, return_inverse=True)
         code = np.unique(code * len(different) + which, return_inverse=True)[1]
     first = np.unique(code, return_index=True)[1]
-    shapes = [tuple(int(sizes[at]) for sizes in whole[: ndim[at]]) for at in first]
+    shapes = [tuple(int(size[tensor]) for size in sizes[: ndim[tensor]]) for tensor in first]
     return [shapes[at] for at in code.tolist()]
 
 
-def _shards(
-    names: pa.Array, tensor: IntArray, rank: IntArray, file: IntArray, plan: Json
-) -> tuple[IntArray, list[str]]:
-    """([tensors] shard, shards): adopted shards hold what their fragment holds, assembled ones are listed."""
+def _shard_of(
+    names: pa.Array, tensor: IntArray, rank: IntArray, file: IntArray, plan: PublishedPlan
+) -> IntArray:
+    """Which of the plan's shards each tensor is in: adopted ones hold what their fragment holds, the others list it.
+
+    Args:
+        names: [tensors] of all tensors.
+        tensor: [rows] which tensor a row is a rectangle of.
+        rank: [rows] who wrote it.
+        file: [rows] in which of the rank's files it lies, NOT_WRITTEN for none.
+        plan: What plan.json says.
+
+    Returns:
+        [tensors] places in `plan.shards`.
+
+    Raises:
+        ValueError: The plan gives a tensor to no shard.
+    """
     import pyarrow.compute as pc  # slow to import, and a first merge needs none of it
 
     found = np.full(len(names), -1)
-    order = np.lexsort((file, rank))
-    place = (
-        rank.astype(np.int64) << 32
-    ) + file  # of a row's fragment; -1 for a rectangle that was not written
-    place = place[order]
-    for number, one in enumerate(plan["adopted"]):
-        key = (one["rank"] << 32) + one["file"]
-        begin, end = np.searchsorted(place, key, "left"), np.searchsorted(place, key, "right")
+    fragment = (rank.astype(np.int64) << 32) + file  # one number for both
+    order = np.argsort(fragment, kind="stable")
+    fragment = fragment[order]
+    for number, shard in enumerate(plan.adopted):
+        key = (shard.rank << 32) + shard.file
+        begin, end = np.searchsorted(fragment, key, "left"), np.searchsorted(fragment, key, "right")
         found[tensor[order[begin:end]]] = number
-    listed = [name for one in plan["assembled"] for name in one["tensors"]]
-    sizes = [len(one["tensors"]) for one in plan["assembled"]]
+    listed = [name for assembled in plan.assembled for name in assembled.tensors]
+    sizes = [len(assembled.tensors) for assembled in plan.assembled]
     at = pc.index_in(pa.array(listed, pa.string()), value_set=names).to_numpy(zero_copy_only=False)
-    found[at] = np.repeat(np.arange(len(sizes)) + len(plan["adopted"]), sizes)
+    found[at] = np.repeat(np.arange(len(sizes)) + len(plan.adopted), sizes)
     if (found < 0).any():
         raise ValueError(f"the plan gives {names[int(np.argmin(found))]} to no shard")
-    return found, [_shard(one["shard"]) for part in ("adopted", "assembled") for one in plan[part]]
-
-
-def _shard(name: Any) -> str:
-    """Raises ValueError for what no merge called a shard: the index would name it."""
-    if (
-        not isinstance(name, str)
-        or "/" in name
-        or not stays_inside(name)
-        or not name.endswith(".safetensors")
-    ):
-        raise ValueError(f"the plan calls a shard {name!r:.60}")
-    return name
+    return found

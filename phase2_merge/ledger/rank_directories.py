@@ -1,6 +1,6 @@
 """Where the ranks of a dump lie: their directories in one or several DUMP folders, and who recorded a failure.
 
-A rank may lie in several folders (node-local disks that were copied together); the ledger compares the copies.
+A rank may lie in several folders, for example if node-local disks were copied together. `read` compares the copies.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from shardmerge.common.places import MANIFEST, RANK, RANK_FAILED
 
 @dataclass(frozen=True, slots=True)
 class RankDirectories:
-    """Directories that hold a manifest, by rank ascending, and the reasons of ranks that failed."""
+    """The directories that hold a manifest, by rank ascending, and the reasons that failed ranks recorded."""
 
     complete: dict[int, tuple[Path, ...]]
     failures: dict[int, str]
@@ -47,7 +47,7 @@ def _entries(dumps: Sequence[Path]) -> list[Path]:
 
 
 def reason(path: Path) -> str:
-    """What the rank recorded; a record that cannot be read is no reason to stop, since the rank failed anyhow."""
+    """Returns the reason that a failed rank recorded, or that the record cannot be read: the rank failed anyhow."""
     try:
         failure = canonical_json.read_object(path).get("failure")
     except (ValueError, OSError) as error:

@@ -1,11 +1,13 @@
-"""Rows of the ledger from manifests, many ranks at a time: a few calls for thousands of rows, however few a rank has.
+"""Reads manifests: a head per rank, and rows of the ledger for many ranks at a time.
 
-Judges only a manifest's form; whether ranks agree and tensors are whole is decided by others. Knows no Arrow.
+A rank may have a few rows only, and a call of numpy costs as much for ten rows as for a thousand. So ranks are
+gathered until they have ROWS_AT_ONCE rows together, and then handled at once. Judges only the form of a manifest;
+whether ranks agree and tensors are whole is decided by others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -15,29 +17,25 @@ import numpy as np
 import xxhash
 
 from shardmerge.common import manifest as manifests
-from shardmerge.common.dtypes import BITS
+from shardmerge.common.dtypes import DTYPES
 from shardmerge.common.errors import CorruptManifestError, DuplicateRankError
 from shardmerge.common.manifest import Manifest, require
 from shardmerge.common.manifest_facts import Health
 from shardmerge.common.places import MANIFEST, rank_name
 
 from ..disk.read_many import announced, read_many
-from . import columns as manifest_columns
-from . import fast_json as manifest_json
-from .columns import ColumnArrays
-from .graft import REFERENCE, GraftedFile
+from . import columns, fast_json
+from .columns import COLUMNS, GIVEN, Arrays, RankColumns
+from .graft import REFERENCE_RANK, GraftedFile
 from .rank_directories import RankDirectories
 from .rows import IntArray
 
-DTYPES = tuple(sorted(BITS))
-LETTERS = {"g": "global_shape", "s": "local_shape", "o": "global_offset"}  # g0, g1, ... of the ledger
 ROWS_AT_ONCE = 20_000
-NO_COLUMNS = asdict(manifests.columns([])[2])
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
-    """A manifest without its rectangles: where it lies, what it says of its rank, and its digest."""
+class RankHead:
+    """A manifest without its rectangles: where it lies, what it says about its rank, and the digest of its bytes."""
 
     directory: Path
     manifest: Manifest
@@ -46,36 +44,23 @@ class Head:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Some ranks: heads, and columns of the ledger, by name. Column `name` numbers `names`, where names may repeat."""
+    """Heads and rows of some ranks. Column `name` gives places in `names`, where a name may stand several times."""
 
-    heads: tuple[Head, ...]
+    heads: tuple[RankHead, ...]
     names: list[str]
-    columns: dict[str, Any]
+    arrays: Arrays
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Part:
-    """The rectangles of a rank, and what their numbers count."""
-
-    rank: int
-    names: list[str]
-    dtypes: list[str]
-    num_files: int
-    world_size: int
-    columns: ColumnArrays
-    health: Health
-
-
-def batches(found: RankDirectories) -> Iterator[Batch]:
+def batches(directories: RankDirectories) -> Iterator[Batch]:
     """Read every manifest, in the order of ranks. Raises CorruptManifestError, DuplicateRankError, OSError."""
-    held: list[tuple[Head, _Part]] = []
+    held: list[tuple[RankHead, RankColumns]] = []
     rows = 0
-    ranks = found.complete
+    ranks = directories.complete
     for rank, contents in read_many(
         lambda rank: _contents(rank, ranks[rank]), ranks, lambda rank: announced(ranks[rank][0] / MANIFEST)
     ):
         held.append(_read(rank, *contents))
-        rows += len(held[-1][1].columns)
+        rows += len(held[-1][1])
         if rows >= ROWS_AT_ONCE:
             yield _batch(held)
             held, rows = [], 0
@@ -84,96 +69,80 @@ def batches(found: RankDirectories) -> Iterator[Batch]:
 
 
 def grafted_rows(grafted: Sequence[GraftedFile]) -> Iterator[Batch]:
-    """What is grafted, as rows of rank REFERENCE; nothing if there is none."""
-    placed = [one for file in grafted for one in file.placed]
+    """Yields what is grafted, as rows of REFERENCE_RANK. Yields nothing if nothing is grafted."""
+    placed = [placed for file in grafted for placed in file.placed]
     if placed:
         names, dtypes, listed = manifests.columns(placed)
-        columns = manifest_columns.of_json(asdict(listed))
-        part = _Part(REFERENCE, names, dtypes, len(grafted), 1, columns, Health())
-        yield Batch((), names, _columns([part], columns))
+        arrays = columns.of_json(asdict(listed))
+        rank = RankColumns(REFERENCE_RANK, 1, len(grafted), names, dtypes, arrays)
+        yield Batch((), names, _ledger_arrays([rank], arrays) | _health([Health()], [len(rank)]))
 
 
 def _contents(rank: int, directories: tuple[Path, ...]) -> tuple[Path, bytes]:
-    """Where a rank's manifest lies, and its bytes. Raises DuplicateRankError, OSError."""
-    every = [(directory / MANIFEST).read_bytes() for directory in directories]
-    if any(one != every[0] for one in every):
+    """Returns where a rank's manifest lies, and its bytes. Raises DuplicateRankError if its copies differ, OSError."""
+    copies = [(directory / MANIFEST).read_bytes() for directory in directories]
+    if any(copy != copies[0] for copy in copies):
         raise DuplicateRankError(rank, tuple(map(str, directories)))
-    return directories[0], every[0]
+    return directories[0], copies[0]
 
 
-def _read(rank: int, directory: Path, data: bytes) -> tuple[Head, _Part]:
-    """A rank's head, and its rectangles apart. Raises CorruptManifestError."""
+def _read(rank: int, directory: Path, data: bytes) -> tuple[RankHead, RankColumns]:
+    """Returns a rank's head, and its rectangles apart. Raises CorruptManifestError."""
     path = directory / MANIFEST
-    value = manifests.parsed(data, path, manifest_json.decode)
-    head = manifests.of_json(value | {"names": [], "columns": NO_COLUMNS}, path)
+    value = manifests.parsed(data, path, fast_json.decode)
+    head = manifests.head(value, path)
     if head.rank != rank:
         raise CorruptManifestError(str(path), f"it is of rank {head.rank}, but lies in {rank_name(rank)}")
     try:
-        part = _part(head, value)
+        rank_columns = _rank_columns(head, value)
     except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise CorruptManifestError(str(path), str(error)) from None
-    return Head(directory, head, xxhash.xxh3_128_hexdigest(data)), part
+    return RankHead(directory, head, xxhash.xxh3_128_hexdigest(data)), rank_columns
 
 
-def _part(head: Manifest, value: dict[str, Any]) -> _Part:
+def _rank_columns(head: Manifest, value: Mapping[str, Any]) -> RankColumns:
     names, dtypes = value["names"], value["dtypes"]
     require(set(map(type, [names, dtypes])) == {list}, "names and dtypes are not lists")
     require(set(map(type, [*names, *dtypes])) <= {str}, "names and checksums are strings")
-    columns = manifest_columns.of_json(value["columns"])
-    return _Part(head.rank, names, dtypes, len(head.files), head.world_size, columns, head.health)
+    arrays = columns.of_json(value["columns"])
+    return RankColumns(head.rank, head.world_size, len(head.files), names, dtypes, arrays)
 
 
-def _batch(every: Sequence[tuple[Head, _Part]]) -> Batch:
-    """The columns of these ranks. Raises CorruptManifestError for the first whose numbers cannot be."""
-    heads, parts = zip(*every, strict=True)
+def _batch(held: Sequence[tuple[RankHead, RankColumns]]) -> Batch:
+    """Test and convert these ranks together. Raises CorruptManifestError for the first whose numbers cannot be."""
+    heads, ranks = zip(*held, strict=True)
     try:
-        columns = _columns(parts, _checked(parts))
+        joined = {c.name: columns.join(c, [of.arrays[c.name] for of in ranks]) for c in GIVEN}
+        columns.check_ranges(joined, ranks)
+        health = _health([head.manifest.health for head in heads], [len(of) for of in ranks])
+        arrays = _ledger_arrays(ranks, joined) | health
     except (ValueError, TypeError, KeyError, OverflowError) as error:
-        if len(every) == 1:
+        if len(held) == 1:
             raise CorruptManifestError(str(heads[0].directory / MANIFEST), str(error)) from None
-        for one in every:
+        for one in held:
             _batch([one])
         raise
-    return Batch(heads, list(chain.from_iterable(part.names for part in parts)), columns)
+    return Batch(heads, list(chain.from_iterable(of.names for of in ranks)), arrays)
 
 
-def _checked(parts: Sequence[_Part]) -> ColumnArrays:
-    """The columns of all parts, joined. Raises ValueError for numbers that cannot be."""
-    limits = {
-        "name": [len(part.names) for part in parts],
-        "file": [part.num_files for part in parts],
-        "dtype": [len(part.dtypes) for part in parts],
-        "ndim": [part.columns.dims + 1 for part in parts],
-        "owner": [part.world_size for part in parts],
+def _ledger_arrays(ranks: Sequence[RankColumns], joined: Arrays) -> Arrays:
+    """Returns all columns of the ledger but those of health, given the joined columns of these ranks.
+
+    A rank's names and dtypes were places in its own lists. Now names are places in the lists of all ranks together,
+    and dtypes are places in DTYPES.
+    """
+    rows = [len(of) for of in ranks]
+    dtypes = np.array([_dtype(dtype) for of in ranks for dtype in of.dtypes], np.int64)
+    found = joined | {
+        "name": joined["name"] + _starts([len(of.names) for of in ranks], rows),
+        "rank": np.repeat([of.rank for of in ranks], rows),
+        "dtype": dtypes[joined["dtype"] + _starts([len(of.dtypes) for of in ranks], rows)],
     }
-    rows = [len(part.columns) for part in parts]
-    found = manifest_columns.joined([part.columns for part in parts])
-    manifest_columns.check_ranges(found, {name: np.repeat(of, rows) for name, of in limits.items()})
-    return found
-
-
-def _columns(parts: Sequence[_Part], c: ColumnArrays) -> dict[str, Any]:
-    """c: the parts' columns, joined."""
-    rows = [len(part.columns) for part in parts]
-    dtypes = np.array([_dtype(dtype) for part in parts for dtype in part.dtypes], np.int8)
-    found: dict[str, Any] = {
-        "name": c.name + _starts([len(part.names) for part in parts], rows),
-        "rank": np.repeat(np.array([part.rank for part in parts], np.int32), rows),
-        "file": c.file.astype(np.int32),
-        "dtype": dtypes[c.dtype + _starts([len(part.dtypes) for part in parts], rows)],
-        "ndim": c.ndim.astype(np.int8),
-        "begin": c.begin,
-        "end": c.end,
-        "owner": c.owner.astype(np.int32),
-        "xxh3_128": _checksums(c.xxh3_128),
-    }
-    for letter, name in LETTERS.items():
-        found |= {f"{letter}{dim}": column for dim, column in enumerate(getattr(c, name))}
-    return found | _health(parts, rows)
+    return {c.name: found[c.name].astype(c.kind, copy=False) for c in COLUMNS if c.name in found}
 
 
 def _starts(sizes: Sequence[int], rows: Sequence[int]) -> IntArray:
-    """For every row how many entries the lists of the parts before its own hold."""
+    """Returns [sum of rows] how many entries the lists of all ranks before a row's own rank hold."""
     return np.repeat(np.cumsum([0, *sizes[:-1]]), rows)
 
 
@@ -182,28 +151,19 @@ def _dtype(name: str) -> int:
     return DTYPES.index(name)
 
 
-def _checksums(texts: list[str]) -> Any:
-    """[rows, 2] words."""
-    raw = bytes.fromhex("".join(texts))
-    require(
-        set(map(len, texts)) <= {32} and len(raw) == 16 * len(texts),
-        "a checksum is not 32 hexadecimal digits",
-    )
-    return np.frombuffer(raw, np.uint64).reshape(-1, 2)
-
-
-def _health(parts: Sequence[_Part], rows: Sequence[int]) -> dict[str, Any]:
+def _health(health: Sequence[Health], rows: Sequence[int]) -> Arrays:
+    """Returns the columns of health. Both arguments have an entry per rank; most ranks saw nothing."""
     counts = {name: np.zeros(sum(rows), np.int64) for name in ("nan_count", "inf_count")}
     all_zero = np.zeros(sum(rows), bool)
-    for part, start, size in zip(parts, np.cumsum([0, *rows[:-1]]).tolist(), rows, strict=True):
-        for row, nan_count, inf_count in part.health.nonfinite or ():
+    for of, start, size in zip(health, np.cumsum([0, *rows[:-1]]).tolist(), rows, strict=True):
+        for row, nan_count, inf_count in of.nonfinite or ():
             at = start + _row(row, size)
             counts["nan_count"][at], counts["inf_count"][at] = nan_count, inf_count
-        for row in part.health.all_zero or ():
+        for row in of.all_zero or ():
             all_zero[start + _row(row, size)] = True
     return {**counts, "all_zero": all_zero}
 
 
-def _row(row: int, rows: int) -> int:
-    require(0 <= row < rows, f"health speaks of row {row} of {rows}")
-    return row
+def _row(row: Any, rows: int) -> int:
+    require(type(row) is int and 0 <= row < rows, f"health speaks of row {row!r} of {rows}")
+    return int(row)

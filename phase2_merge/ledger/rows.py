@@ -1,4 +1,4 @@
-"""Numpy views of the ledger's columns, and arithmetic on rows that several judges share. Imports no Arrow."""
+"""The rows of the ledger as numpy arrays, and arithmetic on rows that several judges share."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ BoolArray: TypeAlias = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows:
-    """Columns of equal length, one array per dimension for the geometry; `present` are the ranks with a manifest.
+    """An array per line of `columns.COLUMNS`, all [rows], and `present`, the ranks that have a manifest, ascending.
 
-    `file` is -1 for a rectangle that its rank holds and another wrote; `xxh3_128` is [rows, 2] words.
+    Geometry has an array per dimension. `file` is NOT_WRITTEN for a rectangle that its rank holds and another rank,
+    `owner`, wrote. `xxh3_128` is [rows, 2] words.
     """
 
     present: IntArray
@@ -41,43 +42,37 @@ class Rows:
 
     @property
     def written(self) -> BoolArray:
-        """Rows whose bytes lie in a fragment."""
+        """[rows] whether the bytes of a rectangle lie in a fragment of its rank."""
         return self.file >= 0
 
     def whole(self) -> BoolArray:
-        """Rows that are an entire tensor."""
-        found = np.ones(len(self), bool)
-        for offset, local, of in zip(self.global_offset, self.local_shape, self.global_shape, strict=True):
-            found &= (offset == 0) & (local == of)
-        return found
+        """Returns [rows] whether a rectangle is an entire tensor."""
+        entire = np.ones(len(self), bool)
+        for offset, local, whole in zip(self.global_offset, self.local_shape, self.global_shape, strict=True):
+            entire &= (offset == 0) & (local == whole)
+        return entire
 
     def box(self, row: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """(offset, shape) of one row, without the dimensions it lacks."""
+        """Returns (global_offset, local_shape) of one row, without the dimensions that it lacks."""
         dims = range(int(self.ndim[row]))
         return tuple(int(self.global_offset[d][row]) for d in dims), tuple(
             int(self.local_shape[d][row]) for d in dims
         )
 
     def global_of(self, row: Any) -> tuple[int, ...]:
-        """global_shape of one row."""
+        """Returns global_shape of one row, without the dimensions that it lacks."""
         return tuple(int(self.global_shape[d][row]) for d in range(int(self.ndim[row])))
 
     def checksum(self, row: Any) -> str:
-        """xxh3_128 of one row's bytes, as the manifest spells it."""
+        """Returns xxh3_128 of one row's bytes, as the manifest spells it."""
         return bytes(self.xxh3_128[row]).hex()
 
     def ranks_of(self, rows: Any) -> tuple[int, ...]:
-        """The ranks of some rows, ascending, each once."""
-        return tuple(int(rank) for rank in distinct(self.rank[rows]))
+        """Returns the ranks of some rows, ascending, each once."""
+        return tuple(int(rank) for rank in np.unique(self.rank[rows]))
 
 
 def group(ids: IntArray, count: int) -> tuple[IntArray, IntArray]:
-    """(order, start): the rows with id i are `order[start[i]:start[i + 1]]`, in their old order."""
+    """Returns (order, start): the rows with id i are `order[start[i]:start[i + 1]]`, in their old order."""
     order = np.argsort(ids, kind="stable")
     return order, np.searchsorted(ids[order], np.arange(count + 1))
-
-
-def distinct(ids: NDArray[Any]) -> IntArray:
-    """Each value once, ascending. Asked for counts, numpy imports no numpy.ma to look for masks: 9 ms of a start."""
-    found: IntArray = np.unique(ids, return_counts=True)[0]
-    return found

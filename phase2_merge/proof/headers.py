@@ -17,13 +17,13 @@ import orjson
 import xxhash
 
 from shardmerge.common import safetensors_header
+from shardmerge.common.dtypes import DTYPES
 from shardmerge.common.errors import CorruptFileError, ShardmergeError
 from shardmerge.common.safetensors_header import METADATA, Header
 
 from ..disk.read_many import announced, read_many
 from ..ledger.fragments import Fragment, as_problem
-from ..ledger.graft import REFERENCE
-from ..ledger.read import DTYPES
+from ..ledger.graft import REFERENCE_RANK
 from ..ledger.rows import BoolArray, IntArray
 from ..ledger.table import Ledger
 
@@ -39,7 +39,7 @@ class Head:
 
 def check_headers(ledger: Ledger, every: Sequence[Fragment]) -> list[ShardmergeError]:
     """Size, checksum of the header, and every entry against the manifest's columns."""
-    dumped = [one for one in every if one.rank != REFERENCE]  # what is grafted was read just now
+    dumped = [one for one in every if one.rank != REFERENCE_RANK]  # what is grafted was read just now
     kinds = _kinds(ledger, dumped)
     heads = read_many(_head, dumped, lambda one: announced(one.path, one.file.header_bytes))
     found = zip(heads, kinds.entire.tolist(), kinds.holed.tolist(), strict=True)

@@ -10,7 +10,7 @@ import numpy as np
 from shardmerge.common.errors import NonFiniteError
 
 from ..ledger.names import expert_of, grouped, layer_of, ranges
-from ..ledger.rows import BoolArray, distinct
+from ..ledger.rows import BoolArray
 from ..ledger.table import Ledger
 
 
@@ -18,7 +18,7 @@ def nonfinite(ledger: Ledger, kept: BoolArray) -> Iterator[NonFiniteError]:
     """Every tensor with NaN or infinite elements."""
     rows = ledger.rows
     sick = np.flatnonzero(kept & ((rows.nan_count > 0) | (rows.inf_count > 0)))
-    for name in distinct(rows.name[sick]):
+    for name in np.unique(rows.name[sick]):
         members = sick[rows.name[sick] == name]
         counts = int(rows.nan_count[members].sum()), int(rows.inf_count[members].sum())
         yield NonFiniteError(ledger.names[name], *counts, rows.ranks_of(members))

@@ -134,7 +134,7 @@ def prove(
 def _dumped_names(book: Ledger) -> set[str]:
     if not book.grafted:
         return set()
-    dumped = np.unique(book.rows.name[book.rows.rank != graft.REFERENCE])
+    dumped = np.unique(book.rows.name[book.rows.rank != graft.REFERENCE_RANK])
     return {book.names[at] for at in dumped.tolist()}
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from shardmerge.common.errors import ReplicaMismatchError
 from shardmerge.common.rectangle import place
 
-from ..ledger.rows import IntArray, Rows, distinct
+from ..ledger.rows import IntArray, Rows
 from ..ledger.table import Ledger
 
 
@@ -58,7 +58,7 @@ def _partners(rows: Rows, held: IntArray, written: IntArray) -> IntArray:
 
 def _mismatches(ledger: Ledger, held: IntArray, written: IntArray) -> Iterator[ReplicaMismatchError]:
     rows = ledger.rows
-    for partner in distinct(written):
+    for partner in np.unique(written):
         ranks = rows.ranks_of(held[written == partner])
         name = ledger.names[rows.name[partner]]
         yield ReplicaMismatchError(name, place(*rows.box(partner)), int(rows.rank[partner]), ranks)

@@ -17,14 +17,13 @@ import numpy as np
 import xxhash
 
 from shardmerge.common import canonical_json, places, safetensors_header
-from shardmerge.common.dtypes import byte_size
+from shardmerge.common.dtypes import DTYPES, byte_size
 from shardmerge.common.errors import BadInputError
 from shardmerge.common.places import rank_name
 
 from ..assembly.assemble import Piece, ShardTask, TensorTask
 from ..ledger.fragments import Fragment
-from ..ledger.graft import REFERENCE
-from ..ledger.read import DTYPES
+from ..ledger.graft import REFERENCE_RANK
 from ..ledger.rows import BoolArray, IntArray, group
 from ..ledger.table import Ledger
 from ..options import ADOPT, LAYOUTS
@@ -175,7 +174,7 @@ def _tensor_task(plan: Plan, at: int) -> TensorTask:
     pieces = tuple(
         Piece(
             str(ledger.path(int(rows.rank[row]), int(rows.file[row]))),
-            None if (rank := int(rows.rank[row])) == REFERENCE else rank,
+            None if (rank := int(rows.rank[row])) == REFERENCE_RANK else rank,
             int(rows.begin[row]),
             *rows.box(row),
             rows.checksum(row),
@@ -232,6 +231,6 @@ def _names(count: int) -> Iterator[str]:
 
 def _which(fragment: Fragment) -> dict[str, Any]:
     """For people, and as the ledger numbers it."""
-    folder = "reference" if fragment.rank == REFERENCE else rank_name(fragment.rank)
+    folder = "reference" if fragment.rank == REFERENCE_RANK else rank_name(fragment.rank)
     name = f"{folder}/{fragment.file.name}"
     return {"fragment": name, "rank": fragment.rank, "file": fragment.number}

@@ -148,6 +148,14 @@ def test_phase_two_imports_neither_torch_nor_megatron() -> None:
     assert imported(code, "torch", "megatron", "transformer_engine", "transformers", "pyarrow") == ["pyarrow"]
 
 
+@pytest.mark.parametrize("name", ["check", "inspect"])
+def test_what_only_proves_does_not_wait_for_arrow(name: str) -> None:
+    code = f"import shardmerge.phase2_merge.cli; from shardmerge.phase2_merge import {name}"
+    assert imported(code, "pyarrow", "shardmerge.phase2_merge.ledger.table") == [
+        "shardmerge.phase2_merge.ledger.table"
+    ]
+
+
 def test_workers_import_neither_arrow_nor_the_ledger() -> None:
     code = "import shardmerge.phase2_merge.assembly.workers"
     unwanted = ("pyarrow", "shardmerge.phase2_merge.ledger", "torch", "click")

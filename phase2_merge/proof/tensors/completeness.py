@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from shardmerge.common.dtypes import BITS
+from shardmerge.common.dtypes import BITS, DTYPES
 from shardmerge.common.errors import (
     MismatchError,
     MissingTensorError,
@@ -27,8 +27,7 @@ from shardmerge.common.errors.wording import first_ranks
 from shardmerge.common.rectangle import place
 
 from ...ledger.names import summary
-from ...ledger.read import DTYPES
-from ...ledger.rows import BoolArray, IntArray, distinct, group
+from ...ledger.rows import BoolArray, IntArray, group
 from ...ledger.table import Ledger
 from . import gaps
 from .expected import Expected, ExpectedTensor
@@ -84,7 +83,7 @@ def _unexpected(ledger: Ledger, verdict: Verdict, architecture: str) -> Iterator
     rows = ledger.rows
     strange = np.flatnonzero(verdict.tensor == UNKNOWN)
     order, start = group(rows.name[strange], len(ledger.names))
-    for name in distinct(rows.name[strange]):
+    for name in np.unique(rows.name[strange]):
         members = strange[order[start[name] : start[name + 1]]]
         yield UnexpectedTensorError(ledger.names[name], rows.ranks_of(members), architecture)
 
@@ -162,7 +161,7 @@ def _by_tensor(
     """(rows, name) of every tensor with bad rows that was sound so far; it is no longer."""
     found = np.flatnonzero(bad)
     order, start = group(v.tensor[found], len(expected))
-    for tensor in distinct(v.tensor[found]):
+    for tensor in np.unique(v.tensor[found]):
         if sound[tensor]:
             sound[tensor] = False
             yield found[order[start[tensor] : start[tensor + 1]]], expected[tensor].name

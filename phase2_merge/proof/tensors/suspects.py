@@ -14,7 +14,7 @@ import numpy as np
 
 from shardmerge.common.errors import MissingTensorError, ShardmergeError, UncoveredTensorError
 
-from ...ledger.graft import REFERENCE
+from ...ledger.graft import REFERENCE_RANK
 from ...ledger.names import expert_of, layer_of
 from ...ledger.table import Ledger
 from .missing_ranks import axes_to_tell
@@ -55,7 +55,7 @@ def _holders(ledger: Ledger, wanted: Iterable[Neighbourhood]) -> dict[Neighbourh
         [number.get(where, -1) if (where := _neighbourhood(name)) else -1 for name in ledger.names]
     )
     rows = ledger.rows
-    there = (of_name[rows.name] >= 0) & (rows.rank != REFERENCE)
+    there = (of_name[rows.name] >= 0) & (rows.rank != REFERENCE_RANK)
     pairs = np.unique(np.stack([of_name[rows.name][there], rows.rank[there]]), axis=1)
     found: dict[Neighbourhood | None, set[int]] = defaultdict(set)
     known = list(number)

@@ -11,7 +11,7 @@ from math import prod
 
 import numpy as np
 
-from ...ledger.rows import BoolArray, IntArray, distinct
+from ...ledger.rows import BoolArray, IntArray
 
 BATCH_ROWS = 1 << 20
 LARGEST_KEY = 1 << 62
@@ -29,7 +29,7 @@ def untiled(
         return tensor
     cuts = _cut_dims(tensor, offset, local, whole)
     failing: list[IntArray] = []
-    for mask in distinct(cuts[tensor]):
+    for mask in np.unique(cuts[tensor]):
         rows = np.flatnonzero(cuts[tensor] == mask)
         dims = [dim for dim in range(len(whole)) if mask >> dim & 1]
         if dims:
@@ -38,7 +38,7 @@ def untiled(
         else:  # entire tensors: one rectangle each is right, two are one too many
             ids, counts = np.unique(tensor[rows], return_counts=True)
             failing.append(ids[counts > 1])
-    return distinct(np.concatenate(failing))
+    return np.unique(np.concatenate(failing))
 
 
 def _cut_dims(
@@ -76,7 +76,7 @@ def _uncancelled(
     tensor: IntArray, offset: list[IntArray], local: list[IntArray], whole: list[IntArray]
 ) -> IntArray:
     """Tensors at which some corner's signs do not add up to zero."""
-    ids = distinct(tensor)
+    ids = np.unique(tensor)
     boxes = [of[ids] for of in whole]
     origin = [np.zeros_like(of) for of in boxes]
     pieces, expected = _corners(tensor, offset, local, 1), _corners(ids, origin, boxes, -1)
@@ -97,7 +97,7 @@ def _unbalanced_keys(points: list[IntArray], signs: IntArray, sizes: list[int]) 
     corner = key >> 1
     starts = np.flatnonzero(np.diff(corner, prepend=-1))
     sums = np.add.reduceat((key & 1) * 2 - 1, starts)
-    return distinct(corner[starts[sums != 0]] // prod(sizes))
+    return np.unique(corner[starts[sums != 0]] // prod(sizes))
 
 
 def _unbalanced_points(points: list[IntArray], signs: IntArray) -> IntArray:
@@ -110,7 +110,7 @@ def _unbalanced_points(points: list[IntArray], signs: IntArray) -> IntArray:
         changed[1:] |= values[1:] != values[:-1]
     starts = np.flatnonzero(changed)
     sums = np.add.reduceat(signs[order], starts)
-    return distinct(points[-1][order][starts[sums != 0]])
+    return np.unique(points[-1][order][starts[sums != 0]])
 
 
 def _corners(

@@ -10,8 +10,9 @@ import pytest
 
 from shardmerge.common import errors as tree
 from shardmerge.common import manifest as manifests
+from shardmerge.common.dtypes import DTYPES
 from shardmerge.common.rectangle import Rectangle
-from shardmerge.phase2_merge.ledger import read as manifest_rows
+from shardmerge.phase2_merge.ledger import read
 from shardmerge.phase2_merge.ledger import table as ledger
 from shardmerge.phase2_merge.ledger.rank_directories import discover
 from shardmerge.phase2_merge.ledger.table import Ledger
@@ -40,7 +41,7 @@ def one(world: MakeWorld) -> World:
 def test_every_row_is_one_that_its_rank_listed(
     one: World, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
-    monkeypatch.setattr(manifest_rows, "ROWS_AT_ONCE", at_once)
+    monkeypatch.setattr(read, "ROWS_AT_ONCE", at_once)
     book = ledger.read(discover([one.dump]))
     assert [told(book, row) for row in range(len(book.rows))] == [
         (rank, placed)
@@ -56,7 +57,7 @@ def test_every_row_is_one_that_its_rank_listed(
 def test_health_is_of_the_row_that_a_rank_names(
     one: World, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
-    monkeypatch.setattr(manifest_rows, "ROWS_AT_ONCE", at_once)
+    monkeypatch.setattr(read, "ROWS_AT_ONCE", at_once)
     book = ledger.read(discover([one.dump]))
     first, second = list(manifests.read(one.rank(2) / "manifest.json").placed())[:2]
     counts = zip(book.rows.nan_count.tolist(), book.rows.inf_count.tolist(), strict=True)
@@ -70,7 +71,7 @@ def told(book: Ledger, row: int) -> tuple[int, manifests.Placed]:
     rows = book.rows
     offset, local = rows.box(row)
     rectangle = Rectangle(
-        book.names[rows.name[row]], manifest_rows.DTYPES[rows.dtype[row]], rows.global_of(row), offset, local
+        book.names[rows.name[row]], DTYPES[rows.dtype[row]], rows.global_of(row), offset, local
     )
     file, begin, end, owner = (int(column[row]) for column in (rows.file, rows.begin, rows.end, rows.owner))
     return int(rows.rank[row]), manifests.Placed(rectangle, file, begin, end, owner, rows.checksum(row))
@@ -124,10 +125,10 @@ def test_columns_that_cannot_be_are_refused(
     ("changes", "reason"),
     [
         ({"names": ["model.norm.weight"]}, "points outside its list"),
-        ({"names": "model.norm.weight"}, "no lists"),
+        ({"names": "model.norm.weight"}, "are not lists"),
         ({"dtypes": [1]}, "are strings"),
         ({"dtypes": ["BF17"]}, "dtype BF17 is not one of safetensors"),
-        ({"columns": None}, "no object"),
+        ({"columns": None}, "are not an object"),
         ({"columns": {}}, "xxh3_128|name"),
         ({"health": {"all_zero": [1000]}}, "health speaks of row 1000"),
         ({"health": {"nonfinite": [[0, "many", 1]]}}, "many"),
