@@ -60,8 +60,13 @@ def quantization_config(hf: Json | None, exclude: list[str]) -> Json:
     return found | {"producer": hf["producer"], "quant_method": "modelopt"}
 
 
-def both(found: Quantization, weights: Iterable[tuple[str, Shape]]) -> tuple[Json | None, Json]:
-    """(hf_quant_config.json, quantization_config) of a checkpoint with these tensors under their plain names."""
+def both(found: Quantization | None, weights: Iterable[tuple[str, Shape]]) -> tuple[Json | None, Json | None]:
+    """(hf_quant_config.json, quantization_config) of a checkpoint with these tensors under their plain names.
+
+    None for none; both are if it is not quantized.
+    """
+    if found is None:
+        return None, None
     exclude = excluded(weights, found.layers)
     hf = hf_quant_config(found, exclude)
     return hf, quantization_config(hf, exclude)

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
-from typing import Any, Literal
+from typing import Any
 
 from shardmerge.common.errors import (
     BadScaleError,
@@ -27,8 +27,8 @@ from shardmerge.common.quantization.formats import BLOCK_FP8, FORMATS, KV_CACHE_
 from shardmerge.common.rectangle import Shape
 
 from ..ledger.names import EXPERT, grouped
+from ..options import Uncalibrated
 
-Uncalibrated = Literal["error", "layer-max"]
 EXCLUDED = "not quantized"
 NEVER = "never calibrated"
 

@@ -14,7 +14,6 @@ import numpy as np
 
 from shardmerge.common.architectures import Blueprint
 from shardmerge.common.architectures.blueprint import Family
-from shardmerge.common.errors import MismatchError
 from shardmerge.common.reference import Reference, ReferenceTensor
 
 from ...ledger.rows import IntArray
@@ -24,7 +23,6 @@ TABLE = "config.json with the table of {}"
 REFERENCE = "the reference checkpoint"
 GRAFTED = "--graft"
 QUANTIZED = "the quantization of the model"
-MANY = 10_000  # tensors that may be missing by name
 ByDtype: TypeAlias = Callable[[Family], Iterable[tuple[str | None, Iterable[str]]]]
 
 
@@ -140,14 +138,6 @@ def _add_stored(
         else:
             for companion, shape, dtype in stored:
                 found.add([companion], Kind(shape, dtype, QUANTIZED))
-
-
-def of_another_size(blueprint: Blueprint, held: int) -> MismatchError | None:
-    """A config.json that describes many times the `held` tensors of an output: told once, not once for each."""
-    count = blueprint.num_tensors()
-    if count <= 2 * held + MANY:
-        return None
-    return MismatchError("config.json", "the number of tensors it describes", f"{count:,}", f"about {held:,}")
 
 
 def _by_dtype(reference: Reference, facts: dict[str, Any]) -> ByDtype:
