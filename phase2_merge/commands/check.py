@@ -30,12 +30,22 @@ def check(
 ) -> CheckReport:
     """Prove that `dumps`, together, hold every tensor of the model once, undamaged.
 
-    hf_reference: Hugging Face directory of the same model; config.json is enough, weights are read if there.
-    verify: "full" reads every byte, "size" only sizes and headers. allow: "nan", "replicas". talk: progress goes here.
-    uncalibrated: "layer-max" gives experts whose inputs calibration never saw the largest scale of their layer.
-    corrections: `facts.KEY=VALUE`, `config.KEY=VALUE`, `quantization.KEY=VALUE`: what dump or reference say wrongly;
-    recorded in the report. grafts: patterns of names, as `model.visual.*`, that are taken from the reference's weights.
-    Raises an error of the tree: what is missing (exit 3), contradicts itself (4) or is not supported (5).
+    Args:
+        dumps: directories that hold ranks, as node-local disks that were copied together.
+        hf_reference: Hugging Face directory of the same model. config.json is enough; weights are read if there.
+        verify: "full" reads every byte, "size" only sizes and headers.
+        allow: "nan", "replicas": such problems become warnings.
+        uncalibrated: "layer-max" gives experts whose inputs calibration never saw the largest scale of their layer.
+        corrections: `facts.KEY=VALUE`, `config.KEY=VALUE`, `quantization.KEY=VALUE`: what dump or reference say
+            wrongly. They are recorded in the report.
+        grafts: patterns of names, as `model.visual.*`, of tensors that are taken from the reference's weights.
+        talk: progress goes here.
+
+    Returns:
+        What the dump holds, and warnings.
+
+    Raises:
+        ShardmergeError: what is missing (exit 3), contradicts itself (4) or is not supported (5).
     """
     proof = prove(Asked(dumps, hf_reference, allow, uncalibrated, corrections, grafts))
     if verify == "full":

@@ -16,7 +16,7 @@ from .case import Case
 
 
 def check(case: Case) -> Findings:
-    """Problems for numbers that are none, warnings for what is all zero."""
+    """NaN and infinities are problems, tensors of zeros are warnings."""
     ledger, kept = case.ledger, case.verdict.kept
     return Findings(tuple(_nonfinite(ledger, kept)), tuple(_all_zero(ledger, kept)))
 

@@ -49,7 +49,10 @@ class Proof:
 
 
 def prove(asked: Asked) -> Proof:
-    """Read manifests and headers, and prove everything but the bytes. Raises one error of the tree, or all."""
+    """Read manifests and headers, and prove everything but the bytes.
+
+    Raises the one problem that was found, all of them as ProblemsFoundError, or OSError.
+    """
     with collector.paused():
         case = cases.read(asked)
         gates = [_passed(gate(case)) for gate in GATES]

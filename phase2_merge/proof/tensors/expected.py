@@ -62,7 +62,7 @@ class Expected:
         return (ExpectedTensor(name, *self.kinds[kind]) for name, kind in each)
 
     def num_elements(self) -> int:
-        """Of all together."""
+        """Elements of all tensors together."""
         counts = np.bincount(self.kind, minlength=len(self.kinds)).tolist()
         return sum(prod(kind.shape) * count for kind, count in zip(self.kinds, counts, strict=True))
 
