@@ -24,6 +24,8 @@ SCHEMA_VERSION = 1
 MAX_DIMS = 5
 MAX_WORLD_SIZE = 1_000_000
 NOT_WRITTEN = -1
+# parallel axes in the order of messages, in which a later one often repeats an earlier one
+AXES = ("pp", "tp", "cp", "ep", "etp", "dp", "edp")
 # what stands in a dimension that a rectangle lacks
 ABSENT = {"global_shape": 1, "local_shape": 1, "global_offset": 0}
 OBJECTS = ("coordinates", "groups", "facts", "health", "quantization", "drops", "statistics", "producer")
@@ -84,7 +86,7 @@ class Columns:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """All facts of one rank. `coordinates` and `groups` are by axis: tp, cp, pp, dp, ep, etp, edp.
+    """All facts of one rank. `coordinates` and `groups` are by axis, one of AXES.
 
     `quantization` is None if nothing that this rank holds is quantized, which is an empty object on disk.
     """

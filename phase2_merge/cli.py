@@ -21,7 +21,7 @@ from shardmerge.common.errors import BadInputError
 from shardmerge.common.places import SPLIT, rank_name
 
 from .assembly import fork_server as worker_server
-from .options import ADOPT, ALLOWANCES, LAYOUTS
+from .options import ADOPT, ALLOWANCES, LAYOUTS, UNCALIBRATED
 from .shards.dask_cluster import cluster
 
 DIRECTORY = click.Path(path_type=Path)
@@ -55,7 +55,7 @@ def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--uncalibrated",
-            type=click.Choice(["error", "layer-max"]),
+            type=click.Choice(UNCALIBRATED),
             default="error",
             show_default=True,
             help="Experts whose inputs calibration never saw: refuse, or take the layer's largest input_scale.",

@@ -2,5 +2,40 @@
 
 from __future__ import annotations
 
-ALLOWANCES = ("nan", "replicas")
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from shardmerge.common.errors import BadInputError
+
+Uncalibrated = Literal["error", "layer-max"]
+UNCALIBRATED: tuple[str, ...] = get_args(Uncalibrated)
+ALLOWANCES = ("nan", "replicas")  # the words that errors name as their `allow`
 ADOPT, CANONICAL = LAYOUTS = ("adopt", "canonical")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What `check`, `merge` and `merge_part` are all asked. Raises BadInputError for a word that is not known.
+
+    dumps: directories that, together, hold all ranks. hf_reference: Hugging Face directory of the same model.
+    allow: kinds of problems that become warnings. uncalibrated: what experts whose inputs calibration never saw get.
+    corrections: `facts.KEY=VALUE` and the like. grafts: patterns of names that are taken from the reference.
+    """
+
+    dumps: Sequence[str | Path]
+    hf_reference: str | Path
+    allow: Collection[str] = ()
+    uncalibrated: Uncalibrated = "error"
+    corrections: Sequence[str] = ()
+    grafts: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        _refuse_unknown("allow", self.allow, ALLOWANCES)
+        _refuse_unknown("uncalibrated", [self.uncalibrated], UNCALIBRATED)
+
+
+def _refuse_unknown(option: str, given: Collection[str], known: Sequence[str]) -> None:
+    if strange := sorted(set(given) - set(known)):
+        raise BadInputError(f"{option} {', '.join(strange)}", f"Known: {', '.join(known)}.")

@@ -5,6 +5,7 @@
 
 from .dump import CorruptManifestError, DuplicateRankError, MissingRankError, MixedGenerationsError
 from .files import CorruptFileError, CorruptIndexError
+from .findings import Findings
 from .model import (
     ExpertIdsError,
     NotInitializedError,
@@ -59,6 +60,7 @@ __all__ = [
     "DeclarationMismatchError",
     "DuplicateRankError",
     "ExpertIdsError",
+    "Findings",
     "IncompleteError",
     "MismatchError",
     "MissingConfigError",

@@ -85,6 +85,7 @@ class UnexpectedTensorError(ConflictError):
 
 @dataclass(eq=False)
 class ReplicaMismatchError(ConflictError):
+    allow = "replicas"
     tensor: str
     rectangle: str
     owner: int
@@ -99,6 +100,7 @@ class ReplicaMismatchError(ConflictError):
 
 @dataclass(eq=False)
 class NonFiniteError(ConflictError):
+    allow = "nan"
     tensor: str
     nan_count: int
     inf_count: int

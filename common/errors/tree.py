@@ -13,9 +13,10 @@ SHOWN = 10
 
 @dataclass(eq=False)
 class ShardmergeError(Exception):
-    """Root of the tree; never raised itself."""
+    """Root of the tree; never raised itself. `allow` is the word after --allow that makes a warning of it, if any."""
 
     exit_code: ClassVar[int] = 1
+    allow: ClassVar[str | None] = None
 
     def message(self) -> str:
         """One sentence or two: the facts, then what to do."""

@@ -9,10 +9,11 @@ from typing import TextIO
 from shardmerge.common.command.progress import Progress
 from shardmerge.common.errors import raise_problems
 
-from ..ledger.fragments import Fragment, check_bytes
+from ..ledger.fragments import Fragment
 from ..ledger.table import Ledger
+from ..options import Asked, Uncalibrated
+from ..proof.bytes import check_bytes
 from ..proof.prove import prove
-from ..quantization.united import Uncalibrated
 from .report import CheckReport, Verification, check_report
 
 
@@ -29,23 +30,42 @@ def check(
 ) -> CheckReport:
     """Prove that `dumps`, together, hold every tensor of the model once, undamaged.
 
-    hf_reference: Hugging Face directory of the same model; config.json is enough, weights are read if there.
-    verify: "full" reads every byte, "size" only sizes and headers. allow: "nan", "replicas". talk: progress goes here.
-    uncalibrated: "layer-max" gives experts whose inputs calibration never saw the largest scale of their layer.
-    corrections: `facts.KEY=VALUE`, `config.KEY=VALUE`, `quantization.KEY=VALUE`: what dump or reference say wrongly;
-    recorded in the report. grafts: patterns of names, as `model.visual.*`, that are taken from the reference's weights.
-    Raises an error of the tree: what is missing (exit 3), contradicts itself (4) or is not supported (5).
+    Args:
+        dumps: directories that hold ranks, as node-local disks that were copied together.
+        hf_reference: Hugging Face directory of the same model. config.json is enough; weights are read if there.
+        verify: "full" reads every byte, "size" only sizes and headers.
+        allow: "nan", "replicas": such problems become warnings.
+        uncalibrated: "layer-max" gives experts whose inputs calibration never saw the largest scale of their layer.
+        corrections: `facts.KEY=VALUE`, `config.KEY=VALUE`, `quantization.KEY=VALUE`: what dump or reference say
+            wrongly. They are recorded in the report.
+        grafts: patterns of names, as `model.visual.*`, of tensors that are taken from the reference's weights.
+        talk: progress goes here.
+
+    Returns:
+        What the dump holds, and warnings.
+
+    Raises:
+        ShardmergeError: what is missing (exit 3), contradicts itself (4) or is not supported (5).
     """
-    proof = prove(dumps, hf_reference, allow, uncalibrated, corrections, grafts)
+    proof = prove(Asked(dumps, hf_reference, allow, uncalibrated, corrections, grafts))
     if verify == "full":
         verify_bytes(proof.ledger, proof.fragments, talk)
     return check_report(proof, verify)
 
 
-def verify_bytes(ledger: Ledger, every: Sequence[Fragment], talk: TextIO | None) -> None:
-    """Read these fragments whole. Raises CorruptFileError, or all of them as ProblemsFoundError."""
-    progress = Progress("verifying", sum(one.file.num_bytes for one in every), talk)
+def verify_bytes(ledger: Ledger, fragments: Sequence[Fragment], talk: TextIO | None) -> None:
+    """Read these fragments whole.
+
+    Args:
+        ledger: where the checksums are recorded.
+        fragments: those that are read.
+        talk: progress goes here.
+
+    Raises:
+        CorruptFileError: bytes are not as they were written, or all such as ProblemsFoundError.
+    """
+    progress = Progress("verifying", sum(one.file.num_bytes for one in fragments), talk)
     try:
-        raise_problems(check_bytes(ledger, every, progress.advance))
+        raise_problems(check_bytes(ledger, fragments, progress.advance).problems)
     finally:
         progress.close()

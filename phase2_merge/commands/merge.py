@@ -9,20 +9,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
+
 from shardmerge.common import canonical_json, durable, places
+from shardmerge.common.dtypes import DTYPES
 from shardmerge.common.places import LEDGER, PLAN, REPORT
 
 from ..assembly.assemble import STAGING_BYTES
 from ..hf_files import config_json as hf_metadata
 from ..hf_files import sidecars
 from ..ledger import parquet
-from ..options import ADOPT
+from ..options import ADOPT, Asked, Uncalibrated
 from ..output.publish import publishing
 from ..proof.prove import Proof, prove
-from ..quantization.united import Uncalibrated
+from ..quantization import json_files
 from ..shards import parts
 from ..shards.adopt import adopt, together
-from ..shards.plan import MAX_SHARD_BYTES, Plan
+from ..shards.plan import MAX_SHARD_BYTES, Plan, plan_shards
 from ..shards.resume import keep_finished
 from ..shards.run import Means, assemble_shards
 from .check import verify_bytes
@@ -65,8 +68,8 @@ def merge(
     laps, out = Laps(), Path(os.path.abspath(out))
     if exists := os.path.lexists(out):
         refuse_other(out)
-    proof = prove(dumps, hf_reference, allow, uncalibrated, corrections, grafts)
-    plan = proof.plan(max_shard_bytes, min_shard_bytes, layout)
+    proof = prove(Asked(dumps, hf_reference, allow, uncalibrated, corrections, grafts))
+    plan = plan_shards(proof, max_shard_bytes, layout, min_shard_bytes)
     means = Means(workers, executor, staging_bytes, verify == "full", talk)
     checked = check_report(proof, "size" if dry_run or exists else verify)
     report = merge_report(plan, checked, str(out), dry_run=dry_run)
@@ -115,7 +118,23 @@ def _describe(proof: Proof, plan: Plan, report: MergeReport, folder: Path) -> No
         durable.write_file(records / PLAN, canonical_json.encode(plan.facts(), indent=2))
         report = replace(report, sidecars=sidecars.copy(proof.reference.path, folder))
         durable.write_file(records / REPORT, canonical_json.encode(report.published(), indent=2))
-        hf_metadata.write_config(folder, proof.reference.config, proof.dtype(), proof.quantization_json())
+        declared = json_files.both(proof.quantization, ((one.name, one.shape) for one in proof.expected))
+        quantization = json_files.corrected_both(*declared, proof.given)
+        hf_metadata.write_config(folder, proof.reference.config, _plain_dtype(proof), quantization)
         correct_config(folder, proof.given)
-        hf_metadata.write_index(folder, plan)
+        if len(plan.shards) > 1:  # else readers take model.safetensors
+            sizes = plan.expected.num_elements(), plan.total_bytes
+            hf_metadata.write_index(folder, plan.weight_map(), *sizes)
         written.result()
+
+
+def _plain_dtype(proof: Proof) -> str:
+    """The dtype of most bytes: a float32 router bias does not make a float32 checkpoint.
+
+    Beside quantized weights the dtype of the model.
+    """
+    if proof.quantization is not None:
+        return proof.ledger.heads[0].manifest.facts.dtype or ""
+    rows, kept = proof.ledger.rows, proof.verdict.kept
+    sizes = np.bincount(rows.dtype[kept], weights=(rows.end - rows.begin)[kept], minlength=len(DTYPES))
+    return DTYPES[int(np.argmax(sizes))]

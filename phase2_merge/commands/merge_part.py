@@ -14,14 +14,13 @@ from shardmerge.common.command.byte_count import show
 from shardmerge.common.errors import OutputExistsError
 
 from ..assembly.assemble import STAGING_BYTES
-from ..options import ADOPT
+from ..options import ADOPT, Asked, Uncalibrated
 from ..output.publish import sharing
 from ..proof.prove import prove
-from ..quantization.united import Uncalibrated
 from ..shards import parts
 from ..shards.adopt import Adoption, adopt
 from ..shards.parts import Part, Record
-from ..shards.plan import MAX_SHARD_BYTES, Adopted, Plan
+from ..shards.plan import MAX_SHARD_BYTES, Adopted, Plan, plan_shards
 from ..shards.resume import is_finished
 from ..shards.run import Means, assemble_shards
 from .check import verify_bytes
@@ -80,8 +79,8 @@ def merge_part(
     OutputLockedError, what `check` raises; OSError. What other parts wrote stays.
     """
     started, out, mine = time.monotonic(), Path(os.path.abspath(out)), parts.parse(part)
-    proof = prove(dumps, hf_reference, allow, uncalibrated, corrections, grafts)
-    plan = proof.plan(max_shard_bytes, min_shard_bytes, layout)
+    proof = prove(Asked(dumps, hf_reference, allow, uncalibrated, corrections, grafts))
+    plan = plan_shards(proof, max_shard_bytes, layout, min_shard_bytes)
     means = Means(workers, executor, staging_bytes, verify == "full", talk)
     names = parts.share(plan, mine)
     kept, adoption = len(names), Adoption({}, 0)

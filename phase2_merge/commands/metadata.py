@@ -18,8 +18,6 @@ from shardmerge.common import reference as references
 from shardmerge.common.architectures import Blueprint, blueprint
 from shardmerge.common.errors import (
     CorruptFileError,
-    MismatchError,
-    MissingTensorError,
     OutputExistsError,
     ShardmergeError,
     UnexpectedTensorError,
@@ -35,7 +33,7 @@ from ..hf_files import sidecars
 from ..ledger import published as kept
 from ..ledger.published import PublishedPlan, PublishedRecords
 from ..output import replace_files as rewriting
-from ..proof.tensors.expected import TABLE, of_another_size
+from ..proof import config_shapes
 from ..quantization import declaration
 from ..quantization import json_files as quantization_json
 from ..shards.plan import Plan
@@ -151,29 +149,14 @@ def _hf_quant_config(out: Path) -> dict[str, Any] | None:
 def problems(book: PublishedRecords, facts: Facts, table: Blueprint) -> Iterator[ShardmergeError]:
     """What a config.json contradicts: facts of the dump, or tensors in the output."""
     name = table.architecture.name
-    if name != book.architecture:
-        yield MismatchError("config.json", "architecture", name, f"{book.architecture}, as dumped")
+    yield from config_shapes.against_facts(table, book.architecture, facts)
+    # packed weights have shapes of their own, and companions: the merge compared them
+    if name != book.architecture or not book.plain:
         return
-    dumped = facts.dimensions or {}
-    for key, value in sorted(table.dimensions.items()):
-        if key in dumped and dumped[key] != value:
-            yield MismatchError("config.json", key, str(value), f"{dumped[key]}, as dumped")
-    if not book.plain:  # packed weights have shapes of their own, and companions: the merge compared them
-        return
-    if other := of_another_size(table, len(book.names)):
-        yield other
-        return
-    shapes = dict(zip(book.names, book.shapes, strict=True))
-    if table.shapes() == shapes:  # as it should be, and quickly
-        return
-    for tensor in table.tensors():
-        got = shapes.pop(tensor.name, None)
-        if got is None:
-            yield MissingTensorError(tensor.name, tensor.shape, TABLE.format(name))
-        elif got != tensor.shape:
-            yield MismatchError(tensor.name, "shape", str(list(got)), str(list(tensor.shape)))
+    compared = config_shapes.against_tensors(table, dict(zip(book.names, book.shapes, strict=True)))
+    yield from compared.problems
     grafted = book.plan.grafted  # which may be outside the table
-    yield from (UnexpectedTensorError(strange, (), name) for strange in shapes if strange not in grafted)
+    yield from (UnexpectedTensorError(each, (), name) for each in compared.strange if each not in grafted)
 
 
 def correct_config(folder: Path, corrections: tuple[Correction, ...]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -21,14 +22,13 @@ from shardmerge.common.errors import (
     BadInputError,
     CorruptFileError,
     CorruptIndexError,
-    MismatchError,
-    MissingTensorError,
-    NonFiniteError,
+    Findings,
     ShardmergeError,
     UnsupportedArchitectureError,
     raise_problems,
 )
 from shardmerge.common.places import INDEX, LEDGER, SHARDS, SINGLE
+from shardmerge.common.rectangle import Shape
 from shardmerge.common.reference import PLAIN_FLOATS
 from shardmerge.common.safetensors_header import Entry, Header
 
@@ -38,10 +38,9 @@ from ..ledger import parquet
 from ..ledger.names import grouped
 from ..output import receipts
 from ..output import replace_files as rewriting
-from ..proof import numbers
-from ..proof.tensors.expected import TABLE, of_another_size
+from ..proof import config_shapes, numbers
 from ..quantization import declaration, scales
-from ..quantization.scales import StoredAs
+from ..quantization.declaration import Declaration
 from .report import Verification, warning_lines
 
 Shards = dict[str, Header]
@@ -71,14 +70,46 @@ class VerifyReport:
         return "\n".join([*lines, *warning_lines(self.warnings)])
 
 
+@dataclass(frozen=True, eq=False)  # no slots: what follows is worked out once, when a check first asks for it
+class Directory:
+    """What the checks below look at: config.json, and the headers of the files that readers would load."""
+
+    path: Path
+    config: dict[str, Any]
+    files: tuple[Path, ...]
+    shards: Shards
+
+    @cached_property
+    def entries(self) -> dict[str, Entry]:
+        return {entry.name: entry for header in self.shards.values() for entry in header.entries}
+
+    @cached_property
+    def declared(self) -> tuple[Declaration | None, Declaration | None]:
+        """What hf_quant_config.json and config.json say of quantization. Raises CorruptFileError."""
+        return declaration.read(self.path, self.config)
+
+    @cached_property
+    def stored(self) -> scales.StoredAs:
+        """Weights and scales beside what is declared of them."""
+        hf, in_config = self.declared
+        return scales.judge(hf or in_config or declaration.UNDECLARED, self.entries)
+
+
 def verify(
     out: str | Path, *, verify: Verification = "full", scan: bool = False, talk: TextIO | None = None
 ) -> VerifyReport:
-    """Check the directory `out`. verify: "full" compares bytes with recorded checksums, "size" does not.
+    """Check the directory `out`: index, headers, JSON files, and the bytes of what has a recorded checksum.
 
-    scan: read all numbers too; NaN and infinities are problems, tensors of zeros warnings.
+    Args:
+        out: any directory with safetensors.
+        verify: "full" compares bytes with recorded checksums, "size" does not.
+        scan: read all numbers too. NaN and infinities are problems, tensors of zeros warnings.
+        talk: progress goes here.
 
-    Raises MissingConfigError, BadInputError (no weights), and what is wrong, as one error or ProblemsFoundError.
+    Raises:
+        MissingConfigError: it holds no config.json.
+        BadInputError: it holds no weights.
+        ShardmergeError: what is wrong, as one error or as ProblemsFoundError.
     """
     out = Path(out)
     rewriting.finish(out)
@@ -86,35 +117,21 @@ def verify(
     files = references.weight_files(out)
     if not files:
         raise BadInputError(f"{out} holds neither {INDEX} nor {SINGLE}", "Give a directory with safetensors.")
-    shards, problems = _headers(files)
-    problems += _index_problems(out, shards)
-    found = _judge_quantization(out, config, shards)
-    problems += found.problems
-    warnings = [*_strangers(out, files), *found.warnings, *_judge_config(config, shards, problems, found)]
-    raise_problems(problems)
+    shards, unreadable = _headers(files)
+    directory = Directory(out, config, files, shards)
+    found = Findings.together([unreadable, *(check(directory) for check in CHECKS)])
+    raise_problems(found.problems)
     compared = _compare_bytes(out, shards, talk) if verify == "full" and places.records(out).is_dir() else 0
-    if scan:
-        warnings += _scan(out, shards, talk)
+    numbers_seen = _scan(directory, talk) if scan else Findings()
+    raise_problems(numbers_seen.problems)
     total = sum(header.entries[-1].end for header in shards.values() if header.entries)
     count = sum(len(header.entries) for header in shards.values())
-    return VerifyReport(str(out), len(shards), count, total, verify, compared, tuple(warnings))
+    warnings = (*found.warnings, *numbers_seen.warnings)
+    return VerifyReport(str(out), len(shards), count, total, verify, compared, warnings)
 
 
-def _scan(out: Path, shards: Shards, talk: TextIO | None) -> list[str]:
-    """A warning per group of tensors that are all zero. Raises NonFiniteError, or all of them."""
-    progress = Progress("scanning", sum(header.file_bytes for header in shards.values()), talk)
-    try:
-        found = [
-            n for file, header in shards.items() for n in numbers.scan(out / file, header, progress.advance)
-        ]
-    finally:
-        progress.close()
-    sick = [one for one in found if one.nan_count or one.inf_count]
-    raise_problems(NonFiniteError(one.name, one.nan_count, one.inf_count, ()) for one in sick)
-    return [f"all zero: {line}" for line in grouped(numbers.names_of_zeros(found))]
-
-
-def _headers(files: tuple[Path, ...]) -> tuple[Shards, list[ShardmergeError]]:
+def _headers(files: tuple[Path, ...]) -> tuple[Shards, Findings]:
+    """The headers that can be read, by the name of the file, and what is wrong with the others."""
     shards: Shards = {}
     problems: list[ShardmergeError] = []
     for file in files:
@@ -122,12 +139,35 @@ def _headers(files: tuple[Path, ...]) -> tuple[Shards, list[ShardmergeError]]:
             shards[file.name] = references.read_header(file)
         except CorruptFileError as error:
             problems.append(error)
-    return shards, problems
+    return shards, Findings(tuple(problems))
 
 
-def _index_problems(out: Path, shards: Shards) -> Iterator[ShardmergeError]:
+def _scan(directory: Directory, talk: TextIO | None) -> Findings:
+    """Look at all numbers."""
+    shards = directory.shards
+    progress = Progress("scanning", sum(header.file_bytes for header in shards.values()), talk)
+    try:
+        strange = [
+            seen
+            for file, header in shards.items()
+            for seen in numbers.scan(directory.path / file, header, progress.advance)
+        ]
+    finally:
+        progress.close()
+    return numbers.judge(strange)
+
+
+# ---- checks: each sees the directory and returns what it found ------------------------------------------------------
+
+
+def _check_index(directory: Directory) -> Findings:
+    """The index against headers, if there is one; and files beside those that it names."""
+    return Findings(tuple(_index_problems(directory)), tuple(_strangers(directory)))
+
+
+def _index_problems(directory: Directory) -> Iterator[ShardmergeError]:
     """Dangling and unindexed tensors, sub-folders, and total_size; nothing to compare if there is one file only."""
-    index = out / INDEX
+    index, shards = directory.path / INDEX, directory.shards
     if not index.is_file():
         return
     mapped = references.weight_map(index)
@@ -146,64 +186,65 @@ def _index_problems(out: Path, shards: Shards) -> Iterator[ShardmergeError]:
         yield CorruptIndexError(str(index), f"total_size is {said:,}, the tensors have {total:,} bytes")
 
 
-def _strangers(out: Path, files: tuple[Path, ...]) -> Iterator[str]:
-    known = {file.name for file in files}
-    for path in sorted(out.glob(SHARDS)):
+def _strangers(directory: Directory) -> Iterator[str]:
+    known = {file.name for file in directory.files}
+    for path in sorted(directory.path.glob(SHARDS)):
         if path.name not in known:
             yield f"{path.name} is not part of the checkpoint; some readers load it all the same"
 
 
-def _judge_quantization(out: Path, config: dict[str, Any], shards: Shards) -> StoredAs:
+def _check_quantization(directory: Directory) -> Findings:
     """What both JSON files say of it, against each other and against weights and scales."""
-    hf, in_config = declaration.read(out, config)
-    found = scales.judge(hf or in_config or declaration.UNDECLARED, _entries(shards))
-    found.problems += declaration.differences(hf, in_config)
-    if warning := declaration.only_one(hf, in_config):
-        found.warnings.append(warning)
+    stored, (hf, in_config) = directory.stored, directory.declared
+    warning = declaration.only_one(hf, in_config)
+    return Findings(
+        (*stored.problems, *declaration.differences(hf, in_config)),
+        (*stored.warnings, *([warning] if warning else [])),
+    )
+
+
+def _check_config(directory: Directory) -> Findings:
+    """Every tensor against config.json. Packed weights count unpacked, and scales are not looked for."""
+    said = tuple(_dtype_warning(directory))
+    try:
+        table = blueprint(directory.config)
+    except (UnsupportedArchitectureError, BadInputError) as error:
+        return Findings(warnings=(*said, f"shapes were not compared with config.json: {error.message()}"))
+    compared = config_shapes.against_tensors(table, _plain_shapes(directory))
+    strange = (
+        f"{table.architecture.name} with this config.json has no {line}"
+        for line in grouped(sorted(compared.strange))
+    )
+    return Findings(compared.problems, (*said, *strange))
+
+
+def _plain_shapes(directory: Directory) -> dict[str, Shape | None]:
+    """The shapes that config.json may be compared with, None for a weight that is packed in a way nobody describes."""
+    stored, quantized = directory.stored, "quantization_config" in directory.config
+    found: dict[str, Shape | None] = {}
+    for name, entry in directory.entries.items():
+        if name not in stored.accounted:
+            known = entry.dtype in PLAIN_FLOATS or not quantized
+            found[name] = stored.plain_shapes.get(name, entry.shape if known else None)
     return found
 
 
-def _entries(shards: Shards) -> dict[str, Entry]:
-    return {entry.name: entry for header in shards.values() for entry in header.entries}
-
-
-def _judge_config(
-    config: dict[str, Any], shards: Shards, problems: list[ShardmergeError], quantized: StoredAs
-) -> Iterator[str]:
-    """Add what contradicts config.json to `problems`; yields warnings. Packed weights count unpacked."""
-    held = {name: entry for name, entry in _entries(shards).items() if name not in quantized.accounted}
-    yield from _dtype_warning(config, shards)
-    try:
-        table = blueprint(config)
-    except (UnsupportedArchitectureError, BadInputError) as error:
-        yield f"shapes were not compared with config.json: {error.message()}"
-        return
-    if other := of_another_size(table, len(held)):
-        problems.append(other)
-        return
-    required_by = TABLE.format(table.architecture.name)
-    for tensor in table.tensors():
-        found = held.pop(tensor.name, None)
-        if found is None:
-            problems.append(MissingTensorError(tensor.name, tensor.shape, required_by))
-            continue
-        shape = quantized.plain_shapes.get(tensor.name, found.shape)
-        known = found.dtype in PLAIN_FLOATS or tensor.name in quantized.plain_shapes
-        if shape != tensor.shape and (known or "quantization_config" not in config):
-            problems.append(MismatchError(tensor.name, "shape", str(list(shape)), str(list(tensor.shape))))
-    for line in grouped(sorted(held)):
-        yield f"{table.architecture.name} with this config.json has no {line}"
-
-
-def _dtype_warning(config: dict[str, Any], shards: Shards) -> Iterator[str]:
+def _dtype_warning(directory: Directory) -> Iterator[str]:
+    config = directory.config
     sizes: Counter[str] = Counter()
-    for header in shards.values():
+    for header in directory.shards.values():
         for entry in header.entries:
             sizes[entry.dtype] += byte_size(entry.dtype, entry.shape)
-    told = config.get("dtype", config.get("torch_dtype"))
+    said = config.get("dtype", config.get("torch_dtype"))
     most = TORCH_NAMES.get(max(sizes, key=lambda dtype: sizes[dtype], default=""))
-    if told and most and "quantization_config" not in config and told != most:
-        yield f"config.json says {told}, most bytes are {most}"
+    if said and most and "quantization_config" not in config and said != most:
+        yield f"config.json says {said}, most bytes are {most}"
+
+
+CHECKS = (_check_index, _check_quantization, _check_config)  # all are run, and what any of them finds is told
+
+
+# ---- bytes ----------------------------------------------------------------------------------------------------------
 
 
 def _compare_bytes(out: Path, shards: Shards, talk: TextIO | None) -> int:

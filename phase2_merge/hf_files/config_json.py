@@ -9,15 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import orjson
 
 from shardmerge.common import durable
-from shardmerge.common.dtypes import DTYPES
 from shardmerge.common.places import CONFIG, HF_QUANT_CONFIG, INDEX
-
-from ..ledger.rows import BoolArray, Rows
-from ..shards.plan import Plan
 
 TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 
@@ -50,17 +45,16 @@ def edited(
     return found
 
 
-def dominant_dtype(rows: Rows, kept: BoolArray) -> str:
-    """The dtype of most bytes: a float32 router bias does not make a float32 checkpoint."""
-    sizes = np.bincount(rows.dtype[kept], weights=(rows.end - rows.begin)[kept], minlength=len(DTYPES))
-    return DTYPES[int(np.argmax(sizes))]
+def write_index(folder: Path, weight_map: dict[str, str], num_parameters: int, total_bytes: int) -> None:
+    """Write model.safetensors.index.json, which readers need of more than one shard.
 
-
-def write_index(folder: Path, plan: Plan) -> None:
-    """model.safetensors.index.json, unless there is only one shard: readers then take model.safetensors."""
-    if len(plan.shards) > 1:
-        parameters = plan.expected.num_elements()
-        durable.write_file(folder / INDEX, index_bytes(plan.weight_map(), parameters, plan.total_bytes))
+    Args:
+        folder: where the shards are.
+        weight_map: name of the shard that holds each tensor.
+        num_parameters: elements of all tensors together.
+        total_bytes: bytes of all tensors together.
+    """
+    durable.write_file(folder / INDEX, index_bytes(weight_map, num_parameters, total_bytes))
 
 
 def index_bytes(weight_map: dict[str, str], num_parameters: int, total_bytes: int) -> bytes:

@@ -61,15 +61,6 @@ def graft(reference: Reference, patterns: Sequence[str]) -> tuple[GraftedFile, .
     return tuple(_grafted(number, *file) for number, file in enumerate(files))
 
 
-def refuse_held(files: Iterable[GraftedFile], held: Iterable[str]) -> None:
-    """Raise BadInputError if ranks hold one of these tensors too: then nobody knows which one is meant."""
-    if twice := sorted({name for file in files for name in file.names} & set(held)):
-        raise BadInputError(
-            f"--graft takes {twice[0]} from the reference" + (f" ({len(twice):,} such)" if twice[1:] else ""),
-            "The dump holds it: narrow the pattern to what training never held.",
-        )
-
-
 def tensors(files: Iterable[GraftedFile]) -> dict[str, ReferenceTensor]:
     """Returns dtype and shape of everything that is grafted, by name."""
     rectangles = (placed.rectangle for file in files for placed in file.placed)

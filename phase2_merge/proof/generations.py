@@ -1,43 +1,36 @@
-"""Do the ranks' manifests belong together, and to this reference? Facts only: no rectangle is looked at."""
+"""Do the ranks' manifests belong together? Facts only: no rectangle is looked at."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from shardmerge.common import canonical_json
-from shardmerge.common.architectures import Blueprint
-from shardmerge.common.errors import MismatchError, MixedGenerationsError, ShardmergeError
+from shardmerge.common.errors import Findings, MixedGenerationsError, ShardmergeError
 from shardmerge.common.manifest import Manifest
+
+from .case import Case
 
 ONE_GENERATION = ("run_id", "step", "attempt", "world_size", "architecture")
 
 
+def check(case: Case) -> Findings:
+    """Every field on which ranks do not agree."""
+    return Findings(tuple(disagreements(case.manifests)))
+
+
 def disagreements(manifests: Sequence[Manifest]) -> list[ShardmergeError]:
     """What the manifests do not agree on, field by field, with the ranks behind each value."""
-    found: list[ShardmergeError] = []
+    problems: list[ShardmergeError] = []
     for name in ONE_GENERATION:
-        found += _mixed(name, {one.rank: getattr(one, name) for one in manifests})
-    found += _mixed("topology", {one.rank: _sizes(one) for one in manifests})
+        problems += _mixed(name, {one.rank: getattr(one, name) for one in manifests})
+    problems += _mixed("topology", {one.rank: _sizes(one) for one in manifests})
     if all(one.facts == manifests[0].facts for one in manifests):
-        return found
+        return problems
     facts = {one.rank: one.facts.as_json() for one in manifests}
     for name in sorted({key for said in facts.values() for key in said}):
-        found += _mixed(f"facts.{name}", {rank: said.get(name) for rank, said in facts.items()})
-    return found
-
-
-def against_reference(one: Manifest, blueprint: Blueprint) -> Iterator[ShardmergeError]:
-    """Where the reference's config.json describes another model than the one that was dumped."""
-    if one.architecture != blueprint.architecture.name:
-        yield MismatchError(
-            "config.json", "architecture", blueprint.architecture.name, f"{one.architecture}, as dumped"
-        )
-        return
-    dumped = one.facts.dimensions or {}
-    for name, value in sorted(blueprint.dimensions.items()):
-        if name in dumped and dumped[name] != value:
-            yield MismatchError("config.json", name, str(value), f"{dumped[name]}, as dumped")
+        problems += _mixed(f"facts.{name}", {rank: said.get(name) for rank, said in facts.items()})
+    return problems
 
 
 def _sizes(one: Manifest) -> dict[str, int]:

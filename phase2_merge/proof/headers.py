@@ -7,10 +7,10 @@ no parsing, and any other is parsed by the strictest parser there is, which says
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import orjson
@@ -18,18 +18,22 @@ import xxhash
 
 from shardmerge.common import safetensors_header
 from shardmerge.common.dtypes import DTYPES
-from shardmerge.common.errors import CorruptFileError, ShardmergeError
+from shardmerge.common.errors import CorruptFileError, Findings
 from shardmerge.common.safetensors_header import METADATA, Header
 
 from ..disk.read_many import announced, read_many
-from ..ledger.fragments import Fragment, as_problem
+from ..ledger.fragments import Fragment
 from ..ledger.graft import REFERENCE_RANK
 from ..ledger.rows import BoolArray, IntArray
 from ..ledger.table import Ledger
+from .bytes import as_problem
+from .case import Case
+
+Wanted: TypeAlias = tuple[str, str, tuple[int, ...], int, int]  # name, dtype, shape, begin, end
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class FileStart:
     """How a file begins, as far as its data, and its size; or why it could not be read."""
 
     prefix: bytes = b""
@@ -37,17 +41,19 @@ class Head:
     error: OSError | None = None
 
 
-def check_headers(ledger: Ledger, every: Sequence[Fragment]) -> list[ShardmergeError]:
+def check(case: Case) -> Findings:
     """Size, checksum of the header, and every entry against the manifest's columns."""
-    dumped = [one for one in every if one.rank != REFERENCE_RANK]  # what is grafted was read just now
-    kinds = _kinds(ledger, dumped)
-    heads = read_many(_head, dumped, lambda one: announced(one.path, one.file.header_bytes))
-    found = zip(heads, kinds.entire.tolist(), kinds.holed.tolist(), strict=True)
-    checks = (
-        as_problem(one, partial(_check, ledger, one, head, entire, holed))
-        for (one, head), entire, holed in found
+    dumped = [
+        one for one in case.fragments if one.rank != REFERENCE_RANK
+    ]  # what is grafted was read just now
+    kinds = _kinds(case.ledger, dumped)
+    starts = read_many(_start, dumped, lambda one: announced(one.path, one.file.header_bytes))
+    each = zip(starts, kinds.entire.tolist(), kinds.holed.tolist(), strict=True)
+    problems = (
+        as_problem(one, partial(_compare, case.ledger, one, start, entire, holed))
+        for (one, start), entire, holed in each
     )
-    return [problem for problem in checks if problem]
+    return Findings(tuple(problem for problem in problems if problem))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +64,14 @@ class Kinds:
     holed: BoolArray
 
 
-def _kinds(ledger: Ledger, every: Sequence[Fragment]) -> Kinds:
-    of, counts = ledger.rows, np.array([len(one.rows) for one in every], np.int64)
-    rows = np.concatenate([np.zeros(0, np.int64), *(one.rows for one in every)])
+def _kinds(ledger: Ledger, fragments: Sequence[Fragment]) -> Kinds:
+    of, counts = ledger.rows, np.array([len(one.rows) for one in fragments], np.int64)
+    rows = np.concatenate([np.zeros(0, np.int64), *(one.rows for one in fragments)])
     stop = np.cumsum(counts)
     start, some = stop - counts, counts > 0
-    header, size = np.array([(one.file.header_bytes, one.file.num_bytes) for one in every]).reshape(-1, 2).T
+    header, size = (
+        np.array([(one.file.header_bytes, one.file.num_bytes) for one in fragments]).reshape(-1, 2).T
+    )
     before = np.roll(of.end[rows], 1)
     before[start[some]] = header[some]
     last = header.copy()
@@ -73,91 +81,101 @@ def _kinds(ledger: Ledger, every: Sequence[Fragment]) -> Kinds:
 
 
 def _any_of(flags: BoolArray, start: IntArray, stop: IntArray) -> BoolArray:
-    """Whether any flag from start to stop is set, for each pair; of none, none is."""
+    """For each range [start, stop): is any flag set? False for an empty range."""
     count = np.concatenate([[0], np.cumsum(flags)])
-    found: BoolArray = count[stop] > count[start]
-    return found
+    any_set: BoolArray = count[stop] > count[start]
+    return any_set
 
 
-def _head(one: Fragment) -> Head:
+def _start(fragment: Fragment) -> FileStart:
     try:
-        file = os.open(one.path, os.O_RDONLY)
+        file = os.open(fragment.path, os.O_RDONLY)
         try:
             size = os.fstat(file).st_size
-            return Head(os.pread(file, max(8, min(one.file.header_bytes, size)), 0), size)
+            return FileStart(os.pread(file, max(8, min(fragment.file.header_bytes, size)), 0), size)
         finally:
             os.close(file)
     except OSError as error:
-        return Head(error=error)
+        return FileStart(error=error)
 
 
-def _check(ledger: Ledger, one: Fragment, head: Head, entire: bool, holed: bool) -> None:
+def _compare(ledger: Ledger, fragment: Fragment, start: FileStart, entire: bool, holed: bool) -> None:
     """Raise CorruptFileError if anything is not as the manifest has it, and what reading raised.
 
     If the fragment may become a shard, its header agrees on each tensor. Others are read by the manifest, and nobody
     will see their headers.
     """
-    if head.error:
-        raise head.error
-    _check_file(one, head)
+    if start.error:
+        raise start.error
+    _check_file(fragment, start)
     if holed:
-        _tell_hole(ledger, one)
-    if entire and not _is_as_written(ledger, one, head.prefix):
-        _check_entries(ledger, one, safetensors_header.decode(head.prefix, head.num_bytes, one.path))
+        _tell_hole(ledger, fragment)
+    if entire and not _is_as_written(ledger, fragment, start.prefix):
+        _check_entries(
+            ledger, fragment, safetensors_header.decode(start.prefix, start.num_bytes, fragment.path)
+        )
 
 
-def _check_file(one: Fragment, head: Head) -> None:
+def _check_file(fragment: Fragment, start: FileStart) -> None:
     """Size, and the header's length and checksum."""
-    path, want = str(one.path), one.file
-    if head.num_bytes != want.num_bytes:
-        raise CorruptFileError(path, f"it has {head.num_bytes:,} bytes, the manifest says {want.num_bytes:,}")
-    length = 8 + safetensors_header.header_length(head.prefix, head.num_bytes, one.path)
-    if length != want.header_bytes or xxhash.xxh3_128_hexdigest(head.prefix) != want.header_xxh3_128:
+    path, want = str(fragment.path), fragment.file
+    if start.num_bytes != want.num_bytes:
+        raise CorruptFileError(
+            path, f"it has {start.num_bytes:,} bytes, the manifest says {want.num_bytes:,}"
+        )
+    length = 8 + safetensors_header.header_length(start.prefix, start.num_bytes, fragment.path)
+    if length != want.header_bytes or xxhash.xxh3_128_hexdigest(start.prefix) != want.header_xxh3_128:
         raise CorruptFileError(path, "its header is not the one that the manifest describes")
 
 
-def _tell_hole(ledger: Ledger, one: Fragment) -> None:
+def _tell_hole(ledger: Ledger, fragment: Fragment) -> None:
     """Raise CorruptFileError: rectangles do not lie one behind the other, from the header to the end of the file."""
-    ends = [one.file.header_bytes, *ledger.rows.end[one.rows].tolist()]
-    begins = [*ledger.rows.begin[one.rows].tolist(), one.file.num_bytes]
+    ends = [fragment.file.header_bytes, *ledger.rows.end[fragment.rows].tolist()]
+    begins = [*ledger.rows.begin[fragment.rows].tolist(), fragment.file.num_bytes]
     end, begin = next((end, begin) for end, begin in zip(ends, begins, strict=True) if end != begin)
     raise CorruptFileError(
-        str(one.path), f"the manifest has nothing or twice between bytes {end:,} and {begin:,}"
+        str(fragment.path), f"the manifest has nothing or twice between bytes {end:,} and {begin:,}"
     )
 
 
-def _is_as_written(ledger: Ledger, one: Fragment, prefix: bytes) -> bool:
-    """True if the header is what `safetensors_header.build` gives for the rows of this fragment, all entire tensors."""
-    at = len(prefix)
-    wanted: dict[str, Any] = {
-        name: {"data_offsets": (begin - at, end - at), "dtype": dtype, "shape": shape}
-        for name, dtype, shape, begin, end in _wanted(ledger, one.rows)
+def _is_as_written(ledger: Ledger, fragment: Fragment, prefix: bytes) -> bool:
+    """Whether a header is, byte for byte, the one that the rows of this fragment get, all of them entire tensors."""
+    return prefix[8:].rstrip(b" ") == header_json(_wanted(ledger, fragment.rows), len(prefix))
+
+
+def header_json(wanted: Iterable[Wanted], data_offset: int) -> bytes:
+    """The JSON of the header that `safetensors_header.build` gives these tensors, many times as fast.
+
+    Args:
+        wanted: the tensors of a file, `begin` and `end` counted from the start of the file.
+        data_offset: where the first tensor begins.
+
+    Returns:
+        The JSON without padding.
+    """
+    header: dict[str, Any] = {
+        name: {"data_offsets": (begin - data_offset, end - data_offset), "dtype": dtype, "shape": shape}
+        for name, dtype, shape, begin, end in wanted
     }
-    wanted["__metadata__"] = METADATA
-    return prefix[8:].rstrip(b" ") == orjson.dumps(wanted, option=orjson.OPT_SORT_KEYS)
+    header["__metadata__"] = METADATA
+    return orjson.dumps(header, option=orjson.OPT_SORT_KEYS)
 
 
-def _check_entries(ledger: Ledger, one: Fragment, header: Header) -> None:
-    got = [
-        (e.name, e.dtype, e.shape, header.data_offset + e.begin, header.data_offset + e.end)
-        for e in header.entries
-    ]
-    for held, want in zip(
-        sorted(got, key=_by_place), sorted(_wanted(ledger, one.rows), key=_by_place), strict=False
-    ):
+def _check_entries(ledger: Ledger, fragment: Fragment, header: Header) -> None:
+    """Raise CorruptFileError for the first entry, in the order of bytes, that is not what the manifest has there."""
+    path, start = str(fragment.path), header.data_offset
+    got = [(e.name, e.dtype, e.shape, start + e.begin, start + e.end) for e in header.entries]
+    wanted = sorted(_wanted(ledger, fragment.rows), key=_by_place)
+    for held, want in zip(sorted(got, key=_by_place), wanted, strict=False):
         if held != want:
-            raise CorruptFileError(str(one.path), f"its header has {_tell(held)}, the manifest {_tell(want)}")
-    if len(got) != len(one.rows):
-        raise CorruptFileError(
-            str(one.path), f"it holds {len(got)} tensors, the manifest names {len(one.rows)}"
-        )
+            raise CorruptFileError(path, f"its header has {_tell(held)}, the manifest {_tell(want)}")
+    if len(got) != len(fragment.rows):
+        raise CorruptFileError(path, f"it holds {len(got)} tensors, the manifest names {len(fragment.rows)}")
     if header.metadata.get("format") != "pt":
-        raise CorruptFileError(
-            str(one.path), 'its header lacks __metadata__ {"format": "pt"}, which readers require'
-        )
+        raise CorruptFileError(path, 'its header lacks __metadata__ {"format": "pt"}, which readers require')
 
 
-def _wanted(ledger: Ledger, rows: IntArray) -> Iterator[tuple[Any, ...]]:
+def _wanted(ledger: Ledger, rows: IntArray) -> Iterator[Wanted]:
     """The header's entries as the manifest's columns give them. Plain lists: this is the longest loop of a check."""
     of = ledger.rows
     name, dtype, ndim, begin, end = (
@@ -169,10 +187,10 @@ def _wanted(ledger: Ledger, rows: IntArray) -> Iterator[tuple[Any, ...]]:
     return zip(names, dtypes, shapes, begin, end, strict=True)
 
 
-def _by_place(entry: tuple[Any, ...]) -> tuple[int, int, str]:
+def _by_place(entry: Wanted) -> tuple[int, int, str]:
     return entry[3], entry[4], entry[0]
 
 
-def _tell(entry: tuple[Any, ...]) -> str:
+def _tell(entry: Wanted) -> str:
     name, dtype, shape, begin, end = entry
     return f"{name} {dtype} {list(shape)} at bytes {begin}:{end}"

@@ -7,14 +7,21 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from shardmerge.common.errors import NonFiniteError
+from shardmerge.common.errors import Findings, NonFiniteError
 
 from ..ledger.names import expert_of, grouped, layer_of, ranges
 from ..ledger.rows import BoolArray
 from ..ledger.table import Ledger
+from .case import Case
 
 
-def nonfinite(ledger: Ledger, kept: BoolArray) -> Iterator[NonFiniteError]:
+def check(case: Case) -> Findings:
+    """NaN and infinities are problems, tensors of zeros are warnings."""
+    ledger, kept = case.ledger, case.verdict.kept
+    return Findings(tuple(_nonfinite(ledger, kept)), tuple(_all_zero(ledger, kept)))
+
+
+def _nonfinite(ledger: Ledger, kept: BoolArray) -> Iterator[NonFiniteError]:
     """Every tensor with NaN or infinite elements."""
     rows = ledger.rows
     sick = np.flatnonzero(kept & ((rows.nan_count > 0) | (rows.inf_count > 0)))
@@ -24,7 +31,7 @@ def nonfinite(ledger: Ledger, kept: BoolArray) -> Iterator[NonFiniteError]:
         yield NonFiniteError(ledger.names[name], *counts, rows.ranks_of(members))
 
 
-def all_zero(ledger: Ledger, kept: BoolArray) -> list[str]:
+def _all_zero(ledger: Ledger, kept: BoolArray) -> list[str]:
     """A line per group of tensors that hold nothing but zeros, experts that are zero throughout first."""
     rows = ledger.rows
     count = len(ledger.names)

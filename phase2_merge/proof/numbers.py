@@ -1,6 +1,6 @@
-"""Looks at every number of a file by bit masks alone: NaN, infinities, tensors that are zero throughout.
+"""Looks at every number of a file, for `verify --scan`: NaN, infinities, tensors that are zero throughout.
 
-The only place where phase two looks at numbers. It computes with none of them.
+The only place where phase two looks at numbers. It does so by bit masks alone, and computes with none of them.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from shardmerge.common.errors import Findings, NonFiniteError
 from shardmerge.common.safetensors_header import Entry, Header
 
 from ..disk.checksums import Advance
+from ..ledger.names import grouped
 
 CHUNK_BYTES = 4 << 20
 
@@ -78,6 +80,9 @@ def _scan(file: Any, start: int, entry: Entry, advance: Advance) -> Numbers:
     return Numbers(entry.name, nan_count, inf_count, zero)
 
 
-def names_of_zeros(found: Sequence[Numbers]) -> list[str]:
-    """Tensors that hold nothing but zeros."""
-    return sorted(one.name for one in found if one.all_zero)
+def judge(strange: Sequence[Numbers]) -> Findings:
+    """NaN and infinities are problems. Tensors that hold nothing but zeros are warnings, a line for those alike."""
+    sick = (one for one in strange if one.nan_count or one.inf_count)
+    problems = tuple(NonFiniteError(one.name, one.nan_count, one.inf_count, ()) for one in sick)
+    zeros = grouped(sorted(one.name for one in strange if one.all_zero))
+    return Findings(problems, tuple(f"all zero: {line}" for line in zeros))

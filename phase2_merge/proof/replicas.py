@@ -3,39 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
-from shardmerge.common.errors import ReplicaMismatchError
+from shardmerge.common.errors import Findings, ReplicaMismatchError
 from shardmerge.common.rectangle import place
 
 from ..ledger.rows import IntArray, Rows
 from ..ledger.table import Ledger
+from .case import Case
 
 
-@dataclass(frozen=True, slots=True)
-class Agreement:
-    """`compared` replicas, those that differ from what was written, and how many had nothing to be compared with."""
-
-    compared: int
-    differing: tuple[ReplicaMismatchError, ...]
-    unmatched: int
-
-
-def agreement(ledger: Ledger) -> Agreement:
+def check(case: Case) -> Findings:
     """Compare every held rectangle with the written one of the same tensor, offset and shape."""
-    rows = ledger.rows
+    rows = case.ledger.rows
     held, written = np.flatnonzero(~rows.written), np.flatnonzero(rows.written)
     if not len(held):
-        return Agreement(0, (), 0)
+        return Findings()
     written = written[np.isin(rows.name[written], rows.name[held])]
     partner = _partners(rows, held, written)
     matched = held[partner >= 0]
     partner = partner[partner >= 0]
     differ = (rows.xxh3_128[matched] != rows.xxh3_128[partner]).any(axis=1)
-    differing = tuple(_mismatches(ledger, matched[differ], partner[differ]))
-    return Agreement(len(matched), differing, len(held) - len(matched))
+    unmatched = len(held) - len(matched)
+    warning = f"{unmatched:,} replicas could not be compared: nobody wrote the same rectangle"
+    differing = tuple(_mismatches(case.ledger, matched[differ], partner[differ]))
+    return Findings(differing, (warning,) if unmatched else ())
 
 
 def _partners(rows: Rows, held: IntArray, written: IntArray) -> IntArray:

@@ -29,12 +29,14 @@ def excluded(weights: Iterable[tuple[str, Shape]], layers: Mapping[str, str]) ->
     return sorted(module for module in modules if module is not None and module not in layers)
 
 
-def both(found: Quantization, weights: Iterable[tuple[str, Shape]]) -> tuple[Json | None, Json]:
+def both(found: Quantization | None, weights: Iterable[tuple[str, Shape]]) -> tuple[Json | None, Json | None]:
     """Both files of a checkpoint with these tensors under their plain names.
 
     Returns (hf_quant_config.json, quantization_config); the first is None for a format that is declared in
-    config.json only.
+    config.json only, and both are for a checkpoint that is not quantized.
     """
+    if found is None:
+        return None, None
     exclude = excluded(weights, found.layers)
     forms = [FORMATS[name].form for name in sorted(set(found.layers.values()))]
     if len(forms) == 1 and isinstance(alone := forms[0], ConfigForm):

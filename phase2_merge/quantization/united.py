@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 from shardmerge.common.errors import (
     BadScaleError,
@@ -28,8 +28,8 @@ from shardmerge.common.quantization.formats import FORMATS, KV_CACHE_TENSORS, KV
 from shardmerge.common.rectangle import Shape
 
 from ..ledger.names import EXPERT, grouped
+from ..options import Uncalibrated
 
-Uncalibrated = Literal["error", "layer-max"]
 EXCLUDED = "not quantized"
 NEVER = "never calibrated"
 Told: TypeAlias = Sequence[tuple[int, QuantizationFacts]]  # (rank, what it says) of every quantized rank

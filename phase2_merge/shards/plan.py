@@ -8,7 +8,7 @@ however many ranks there were.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -27,8 +27,9 @@ from ..ledger.graft import REFERENCE_RANK
 from ..ledger.rows import BoolArray, IntArray, group
 from ..ledger.table import Ledger
 from ..options import ADOPT, LAYOUTS
-from ..proof.tensors.completeness import Verdict
+from ..proof.prove import Proof
 from ..proof.tensors.expected import Expected
+from ..proof.tensors.verdict import Verdict
 
 MAX_SHARD_BYTES = 5_000_000_000
 MAX_SHARDS = 99_999
@@ -113,18 +114,23 @@ class Plan:
 
 
 def plan_shards(
-    ledger: Ledger,
-    verdict: Verdict,
-    expected: Expected,
-    every: Sequence[Fragment],
-    max_shard_bytes: int = MAX_SHARD_BYTES,
-    layout: str = ADOPT,
-    min_shard_bytes: int = 0,
+    proof: Proof, max_shard_bytes: int = MAX_SHARD_BYTES, layout: str = ADOPT, min_shard_bytes: int = 0
 ) -> Plan:
-    """Decide all shards. Raises BadInputError if there would be too many to number, or for an unknown layout."""
+    """Decide all shards that the proven tensors become.
+
+    Args:
+        proof: of the dump.
+        max_shard_bytes: at most so many bytes of tensors are in an assembled shard of several tensors.
+        layout: one of LAYOUTS.
+        min_shard_bytes: fragments with fewer are not adopted.
+
+    Raises:
+        BadInputError: there would be too many shards to number, or the layout is unknown.
+    """
     _refuse_unknown(layout, min_shard_bytes, max_shard_bytes)
+    ledger, verdict, expected = proof.ledger, proof.verdict, proof.expected
     wanted = verdict.kept & ledger.rows.whole()
-    adopted = [one for one in every if layout == ADOPT and _is_shard(one, wanted, min_shard_bytes)]
+    adopted = [one for one in proof.fragments if layout == ADOPT and _is_shard(one, wanted, min_shard_bytes)]
     at_adopted = np.zeros(len(expected), bool)
     for fragment in adopted:
         at_adopted[verdict.tensor[fragment.rows]] = True
@@ -207,7 +213,7 @@ def _dtypes(ledger: Ledger, verdict: Verdict, expected: Expected) -> list[str]:
     """The dtype of each expected tensor, as its rectangles have it."""
     codes = np.zeros(len(expected), np.int64)
     codes[verdict.tensor[verdict.kept]] = ledger.rows.dtype[verdict.kept]
-    for tensor, row in verdict.borrowed.items():
+    for tensor, row in verdict.filled_from.items():
         codes[tensor] = ledger.rows.dtype[row]
     return [DTYPES[code] for code in codes]
 
@@ -215,9 +221,9 @@ def _dtypes(ledger: Ledger, verdict: Verdict, expected: Expected) -> list[str]:
 def _by_tensor(verdict: Verdict, count: int) -> tuple[IntArray, IntArray]:
     """Kept rows by tensor, those of one tensor in the order of ranks."""
     kept = np.flatnonzero(verdict.kept)
-    lent = verdict.borrowed
-    rows = np.concatenate([kept, np.array(list(lent.values()), np.int64)])
-    order, start = group(np.concatenate([verdict.tensor[kept], np.array(list(lent), np.int64)]), count)
+    filled = verdict.filled_from
+    rows = np.concatenate([kept, np.array(list(filled.values()), np.int64)])
+    order, start = group(np.concatenate([verdict.tensor[kept], np.array(list(filled), np.int64)]), count)
     return rows[order], start
 
 

@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from shardmerge.common.command.group import main
-from shardmerge.phase2_merge.proof import prove as proof
+from shardmerge.phase2_merge.commands import merge as merge_command
 from tests.bench.watching import children
 from tests.dumps import dumps
 from tests.dumps.dumps import Topology
@@ -112,7 +112,7 @@ def test_a_defect_exits_with_1_and_shows_its_traceback(
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr(proof, "plan_shards", broken)
+    monkeypatch.setattr(merge_command, "plan_shards", broken)
     found = run(*merge_arguments(world().write()))
     assert found.exit_code == 1
     assert "ZeroDivisionError: oops" in found.stderr

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from shardmerge.phase2_merge.options import Asked
 from shardmerge.phase2_merge.proof.prove import prove
 from shardmerge.phase2_merge.shards.plan import plan_shards
 
@@ -35,8 +36,8 @@ class Cost:
 
 def measure(folder: Path) -> Cost:
     """Check and plan `folder`/dump. Raises what a check raises."""
-    proof, check_s, check_cpu_s = _timed(lambda: prove([folder / "dump"], folder / "reference"))
-    _, plan_s, _ = _timed(lambda: plan_shards(proof.ledger, proof.verdict, proof.expected, proof.fragments))
+    proof, check_s, check_cpu_s = _timed(lambda: prove(Asked([folder / "dump"], folder / "reference")))
+    _, plan_s, _ = _timed(lambda: plan_shards(proof))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return Cost(len(proof.ledger.rows), len(proof.ledger.heads), check_s, check_cpu_s, plan_s, peak)
 

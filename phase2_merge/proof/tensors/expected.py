@@ -14,7 +14,6 @@ import numpy as np
 
 from shardmerge.common.architectures import Blueprint
 from shardmerge.common.architectures.blueprint import Family
-from shardmerge.common.errors import MismatchError
 from shardmerge.common.manifest_facts import Facts
 from shardmerge.common.reference import Reference, ReferenceTensor
 
@@ -25,7 +24,6 @@ TABLE = "config.json with the table of {}"
 REFERENCE = "the reference checkpoint"
 GRAFTED = "--graft"
 QUANTIZED = "the quantization of the model"
-MANY = 10_000  # tensors that may be missing by name
 ByDtype: TypeAlias = Callable[[Family], Iterable[tuple[str | None, Iterable[str]]]]
 
 
@@ -65,7 +63,7 @@ class Expected:
         return (ExpectedTensor(name, *self.kinds[kind]) for name, kind in each)
 
     def num_elements(self) -> int:
-        """Of all together."""
+        """Elements of all tensors together."""
         counts = np.bincount(self.kind, minlength=len(self.kinds)).tolist()
         return sum(prod(kind.shape) * count for kind, count in zip(self.kinds, counts, strict=True))
 
@@ -141,14 +139,6 @@ def _add_stored(
         else:
             for companion, shape, dtype in stored:
                 found.add([companion], Kind(shape, dtype, QUANTIZED))
-
-
-def of_another_size(blueprint: Blueprint, held: int) -> MismatchError | None:
-    """A config.json that describes many times the `held` tensors of an output: told once, not once for each."""
-    count = blueprint.num_tensors()
-    if count <= 2 * held + MANY:
-        return None
-    return MismatchError("config.json", "the number of tensors it describes", f"{count:,}", f"about {held:,}")
 
 
 def _by_dtype(reference: Reference, facts: Facts) -> ByDtype:

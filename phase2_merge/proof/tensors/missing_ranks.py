@@ -1,66 +1,54 @@
-"""Ranks without a manifest: where they stood, and what they owe. Read from their peers, never from rank arithmetic.
+"""Who owes what is missing: ranks without a manifest, and else ranks that wrote the neighbours of what is missing.
 
-A peer's `groups` hold the global ranks along each axis through it, so they place the missing rank; ranks of the
-same pipeline stage tell its layers, ranks at the same expert coordinate its experts.
+Where ranks stood is read from manifests, never from rank arithmetic. A peer's `groups` hold the global ranks along
+each axis through it, so they place a missing rank; ranks of the same pipeline stage tell its layers, ranks at the same
+expert coordinate its experts. Neighbours are tensors of the same layer, for a routed expert of the same expert.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 
-from shardmerge.common.errors import MissingRankError
+from shardmerge.common.errors import MissingRankError, ShardmergeError, UncoveredTensorError
+from shardmerge.common.manifest import AXES
 
+from ...ledger.graft import REFERENCE_RANK
 from ...ledger.names import expert_of, layer_of, summary
 from ...ledger.table import Ledger
+from .verdict import Incomplete
 
-AXES = (
-    "pp",
-    "tp",
-    "cp",
-    "ep",
-    "etp",
-    "dp",
-    "edp",
-)  # in the order of messages; later ones often repeat earlier ones
 GRIDS = (("pp", "tp", "cp", "dp"), ("pp", "ep", "etp", "edp"))  # megatron lays ranks out twice: experts apart
 NOTHING = "no tensor is missing without it, but nothing proves that it held none"
+Place: TypeAlias = dict[str, int]  # coordinate by axis
+Neighbourhood: TypeAlias = tuple[int, int | None]  # layer, and for a routed expert the expert
 
 
-@dataclass(frozen=True, slots=True)
-class Debt:
-    """An error per missing rank, and the tensors that they owe together."""
+def owing(
+    ledger: Ledger, incomplete: Mapping[str, Incomplete], failures: Mapping[int, str]
+) -> tuple[ShardmergeError, ...]:
+    """Explain what is missing by the ranks that should have written it.
 
-    missing: tuple[MissingRankError, ...]
-    owed: frozenset[str]
+    Args:
+        ledger: what ranks with a manifest wrote.
+        incomplete: errors of tensors whose only fault is a missing part, by name.
+        failures: the reasons that ranks recorded when they failed.
 
-
-@dataclass(frozen=True, slots=True)
-class Holdings:
-    """Layers or experts, by coordinate on an axis; `every` is what any present rank holds."""
-
-    by_coordinate: dict[int, set[int]]
-    every: set[int]
-
-    def may_hold(self, coordinate: int | None, number: int) -> bool:
-        """Whether a rank there held this; if nobody there is left, whether nobody else holds it. Unknown: maybe."""
-        if coordinate is None:
-            return True
-        own = self.by_coordinate.get(coordinate)
-        return number in own if own else number not in self.every
-
-
-def debt(ledger: Ledger, incomplete: Sequence[str], failures: dict[int, str]) -> Debt:
-    """What ranks without a manifest owe of the `incomplete` tensors; `failures` are the reasons they recorded."""
+    Returns:
+        An error for each rank without a manifest, then the errors of tensors of which no such rank can have held a
+        part. Where their neighbours tell which ranks owe these, they are named.
+    """
     present = set(ledger.rows.present.tolist())
     absent = [rank for rank in range(ledger.heads[0].manifest.world_size) if rank not in present]
     if not absent:
-        return Debt((), frozenset())
-    places, axes = coordinates(ledger, absent), axes_to_tell(ledger)
-    owed = _owed(ledger, places, incomplete)
+        return tuple(_with_suspects(ledger, incomplete))
+    places = _places(ledger, absent)
+    owed = _owed(ledger, places, list(incomplete))
+    axes = _axes_to_tell(ledger)
     missing = [
         MissingRankError(
             rank,
@@ -70,30 +58,33 @@ def debt(ledger: Ledger, incomplete: Sequence[str], failures: dict[int, str]) ->
         )
         for rank in absent
     ]
-    return Debt(tuple(missing), frozenset(name for names in owed.values() for name in names))
+    explained = {name for names in owed.values() for name in names}
+    rest = {name: error for name, error in incomplete.items() if name not in explained}
+    return (*missing, *_with_suspects(ledger, rest))
 
 
-def coordinates(ledger: Ledger, absent: Sequence[int]) -> dict[int, dict[str, int]]:
+# ---- ranks without a manifest -------------------------------------------------------------------------------------
+
+
+def _places(ledger: Ledger, absent: Sequence[int]) -> dict[int, Place]:
     """Where missing ranks stood, on every axis that their peers tell.
 
     A peer along an axis lists the rank in its group there; on the other axes of the same grid the two stand alike.
     """
-    found: dict[int, dict[str, int]] = {rank: {} for rank in absent}
+    places: dict[int, Place] = {rank: {} for rank in absent}
     for head in ledger.heads:
         alike = head.manifest.coordinates
         for axis, group in head.manifest.groups.items():
-            for at, rank in enumerate(group):
-                if rank in found:
+            for coordinate, rank in enumerate(group):
+                if rank in places:
                     others = {a: alike[a] for grid in GRIDS if axis in grid for a in grid if a in alike}
-                    found[rank] = others | found[rank] | {axis: at}
-    return found
+                    places[rank] = others | places[rank] | {axis: coordinate}
+    return places
 
 
-def _owed(
-    ledger: Ledger, places: dict[int, dict[str, int]], incomplete: Sequence[str]
-) -> dict[int, list[str]]:
+def _owed(ledger: Ledger, places: Mapping[int, Place], incomplete: Sequence[str]) -> dict[int, list[str]]:
     """The incomplete tensors that each rank may have held a part of; ranks of one stage and expert group share."""
-    layers, experts = _holdings(ledger, "pp", layer_of), _holdings(ledger, "ep", expert_of)
+    layers, experts = _seen(ledger, "pp", layer_of), _seen(ledger, "ep", expert_of)
     ids = [(name, layer_of(name), expert_of(name)) for name in incomplete]
     last = max(len(head.manifest.groups.get("pp", [0])) for head in ledger.heads) - 1
     known: dict[tuple[int | None, int | None], list[str]] = {}
@@ -109,27 +100,89 @@ def _owed(
     return {rank: known[place.get("pp"), place.get("ep")] for rank, place in places.items()}
 
 
-def axes_to_tell(ledger: Ledger) -> list[str]:
-    """Axes for messages: without those of size one, and without those that repeat an earlier one."""
-    groups = {axis: [head.manifest.groups.get(axis, []) for head in ledger.heads] for axis in AXES}
-    found: list[str] = []
-    for axis in AXES:
-        divides = any(len(group) > 1 for group in groups[axis])
-        if divides and all(groups[axis] != groups[other] for other in found):
-            found.append(axis)
-    return found
+@dataclass(frozen=True, slots=True)
+class SeenIds:
+    """Layers or experts that present ranks hold: by coordinate on an axis, and anywhere."""
+
+    by_coordinate: Mapping[int, set[int]]
+    anywhere: set[int]
+
+    def may_hold(self, coordinate: int | None, number: int) -> bool:
+        """Whether a missing rank at this coordinate may have held a layer or an expert.
+
+        True if a present rank there holds it. If no rank there is present, true unless another rank holds it. Always
+        true for an unknown coordinate.
+        """
+        if coordinate is None:
+            return True
+        own = self.by_coordinate.get(coordinate)
+        return number in own if own else number not in self.anywhere
 
 
-def _holdings(ledger: Ledger, axis: str, number_of: Callable[[str], int | None]) -> Holdings:
+def _seen(ledger: Ledger, axis: str, number_of: Callable[[str], int | None]) -> SeenIds:
     """What present ranks hold, by their coordinate on the axis."""
     numbers = np.array([-1 if (n := number_of(name)) is None else n for name in ledger.names], np.int64)
     rows = ledger.rows
     by_coordinate: dict[int, set[int]] = defaultdict(set)
-    every: set[int] = set()
+    anywhere: set[int] = set()
     at_rank = {head.manifest.rank: head.manifest.coordinates.get(axis) for head in ledger.heads}
     for rank, number in np.unique(np.stack([rows.rank, numbers[rows.name]]), axis=1).T.tolist():
         if number >= 0:
-            every.add(number)
+            anywhere.add(number)
             if (coordinate := at_rank.get(rank)) is not None:  # what is grafted is nobody's
                 by_coordinate[coordinate].add(number)
-    return Holdings(dict(by_coordinate), every)
+    return SeenIds(dict(by_coordinate), anywhere)
+
+
+def _axes_to_tell(ledger: Ledger) -> list[str]:
+    """Axes for messages: without those of size one, and without those that repeat an earlier one."""
+    groups = {axis: [head.manifest.groups.get(axis, []) for head in ledger.heads] for axis in AXES}
+    telling: list[str] = []
+    for axis in AXES:
+        divides = any(len(group) > 1 for group in groups[axis])
+        if divides and all(groups[axis] != groups[other] for other in telling):
+            telling.append(axis)
+    return telling
+
+
+# ---- ranks that wrote the neighbours ------------------------------------------------------------------------------
+
+
+def _with_suspects(ledger: Ledger, incomplete: Mapping[str, Incomplete]) -> list[Incomplete]:
+    """The same errors, with the ranks that wrote other tensors of the same layer or expert, but nothing of this one."""
+    wanted = {where for name in incomplete if (where := _neighbourhood(name)) is not None}
+    if not wanted:
+        return list(incomplete.values())
+    holders, axes = _holders(ledger, wanted), _axes_to_tell(ledger)
+    places = {head.manifest.rank: head.manifest.coordinates for head in ledger.heads}
+
+    def suspected(name: str, error: Incomplete) -> Incomplete:
+        wrote = error.ranks if isinstance(error, UncoveredTensorError) else ()
+        owed_by = tuple(sorted(holders.get(_neighbourhood(name), set()) - set(wrote)))
+        place = places[owed_by[0]] if len(owed_by) == 1 else {}
+        where = ", ".join(f"{axis} {place[axis]}" for axis in axes if axis in place)
+        return replace(error, owed_by=owed_by, where=where)
+
+    return [suspected(name, error) for name, error in incomplete.items()]
+
+
+def _neighbourhood(name: str) -> Neighbourhood | None:
+    """Layer and routed expert; None for what is in no layer, whose neighbours may be on another stage."""
+    layer = layer_of(name)
+    return None if layer is None else (layer, expert_of(name))
+
+
+def _holders(ledger: Ledger, wanted: Iterable[Neighbourhood]) -> dict[Neighbourhood | None, set[int]]:
+    """The ranks that have a rectangle of each of these neighbourhoods."""
+    number = {where: at for at, where in enumerate(wanted)}
+    of_name = np.array(
+        [number.get(where, -1) if (where := _neighbourhood(name)) else -1 for name in ledger.names]
+    )
+    rows = ledger.rows
+    there = (of_name[rows.name] >= 0) & (rows.rank != REFERENCE_RANK)
+    pairs = np.unique(np.stack([of_name[rows.name][there], rows.rank[there]]), axis=1)
+    holders: dict[Neighbourhood | None, set[int]] = defaultdict(set)
+    known = list(number)
+    for at, rank in pairs.T.tolist():
+        holders[known[at]].add(rank)
+    return holders

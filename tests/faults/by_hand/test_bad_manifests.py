@@ -117,7 +117,7 @@ def test_a_quantized_dump_is_refused_by_name(world: MakeWorld) -> None:
     ("spoil", "reason"),
     [
         (lambda data: b"not json", "Expecting value"),
-        (lambda data: b"[]", "no shardmerge manifest"),
+        (lambda data: b"[]", "is not a shardmerge manifest"),
         (lambda data: data.replace(b'"rank":0', b'"rank":0,"rank":0'), "'rank' occurs twice"),
         (lambda data: data.replace(b"run-1", b"run-2"), "digest does not fit"),
         (lambda data: data[:-40], ""),

@@ -47,6 +47,7 @@ def test_a_row_is_declared_and_read_back(row: Format, tmp_path: Path) -> None:
         (f"{MODULE}.weight_scale", (2, 3), "F32"),
     ]
     hf, declared = json_files.both(found, WEIGHTS)
+    assert declared is not None
     if row.form is IN_CONFIG:
         assert hf is None
         assert declared == {"quant_method": "int4", "tile": [32, 32], "symmetric": True, "kept": ["lm_head"]}

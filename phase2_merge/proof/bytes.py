@@ -1,0 +1,61 @@
+"""Is every byte of the fragments as it was when it was written? Reads all of them, and never interprets a number.
+
+A fragment is read in threads: hashing and reading release the interpreter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from shardmerge.common.errors import CorruptFileError, Findings, ShardmergeError
+from shardmerge.common.rectangle import place
+
+from ..disk.checksums import Advance, Span, checksums, in_threads, stretches, wrong_bytes
+from ..ledger.fragments import Fragment
+from ..ledger.rows import IntArray
+from ..ledger.table import Ledger
+
+
+def check_bytes(ledger: Ledger, fragments: Sequence[Fragment], advance: Advance) -> Findings:
+    """Read every rectangle once and compare its checksum.
+
+    Args:
+        ledger: where the checksums are recorded.
+        fragments: those that are read.
+        advance: called with numbers of bytes while they are read.
+
+    Returns:
+        Of each fragment the first rectangle that differs. Raises OSError.
+    """
+    parts = [(one, one.rows[part]) for one in fragments for part in stretches(_spans(ledger, one.rows))]
+    problems = in_threads(
+        lambda one, rows: as_problem(one, lambda: _compare(ledger, one.path, rows, advance)), parts
+    )
+    return Findings(tuple(problems))
+
+
+def as_problem(fragment: Fragment, compare: Callable[[], None]) -> ShardmergeError | None:
+    """Returns what looking at this fragment raised about a file, with the rank that wrote it. None if nothing."""
+    try:
+        compare()
+    except CorruptFileError as error:
+        return CorruptFileError(error.path, error.reason, fragment.rank)
+    except FileNotFoundError:
+        return CorruptFileError(
+            str(fragment.path), "it is missing, though the manifest names it", fragment.rank
+        )
+    return None
+
+
+def _spans(ledger: Ledger, rows: IntArray) -> list[Span]:
+    return list(zip(ledger.rows.begin[rows].tolist(), ledger.rows.end[rows].tolist(), strict=True))
+
+
+def _compare(ledger: Ledger, path: Path, rows: IntArray, advance: Advance) -> None:
+    """Raise CorruptFileError for the first of these rows whose bytes have another checksum than was recorded."""
+    of = ledger.rows
+    for row, got in zip(rows, checksums(path, _spans(ledger, rows), advance), strict=True):
+        if got != of.checksum(row):
+            what = f"{ledger.names[int(of.name[row])]} {place(*of.box(row))}"
+            raise CorruptFileError(str(path), wrong_bytes(what, got, of.checksum(row)))

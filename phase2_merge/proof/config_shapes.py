@@ -1,0 +1,84 @@
+"""Does a config.json describe the model that was dumped, and the tensors that are held?
+
+The one comparison of the two: the proof, `metadata` and `verify` all ask here, and decide which answers stop them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from shardmerge.common.architectures import Blueprint
+from shardmerge.common.errors import Findings, MismatchError, MissingTensorError, ShardmergeError
+from shardmerge.common.manifest_facts import Facts
+from shardmerge.common.rectangle import Shape
+
+from .case import Case
+from .tensors.expected import TABLE
+
+MANY = 10_000  # tensors that may be missing by name
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Tensors that are described and not held so, in the order of layers; names that are held and not described."""
+
+    problems: tuple[ShardmergeError, ...] = ()
+    strange: tuple[str, ...] = ()
+
+
+def check_facts(case: Case) -> Findings:
+    """Architecture and dimensions: one problem for each of them, not one for each tensor."""
+    first = case.manifests[0]
+    return Findings(tuple(against_facts(case.blueprint, first.architecture, first.facts)))
+
+
+def against_facts(blueprint: Blueprint, architecture: str, facts: Facts) -> Iterator[MismatchError]:
+    """Where config.json describes another model than the one that was dumped.
+
+    Args:
+        blueprint: the config.json, with the table of its architecture.
+        architecture: the name of the architecture that was dumped.
+        facts: what the dump says of the model, with corrections; `dimensions` are by name.
+
+    Returns:
+        A mismatch of the architecture alone, or of every dimension that differs.
+    """
+    if architecture != blueprint.architecture.name:
+        said = f"{architecture}, as dumped"
+        yield MismatchError("config.json", "architecture", blueprint.architecture.name, said)
+        return
+    dumped = facts.dimensions or {}
+    for name, value in sorted(blueprint.dimensions.items()):
+        if name in dumped and dumped[name] != value:
+            yield MismatchError("config.json", name, str(value), f"{dumped[name]}, as dumped")
+
+
+def against_tensors(blueprint: Blueprint, held: Mapping[str, Shape | None]) -> Comparison:
+    """Compare every tensor that config.json describes with those that are held.
+
+    Args:
+        blueprint: the config.json, with the table of its architecture.
+        held: shape by name, of a packed weight [N, K] of what it stands for, None where nobody can tell that. Tensors
+            that no table lists, as scales, are left out.
+
+    Returns:
+        What differs. A config.json of a far larger model is one mismatch, not one for each of its tensors.
+    """
+    count = blueprint.num_tensors()
+    if count > 2 * len(held) + MANY:
+        what = "the number of tensors it describes"
+        return Comparison((MismatchError("config.json", what, f"{count:,}", f"about {len(held):,}"),))
+    if blueprint.shapes() == held:  # as it should be, and quickly
+        return Comparison()
+    left = dict(held)
+    problems: list[ShardmergeError] = []
+    required_by = TABLE.format(blueprint.architecture.name)
+    for name, shape, _ in blueprint.tensors():
+        if name not in left:
+            problems.append(MissingTensorError(name, shape, required_by))
+            continue
+        got = left.pop(name)
+        if got is not None and got != shape:
+            problems.append(MismatchError(name, "shape", str(list(got)), str(list(shape))))
+    return Comparison(tuple(problems), tuple(left))
