@@ -15,6 +15,7 @@ from shardmerge.common import canonical_json
 from shardmerge.common import manifest as manifests
 from shardmerge.common.errors import BadInputError, CorruptManifestError
 from shardmerge.common.manifest import FragmentFile, Manifest, Placed, columns
+from shardmerge.common.manifest_facts import Facts, Health, QuantizationFacts, Scalars
 from shardmerge.common.rectangle import Rectangle
 
 HASH = "0123456789abcdef" * 2
@@ -29,9 +30,9 @@ def manifest(**changes: Any) -> Manifest:
     names, dtypes, found = columns(PLACED)
     given: dict[str, Any] = {
         "run_id": "run-1", "step": 7, "attempt": "0", "rank": 3, "world_size": 4, "coordinates": {"tp": 1},
-        "groups": {"tp": [2, 3]}, "architecture": "LlamaForCausalLM", "facts": {"dtype": "BF16"},
+        "groups": {"tp": [2, 3]}, "architecture": "LlamaForCausalLM", "facts": Facts(dtype="BF16"),
         "files": (FragmentFile("whole-00001.safetensors", 4160, 4096, HASH),), "names": names, "dtypes": dtypes,
-        "columns": found, "health": {}, "drops": {"rotary": 2},
+        "columns": found, "drops": {"rotary": 2},
     }  # fmt: skip
     return Manifest(**given | changes)
 
@@ -81,22 +82,27 @@ def test_any_changed_byte_is_noticed(tmp_path: Path, at: float) -> None:
     assert error.value.exit_code == 4
 
 
-def reason(tmp_path: Path, **changes: Any) -> str:
-    """Why a manifest with these top-level values, and a digest that fits, is refused."""
+def edited(tmp_path: Path, **changes: Any) -> Manifest:
+    """A manifest with these top-level values, and a digest that fits, as it is read."""
     value = json.loads(manifests.encode(manifest())) | changes
     del value["xxh3_128"]
     body = canonical_json.encode(value)[:-2]
     path = tmp_path / "manifest.json"
     path.write_bytes(body + f',"xxh3_128":"{xxhash.xxh3_128_hexdigest(body)}"}}\n'.encode())
+    return manifests.read(path)
+
+
+def reason(tmp_path: Path, **changes: Any) -> str:
+    """Why such a manifest is refused."""
     with pytest.raises(CorruptManifestError) as error:
-        manifests.read(path)
+        edited(tmp_path, **changes)
     return error.value.reason
 
 
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"format": "other"}, "is not a shardmerge manifest"),
+        ({"format": "other"}, "not a shardmerge manifest"),
         ({"schema_version": 2}, "schema_version 2"),
         ({"rank": 4}, "rank 4 of 4"),
         ({"rank": -1}, "rank -1 of 4"),
@@ -120,9 +126,97 @@ def test_heads_that_cannot_be_are_refused(tmp_path: Path, changes: dict[str, Any
     assert expected in reason(tmp_path, **changes)
 
 
+PACKED = {
+    "layers": {"NVFP4": ["m"]},
+    "excluded": ["n"],
+    "kv_cache": {"FP8": ["a"]},
+    "scalars": {"names": ["m.input_scale"], "values": [0.5]},
+    "uncalibrated": [],
+    "producer": {"name": "modelopt"},
+    "bad_scales": {"m.weight_scale@0,0": 2},
+}
+
+
+def test_facts_health_and_quantization_are_what_was_written(tmp_path: Path) -> None:
+    facts = {"dtype": "BF16", "dimensions": {"hidden": 8}, "dtype_from_reference": False}
+    health = {"nonfinite": [[0, 5, 7]], "all_zero": [1]}
+    found = edited(tmp_path, facts=facts, health=health, quantization=PACKED)
+    assert found.facts == Facts(dtype="BF16", dimensions={"hidden": 8}, dtype_from_reference=False)
+    assert found.health == Health(nonfinite=[[0, 5, 7]], all_zero=[1])
+    assert found.quantization == QuantizationFacts(
+        layers={"NVFP4": ["m"]},
+        excluded=["n"],
+        kv_cache={"FP8": ["a"]},
+        scalars=Scalars(["m.input_scale"], [0.5]),
+        uncalibrated=[],
+        producer={"name": "modelopt"},
+        bad_scales={"m.weight_scale@0,0": 2},
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"facts": {}},
+        {"facts": {"dtype_from_reference": True, "vendor": [1, None], "more": 2}},
+        {"health": {}},
+        {"health": {"all_zero": [], "later": {"x": 1}}},
+        {"quantization": {}},
+        {"quantization": PACKED},
+        {"quantization": {"layers": {}, "later": "x"}},
+    ],
+)
+def test_keys_that_are_absent_stay_absent_and_unknown_ones_stay(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    found = edited(tmp_path, **changes)
+    assert manifests.encode(found) == (tmp_path / "manifest.json").read_bytes()
+
+
+def test_what_a_quantized_rank_does_not_say_is_named() -> None:
+    packed = {key: value for key, value in PACKED.items() if key not in ("layers", "producer", "bad_scales")}
+    assert QuantizationFacts.of_json(packed).missing == ("layers", "producer")
+    assert QuantizationFacts.of_json(PACKED).missing == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"facts": {"dtype": 5}}, "facts.dtype is 5, which is not a string"),
+        ({"facts": {"dtype": None}}, "facts.dtype is null"),
+        ({"facts": {"dimensions": [8]}}, "facts.dimensions is a list, which is not an object"),
+        ({"facts": {"dimensions": {"hidden": True}}}, "facts.dimensions holds True, which is not an integer"),
+        ({"facts": {"dtype_from_reference": 1}}, "facts.dtype_from_reference is 1, which is not true or false"),
+        ({"health": {"nonfinite": [5]}}, "health.nonfinite holds 5, which is not a list"),
+        ({"health": {"nonfinite": [[1, 2]]}}, "a row of health.nonfinite does not hold 3 numbers"),
+        ({"health": {"nonfinite": [[0, "many", 1]]}}, "health.nonfinite holds 'many'"),
+        ({"health": {"all_zero": [0.5]}}, "health.all_zero holds 0.5, which is not an integer"),
+        ({"quantization": {"layers": {"FP8": "m"}}}, "quantization.layers holds 'm', which is not a list"),
+        ({"quantization": {"layers": {"FP8": [1]}}}, "quantization.layers.FP8 holds 1, which is not a string"),
+        ({"quantization": {"excluded": {}}}, "quantization.excluded is an object, which is not a list"),
+        ({"quantization": {"kv_cache": []}}, "quantization.kv_cache is a list, which is not an object"),
+        ({"quantization": {"scalars": {}}}, "quantization.scalars is not an object of names and values"),
+        (
+            {"quantization": {"scalars": {"names": ["a"], "values": []}}},
+            "quantization.scalars has 1 names, 0 values",
+        ),
+        (
+            {"quantization": {"scalars": {"names": ["a"], "values": ["1"]}}},
+            "quantization.scalars.values holds '1', which is not a number",
+        ),
+        ({"quantization": {"uncalibrated": [[]]}}, "uncalibrated holds a list, which is not a string"),
+        ({"quantization": {"producer": {"name": 1}}}, "quantization.producer holds 1, which is not a string"),
+        ({"quantization": {"bad_scales": {"m": "2"}}}, "bad_scales holds '2', which is not an integer"),
+    ],
+)  # fmt: skip
+def test_facts_of_another_type_are_refused(tmp_path: Path, changes: dict[str, Any], expected: str) -> None:
+    assert expected in reason(tmp_path, **changes)
+
+
 def test_a_fact_that_equals_nothing_is_refused(tmp_path: Path) -> None:
     body = (
-        manifests.encode(manifest(facts={"x": 12345}))[:-2]
+        manifests.encode(manifest(facts=Facts(more={"x": 12345})))[:-2]
         .replace(b"12345", b"1e999")
         .rsplit(b',"xxh3_128"', 1)[0]
     )
