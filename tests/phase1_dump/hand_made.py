@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from shardmerge.common.rectangle import Rectangle
-from shardmerge.phase1_dump.rectangles.holdings import Holding, Part
+from shardmerge.phase1_dump.rectangles.parts import Part, Recipe
+from shardmerge.phase1_dump.source import Holding
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 Slices = Sequence[slice]
