@@ -13,18 +13,18 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """A rectangle that `replicas` (global ranks, ascending) all hold."""
+class Candidate:
+    """A rectangle that `replicas` (global ranks, ascending) all hold, so that any of them may write it."""
 
     key: str
     num_bytes: int
     replicas: tuple[int, ...]
 
 
-def owners(held: Iterable[Held]) -> dict[str, int]:
+def owners(candidates: Iterable[Candidate]) -> dict[str, int]:
     """Global rank that writes each rectangle, by key. Every member of a replica group finds the same answer."""
-    groups: dict[tuple[int, ...], list[Held]] = defaultdict(list)
-    for one in held:
+    groups: dict[tuple[int, ...], list[Candidate]] = defaultdict(list)
+    for one in candidates:
         groups[one.replicas].append(one)
     found: dict[str, int] = {}
     for replicas, members in groups.items():

@@ -17,10 +17,9 @@ from shardmerge.common.errors import BadInputError
 from shardmerge.common.manifest import Manifest
 from shardmerge.common.places import rank_name
 
-from .dump import MAX_FRAGMENT_BYTES
-from .dump import dump as dump_rank
-from .fragments.patience import wait_for_others
-from .fragments.rank_directory import forget_failure, record_failure
+from .dump_model import dump as dump_rank
+from .fragments.rank_directory import forget_failure, record_failure, wait_for_others
+from .fragments.write_rank import MAX_FRAGMENT_BYTES
 
 RANK_NAMES = ("RANK", "SLURM_PROCID")
 SIZE_NAMES = ("WORLD_SIZE", "SLURM_NTASKS")

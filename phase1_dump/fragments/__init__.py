@@ -1,1 +1,4 @@
-"""From rectangles to files: which fragment, who writes it, and the directory of a rank."""
+"""From rectangles to files: who writes a rectangle, in which fragment, and the directory of a rank.
+
+Knows a `source.Source` and nothing behind it, and imports no torch.
+"""

@@ -1,90 +1,67 @@
-"""The manifest of a live dump: what was written where, and what a merge must know about this rank."""
+"""The manifest of a rank: what was written where, and what a merge must know about this rank."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import xxhash
-from torch import nn
 
-from shardmerge.common.architectures import Blueprint
 from shardmerge.common.manifest import FragmentFile, Manifest, Placed, columns
 from shardmerge.common.manifest_facts import Facts, Health, QuantizationFacts
 
-from ..sources.generation import Generation
-from ..sources.refusals import unwrap
-from ..sources.world import World
-from .plan import Fragment
+from ..source import Source
+from .plan import PlannedFragment
 from .writer import Written
-
-PRODUCERS = ("shardmerge", "megatron-core", "torch")
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """Everything a manifest says besides rectangles."""
-
-    generation: Generation
-    world: World
-    blueprint: Blueprint
-    params_dtype: str
-    drops: dict[str, int]
-    router_bias_dtypes: dict[str, int]
-    dtype_from_reference: bool
-    quantization: QuantizationFacts | None = None
 
 
 def manifest_of(
-    head: Head,
-    fragments: Sequence[Fragment],
+    source: Source,
+    fragments: Sequence[PlannedFragment],
     written: Sequence[Sequence[Written]],
     replicas: Sequence[Placed] = (),
 ) -> Manifest:
-    """`written[i][j]` is what was learnt about holding j of fragment i; `replicas` are held here, written elsewhere."""
-    placed = list(_placed(fragments, written, head.world.rank))
+    """The manifest of a rank whose fragments are written.
+
+    Args:
+        source: says who the rank is, and all facts that are not about bytes.
+        fragments: the files.
+        written: `written[i][j]` is what was learnt about holding j of fragment i.
+        replicas: rows of what is held here and written elsewhere.
+    """
+    placed = list(_placed(fragments, written, source.world.rank))
     names, dtypes, found = columns([*placed, *replicas])
     learnt = [one for of in written for one in of]
+    facts, generation, world = source.facts, source.generation, source.world
     return Manifest(
-        run_id=head.generation.run_id,
-        step=head.generation.step,
-        attempt=head.generation.attempt,
-        rank=head.world.rank,
-        world_size=head.world.size,
-        coordinates=head.world.coordinates,
-        groups=head.world.groups,
-        architecture=head.blueprint.architecture.name,
+        run_id=generation.run_id,
+        step=generation.step,
+        attempt=generation.attempt,
+        rank=world.rank,
+        world_size=world.size,
+        coordinates=world.coordinates,
+        groups=world.groups,
+        architecture=facts.architecture,
         facts=Facts(
-            dtype=head.params_dtype,
-            dimensions=head.blueprint.dimensions,
-            dtype_from_reference=head.dtype_from_reference,
+            dtype=facts.params_dtype,
+            dimensions=facts.dimensions,
+            dtype_from_reference=facts.dtype_from_reference,
         ),
         files=tuple(map(_file, fragments)),
         names=names,
         dtypes=dtypes,
         columns=found,
         health=_health(learnt),
-        quantization=_quantization(head, placed, learnt),
-        drops=head.drops,
-        statistics=_statistics(head, placed, learnt),
-        producer=dict(versions()),
+        quantization=_quantization(facts.quantization, placed, learnt),
+        drops=facts.drops,
+        statistics=_statistics(facts.router_bias_dtypes, placed, learnt),
+        producer=facts.producer,
     )
 
 
-def router_bias_dtypes(chunks: Iterable[nn.Module]) -> dict[str, int]:
-    """How many router biases the model holds in each dtype: training may have rounded what is exported as float32."""
-    found: dict[str, int] = {}
-    for chunk in chunks:
-        for name, buffer in unwrap(chunk).named_buffers():
-            if name.endswith("router.expert_bias"):
-                found[str(buffer.dtype)] = found.get(str(buffer.dtype), 0) + 1
-    return found
-
-
 def _placed(
-    fragments: Sequence[Fragment], written: Sequence[Sequence[Written]], rank: int
+    fragments: Sequence[PlannedFragment], written: Sequence[Sequence[Written]], rank: int
 ) -> Iterator[Placed]:
     for number, (fragment, learnt) in enumerate(zip(fragments, written, strict=True)):
         start = fragment.header.data_offset
@@ -94,45 +71,40 @@ def _placed(
             )
 
 
-def _file(fragment: Fragment) -> FragmentFile:
+def _file(fragment: PlannedFragment) -> FragmentFile:
     digest = xxhash.xxh3_128_hexdigest(fragment.head)
     return FragmentFile(fragment.name, fragment.header.file_bytes, len(fragment.head), digest)
 
 
 def _health(learnt: Sequence[Written]) -> Health:
     return Health(
-        nonfinite=[[row, *one.nonfinite] for row, one in enumerate(learnt) if one.nonfinite],
-        all_zero=[row for row, one in enumerate(learnt) if one.all_zero],
+        nonfinite=[[row, *one.seen.nonfinite] for row, one in enumerate(learnt) if one.seen.nonfinite],
+        all_zero=[row for row, one in enumerate(learnt) if one.seen.all_zero],
     )
 
 
 def _quantization(
-    head: Head, placed: Sequence[Placed], learnt: Sequence[Written]
+    facts: QuantizationFacts | None, placed: Sequence[Placed], learnt: Sequence[Written]
 ) -> QuantizationFacts | None:
-    """The facts, and of each written scale how many elements cannot be one."""
+    """The facts, and for each written scale how many of its elements cannot be one."""
     bad = {
-        p.rectangle.fragment_key: one.invalid_scales
+        p.rectangle.fragment_key: one.seen.invalid_scales
         for p, one in zip(placed, learnt, strict=True)
-        if one.invalid_scales
+        if one.seen.invalid_scales
     }
-    return None if head.quantization is None else replace(head.quantization, bad_scales=bad)
+    return None if facts is None else replace(facts, bad_scales=bad)
 
 
-def _statistics(head: Head, placed: Sequence[Placed], learnt: Sequence[Written]) -> dict[str, Any]:
+def _statistics(
+    router_bias_dtypes: dict[str, int], placed: Sequence[Placed], learnt: Sequence[Written]
+) -> dict[str, Any]:
     narrowed = {
-        p.rectangle.fragment_key: one.narrowed for p, one in zip(placed, learnt, strict=True) if one.narrowed
+        p.rectangle.fragment_key: one.seen.narrowed
+        for p, one in zip(placed, learnt, strict=True)
+        if one.seen.narrowed
     }
     return {
         "written_bytes": sum(p.rectangle.num_bytes for p in placed),
         "narrowed_elements": narrowed,
-        "router_bias_dtypes": head.router_bias_dtypes,
+        "router_bias_dtypes": router_bias_dtypes,
     }
-
-
-def versions() -> Iterator[tuple[str, str]]:
-    """(program, version) of what makes a dump."""
-    for name in PRODUCERS:
-        try:
-            yield name, version(name)
-        except PackageNotFoundError:
-            yield name, "unknown"

@@ -6,15 +6,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from shardmerge.common import places, safetensors_header
-from shardmerge.common.ownership import Held, owners
 from shardmerge.common.places import SPLIT, WHOLE
 from shardmerge.common.safetensors_header import Header
 
-from ..rectangles.holdings import Holding
+from ..source import Holding
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Fragment:
+class PlannedFragment:
     """A file to be written: its name, first bytes, header, and the holdings in the order of the header's entries."""
 
     name: str
@@ -23,18 +22,7 @@ class Fragment:
     holdings: tuple[Holding, ...]
 
 
-def owners_of(holdings: Sequence[Holding]) -> tuple[int, ...]:
-    """The rank that writes each holding: exactly one of those that hold the rectangle."""
-    writer = owners(Held(h.rectangle.fragment_key, h.rectangle.num_bytes, h.replicas) for h in holdings)
-    return tuple(writer[h.rectangle.fragment_key] for h in holdings)
-
-
-def owned(holdings: Sequence[Holding], rank: int) -> tuple[Holding, ...]:
-    """Those that this rank writes."""
-    return tuple(h for h, owner in zip(holdings, owners_of(holdings), strict=True) if owner == rank)
-
-
-def plan_fragments(holdings: Sequence[Holding], max_bytes: int) -> tuple[Fragment, ...]:
+def plan_fragments(holdings: Sequence[Holding], max_bytes: int) -> tuple[PlannedFragment, ...]:
     """`whole-*` files of entire tensors, then `split-*` files of parts, each at most `max_bytes` of data.
 
     A tensor larger than that has a file of its own.
@@ -44,14 +32,14 @@ def plan_fragments(holdings: Sequence[Holding], max_bytes: int) -> tuple[Fragmen
     return tuple(_fragments(WHOLE, whole, max_bytes)) + tuple(_fragments(SPLIT, split, max_bytes))
 
 
-def _fragments(kind: str, holdings: Iterable[Holding], max_bytes: int) -> Iterator[Fragment]:
+def _fragments(kind: str, holdings: Iterable[Holding], max_bytes: int) -> Iterator[PlannedFragment]:
     for number, group in enumerate(_groups(holdings, max_bytes), start=1):
         ordered = sorted(
             group, key=lambda h: safetensors_header.layout_order(h.rectangle.num_bytes, h.rectangle.name)
         )
         rectangles = [h.rectangle for h in ordered]
         head, header = safetensors_header.build((r.fragment_key, r.dtype, r.local_shape) for r in rectangles)
-        yield Fragment(places.fragment(kind, number), head, header, tuple(ordered))
+        yield PlannedFragment(places.fragment(kind, number), head, header, tuple(ordered))
 
 
 def _groups(holdings: Iterable[Holding], max_bytes: int) -> Iterator[list[Holding]]:

@@ -1,4 +1,7 @@
-"""What this rank holds and another writes: hashed, not written, so that the merge can tell whether replicas agree."""
+"""Which rank writes a rectangle that several ranks hold, and the checksums of what another one writes.
+
+The others hash theirs without writing, so that the merge can tell whether replicas agree.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shardmerge.common.manifest import NOT_WRITTEN, Placed
+from shardmerge.common.ownership import Candidate, owners
 
-from ..rectangles.holdings import Holding
-from ..sources.world import World
-from .plan import owners_of
-from .writer import Staging, checksum_of
+from ..source import Holding, Source
+from .writer import checksums
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -21,20 +23,33 @@ class Replica:
     owner: int
 
 
-def replicas_of(
-    holdings: Sequence[Holding], stage_copies: Sequence[Holding], world: World
-) -> tuple[Replica, ...]:
-    """Every holding that another rank writes.
+def owners_of(holdings: Sequence[Holding]) -> tuple[int, ...]:
+    """The rank that writes each holding: exactly one of those that hold the rectangle."""
+    candidates = (Candidate(h.rectangle.fragment_key, h.rectangle.num_bytes, h.replicas) for h in holdings)
+    writer = owners(candidates)
+    return tuple(writer[holding.rectangle.fragment_key] for holding in holdings)
+
+
+def owned(holdings: Sequence[Holding], rank: int) -> tuple[Holding, ...]:
+    """Those that this rank writes."""
+    return tuple(h for h, owner in zip(holdings, owners_of(holdings), strict=True) if owner == rank)
+
+
+def replicas_of(source: Source) -> tuple[Replica, ...]:
+    """Everything that this rank holds and another one writes.
 
     Who that is of a copy of another pipeline stage's tensor only that stage can tell; its rank in this rank's
     pipeline group stands for it.
     """
-    pairs = zip(holdings, owners_of(holdings), strict=True)
-    replicas = [Replica(holding, owner) for holding, owner in pairs if owner != world.rank]
-    return (*replicas, *(Replica(copy, world.groups["pp"][0]) for copy in stage_copies))
+    pairs = zip(source.holdings, owners_of(source.holdings), strict=True)
+    replicas = [Replica(holding, owner) for holding, owner in pairs if owner != source.world.rank]
+    return (*replicas, *(Replica(copy, source.world.groups["pp"][0]) for copy in source.stage_copies))
 
 
-def hashed(replica: Replica, staging: Staging) -> Placed:
-    """The row that a manifest holds for it."""
-    checksum = checksum_of(replica.holding, staging)
-    return Placed(replica.holding.rectangle, NOT_WRITTEN, 0, 0, replica.owner, checksum)
+def hashed(replicas: Sequence[Replica], source: Source) -> list[Placed]:
+    """The rows that a manifest holds for them."""
+    found = checksums([replica.holding for replica in replicas], source)
+    return [
+        Placed(replica.holding.rectangle, NOT_WRITTEN, 0, 0, replica.owner, checksum)
+        for replica, checksum in zip(replicas, found, strict=True)
+    ]

@@ -1,36 +1,26 @@
-"""Writes one fragment: the device copies and hashes block n+1 while a thread writes block n.
-
-Host memory is two staging buffers, pinned for a CUDA source (a fresh pageable copy is many times slower). A block
-that already lies in host memory as it should is written from where it is.
-"""
+"""Writes one fragment: hashes each block that a source delivers, while a thread writes the block before it."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import groupby
-from math import prod
-from operator import itemgetter
 from pathlib import Path
-from typing import Any, cast
+from typing import TypeAlias
 
-import torch
 import xxhash
 
 from shardmerge.common import durable
 
-from ..quantization.element_types import TORCH
-from ..rectangles.holdings import Holding
-from ..sources.ahead import Ahead, computing_ahead
-from ..sources.blocks import blocks_of, planned
-from ..sources.health import Health, count_changed, count_nonfinite
-from .plan import Fragment
+from ..source import Holding, Seen, Source, Stream
+from .plan import PlannedFragment
 
-Progress = Callable[[int], None]
+Progress: TypeAlias = Callable[[int], None]
 SMALL_BYTES, JOINED_BYTES = 4096, 1 << 18
-NARROWING_ELEMENTS = 1 << 22  # compared at a time, so that no large temporary appears on a full device
+IN_FLIGHT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,169 +28,115 @@ class Written:
     """What was learnt about one rectangle while its bytes passed."""
 
     xxh3_128: str
-    nonfinite: tuple[int, int] | None
-    all_zero: bool
-    narrowed: int
-    invalid_scales: int = 0  # elements of a scale that are zero, negative or not finite
+    seen: Seen
 
 
 @dataclass(slots=True)
-class Staging:
-    """Two buffers of host memory that blocks pass through on their way to the file, at most `num_bytes` together."""
+class WriteQueue:
+    """Writes to one file, made in order by one thread, `IN_FLIGHT` of them at most.
 
-    num_bytes: int
-    buffers: list[torch.Tensor] = field(default_factory=list)
-    pending: list[Future[None] | None] = field(default_factory=lambda: [None, None])
-    turn: int = 0
+    Small blocks that follow each other are copied and written as one: scalars would each cost a turn of the thread.
+    """
 
-    @property
-    def block_bytes(self) -> int:
-        return max(1, self.num_bytes // 2)
-
-    def host(self, block: torch.Tensor) -> torch.Tensor:
-        """The block as bytes in host memory, once the buffer it needs is free."""
-        flat = block.view(torch.uint8)
-        if block.device.type == "cpu":
-            return flat
-        staged = self._buffer(flat.numel())[: flat.numel()]
-        staged.copy_(flat, non_blocking=True)
-        torch.cuda.current_stream(block.device).synchronize()
-        return staged
-
-    def wait(self) -> None:
-        """Until the buffer whose turn it is has been written."""
-        future = self.pending[self.turn]
-        if future is not None:
-            future.result()
-            self.pending[self.turn] = None
-
-    def drain(self) -> None:
-        """Until everything has been written; raises what the writing thread raised."""
-        for _ in self.pending:
-            self.wait()
-            self.turn = 1 - self.turn
-
-    def _buffer(self, num_bytes: int) -> torch.Tensor:
-        while len(self.buffers) < 2:
-            self.buffers.append(torch.empty(self.block_bytes, dtype=torch.uint8, pin_memory=True))
-        if num_bytes > self.buffers[self.turn].numel():  # a single row larger than a buffer
-            self.buffers[self.turn] = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
-        return self.buffers[self.turn]
-
-
-@dataclass(slots=True)
-class Joining:
-    """Small pieces that follow each other are handed on as one: scalars would each cost a turn of the thread."""
-
-    submit: Callable[[memoryview], None]
+    write: Callable[[memoryview], None]
+    thread: Executor
+    progress: Progress
     joined: bytearray = field(default_factory=bytearray)
+    pending: deque[Future[None]] = field(default_factory=deque)
+    submitted: int = 0
+    last_block: int = 0  # how many writes had been submitted with the last block; 0 if it was copied
 
-    def prepare(self, num_bytes: int) -> None:
-        """Before a piece is staged: what precedes a large one takes its turn first, or buffers would be mixed up."""
-        if num_bytes > SMALL_BYTES or len(self.joined) >= JOINED_BYTES:
-            self.flush()
+    def add(self, block: memoryview) -> None:
+        """Write the next block of a source, and wait until the block before it is written.
 
-    def add(self, data: memoryview) -> None:
-        """The next piece."""
-        if len(data) > SMALL_BYTES:
-            self.submit(data)
+        The source may use the memory of that one again when it is asked for the next. Raises what writing raised.
+        """
+        before, self.last_block = self.last_block, 0
+        if len(block) <= SMALL_BYTES:
+            self.joined += block
+            if len(self.joined) >= JOINED_BYTES:
+                self.flush()
         else:
-            self.joined += data
+            self.flush()
+            self._submit(block)
+            self.last_block = self.submitted
+        self._wait_for(before)
 
     def flush(self) -> None:
-        """Hand on what has been joined."""
+        """Write what has been joined."""
         if self.joined:
-            self.submit(memoryview(self.joined))
+            self._submit(memoryview(self.joined))
             self.joined = bytearray()
 
+    def drain(self) -> None:
+        """Wait until everything is written; raises what writing raised."""
+        self._wait_for(self.submitted)
 
-def settle(fragments: Iterable[Fragment]) -> None:
-    """Wait until every kernel that may still write to the parameters is through, on whatever stream it runs."""
-    parts = (part for fragment in fragments for holding in fragment.holdings for part in holding.parts)
-    for device in {part.data.device for part in parts if part.data.is_cuda}:
-        torch.cuda.synchronize(device)
+    def _submit(self, data: memoryview) -> None:
+        self._wait_for(self.submitted - IN_FLIGHT + 1)
+        self.pending.append(self.thread.submit(self.write, data))
+        self.submitted += 1
+        self.progress(len(data))
+
+    def _wait_for(self, number: int) -> None:
+        """Until so many of all writes are through."""
+        while self.submitted - len(self.pending) < number:
+            self.pending.popleft().result()
 
 
-def write_fragment(folder: Path, fragment: Fragment, staging: Staging, progress: Progress) -> list[Written]:
-    """Write and fsync one file; what was learnt about each holding, in order. Raises OSError."""
+def write_fragment(
+    folder: Path, fragment: PlannedFragment, source: Source, progress: Progress
+) -> list[Written]:
+    """Write and fsync one file.
+
+    Args:
+        folder: where; the file must not be there yet.
+        fragment: its name, first bytes and holdings.
+        source: what delivers the holdings' bytes.
+        progress: is told how many bytes have been handed to the writing thread, each time.
+
+    Returns:
+        What was learnt about each holding, in the order of the fragment.
+
+    Raises:
+        OSError: the file could not be written; nothing is cleaned up here.
+    """
     with (
         open(folder / fragment.name, "xb", buffering=0) as file,
         ThreadPoolExecutor(1) as thread,
-        computing_ahead(staging.num_bytes // 4) as ahead,
+        closing(source.read(fragment.holdings)) as stream,
     ):
         end = durable.Appending(file.fileno())
         end.write(memoryview(fragment.head))
-
-        def submit(data: memoryview) -> None:
-            staging.wait()
-            staging.pending[staging.turn] = thread.submit(end.write, data)
-            staging.turn = 1 - staging.turn
-            progress(len(data))
-
-        joining = Joining(submit)
+        queue = WriteQueue(end.write, thread, progress)
         try:
-            found = _write_holdings(fragment.holdings, staging, joining, ahead)
-            joining.flush()
+            written = list(_hashed(fragment.holdings, stream, queue.add))
+            queue.flush()
         finally:
-            staging.drain()
+            queue.drain()
         os.fsync(file.fileno())
-    return found
+    return written
 
 
-def checksum_of(holding: Holding, staging: Staging) -> str:
-    """xxh3_128 of the bytes that would be written, for a rectangle that another rank writes."""
-    checksum = xxhash.xxh3_128()
-    for block in blocks_of(holding, staging.block_bytes):
-        checksum.update(memoryview(cast(Any, staging.host(block).numpy())))
-    return checksum.hexdigest()
+def checksums(holdings: Sequence[Holding], source: Source) -> list[str]:
+    """xxh3_128 of the bytes that would be written, for rectangles that another rank writes."""
+    with closing(source.read(holdings, inspect=False)) as stream:
+        return [one.xxh3_128 for one in _hashed(holdings, stream, lambda _block: None)]
 
 
-def _write_holdings(
-    holdings: Sequence[Holding], staging: Staging, joining: Joining, ahead: Ahead
-) -> list[Written]:
-    blocks = ((holding, block) for holding in holdings for block in planned(holding, staging.block_bytes))
-    return [
-        _write_holding(holding, (block for _, block in made), staging, joining)
-        for holding, made in groupby(ahead.in_order(blocks), key=itemgetter(0))
-    ]
-
-
-def _write_holding(
-    holding: Holding, blocks: Iterable[torch.Tensor], staging: Staging, joining: Joining
-) -> Written:
-    """What is learnt is settled at once: small tensors that stayed would keep the heap from closing its holes."""
-    checksum, health = xxhash.xxh3_128(), Health(holding.encoding, holding.is_scale)
-    for block in blocks:
-        health.look(block)
-        joining.prepare(block.nbytes)
-        staging.wait()
-        data = memoryview(cast(Any, staging.host(block).numpy()))
-        checksum.update(data)
-        joining.add(data)
-    finite, all_zero = health.verdict()
-    nonfinite = None if finite else _count(holding, staging.block_bytes)
-    return Written(
-        checksum.hexdigest(), nonfinite, all_zero, _narrowed(holding), health.count_invalid_scales()
-    )
-
-
-def _count(holding: Holding, max_bytes: int) -> tuple[int, int]:
-    counts = [count_nonfinite(block, holding.encoding) for block in blocks_of(holding, max_bytes)]
-    return sum(nan for nan, _ in counts), sum(inf for _, inf in counts)
-
-
-def _narrowed(holding: Holding) -> int:
-    """Elements that lost bits because the tensor is written in a narrower dtype than the model holds."""
-    if not holding.rectangle.local_shape:
-        return 0
-    target = TORCH[holding.rectangle.dtype]
-    return sum(count_changed(source, target) for source in _narrower(holding, target))
-
-
-def _narrower(holding: Holding, target: torch.dtype) -> Iterator[torch.Tensor]:
-    for part in holding.parts:
-        if part.data.dtype != target and torch.promote_types(part.data.dtype, target) != target:
-            box = tuple(slice(at, at + n) for at, n in zip(part.source, part.shape, strict=True))
-            yield from part.data.detach()[box].split(
-                max(1, NARROWING_ELEMENTS // max(1, prod(part.shape[1:])))
-            )
+def _hashed(
+    holdings: Sequence[Holding], stream: Stream, take: Callable[[memoryview], None]
+) -> Iterator[Written]:
+    """Take each block as it comes; yields what was learnt about each holding after its last one."""
+    for holding in holdings:
+        checksum, num_bytes = xxhash.xxh3_128(), 0
+        for block in stream:
+            if isinstance(block, Seen):
+                assert num_bytes == holding.rectangle.num_bytes, (
+                    f"the source is wrong about {holding.rectangle}"
+                )
+                yield Written(checksum.hexdigest(), block)
+                break
+            checksum.update(block)
+            take(block)
+            num_bytes += len(block)

@@ -5,15 +5,13 @@ Nothing derived is ever whole in memory unless somebody asks for the whole of it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any, Protocol
 
 import torch
-
-from shardmerge.common.quantization.rows import Format
 
 CHUNK_ELEMENTS = 1 << 20  # of the live weight: what is packed at once stays in a core's cache
 
@@ -83,15 +81,6 @@ class Derived:
     def _step(self, width: int) -> int:
         """Rows of the weight in a chunk: whole blocks."""
         return max(1, CHUNK_ELEMENTS // max(1, width) // self.block_rows) * self.block_rows
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Packed:
-    """The packed form of a live weight: tensors of its whole local box by suffix, and scalars by suffix."""
-
-    row: Format
-    parts: Mapping[str, Readable]
-    scalars: Mapping[str, float]
 
 
 @dataclass(slots=True, eq=False)

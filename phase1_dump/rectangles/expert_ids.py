@@ -1,6 +1,6 @@
 """Global expert ids in the keys against the ids each MoE layer says it holds.
 
-`sharded_state_dict` numbers experts contiguously by ep rank; a layer with another placement would be exported
+megatron-core numbers experts contiguously by ep rank in its keys; a layer with another placement would be exported
 under wrong ids, silently. This is where that is noticed.
 """
 
@@ -8,40 +8,47 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-
-from torch import nn
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from shardmerge.common.architectures import Blueprint
 from shardmerge.common.errors import ExpertIdsError, MissingTensorError
 
-from .holdings import Claimed
+from .claims import Claimed
 
 # live names: SequentialMLP numbers modules, TEGroupedMLP numbers parameters, both by local id
 _LOCAL = re.compile(r"\.local_experts\.(\d+)\.|\.(?:weight|bias)(\d+)$")
 
 
-def check_expert_ids(model: nn.Module, claimed: Iterable[Claimed], blueprint: Blueprint, rank: int) -> None:
+def check_expert_ids(
+    layers: Mapping[str, Sequence[int]], claimed: Iterable[Claimed], blueprint: Blueprint, rank: int
+) -> None:
     """Compare ids for every MoE layer of one model chunk, and require every weight of every local expert.
 
-    Raises ExpertIdsError, MissingTensorError.
+    Args:
+        layers: global ids of the local experts of each MoE layer, in their order; by the name of the layer, with
+            which names of its parameters begin.
+        claimed: the parameters of the chunk.
+        blueprint: the table that claimed them; it knows the weights of an expert.
+        rank: for messages.
+
+    Raises:
+        ExpertIdsError: the keys name other experts than the layer, or in another order.
+        MissingTensorError: an expert lacks one of its weights.
     """
     experts = [one for one in claimed if one.parameter.is_routed_expert]
-    for name, module in model.named_modules():
-        indices = getattr(module, "local_expert_indices", None)
-        if indices is not None and hasattr(module, "experts"):
-            prefix = f"{name}.experts."
-            own = [one for one in experts if one.parameter.name.startswith(prefix)]
-            _check_layer(name, [int(i) for i in indices], own, blueprint, rank)
+    for name, indices in layers.items():
+        prefix = f"{name}.experts."
+        own = [one for one in experts if one.parameter.name.startswith(prefix)]
+        _check_layer(name, tuple(indices), own, blueprint, rank)
 
 
 def _check_layer(
-    name: str, indices: list[int], own: Sequence[Claimed], blueprint: Blueprint, rank: int
+    name: str, indices: tuple[int, ...], own: Sequence[Claimed], blueprint: Blueprint, rank: int
 ) -> None:
-    found = dict(sorted(_local_to_global(own)))
-    got = tuple(found.values())
-    if got != tuple(indices) or list(found) != list(range(len(indices))):
-        raise ExpertIdsError(name, rank, got, tuple(indices))
+    global_of_local = dict(sorted(_local_to_global(own)))
+    got = tuple(global_of_local.values())
+    if got != indices or list(global_of_local) != list(range(len(indices))):
+        raise ExpertIdsError(name, rank, got, indices)
     rows_of = defaultdict[int, set[str]](set)
     for one in own:
         rows_of[one.claim.expert or 0].update(tensor.name for tensor in one.claim.tensors)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from shardmerge.common.architectures import Blueprint, Layout
+from shardmerge.common.architectures import Blueprint
 from shardmerge.common.errors import MismatchError, UnsupportedParameterError
 
-# dimension of the table -> attribute of TransformerConfig
-HEADS = {"heads": "num_attention_heads", "groups": "num_query_groups", "head_dim": "kv_channels"}
+from ..rectangles.layouts import LAYOUTS
+
+# dimension that a layout needs -> attribute of TransformerConfig
+ATTRIBUTES = {"heads": "num_attention_heads", "groups": "num_query_groups", "head_dim": "kv_channels"}
 
 # Option of TransformerConfig -> what it does to weights that no row undoes.
 # Source: megatron/core/transformer/transformer_config.py
@@ -37,14 +39,14 @@ def check_agreement(config: Any, blueprint: Blueprint, rank: int) -> None:
                 rank,
             )
     for row in blueprint.rows:
-        if row.layout is Layout.QKV:
-            _check_heads(config, blueprint, row.targets[0].name, rank)
+        for dimension in LAYOUTS[row.layout].dimensions:
+            _check_dimension(config, blueprint, dimension, row.targets[0].name, rank)
 
 
-def _check_heads(config: Any, blueprint: Blueprint, tensor: str, rank: int) -> None:
-    for dimension, attribute in HEADS.items():
-        got, expected = getattr(config, attribute), blueprint.dimensions[dimension]
-        if got != expected:
-            raise MismatchError(
-                tensor, f"{attribute} of the model", str(got), f"{expected} by config.json", (rank,)
-            )
+def _check_dimension(config: Any, blueprint: Blueprint, dimension: str, tensor: str, rank: int) -> None:
+    attribute = ATTRIBUTES[dimension]
+    got, expected = getattr(config, attribute), blueprint.dimensions[dimension]
+    if got != expected:
+        raise MismatchError(
+            tensor, f"{attribute} of the model", str(got), f"{expected} by config.json", (rank,)
+        )

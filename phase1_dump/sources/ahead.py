@@ -22,7 +22,7 @@ WAITING_AT_MOST = 64
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Block:
-    """A block that is not there yet. `ahead`: any thread may make it, before it is asked for."""
+    """A block to be computed. `ahead`: a worker thread may compute it before it is requested."""
 
     make: Callable[[], torch.Tensor]
     num_bytes: int
@@ -36,7 +36,7 @@ class Ahead:
         self._pool, self._room = pool, max_bytes
 
     def in_order(self, blocks: Iterable[tuple[Key, Block]]) -> Iterator[tuple[Key, torch.Tensor]]:
-        """Every block, made."""
+        """Every block, computed, with its key, in the order given."""
         waiting: deque[tuple[Key, Block, Future[torch.Tensor] | None]] = deque()
         for key, block in blocks:
             while waiting and (

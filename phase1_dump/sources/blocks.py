@@ -1,7 +1,7 @@
-"""The bytes of a holding, block by block: rows of the rectangle, put together and cast, on the device they lie on.
+"""The elements of a holding, block by block: rows of the rectangle, put together and cast, on the device they lie on.
 
 A block of host memory that is already right is handed out as it is, everything else is built anew. Only torch
-operations on plain tensors; which file the bytes go to is not known here.
+operations on plain tensors; where the bytes go is not known here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from shardmerge.common.rectangle import Shape, intersect
 
 from ..quantization.derived import Derived
 from ..quantization.element_types import TORCH
-from ..rectangles.holdings import Holding, Part
+from ..rectangles.parts import Part, Recipe, Scalar
+from ..source import Holding
 from .ahead import Block
 
 
@@ -29,21 +30,24 @@ def blocks_of(holding: Holding, max_bytes: int) -> Iterator[torch.Tensor]:
 
 
 def planned(holding: Holding, max_bytes: int) -> Iterator[Block]:
-    """The same blocks, not made yet; one of no elements for a rectangle that has none."""
+    """The same blocks, not computed yet. A rectangle without elements gives one empty block."""
     rectangle, dtype = holding.rectangle, TORCH[holding.rectangle.dtype]
+    recipe: Recipe = holding.recipe
     if not rectangle.local_shape:
         yield from (
-            Block(partial(_scalar, part, dtype), dtype.itemsize, ahead=False) for part in holding.parts
+            Block(partial(_scalar, part, dtype), dtype.itemsize, ahead=False) for part in recipe.parts
         )
         return
-    rows, ahead = _rows_of_block(holding, max_bytes, dtype), all(map(_is_for_any_thread, holding.parts))
+    rows, ahead = _rows_of_block(holding, max_bytes, dtype), all(map(_is_for_any_thread, recipe.parts))
     for first in range(0, max(1, rectangle.local_shape[0]), rows):
         shape = (min(rows, rectangle.local_shape[0] - first), *rectangle.local_shape[1:])
         offset = (rectangle.global_offset[0] + first, *rectangle.global_offset[1:])
-        yield Block(partial(_block, holding.parts, offset, shape, dtype), prod(shape) * dtype.itemsize, ahead)
+        yield Block(partial(_block, recipe.parts, offset, shape, dtype), prod(shape) * dtype.itemsize, ahead)
 
 
 def _scalar(part: Part, dtype: torch.dtype) -> torch.Tensor:
+    if isinstance(part.data, Scalar):
+        return torch.tensor([part.data.value], dtype=torch.float32).to(dtype)
     found: torch.Tensor = part.data.detach().reshape(1).to(dtype)
     return found
 
@@ -55,7 +59,7 @@ def _is_for_any_thread(part: Part) -> bool:
 
 def _rows_of_block(holding: Holding, max_bytes: int, dtype: torch.dtype) -> int:
     """As many rows as fit; what a CPU computes goes on while it is still in its cache."""
-    shape, data = holding.rectangle.local_shape, holding.parts[0].data
+    shape, data = holding.rectangle.local_shape, holding.recipe.parts[0].data
     rows = max(1, max_bytes // max(1, prod(shape[1:]) * dtype.itemsize))
     if isinstance(data, Derived) and not data.is_cuda:
         return min(rows, data.rows_at_once(shape[1]))

@@ -1,4 +1,4 @@
-"""What a look at the numbers says: not finite, all zero, no scale, or narrowed with loss. One aminmax per block.
+"""What a look at the numbers says: not finite, all zero, or not a scale. One aminmax per block, on the device.
 
 NaN propagates through aminmax, so counting is left for blocks that turn out not to be finite. Packed numbers are
 looked at by their bits: aminmax knows none of them.
@@ -76,9 +76,3 @@ def count_nonfinite(block: torch.Tensor, encoding: Encoding = Encoding.FLOAT) ->
     if encoding is not Encoding.FLOAT:
         return int((_magnitudes(block, encoding) == MAGNITUDES[encoding][1]).sum()), 0
     return int(torch.isnan(block).sum()), int(torch.isinf(block).sum())
-
-
-def count_changed(source: torch.Tensor, target: torch.dtype) -> int:
-    """Elements that a cast to `target` changes; NaN that stays NaN is not a change."""
-    back = source.to(target).to(source.dtype)
-    return int(((back != source) & ~(torch.isnan(back) & torch.isnan(source))).sum())

@@ -10,21 +10,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, ShardedTensorFactory
 from torch import nn
 
-from shardmerge.common.architectures.keys import is_routed_expert
 from shardmerge.common.errors import UnsupportedParameterError
 from shardmerge.common.rectangle import Shape
 
-from ..quantization.derived import Readable
 from ..quantization.transformer_engine import members, raw_address
-from .refusals import stored_tensors, unwrap
-from .world import World
+from ..rectangles.parameter import Parameter
+from .modules import stored_tensors, unwrap
+from .process_groups import dp_cp_group
 
 METADATA = {"non_homogeneous_layers": True, "singleton_local_shards": True}
 CALIBRATION = re.compile(
@@ -32,45 +30,16 @@ CALIBRATION = re.compile(
 )  # ranges that modelopt keeps beside weights: scales are made of them
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Parameter:
-    """A box of a local tensor, and where it lies in the unsharded Megatron tensor `key`.
-
-    `data` is the live tensor, or its dequantized form; the box starts at `start` in it and has `local_shape`.
-    """
-
-    key: str
-    name: str  # as the live model calls it, for messages
-    data: Readable
-    start: Shape
-    local_shape: Shape
-    global_shape: Shape
-    global_offset: Shape
-    pp_replica: int
-
-    @property
-    def is_cut(self) -> bool:
-        """True if other ranks hold other parts of it."""
-        return self.local_shape != self.global_shape
-
-    @property
-    def is_stage_copy(self) -> bool:
-        """True if another pipeline stage owns it, as the first does the tied embedding of the last."""
-        return self.pp_replica != 0
-
-    @property
-    def is_routed_expert(self) -> bool:
-        return is_routed_expert(self.key)
-
-
-def parameters_of(chunk: nn.Module, world: World) -> Iterator[Parameter]:
+def parameters_of(chunk: nn.Module, rank: int) -> Iterator[Parameter]:
     """Every parameter of one model chunk, including copies that another pipeline stage owns; no calibration ranges.
+
+    The handle `data` of each is the live tensor. `rank` is for messages.
 
     Raises UnsupportedParameterError for a description without a plain box of local data, and for a parameter
     without a description.
     """
     model: Any = unwrap(chunk)
-    described = model.sharded_state_dict(metadata=METADATA | {"dp_cp_group": world.dp_cp_group})
+    described = model.sharded_state_dict(metadata=METADATA | {"dp_cp_group": dp_cp_group(model)})
     seen: list[torch.Tensor] = []
     for name, entry in _flatten(described):
         if isinstance(entry, ShardedObject):
@@ -79,10 +48,10 @@ def parameters_of(chunk: nn.Module, world: World) -> Iterator[Parameter]:
         if CALIBRATION.search(entry.key):
             continue
         if isinstance(entry, ShardedTensorFactory):
-            yield from _from_factory(name, entry, world.rank)
+            yield from _from_factory(name, entry, rank)
         else:
-            yield _from_tensor(name, entry, entry.data, (0,) * len(entry.local_shape), world.rank)
-    _require_all_described(model, seen, world.rank)
+            yield _from_tensor(name, entry, entry.data, (0,) * len(entry.local_shape), rank)
+    _require_all_described(model, seen, rank)
 
 
 def _from_factory(name: str, factory: ShardedTensorFactory, rank: int) -> Iterator[Parameter]:
@@ -106,6 +75,7 @@ def _from_tensor(name: str, entry: ShardedTensor, data: torch.Tensor, start: Sha
         entry.key,
         name,
         data,
+        tuple(data.shape),
         start,
         tuple(entry.local_shape),
         tuple(entry.global_shape),

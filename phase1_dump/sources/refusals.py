@@ -7,7 +7,7 @@ Without torch.distributed every process passes for rank 0 of 1.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import distributed, nn
@@ -22,6 +22,7 @@ from shardmerge.common.errors import (
 
 from ..quantization.modelopt import compressed_refusal, is_compressed
 from ..quantization.transformer_engine import te_class, te_refusal
+from .modules import stored_tensors, unwrap, wrappers
 
 PLAIN_TYPES = (torch.Tensor, nn.Parameter, nn.Buffer)
 PARALLEL_SIZES = (
@@ -114,30 +115,3 @@ def _storage_refusal(tensor: torch.Tensor) -> str | None:
     if not tensor.dtype.is_floating_point or tensor.dtype.itemsize < 2:
         return f"its dtype is {tensor.dtype}; floating point of 16 bits and more is supported"
     return None
-
-
-def wrappers(chunk: nn.Module) -> Iterator[nn.Module]:
-    """The chunk and every module it wraps, outermost first: DDP, Float16Module, the model."""
-    while True:
-        yield chunk
-        inner = getattr(chunk, "module", None)
-        if not isinstance(inner, nn.Module):
-            return
-        chunk = inner
-
-
-def unwrap(chunk: nn.Module) -> nn.Module:
-    """The model inside DDP and Float16Module."""
-    return list(wrappers(chunk))[-1]
-
-
-def stored_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters, and the buffers that a checkpoint would hold.
-
-    `state_dict` is not asked: on it routers cast their bias to float32, before anyone has seen what it was.
-    """
-    yield from model.named_parameters()
-    for prefix, module in model.named_modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            if name not in module._non_persistent_buffers_set and buffer.dtype.is_floating_point:
-                yield f"{prefix}.{name}" if prefix else name, buffer

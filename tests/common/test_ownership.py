@@ -7,24 +7,29 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardmerge.common.ownership import Held, owners, replica_group
+from shardmerge.common.ownership import Candidate, owners, replica_group
 
 
 def test_the_largest_is_given_first_and_to_the_least_loaded() -> None:
-    held = [Held("a", 1, (4, 7)), Held("b", 10, (4, 7)), Held("c", 6, (4, 7)), Held("d", 5, (4, 7))]
+    held = [
+        Candidate("a", 1, (4, 7)),
+        Candidate("b", 10, (4, 7)),
+        Candidate("c", 6, (4, 7)),
+        Candidate("d", 5, (4, 7)),
+    ]
     assert owners(held) == {"b": 4, "c": 7, "d": 7, "a": 4}
 
 
 def test_equals_are_ordered_by_key_and_the_lowest_rank_is_first() -> None:
-    assert owners([Held("y", 1, (1, 2)), Held("x", 1, (1, 2))]) == {"x": 1, "y": 2}
+    assert owners([Candidate("y", 1, (1, 2)), Candidate("x", 1, (1, 2))]) == {"x": 1, "y": 2}
 
 
 def test_a_rank_alone_writes_what_it_holds() -> None:
-    assert owners([Held("a", 5, (3,)), Held("b", 5, (3,))]) == {"a": 3, "b": 3}
+    assert owners([Candidate("a", 5, (3,)), Candidate("b", 5, (3,))]) == {"a": 3, "b": 3}
 
 
 def test_groups_do_not_weigh_on_each_other() -> None:
-    assert owners([Held("a", 9, (0,)), Held("b", 1, (0, 1))]) == {"a": 0, "b": 0}
+    assert owners([Candidate("a", 9, (0,)), Candidate("b", 1, (0, 1))]) == {"a": 0, "b": 0}
 
 
 @given(
@@ -34,7 +39,7 @@ def test_groups_do_not_weigh_on_each_other() -> None:
 def test_every_member_finds_the_same_and_loads_differ_by_one_tensor_at_most(
     sizes: dict[str, int], order: list[int]
 ) -> None:
-    held = [Held(key, size, (0, 1, 2)) for key, size in sizes.items()]
+    held = [Candidate(key, size, (0, 1, 2)) for key, size in sizes.items()]
     found = owners(held)
     assert owners(reversed(held)) == found
     load = Counter(dict.fromkeys(order, 0))

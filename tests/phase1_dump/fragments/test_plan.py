@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import torch
 
-from shardmerge.phase1_dump.fragments.plan import Fragment, owned, plan_fragments
-from shardmerge.phase1_dump.rectangles.holdings import Holding
+from shardmerge.phase1_dump.fragments.plan import PlannedFragment, plan_fragments
+from shardmerge.phase1_dump.fragments.replicas import owned
+from shardmerge.phase1_dump.source import Holding
 from tests.phase1_dump.hand_made import box_of, whole
 
 
@@ -19,7 +20,7 @@ def half(name: str, size: int) -> Holding:
     return box_of(name, torch.zeros(size // 2), (slice(0, size // 2),), (size // 2,), (size,))
 
 
-def contents(fragments: tuple[Fragment, ...]) -> dict[str, list[str]]:
+def contents(fragments: tuple[PlannedFragment, ...]) -> dict[str, list[str]]:
     return {one.name: [entry.name for entry in one.header.entries] for one in fragments}
 
 

@@ -9,9 +9,12 @@ import resource
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,11 +24,19 @@ from safetensors.torch import load_file, save_file
 
 from shardmerge.phase1_dump import dump
 from shardmerge.phase1_dump.fragments.plan import plan_fragments
-from shardmerge.phase1_dump.fragments.writer import Staging, Written, write_fragment
-from shardmerge.phase1_dump.rectangles.holdings import Holding
+from shardmerge.phase1_dump.fragments.writer import (
+    IN_FLIGHT,
+    JOINED_BYTES,
+    SMALL_BYTES,
+    WriteQueue,
+    Written,
+    write_fragment,
+)
+from shardmerge.phase1_dump.source import Holding
+from shardmerge.phase1_dump.sources.host_buffers import HostBuffers
 from tests.phase1_dump.conftest import References
 from tests.phase1_dump.dumped import GENERATION, dumped
-from tests.phase1_dump.hand_made import in_parts, numbers, raw, whole
+from tests.phase1_dump.hand_made import Copying, in_parts, numbers, raw, source_of, whole
 from tests.worlds.fake import build_model, fake_world
 from tests.worlds.families import by_name
 from tests.worlds.topology import SINGLE
@@ -54,7 +65,7 @@ def write(
     """(the file, what was learnt by name, what progress was told)."""
     (fragment,) = plan_fragments(held, 1 << 30)
     told: list[int] = []
-    learnt = write_fragment(folder, fragment, Staging(staging_bytes), told.append)
+    learnt = write_fragment(folder, fragment, source_of(held, HostBuffers(staging_bytes)), told.append)
     names = [holding.rectangle.name for holding in fragment.holdings]
     return folder / fragment.name, dict(zip(names, learnt, strict=True)), told
 
@@ -104,7 +115,7 @@ def test_narrowing_is_counted_in_the_part_that_is_written(tmp_path: Path) -> Non
 
     _, learnt, _ = write(tmp_path, [in_parts("t", pieces)], 8)
 
-    assert learnt["t"].narrowed == 1
+    assert learnt["t"].seen.narrowed == 1
 
 
 @pytest.fixture
@@ -214,17 +225,6 @@ def test_a_full_disk_leaves_no_rank_and_is_emptied_again(
     assert shutil.disk_usage(small_disk).used < 16_384
 
 
-class Reused(Staging):
-    """Stages every block in the buffer whose turn it is, as for a GPU; the buffers are ordinary memory."""
-
-    def host(self, block: torch.Tensor) -> torch.Tensor:
-        while len(self.buffers) < 2:
-            self.buffers.append(torch.empty(1 << 20, dtype=torch.uint8))
-        flat = block.view(torch.uint8)
-        staged = self.buffers[self.turn][: flat.numel()]
-        return staged.copy_(flat)
-
-
 def test_a_staging_buffer_is_never_filled_again_before_it_was_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,7 +238,73 @@ def test_a_staging_buffer_is_never_filled_again_before_it_was_written(
     monkeypatch.setattr(os, "write", write_slowly)
     sizes = [1024, 9216, 1024, 1024, 17_408, 9216, 1024, 9216, 3, 5, 70_000, 1, 9000, 2]
     tensors = {f"t{n:02}": numbers(size, 2, seed=n) for n, size in enumerate(sizes)}
-    (fragment,) = plan_fragments([whole(name, tensor) for name, tensor in tensors.items()], 1 << 30)
-    write_fragment(tmp_path, fragment, Reused(100_000), lambda _: None)
+    held = [whole(name, tensor) for name, tensor in tensors.items()]
+    (fragment,) = plan_fragments(held, 1 << 30)
+    write_fragment(tmp_path, fragment, source_of(held, Copying(100_000)), lambda _: None)
     found = load_file(tmp_path / fragment.name)
     assert [name for name in tensors if raw(found[name]) != raw(tensors[name])] == []
+
+
+class InTurn(Executor):
+    """Runs what is submitted only when somebody waits for it, as the slowest of disks would."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Late] = []
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+        self.waiting.append(Late(self, partial(fn, *args, **kwargs)))
+        return self.waiting[-1]
+
+
+class Late(Future[None]):
+    """What `InTurn` gives: asking for the result runs this and everything before it."""
+
+    def __init__(self, executor: InTurn, work: Callable[[], None]) -> None:
+        super().__init__()
+        self.executor, self.work = executor, work
+
+    def result(self, timeout: float | None = None) -> None:
+        while self in self.executor.waiting:
+            self.executor.waiting.pop(0).work()
+
+
+def queue_to(handed: list[bytes]) -> tuple[WriteQueue, InTurn]:
+    thread = InTurn()
+    return WriteQueue(lambda data: handed.append(bytes(data)), thread, lambda _: None), thread
+
+
+def test_small_blocks_are_joined_and_large_ones_keep_their_place() -> None:
+    handed: list[bytes] = []
+    queue, _ = queue_to(handed)
+    blocks = [b"ab", b"cd", b"E" * (SMALL_BYTES + 1), b"fg", b"h" * SMALL_BYTES]
+    for block in blocks:
+        queue.add(memoryview(block))
+    queue.flush()
+    queue.drain()
+    assert handed == [b"abcd", blocks[2], b"fg" + blocks[4]]
+
+
+def test_what_is_joined_stays_bounded() -> None:
+    handed: list[bytes] = []
+    queue, thread = queue_to(handed)
+    for _ in range(4 * JOINED_BYTES // SMALL_BYTES):
+        queue.add(memoryview(bytes(SMALL_BYTES)))
+        assert len(queue.joined) < JOINED_BYTES
+        assert len(thread.waiting) <= IN_FLIGHT
+    queue.flush()
+    queue.drain()
+    assert list(map(len, handed)) == [JOINED_BYTES] * 4
+
+
+def test_the_memory_of_a_block_is_free_when_the_block_after_it_was_taken() -> None:
+    """Whatever is large or small: of the two buffers of a source, the one it will fill next is never waited for."""
+    handed: list[bytes] = []
+    queue, _ = queue_to(handed)
+    buffers, sizes = [bytearray(9000), bytearray(9000)], [8000, 3, 8001, 8002, 4, 5, 8003, 6, 8004]
+    expected = b"".join(bytes([number]) * size for number, size in enumerate(sizes))
+    for number, size in enumerate(sizes):
+        buffers[number % 2][:size] = bytes([number]) * size
+        queue.add(memoryview(buffers[number % 2])[:size])
+    queue.flush()
+    queue.drain()
+    assert b"".join(handed) == expected

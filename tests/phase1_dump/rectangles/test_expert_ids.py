@@ -13,10 +13,10 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from shardmerge.common import reference
 from shardmerge.common.architectures import Blueprint, blueprint
 from shardmerge.common.errors import ExpertIdsError, MissingTensorError
+from shardmerge.phase1_dump.rectangles.claims import Claimed, claim_all
 from shardmerge.phase1_dump.rectangles.expert_ids import check_expert_ids
-from shardmerge.phase1_dump.rectangles.holdings import Claimed, claim_all
+from shardmerge.phase1_dump.sources.modules import local_experts
 from shardmerge.phase1_dump.sources.parameters import parameters_of
-from shardmerge.phase1_dump.sources.world import world_of
 from tests.phase1_dump.conftest import References
 from tests.phase1_dump.dumped import dumped
 from tests.phase1_dump.refusing import refused_and_recorded
@@ -41,7 +41,8 @@ def table(references: References) -> Blueprint:
 
 @pytest.fixture
 def claimed(model: GPTModel, table: Blueprint) -> list[Claimed]:
-    return claim_all(parameters_of(model, world_of(model)), table, 1)[0]
+    (claimed,), _ = claim_all([parameters_of(model, 1)], table, 1)
+    return claimed
 
 
 FORMS: dict[str, Callable[[list[int]], Any]] = {"list": list, "tensor": torch.tensor, "tuple": tuple}
@@ -108,7 +109,7 @@ def test_an_expert_without_its_down_projection_is_an_error(
     assert len(left) == len(claimed) - 1
 
     with pytest.raises(MissingTensorError, match=r"rank 1, which holds expert 6") as caught:
-        check_expert_ids(model, left, table, 1)
+        check_expert_ids(local_experts(model), left, table, 1)
 
     assert caught.value.tensor == "model.layers.3.mlp.experts.6.down_proj.weight"
     assert caught.value.exit_code == 3
@@ -120,7 +121,7 @@ def test_a_layer_without_any_expert_is_an_error(
     left = [one for one in claimed if ".0.mlp.experts." not in one.parameter.key]
 
     with pytest.raises(ExpertIdsError, match=r"^decoder\.layers\.0\.mlp on rank 1"):
-        check_expert_ids(model, left, table, 1)
+        check_expert_ids(local_experts(model), left, table, 1)
 
 
 def test_a_layer_and_keys_that_agree_on_a_gap_are_an_error(
@@ -131,7 +132,7 @@ def test_a_layer_and_keys_that_agree_on_a_gap_are_an_error(
     left = [one for one in claimed if one.claim.layer != 1 or one.claim.expert != 5]
 
     with pytest.raises(ExpertIdsError, match=r"^decoder\.layers\.1\.mlp on rank 1"):
-        check_expert_ids(model, left, table, 1)
+        check_expert_ids(local_experts(model), left, table, 1)
 
 
 def test_a_missing_expert_in_the_middle_is_an_error(
@@ -140,4 +141,4 @@ def test_a_missing_expert_in_the_middle_is_an_error(
     left = [one for one in claimed if one.claim.layer != 1 or one.claim.expert != 5]
 
     with pytest.raises(ExpertIdsError, match=r"name experts \[4, 6, 7\]"):
-        check_expert_ids(model, left, table, 1)
+        check_expert_ids(local_experts(model), left, table, 1)

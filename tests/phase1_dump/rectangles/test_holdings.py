@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,19 @@ import torch
 from shardmerge.common import reference
 from shardmerge.common.architectures import Blueprint, blueprint
 from shardmerge.common.architectures.rows import Drop
-from shardmerge.common.errors import MismatchError, OverlapError, UnclaimedParameterError
-from shardmerge.phase1_dump.rectangles.holdings import Holding, Part, bounds, claim_all, holdings_of, join
-from shardmerge.phase1_dump.sources.parameters import Parameter, parameters_of
-from shardmerge.phase1_dump.sources.world import world_of
+from shardmerge.common.errors import (
+    MismatchError,
+    OverlapError,
+    ProblemsFoundError,
+    UnclaimedParameterError,
+)
+from shardmerge.phase1_dump.rectangles.claims import claim_all
+from shardmerge.phase1_dump.rectangles.holdings import holdings_of
+from shardmerge.phase1_dump.rectangles.parameter import Parameter
+from shardmerge.phase1_dump.rectangles.parts import Part, bounds, join
+from shardmerge.phase1_dump.source import Holding
+from shardmerge.phase1_dump.sources.parameters import parameters_of
+from shardmerge.phase1_dump.sources.process_groups import world_of
 from tests.phase1_dump.conftest import References
 from tests.phase1_dump.dumped import dump_world
 from tests.worlds.fake import build_model, fake_world
@@ -42,7 +52,7 @@ def held(name: str, topology: Topology, rank: int, path: Path) -> list[Holding]:
     with fake_world(topology, rank):
         (model,) = build_model(by_name(name), topology)
         world = world_of(model)
-        claimed, _ = claim_all(parameters_of(model, world), table(path), rank)
+        (claimed,), _ = claim_all([parameters_of(model, rank)], table(path), rank)
         return list(holdings_of(claimed, table(path), world, lambda _: "BF16"))
 
 
@@ -148,15 +158,15 @@ def test_a_model_that_is_not_config_jsons_is_a_mismatch(
 
 
 def parameter(key: str) -> Parameter:
-    return Parameter(key, key, torch.ones(72), (0,), (72,), (72,), (0,), pp_replica=0)
+    return Parameter(key, key, torch.ones(72), (72,), (0,), (72,), (72,), (0,), pp_replica=0)
 
 
 def test_the_same_parameter_in_two_chunks_is_an_overlap(references: References) -> None:
     bound = table(references.config("llama"))
-    claimed, _ = claim_all([parameter("decoder.final_layernorm.weight")] * 2, bound, 0)
+    claimed, _ = claim_all([[parameter("decoder.final_layernorm.weight")]] * 2, bound, 0)
 
     with pytest.raises(OverlapError, match=r"model\.norm\.weight is covered twice") as caught:
-        list(holdings_of(claimed, bound, world_of(torch.nn.Identity()), lambda _: "BF16"))
+        list(holdings_of(chain(*claimed), bound, world_of(torch.nn.Identity()), lambda _: "BF16"))
 
     assert caught.value.exit_code == 4
 
@@ -177,9 +187,24 @@ def test_a_key_that_no_row_claims_is_an_error(references: References) -> None:
     with pytest.raises(
         UnclaimedParameterError, match=r"decoder\.layers\.0\.mlp\.novelty \[72\] on rank 3"
     ) as caught:
-        claim_all([parameter("decoder.layers.0.mlp.novelty")], table(references.config("llama")), 3)
+        claim_all([[parameter("decoder.layers.0.mlp.novelty")]], table(references.config("llama")), 3)
 
     assert caught.value.exit_code == 5
+
+
+def test_every_key_that_no_row_claims_is_named_in_one_error(references: References) -> None:
+    """Of all model chunks: a new table would otherwise be found key by key."""
+    known = parameter("decoder.final_layernorm.weight")
+    chunks = [[known, parameter("decoder.novelty")], [parameter("decoder.layers.3.mlp.strange")]]
+
+    with pytest.raises(ProblemsFoundError) as caught:
+        claim_all(chunks, table(references.config("llama")), 3)
+
+    assert caught.value.exit_code == 5
+    assert [type(one) for one in caught.value.problems] == [UnclaimedParameterError] * 2
+    message = str(caught.value)
+    assert "decoder.novelty [72] on rank 3 is claimed by no row of LlamaForCausalLM" in message
+    assert "decoder.layers.3.mlp.strange [72] on rank 3 is claimed by no row of LlamaForCausalLM" in message
 
 
 def test_keys_that_a_row_drops_are_counted_by_reason(references: References) -> None:
@@ -188,7 +213,7 @@ def test_keys_that_a_row_drops_are_counted_by_reason(references: References) -> 
     bound = Blueprint(replace(bound.architecture, drops=(drop,)), bound.config)
     keys = ["decoder.layers.0.mlp.novelty", "decoder.final_layernorm.weight", "decoder.layers.3.mlp.novelty"]
 
-    claimed, drops = claim_all(map(parameter, keys), bound, 0)
+    (claimed,), drops = claim_all([map(parameter, keys)], bound, 0)
 
     assert [one.parameter.key for one in claimed] == ["decoder.final_layernorm.weight"]
     assert drops == {"not in the published checkpoint": 2}
@@ -199,7 +224,7 @@ def test_rows_of_vocabulary_padding_are_told(references: References, rows: int) 
     """A config.json with a vocabulary that is too small would leave out rows that were trained."""
     with fake_world(SINGLE, 0):
         (model,) = build_model(by_name("llama"), SINGLE, vocab_rows=rows)
-        _, drops = claim_all(parameters_of(model, world_of(model)), table(references.config("llama")), 0)
+        _, drops = claim_all([parameters_of(model, 0)], table(references.config("llama")), 0)
     told = {
         "rows 211 to 256 of embedding.word_embeddings.weight: vocabulary padding": 1,
         "rows 211 to 256 of output_layer.weight: vocabulary padding": 1,

@@ -1,4 +1,4 @@
-"""Blocks computed ahead by threads, small pieces joined on their way to the file, and scales computed once."""
+"""Blocks computed ahead by threads, and scales computed once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from shardmerge.phase1_dump.fragments.writer import JOINED_BYTES, SMALL_BYTES, Joining
 from shardmerge.phase1_dump.quantization.derived import SCALES_KEPT, Scales
 from shardmerge.phase1_dump.sources import ahead
 from shardmerge.phase1_dump.sources.ahead import Block, computing_ahead
@@ -93,27 +92,6 @@ def test_there_are_as_many_threads_as_torch_may_use_up_to_a_bound() -> None:
                 list(threads.in_order((n, Block(meet, 1, ahead=True)) for n in range(together)))
     finally:
         torch.set_num_threads(before)
-
-
-def test_small_pieces_are_joined_and_large_ones_keep_their_place() -> None:
-    handed: list[bytes] = []
-    joining = Joining(lambda data: handed.append(bytes(data)))
-    pieces = [b"ab", b"cd", b"E" * (SMALL_BYTES + 1), b"fg", b"h" * SMALL_BYTES]
-    for piece in pieces:
-        joining.prepare(len(piece))
-        joining.add(memoryview(piece))
-    joining.flush()
-    assert handed == [b"abcd", pieces[2], b"fg" + pieces[4]]
-
-
-def test_what_is_joined_stays_bounded() -> None:
-    handed: list[int] = []
-    joining = Joining(lambda data: handed.append(len(data)))
-    for _ in range(4 * JOINED_BYTES // SMALL_BYTES):
-        joining.prepare(SMALL_BYTES)
-        joining.add(memoryview(bytes(SMALL_BYTES)))
-    joining.flush()
-    assert handed == [JOINED_BYTES] * 4
 
 
 def test_scales_are_computed_once_for_the_two_who_want_them() -> None:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shardmerge.phase1_dump.rectangles.holdings import Holding
+from shardmerge.phase1_dump.source import Holding
 from shardmerge.phase1_dump.sources.blocks import blocks_of
 from tests.phase1_dump.hand_made import DTYPES, box_of, in_parts, numbers, raw, whole
 

@@ -13,8 +13,8 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from torch import nn
 
 from shardmerge.common.errors import UnclaimedParameterError, UnsupportedParameterError
-from shardmerge.phase1_dump.sources.parameters import Parameter, parameters_of
-from shardmerge.phase1_dump.sources.world import world_of
+from shardmerge.phase1_dump.rectangles.parameter import Parameter
+from shardmerge.phase1_dump.sources.parameters import parameters_of
 from tests.phase1_dump.conftest import References
 from tests.phase1_dump.dumped import dumped
 from tests.phase1_dump.refusing import refused_and_recorded
@@ -27,7 +27,7 @@ def described(name: str, topology: Topology, rank: int) -> dict[str, Parameter]:
     """Every parameter of all chunks of a rank, by canonical key."""
     with fake_world(topology, rank):
         chunks = build_model(by_name(name), topology)
-        found = [one for chunk in chunks for one in parameters_of(chunk, world_of(chunk))]
+        found = [one for chunk in chunks for one in parameters_of(chunk, rank)]
     keys = [one.key for one in found]
     assert len(set(keys)) == len(keys)
     return {one.key: one for one in found}
@@ -49,7 +49,7 @@ def test_gate_and_up_start_at_their_half_of_a_live_fc1() -> None:
     gate, up = (found[f"decoder.layers.3.mlp.linear_fc1.weight_{half}"] for half in "wv")
 
     assert gate.data is up.data
-    assert tuple(gate.data.shape) == (112, 72)
+    assert gate.live_shape == tuple(gate.data.shape) == (112, 72)
     assert place(gate) == ((112, 72), (56, 0), (56, 72), (0, 0))
     assert place(up) == ((112, 72), (56, 0), (56, 72), (56, 0))
     assert gate.is_cut
@@ -120,7 +120,7 @@ def test_a_data_parallel_replica_is_not_a_pipeline_copy() -> None:
 
 
 def test_data_are_the_live_tensors(model: GPTModel) -> None:
-    found = {one.key: one for one in parameters_of(model, world_of(model))}
+    found = {one.key: one for one in parameters_of(model, 0)}
 
     live = model.decoder.layers[2].self_attention.linear_proj.weight
     assert found["decoder.layers.2.self_attention.linear_proj.weight"].data is live
@@ -204,7 +204,7 @@ def test_a_factory_that_does_more_than_slice_is_refused(kind: str, model: GPTMod
     with pytest.raises(
         UnsupportedParameterError, match=r"^decoder\.layers\.0\.odd\.weight on rank 0"
     ) as caught:
-        list(parameters_of(model, world_of(model)))
+        list(parameters_of(model, 0))
 
     assert "not by slicing" in str(caught.value)
 
@@ -212,7 +212,7 @@ def test_a_factory_that_does_more_than_slice_is_refused(kind: str, model: GPTMod
 def test_slices_of_a_factory_start_where_they_lie(model: GPTModel) -> None:
     model.decoder.layers[0].odd = Described(factory(lambda t: [t[:2], t[2:5], t[5:], t[:, 1:3], t[3:, 2:]]))
 
-    found = [one for one in parameters_of(model, world_of(model)) if ".odd." in one.key]
+    found = [one for one in parameters_of(model, 0) if ".odd." in one.key]
 
     assert [one.start for one in found] == [(0, 0), (2, 0), (5, 0), (0, 1), (3, 2)]
     assert [one.local_shape for one in found] == [(2, 4), (3, 4), (1, 4), (6, 2), (3, 2)]
@@ -224,4 +224,4 @@ def test_prepended_axes_are_refused(model: GPTModel) -> None:
     )
 
     with pytest.raises(UnsupportedParameterError, match=r"prepended or flattened axes"):
-        list(parameters_of(model, world_of(model)))
+        list(parameters_of(model, 0))

@@ -14,7 +14,7 @@ from megatron.core.transformer.module import Float16Module
 from torch import nn
 
 from shardmerge.common.errors import StaleParametersError, UnsupportedParameterError
-from shardmerge.phase1_dump.sources.refusals import unwrap
+from shardmerge.phase1_dump.sources.modules import unwrap
 from tests.phase1_dump.conftest import References
 from tests.phase1_dump.dumped import dumped
 from tests.phase1_dump.refusing import refused_and_recorded

@@ -11,7 +11,7 @@ import pytest
 from shardmerge.common.errors import BadInputError
 from shardmerge.common.manifest import read
 from shardmerge.phase1_dump import dump
-from shardmerge.phase1_dump.sources.generation import Generation, attempt_of
+from shardmerge.phase1_dump.generation import Generation, attempt_of
 from tests.phase1_dump.conftest import References
 from tests.worlds.fake import build_model, fake_world
 from tests.worlds.families import by_name

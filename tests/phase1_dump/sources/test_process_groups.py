@@ -10,7 +10,8 @@ from torch import nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from shardmerge.common.errors import BadInputError
-from shardmerge.phase1_dump.sources.world import World, world_of
+from shardmerge.phase1_dump.sources.process_groups import world_of
+from shardmerge.phase1_dump.world import World
 from tests.phase1_dump.conftest import References
 from tests.phase1_dump.refusing import refused_before_the_rank_is_known
 from tests.worlds.fake import build_model, fake_world

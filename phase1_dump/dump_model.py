@@ -1,0 +1,85 @@
+"""The story of phase one: refuse, describe, write. One call on every rank; no rank waits for another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from torch import nn
+
+from shardmerge.common.manifest import Manifest
+
+from .fragments.rank_directory import forget_failure, record_failure, refuse_existing
+from .fragments.write_rank import MAX_FRAGMENT_BYTES, write_rank
+from .generation import Generation, attempt_of
+from .sources.live_model import Options, live_model
+from .sources.modules import unwrap
+from .sources.process_groups import world_of
+from .sources.refusals import refuse_foreign, refuse_uninitialized
+
+STAGING_BYTES = 64 << 20
+
+
+def dump(
+    model: nn.Module | Sequence[nn.Module],
+    out: str | Path,
+    *,
+    hf_reference: str | Path,
+    run_id: str,
+    step: int,
+    attempt: str | None = None,
+    params_synced: bool = False,
+    dtype_from_reference: bool = False,
+    dequantize: bool = False,
+    check_replicas: bool = False,
+    max_fragment_bytes: int = MAX_FRAGMENT_BYTES,
+    staging_bytes: int = STAGING_BYTES,
+    on_error: Literal["raise", "record"] = "raise",
+) -> Manifest | None:
+    """Write what this rank owns of a live model to `out/rank-NNNNN`. Call it on every rank, in any order.
+
+    No collective is entered, and nothing stands under its final name until it is complete. Host memory above the
+    model is `staging_bytes` and the largest row.
+
+    Args:
+        model: a module, or the list of this rank's virtual pipeline chunks, wrapped (DDP, Float16Module) or not.
+        out: directory of the dump, shared by all ranks.
+        hf_reference: Hugging Face directory with the model's config.json; weights there, if any, give dtypes.
+        run_id: name of the dump. It, `step` and `attempt` must be the same on all ranks.
+        step: training step of the parameters.
+        attempt: by default the launcher's job and restart.
+        params_synced: the caller has gathered the parameters of a DDP with overlap_param_gather.
+        dtype_from_reference: let the reference narrow tensors that are otherwise kept float32 (router biases).
+        dequantize: write Transformer Engine's quantized parameters in the precision they stand for.
+        check_replicas: also record checksums of what this rank holds and another writes; the merge compares them.
+        max_fragment_bytes: size of a fragment file.
+        staging_bytes: host memory used for copying.
+        on_error: "record" returns None where "raise" raises, once the rank is known; both write
+            rank-NNNNN.failed.json.
+
+    Returns:
+        The manifest of this rank.
+
+    Raises:
+        ShardmergeError: before anything is written; OutputExistsError if this rank is in `out` already.
+        OSError: a file could not be written.
+    """
+    folder, chunks = Path(out), [model] if isinstance(model, nn.Module) else list(model)
+    refuse_foreign(chunks)
+    refuse_uninitialized(chunks)
+    world = world_of(unwrap(chunks[0]))
+    forget_failure(folder, world.rank)
+    try:
+        refuse_existing(folder, world.rank)
+        generation = Generation(run_id, step, attempt_of() if attempt is None else attempt)
+        options = Options(params_synced, dtype_from_reference, dequantize, staging_bytes)
+        source = live_model(chunks, world, generation, Path(hf_reference), options)
+        return write_rank(
+            source, folder, max_fragment_bytes=max_fragment_bytes, check_replicas=check_replicas
+        )
+    except Exception as error:
+        record_failure(folder, world.rank, run_id, error)
+        if on_error == "record":
+            return None
+        raise

@@ -1,0 +1,69 @@
+"""Which row of the table each parameter belongs to. A parameter that no row claims or drops is an error."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from shardmerge.common.architectures import Blueprint, Claim
+from shardmerge.common.errors import UnclaimedParameterError
+from shardmerge.common.errors.several import raise_problems
+
+from .layouts import LAYOUTS
+from .packed_pieces import Packed
+from .parameter import Parameter
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Claimed:
+    """A parameter, the row of the table that claims it, and the packed form it is written in if it has one."""
+
+    parameter: Parameter
+    claim: Claim
+    packed: Packed | None = None
+    has_quantizer: bool = False
+
+
+def claim_all(
+    chunks: Iterable[Iterable[Parameter]], blueprint: Blueprint, rank: int
+) -> tuple[list[list[Claimed]], dict[str, int]]:
+    """Find the row of every parameter of a rank.
+
+    Args:
+        chunks: the parameters of each model chunk; a source that knows no chunks gives one list.
+        blueprint: the table, bound to config.json.
+        rank: for messages.
+
+    Returns:
+        Of each chunk its claimed parameters, and counts of what is dropped of parameters or with them, by reason.
+
+    Raises:
+        UnclaimedParameterError: no row claims or drops a parameter.
+        ProblemsFoundError: the same of several parameters, with all of them.
+    """
+    claimed: list[list[Claimed]] = []
+    drops: dict[str, int] = defaultdict(int)
+    unclaimed: list[UnclaimedParameterError] = []
+    for parameters in chunks:
+        claimed.append([])
+        for parameter in parameters:
+            claim, reason = blueprint.claim(parameter.key), blueprint.drop_reason(parameter.key)
+            if claim is not None:
+                claimed[-1].append(Claimed(parameter, claim))
+                reason = _padding(parameter, claim)
+            elif reason is None:
+                name = blueprint.architecture.name
+                unclaimed.append(UnclaimedParameterError(parameter.key, parameter.global_shape, name, rank))
+            if reason is not None:
+                drops[reason] += 1
+    raise_problems(unclaimed)
+    return claimed, dict(drops)
+
+
+def _padding(parameter: Parameter, claim: Claim) -> str | None:
+    """What is left out of a parameter with more rows than the vocabulary. It is told: a config.json may be wrong."""
+    if not LAYOUTS[claim.row.layout].drops_padding:
+        return None
+    held, wanted = parameter.global_shape[0], claim.tensors[0].shape[0]
+    return f"rows {wanted:,} to {held:,} of {parameter.key}: vocabulary padding" if held > wanted else None

@@ -1,0 +1,64 @@
+"""What every layout speaks of: a box of a Megatron tensor goes in, pieces of Hugging Face tensors come out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from shardmerge.common.architectures import Claim, Tensor
+from shardmerge.common.errors import MismatchError
+from shardmerge.common.rectangle import Shape
+
+Dimensions: TypeAlias = Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """The part of an unsharded Megatron tensor that a rank holds."""
+
+    global_shape: Shape
+    global_offset: Shape
+    local_shape: Shape
+
+    @property
+    def origin(self) -> Shape:
+        """Where the box itself starts: zeros."""
+        return (0,) * len(self.local_shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """`shape` elements at `source` in the box are those at `offset` in the Hugging Face tensor."""
+
+    tensor: Tensor
+    offset: Shape
+    source: Shape
+    shape: Shape
+
+
+Mapper: TypeAlias = Callable[[Box, Claim, Dimensions], Iterator[Piece]]
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """A layout: the function that maps a box, and what others must know of the layout.
+
+    pieces: from the box, its claim and the dimensions of the table to pieces. Raises MismatchError.
+    dimensions: names of the dimensions that `pieces` looks up, where the row does not name them itself.
+    drops_padding: rows beyond the Hugging Face tensor are left out.
+    is_attention: the targets are the projections of queries, keys and values of one attention.
+    """
+
+    pieces: Mapper
+    dimensions: tuple[str, ...] = ()
+    drops_padding: bool = False
+    is_attention: bool = False
+
+
+def require_shape(tensor: Tensor, got: Shape, expected: Shape) -> None:
+    """Raise MismatchError unless the model's shape is the one that config.json gives."""
+    if got != expected:
+        raise MismatchError(
+            tensor.name, "shape in the model", str(list(got)), f"{list(expected)} by config.json"
+        )

@@ -1,0 +1,23 @@
+"""Layout "vocab": an embedding. Rows beyond the vocabulary are padding (`make_vocab_size_divisible_by`), left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from shardmerge.common.architectures import Claim
+
+from .box import Box, Dimensions, Piece, Rules, require_shape
+
+
+def pieces(box: Box, claim: Claim, dimensions: Dimensions) -> Iterator[Piece]:
+    """The rows of the box that are words, if there are some. Raises MismatchError if the model has fewer words."""
+    (tensor,) = claim.tensors
+    require_shape(tensor, box.global_shape, (*box.global_shape[:1], *tensor.shape[1:]))
+    if box.global_shape[0] < tensor.shape[0]:
+        require_shape(tensor, box.global_shape, tensor.shape)
+    rows = min(box.local_shape[0], tensor.shape[0] - box.global_offset[0])
+    if rows > 0:
+        yield Piece(tensor, box.global_offset, box.origin, (rows, *box.local_shape[1:]))
+
+
+VOCAB = Rules(pieces, drops_padding=True)

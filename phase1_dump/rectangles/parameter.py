@@ -1,0 +1,43 @@
+"""A parameter as a source describes it to the geometry: which box of which Megatron tensor a rank has, and where."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from shardmerge.common.architectures.keys import is_routed_expert
+from shardmerge.common.rectangle import Shape
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Parameter:
+    """A box of a local tensor, and where it lies in the unsharded Megatron tensor `key`.
+
+    `data` is the source's own handle of the local tensor, of shape `live_shape`; nobody else looks into it. The box
+    starts at `start` in it and has `local_shape`.
+    """
+
+    key: str
+    name: str  # as the source calls it, for messages
+    data: Any
+    live_shape: Shape
+    start: Shape
+    local_shape: Shape
+    global_shape: Shape
+    global_offset: Shape
+    pp_replica: int
+
+    @property
+    def is_cut(self) -> bool:
+        """True if other ranks hold other parts of it."""
+        return self.local_shape != self.global_shape
+
+    @property
+    def is_stage_copy(self) -> bool:
+        """True if another pipeline stage owns it, as the first does the tied embedding of the last."""
+        return self.pp_replica != 0
+
+    @property
+    def is_routed_expert(self) -> bool:
+        """True if the key is that of a routed expert."""
+        return is_routed_expert(self.key)

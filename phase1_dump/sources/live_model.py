@@ -1,0 +1,158 @@
+"""The live model of this rank as a source: its parameters, claimed, packed and laid out as rectangles.
+
+Enters no collective. Describing reads no numbers but calibration ranges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from shardmerge.common import reference
+from shardmerge.common.architectures import Blueprint, blueprint
+
+from ..generation import Generation
+from ..quantization import modelopt
+from ..quantization.element_types import dtype_name
+from ..quantization.packing import kv_caches, pack_claims
+from ..rectangles.claims import Claimed, claim_all
+from ..rectangles.expert_ids import check_expert_ids
+from ..rectangles.holdings import holdings_of
+from ..rectangles.parts import Scalar
+from ..rectangles.quantization_facts import KVCache, facts_of
+from ..rectangles.written_dtypes import dtype_chooser
+from ..source import Holding, ManifestFacts, Stream
+from ..world import World
+from .agreement import check_agreement
+from .host_buffers import HostBuffers
+from .modules import local_experts, router_bias_dtypes, unwrap
+from .parameters import parameters_of
+from .reading import read
+from .refusals import refuse_parameters, refuse_stale
+
+PRODUCERS = ("shardmerge", "megatron-core", "torch")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How the caller of `dump` wants a live model to be read.
+
+    params_synced: the caller has gathered the parameters of a DDP with overlap_param_gather.
+    dtype_from_reference: let the reference narrow tensors that are otherwise kept float32.
+    dequantize: write Transformer Engine's quantized parameters in the precision they stand for.
+    staging_bytes: host memory used for copying.
+    """
+
+    params_synced: bool
+    dtype_from_reference: bool
+    dequantize: bool
+    staging_bytes: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LiveModel:
+    """A `source.Source`: what one rank holds of a live model. Made by `live_model`."""
+
+    world: World
+    generation: Generation
+    facts: ManifestFacts
+    holdings: tuple[Holding, ...]
+    stage_copies: tuple[Holding, ...]
+    buffers: HostBuffers
+
+    def settle(self) -> None:
+        """Wait until every kernel that may still write to the parameters is through, on whatever stream it runs."""
+        parts = (part for holding in (*self.holdings, *self.stage_copies) for part in holding.recipe.parts)
+        live = (part.data for part in parts if not isinstance(part.data, Scalar))
+        for device in {data.device for data in live if data.is_cuda}:
+            torch.cuda.synchronize(device)
+
+    def read(self, holdings: Sequence[Holding], *, inspect: bool = True) -> Stream:
+        """The blocks of these holdings, and what was seen of each. Blocks of a CPU model may be views of it."""
+        return read(holdings, self.buffers, inspect=inspect)
+
+
+def live_model(
+    chunks: Sequence[nn.Module], world: World, generation: Generation, hf_reference: Path, options: Options
+) -> LiveModel:
+    """Describe what this rank holds of a model.
+
+    Args:
+        chunks: this rank's model chunks, wrapped or not.
+        world: where the rank stands.
+        generation: which dump this is.
+        hf_reference: Hugging Face directory with the model's config.json.
+        options: how to read it.
+
+    Raises:
+        ShardmergeError: the model, its reference or both cannot be dumped; any of the tree.
+    """
+    refuse_stale([] if options.params_synced else chunks)
+    refuse_parameters(chunks, world.rank, dequantize=options.dequantize)
+    known = reference.read(hf_reference)
+    table, config = blueprint(known.config), _config(chunks)
+    params_dtype = dtype_name(config.params_dtype)
+    check_agreement(config, table, world.rank)
+    bias_dtypes = router_bias_dtypes(chunks)  # first: sharded_state_dict may cast them in place
+    claimed, caches, drops = _claim(chunks, table, world.rank, dequantize=options.dequantize)
+    dtype_of = dtype_chooser(known, params_dtype, dtype_from_reference=options.dtype_from_reference)
+    facts = ManifestFacts(
+        table.architecture.name,
+        table.dimensions,
+        params_dtype,
+        options.dtype_from_reference,
+        drops,
+        bias_dtypes,
+        {name: _version(name) for name in PRODUCERS},
+        facts_of(claimed, caches, _producer(claimed, caches)),
+    )
+    scales = [scale for cache in caches for scale in cache.scales]
+    mine = [one for one in claimed if not one.parameter.is_stage_copy]
+    copies = [one for one in claimed if one.parameter.is_stage_copy]
+    return LiveModel(
+        world,
+        generation,
+        facts,
+        tuple(holdings_of(mine, table, world, dtype_of, scales)),
+        tuple(holdings_of(copies, table, world, dtype_of)),
+        HostBuffers(options.staging_bytes),
+    )
+
+
+def _config(chunks: Sequence[nn.Module]) -> Any:
+    """The TransformerConfig that all chunks share."""
+    return unwrap(chunks[0]).config
+
+
+def _claim(
+    chunks: Sequence[nn.Module], table: Blueprint, rank: int, *, dequantize: bool
+) -> tuple[list[Claimed], list[KVCache], dict[str, int]]:
+    """Parameters with their rows and packed forms, scales of KV caches, and what is dropped."""
+    by_chunk, drops = claim_all((parameters_of(chunk, rank) for chunk in chunks), table, rank)
+    claimed: list[Claimed] = []
+    caches: list[KVCache] = []
+    for model, own in zip(map(unwrap, chunks), by_chunk, strict=True):
+        check_expert_ids(local_experts(model), own, table, rank)
+        caches += kv_caches(model, own, rank)
+        claimed += pack_claims(model, own, rank, dequantize=dequantize)
+    return claimed, caches, drops
+
+
+def _producer(claimed: Sequence[Claimed], caches: Sequence[KVCache]) -> dict[str, str]:
+    """What the JSON files of a quantized checkpoint name as its maker: the formats of quantizers are modelopt's."""
+    if caches or any(one.has_quantizer for one in claimed):
+        return modelopt.producer()
+    return {"name": "shardmerge", "version": _version("shardmerge")}
+
+
+def _version(program: str) -> str:
+    try:
+        return version(program)
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,54 @@
+"""What a model says of itself as a tree of modules: wrappers, stored tensors, local experts, router biases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import nn
+
+
+def wrappers(chunk: nn.Module) -> Iterator[nn.Module]:
+    """The chunk and every module it wraps, outermost first: DDP, Float16Module, the model."""
+    while True:
+        yield chunk
+        inner = getattr(chunk, "module", None)
+        if not isinstance(inner, nn.Module):
+            return
+        chunk = inner
+
+
+def unwrap(chunk: nn.Module) -> nn.Module:
+    """The model inside DDP and Float16Module."""
+    return list(wrappers(chunk))[-1]
+
+
+def stored_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters, and the buffers that a checkpoint would hold.
+
+    `state_dict` is not asked: on it routers cast their bias to float32, before anyone has seen what it was.
+    """
+    yield from model.named_parameters()
+    for prefix, module in model.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set and buffer.dtype.is_floating_point:
+                yield f"{prefix}.{name}" if prefix else name, buffer
+
+
+def local_experts(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Global ids of the local experts of every MoE layer, as the layer itself says; by the name of the layer."""
+    return {
+        name: tuple(int(index) for index in module.local_expert_indices)
+        for name, module in model.named_modules()
+        if getattr(module, "local_expert_indices", None) is not None and hasattr(module, "experts")
+    }
+
+
+def router_bias_dtypes(chunks: Iterable[nn.Module]) -> dict[str, int]:
+    """How many router biases the model holds in each dtype: training may have rounded what is exported as float32."""
+    counts: dict[str, int] = {}
+    for chunk in chunks:
+        for name, buffer in unwrap(chunk).named_buffers():
+            if name.endswith("router.expert_bias"):
+                counts[str(buffer.dtype)] = counts.get(str(buffer.dtype), 0) + 1
+    return counts

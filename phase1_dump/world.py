@@ -1,0 +1,34 @@
+"""Where a rank stands among all ranks: its coordinate and its group along every parallel axis. Plain numbers.
+
+Who finds them out is a matter of the source: `sources/process_groups.py` asks the process groups of a live model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shardmerge.common.ownership import replica_group
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """The place of one rank. Axes are tp, cp, pp and dp; of routed experts ep, etp and edp.
+
+    `groups` hold the global ranks along an axis through this rank, ordered by the coordinate on that axis.
+    """
+
+    rank: int
+    size: int
+    coordinates: dict[str, int]
+    groups: dict[str, list[int]]
+
+    def replicas(self, *, routed_expert: bool, cut: bool) -> tuple[int, ...]:
+        """Global ranks, ascending, that hold the same rectangle; this rank is one of them.
+
+        Experts repeat along expert-data-parallel ranks, everything else along data and context parallel ones; what
+        no tensor-parallel cut touches repeats along that axis too.
+        """
+        axes = ["edp"] if routed_expert else ["dp", "cp"]
+        if not cut:
+            axes.append("etp" if routed_expert else "tp")
+        return replica_group(self.rank, *(self.groups[axis] for axis in axes))
