@@ -6,11 +6,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from shardmerge.common.command.progress import Progress
-from shardmerge.common.errors import raise_problems
-
-from ..ledger.fragments import Fragment, check_bytes
-from ..ledger.table import Ledger
+from ..proof.bytes import verify_bytes
 from ..proof.prove import prove
 from ..quantization.united import Uncalibrated
 from .report import CheckReport, Verification, check_report
@@ -40,12 +36,3 @@ def check(
     if verify == "full":
         verify_bytes(proof.ledger, proof.fragments, talk)
     return check_report(proof, verify)
-
-
-def verify_bytes(ledger: Ledger, every: Sequence[Fragment], talk: TextIO | None) -> None:
-    """Read these fragments whole. Raises CorruptFileError, or all of them as ProblemsFoundError."""
-    progress = Progress("verifying", sum(one.file.num_bytes for one in every), talk)
-    try:
-        raise_problems(check_bytes(ledger, every, progress.advance))
-    finally:
-        progress.close()

@@ -6,6 +6,7 @@ Reads manifests of a dump or headers of an output, never a tensor.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -23,6 +24,7 @@ from ..ledger import table as ledger
 from ..ledger.rank_directories import discover, reason
 from ..ledger.read import DTYPES
 from ..ledger.table import Ledger
+from ..output import replace_files
 from ..proof import generations
 
 Array: TypeAlias = NDArray[Any]
@@ -141,5 +143,11 @@ def _output(path: Path) -> Inspection:
         sizes={name: sum(e.end - e.begin for e in header.entries) for name, header in shards.items()},
         drops={},
         layers=cover({name: float(count) for name, count in names.items()}),
-        problems=tuple(f"{name} is in {n} shards" for name, n in sorted(names.items()) if n > 1),
+        problems=(*replace_files.interrupted(path), *_held_twice(names)),
     )
+
+
+def _held_twice(counts: Mapping[str, int]) -> Iterator[str]:
+    for name, count in sorted(counts.items()):
+        if count > 1:
+            yield f"{name} is in {count} shards"

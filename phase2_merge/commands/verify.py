@@ -36,8 +36,7 @@ from ..disk.checksums import Advance, checksums, in_threads, stretches, wrong_by
 from ..hf_files.config_json import TORCH_NAMES
 from ..ledger import table as ledger
 from ..ledger.names import grouped
-from ..output import receipts
-from ..output import replace_files as rewriting
+from ..output import receipts, replace_files
 from ..proof import numbers
 from ..proof.tensors.expected import TABLE, of_another_size
 from ..quantization import declaration, scales
@@ -81,7 +80,6 @@ def verify(
     Raises MissingConfigError, BadInputError (no weights), and what is wrong, as one error or ProblemsFoundError.
     """
     out = Path(out)
-    rewriting.finish(out)
     config = references.read_config(out)
     files = references.weight_files(out)
     if not files:
@@ -90,7 +88,8 @@ def verify(
     problems += _index_problems(out, shards)
     found = _judge_quantization(out, config, shards)
     problems += found.problems
-    warnings = [*_strangers(out, files), *found.warnings, *_judge_config(config, shards, problems, found)]
+    warnings = [*replace_files.interrupted(out), *_strangers(out, files)]
+    warnings += [*found.warnings, *_judge_config(config, shards, problems, found)]
     raise_problems(problems)
     compared = _compare_bytes(out, shards, talk) if verify == "full" and places.records(out).is_dir() else 0
     if scan:

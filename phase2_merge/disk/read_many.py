@@ -26,10 +26,19 @@ R = TypeVar("R")
 def read_many(
     read: Callable[[T], R], every: Iterable[T], announce: Callable[[T], None]
 ) -> Iterator[tuple[T, R]]:
-    """Each item with its `read`, in order. Raises what a read raised. announce: see `announced`."""
-    left, slow = iter(every), False
+    """Read many items, in order.
+
+    Args:
+        read: Reads one item. It may be called in threads, several at a time.
+        every: The items.
+        announce: Says that an item is read soon, as `announced` does for a file.
+
+    Returns:
+        Each item with what `read` returned. Raises what a read raised.
+    """
+    waiting, slow = iter(every), False
     with ThreadPoolExecutor(READERS) as pool:
-        while items := list(islice(left, AT_ONCE if slow else READERS)):
+        while items := list(islice(waiting, AT_ONCE if slow else READERS)):
             began = time.perf_counter()
             for item in items if not slow else ():
                 announce(item)

@@ -13,21 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from shardmerge.common import canonical_json, durable
-from shardmerge.common.places import CONFIG
+from shardmerge.common.places import CONFIG, SIDECARS
 
-PATTERNS = (
-    "added_tokens.json", "chat_template.jinja", "chat_template.json", "generation_config.json", "merges.txt",
-    "preprocessor_config.json", "processor_config.json", "sentencepiece.bpe.model", "special_tokens_map.json",
-    "spiece.model", "tekken.json", "tokenizer.json", "tokenizer.model*", "tokenizer_config.json",
-    "video_preprocessor_config.json", "vocab.json", "vocab.txt", "*.tiktoken",
-)  # fmt: skip
 WITH_AUTO_MAP = (CONFIG, "tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
 MODULE = re.compile(r"(\w+)\.\w+")
 RELATIVE_IMPORT = re.compile(r"^\s*from\s+\.(\w+)\s+import", re.MULTILINE)
 
 
 def copy(reference: Path, folder: Path) -> tuple[str, ...]:
-    """Copy all sidecars; their names, sorted. Raises OSError."""
+    """Copy all sidecars. Returns their names, sorted. Raises OSError."""
     found = names(reference)
     for name in found:
         durable.write_file(folder / name, (reference / name).read_bytes())
@@ -35,13 +29,13 @@ def copy(reference: Path, folder: Path) -> tuple[str, ...]:
 
 
 def names(reference: Path) -> tuple[str, ...]:
-    """The sidecars that a reference holds, sorted."""
+    """Names of the sidecars that a reference holds, sorted."""
     return tuple(sorted({*_data_files(reference), *_modules(reference)}))
 
 
 def _data_files(reference: Path) -> Iterator[str]:
     for entry in reference.iterdir():
-        if entry.is_file() and any(fnmatch(entry.name, pattern) for pattern in PATTERNS):
+        if entry.is_file() and any(fnmatch(entry.name, pattern) for pattern in SIDECARS):
             yield entry.name
 
 

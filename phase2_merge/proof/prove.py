@@ -22,7 +22,6 @@ from shardmerge.common.manifest import Manifest
 from shardmerge.common.reference import Reference
 
 from ..corrections import Correction, Recorded, corrected, of_part, parse, recorded
-from ..hf_files import config_json as hf_metadata
 from ..ledger import graft
 from ..ledger import table as ledger
 from ..ledger.fragments import Fragment, fragments
@@ -31,7 +30,6 @@ from ..ledger.table import Ledger
 from ..options import ALLOWANCES
 from ..quantization import json_files as quantization_json
 from ..quantization.united import Quantization, Uncalibrated, united
-from ..shards.plan import Plan, plan_shards
 from . import generations, health, replicas
 from .headers import check_headers
 from .tensors.completeness import Verdict, borrow, judge
@@ -54,18 +52,6 @@ class Proof:
     corrections: Recorded
     given: tuple[Correction, ...]
     quantization: Quantization | None = None
-
-    def plan(self, max_shard_bytes: int, min_shard_bytes: int, layout: str) -> Plan:
-        """The shards that the proven tensors become. Raises BadInputError."""
-        return plan_shards(
-            self.ledger, self.verdict, self.expected, self.fragments, max_shard_bytes, layout, min_shard_bytes
-        )
-
-    def dtype(self) -> str:
-        """What plain weights are: the dtype of most bytes; beside quantized ones the dtype of the model."""
-        if self.quantization is None:
-            return hf_metadata.dominant_dtype(self.ledger.rows, self.verdict.kept)
-        return str(self.ledger.heads[0].manifest.facts.get("dtype"))
 
     def quantization_json(self) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
         """(hf_quant_config.json, config.json["quantization_config"]) as corrected, None for none."""

@@ -1,0 +1,173 @@
+"""What the files of a published output become when its metadata are written again. Pure: reads and writes no file.
+
+Names, shapes and dtypes come from the kept ledger, places from the kept plan, the rest from a reference and from
+corrections. What does not fit the tensors that are there is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from shardmerge.common import canonical_json, places
+from shardmerge.common.architectures import Blueprint, blueprint
+from shardmerge.common.errors import (
+    MismatchError,
+    MissingTensorError,
+    ShardmergeError,
+    UnexpectedTensorError,
+    raise_problems,
+)
+from shardmerge.common.places import CONFIG, HF_QUANT_CONFIG, INDEX, RECORDS, REPORT
+
+from .. import corrections as correcting
+from ..corrections import Correction, Recorded
+from ..hf_files import config_json, index_json
+from ..ledger.published import Kept
+from ..proof.tensors.expected import TABLE, of_another_size
+from ..quantization import json_files
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class JsonFiles:
+    """What is read before anything is decided.
+
+    config, hf_quant_config: of the output, None for a file that it does not have.
+    reference_config, sidecars: of the reference, None without one: then those of the output stay.
+    """
+
+    config: Json
+    hf_quant_config: Json | None
+    reference_config: Json | None = None
+    sidecars: Mapping[str, bytes] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rewriting:
+    """Files by name, in the order in which they are replaced; names that go; and what was corrected."""
+
+    files: dict[str, bytes]
+    gone: tuple[str, ...]
+    corrections: Recorded
+
+
+def decide(kept: Kept, found: JsonFiles, corrections: Sequence[Correction]) -> Rewriting:
+    """Decide what every file but the shards becomes.
+
+    Args:
+        kept: What the output kept of its merge.
+        found: The JSON files of the output, and of a reference if one was given.
+        corrections: What config.json, facts or quantization say wrongly.
+
+    Returns:
+        All files that a merge writes beside the shards, most of them as they are.
+
+    Raises:
+        BadInputError: A correction is of a key that is not there, or the architecture is not known.
+        MismatchError, MissingTensorError, UnexpectedTensorError: config.json does not fit the tensors; several such
+            as ProblemsFoundError.
+    """
+    declared = found.config.get("quantization_config")
+    base = found.config if found.reference_config is None else found.reference_config
+    facts = correcting.corrected("facts", kept.facts, corrections)
+    config = correcting.corrected("config", base, corrections)
+    hf_quant_config, declares = json_files.corrected_both(found.hf_quant_config, declared, corrections)
+    raise_problems(problems(kept, facts, blueprint(config)))
+    if found.reference_config is not None or correcting.of_part("quantization", corrections):
+        dtype = str(kept.facts.get("dtype")) if declared else kept.dominant_dtype
+        config = final_config(config, dtype, declares, corrections)
+    statements = json_files.statements(found.hf_quant_config, declared)
+    recorded = _recorded(kept, base, statements, corrections)
+    before = list(kept.report.get("sidecars", []))
+    sidecars = sorted(found.sidecars) if found.sidecars is not None else before
+    files = dict(sorted(found.sidecars.items())) if found.sidecars is not None else {}
+    files |= _own_files(kept, config, hf_quant_config)
+    files[f"{RECORDS}/{REPORT}"] = _report(kept, recorded, sidecars)
+    files |= _index(kept)
+    gone = tuple(name for name in before if name not in sidecars and places.is_sidecar(name))
+    return Rewriting(files, gone, recorded)
+
+
+def final_config(
+    config: Json, dtype: str, quantization_config: Json | None, corrections: Sequence[Correction]
+) -> Json:
+    """What config.json holds: corrections have the last word, also over what a merge writes into it.
+
+    Args:
+        config: The reference's.
+        dtype: What plain weights are, as safetensors spells it.
+        quantization_config: What the checkpoint declares of itself, None for nothing.
+        corrections: Those of other parts are passed over.
+
+    Returns:
+        A new dict. Raises BadInputError for a correction that leads through something that is not an object.
+    """
+    edited = config_json.edited(config, dtype, quantization_config)
+    return correcting.corrected("config", edited, corrections)
+
+
+def problems(kept: Kept, facts: Json, table: Blueprint) -> Iterator[ShardmergeError]:
+    """What a config.json contradicts.
+
+    Args:
+        kept: What the output kept of its merge: its tensors.
+        facts: Of the dump, corrected.
+        table: The config.json, with the table of its architecture.
+
+    Returns:
+        Errors that are not raised: another architecture or dimension than was dumped, tensors that differ.
+    """
+    name = table.architecture.name
+    if name != kept.architecture:
+        yield MismatchError("config.json", "architecture", name, f"{kept.architecture}, as dumped")
+        return
+    dumped = facts.get("dimensions", {})
+    for key, value in sorted(table.dimensions.items()):
+        if key in dumped and dumped[key] != value:
+            yield MismatchError("config.json", key, str(value), f"{dumped[key]}, as dumped")
+    if not kept.plain:  # packed weights have shapes of their own, and companions: the merge compared them
+        return
+    if other := of_another_size(table, len(kept.names)):
+        yield other
+        return
+    shapes = dict(zip(kept.names, kept.shapes, strict=True))
+    if table.shapes() == shapes:  # as it should be, and quickly
+        return
+    for tensor in table.tensors():
+        got = shapes.pop(tensor.name, None)
+        if got is None:
+            yield MissingTensorError(tensor.name, tensor.shape, TABLE.format(name))
+        elif got != tensor.shape:
+            yield MismatchError(tensor.name, "shape", str(list(got)), str(list(tensor.shape)))
+    grafted = set(kept.plan.get("grafted", ()))  # which may be outside the table
+    yield from (UnexpectedTensorError(strange, (), name) for strange in shapes if strange not in grafted)
+
+
+def _own_files(kept: Kept, config: Json, hf_quant_config: Json | None) -> dict[str, bytes]:
+    files = {} if hf_quant_config is None else {HF_QUANT_CONFIG: config_json.readable(hf_quant_config)}
+    return files | {CONFIG: config_json.readable(config)}
+
+
+def _report(kept: Kept, recorded: Recorded, sidecars: list[str]) -> bytes:
+    report = {**kept.report, "sidecars": sidecars}
+    report["check"] = {**kept.report["check"], "corrections": recorded}
+    return canonical_json.encode(report, indent=2)
+
+
+def _index(kept: Kept) -> dict[str, bytes]:
+    """The index, unless there is one shard."""
+    if kept.num_shards == 1:
+        return {}
+    return {INDEX: index_json.encode(kept.weight_map, kept.num_parameters, kept.total_bytes)}
+
+
+def _recorded(kept: Kept, base: Json, statements: Json, corrections: Sequence[Correction]) -> Recorded:
+    """What was corrected; of a key that was corrected before, what it was at first."""
+    now = correcting.recorded("config", base, corrections)
+    now |= correcting.recorded("facts", kept.facts, corrections)
+    now |= correcting.recorded("quantization", statements, corrections)
+    earlier = kept.corrections
+    return {key: {**one, "was": earlier.get(key, one)["was"]} for key, one in now.items()}
