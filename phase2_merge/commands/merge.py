@@ -106,7 +106,7 @@ def _write(plan: Plan, folder: Path, options: AssemblyOptions, stages: Stages) -
 def _gather(plan: Plan, folder: Path, options: AssemblyOptions, stages: Stages) -> Written:
     """Take the shards that the parts of a merge wrote. Raises MissingPartsError unless all are there."""
     recorded = tuple(parts.records(folder, plan.digest, check=options.check))
-    parts.require(plan, recorded, resume.there(folder, plan, check=options.check))
+    parts.require(plan, recorded, resume.complete_shards(folder, plan, check=options.check))
     resume.clear(folder, plan, keep_adopted=True)
     adoption = together(record.adoption for record in recorded)
     stages.end("gathering")

@@ -77,7 +77,7 @@ def is_adopted(folder: Path, shard: Adopted) -> bool:
     return path.is_file() and path.stat().st_size == shard.fragment.file.num_bytes
 
 
-def there(folder: Path, plan: Plan, *, check: bool) -> frozenset[str]:
+def complete_shards(folder: Path, plan: Plan, *, check: bool) -> frozenset[str]:
     """Names of the plan's shards that need not be written again, for a merge whose parts wrote them.
 
     Args:

@@ -36,7 +36,7 @@ class Cost:
 def measure(folder: Path) -> Cost:
     """Check and plan `folder`/dump. Raises what a check raises."""
     proof, check_s, check_cpu_s = _timed(lambda: prove([folder / "dump"], folder / "reference"))
-    _, plan_s, _ = _timed(lambda: plan_shards(proof.ledger, proof.verdict, proof.expected, proof.fragments))
+    _, plan_s, _ = _timed(lambda: plan_shards(proof))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return Cost(len(proof.ledger.rows), len(proof.ledger.heads), check_s, check_cpu_s, plan_s, peak)
 
