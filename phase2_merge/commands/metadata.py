@@ -80,9 +80,14 @@ def metadata(
     with replace_files.rewriting(out):
         kept = published.read(out)
         earlier = correcting.replayed(kept.corrections)
-        stay = [one for one in earlier if reference is None or one.part != "config"]
-        newer = {one.key for one in given}
-        return _rewrite(out, kept, reference, (*(one for one in stay if one.key not in newer), *given))
+        stay = [correction for correction in earlier if reference is None or correction.part != "config"]
+        newer = {correction.key for correction in given}
+        return _rewrite(
+            out,
+            kept,
+            reference,
+            (*(correction for correction in stay if correction.key not in newer), *given),
+        )
 
 
 def republish(out: Path, plan: Plan, reference: Path, given: tuple[Correction, ...]) -> MetadataReport:
@@ -155,12 +160,12 @@ def _hf_quant_config(out: Path) -> dict[str, Any] | None:
     path = out / HF_QUANT_CONFIG
     if not path.is_file():
         return None
-    found = canonical_json.read_object(path)
-    said = found.get("quantization")
+    content = canonical_json.read_object(path)
+    said = content.get("quantization")
     lacks = {*STATEMENTS} - set(said) if isinstance(said, dict) else {"quantization"}
-    if lacks or "producer" not in found:
+    if lacks or "producer" not in content:
         raise CorruptFileError(str(path), f"it lacks {min({*lacks, 'producer'})}")
-    return found
+    return content
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:

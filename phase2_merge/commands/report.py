@@ -166,15 +166,15 @@ class MergeReport:
 
 def check_report(proof: Proof, verification: Verification) -> CheckReport:
     """What a proof says."""
-    head = proof.ledger.heads[0].manifest
+    first = proof.ledger.heads[0].manifest
     kept = proof.verdict.kept
     rows = proof.ledger.rows
     return CheckReport(
-        run_id=head.run_id,
-        step=head.step,
-        attempt=head.attempt,
-        world_size=head.world_size,
-        architecture=head.architecture,
+        run_id=first.run_id,
+        step=first.step,
+        attempt=first.attempt,
+        world_size=first.world_size,
+        architecture=first.architecture,
         ledger_digest=proof.ledger.digest,
         num_tensors=len(proof.expected),
         num_parameters=proof.expected.num_elements(),
@@ -185,8 +185,10 @@ def check_report(proof: Proof, verification: Verification) -> CheckReport:
         warnings=proof.warnings,
         corrections=proof.corrections,
         grafted=tuple(sorted(name for file in proof.ledger.grafted for name in file.names)),
-        drops=dict(sum((Counter(one.manifest.drops) for one in proof.ledger.heads), Counter())),
-        grafted_bytes=sum(one.end - one.begin for file in proof.ledger.grafted for one in file.placed),
+        drops=dict(sum((Counter(head.manifest.drops) for head in proof.ledger.heads), Counter())),
+        grafted_bytes=sum(
+            tensor.end - tensor.begin for file in proof.ledger.grafted for tensor in file.placed
+        ),
     )
 
 

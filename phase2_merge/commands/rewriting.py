@@ -54,12 +54,12 @@ class Rewriting:
     corrections: Recorded
 
 
-def decide(kept: Kept, found: JsonFiles, corrections: Sequence[Correction]) -> Rewriting:
+def decide(kept: Kept, present: JsonFiles, corrections: Sequence[Correction]) -> Rewriting:
     """Decide what every file but the shards becomes.
 
     Args:
         kept: What the output kept of its merge.
-        found: The JSON files of the output, and of a reference if one was given.
+        present: The JSON files of the output, and of a reference if one was given.
         corrections: What config.json, facts or quantization say wrongly.
 
     Returns:
@@ -70,20 +70,20 @@ def decide(kept: Kept, found: JsonFiles, corrections: Sequence[Correction]) -> R
         MismatchError, MissingTensorError, UnexpectedTensorError: config.json does not fit the tensors; several such
             as ProblemsFoundError.
     """
-    declared = found.config.get("quantization_config")
-    base = found.config if found.reference_config is None else found.reference_config
+    declared = present.config.get("quantization_config")
+    base = present.config if present.reference_config is None else present.reference_config
     facts = correcting.corrected("facts", kept.facts, corrections)
     config = correcting.corrected("config", base, corrections)
-    hf_quant_config, declares = json_files.corrected_both(found.hf_quant_config, declared, corrections)
+    hf_quant_config, declares = json_files.corrected_both(present.hf_quant_config, declared, corrections)
     raise_problems(problems(kept, facts, blueprint(config)))
-    if found.reference_config is not None or correcting.of_part("quantization", corrections):
+    if present.reference_config is not None or correcting.of_part("quantization", corrections):
         dtype = str(kept.facts.get("dtype")) if declared else kept.dominant_dtype
         config = final_config(config, dtype, declares, corrections)
-    statements = json_files.statements(found.hf_quant_config, declared)
+    statements = json_files.statements(present.hf_quant_config, declared)
     recorded = _recorded(kept, base, statements, corrections)
     before = list(kept.report.get("sidecars", []))
-    sidecars = sorted(found.sidecars) if found.sidecars is not None else before
-    files = dict(sorted(found.sidecars.items())) if found.sidecars is not None else {}
+    sidecars = sorted(present.sidecars) if present.sidecars is not None else before
+    files = dict(sorted(present.sidecars.items())) if present.sidecars is not None else {}
     files |= _own_files(kept, config, hf_quant_config)
     files[f"{RECORDS}/{REPORT}"] = _report(kept, recorded, sidecars)
     files |= _index(kept)
@@ -170,4 +170,4 @@ def _recorded(kept: Kept, base: Json, statements: Json, corrections: Sequence[Co
     now |= correcting.recorded("facts", kept.facts, corrections)
     now |= correcting.recorded("quantization", statements, corrections)
     earlier = kept.corrections
-    return {key: {**one, "was": earlier.get(key, one)["was"]} for key, one in now.items()}
+    return {key: {**values, "was": earlier.get(key, values)["was"]} for key, values in now.items()}

@@ -79,7 +79,7 @@ def stretches(spans: Sequence[Span]) -> Iterator[slice]:
 
 
 def in_threads(
-    check: Callable[[K, T], ShardmergeError | None], every: Sequence[tuple[K, T]]
+    check: Callable[[K, T], ShardmergeError | None], parts: Sequence[tuple[K, T]]
 ) -> list[ShardmergeError]:
     """Check stretches T of files K. Returns the first problem of each file.
 
@@ -87,12 +87,12 @@ def in_threads(
     """
     pool = ThreadPoolExecutor(max(READERS, len(os.sched_getaffinity(0))))
     try:
-        futures = [(file, pool.submit(check, file, stretch)) for file, stretch in every]
-        found: dict[K, ShardmergeError] = {}
+        futures = [(file, pool.submit(check, file, stretch)) for file, stretch in parts]
+        problems: dict[K, ShardmergeError] = {}
         for file, future in futures:
             if problem := future.result():
-                found.setdefault(file, problem)
-        return list(found.values())
+                problems.setdefault(file, problem)
+        return list(problems.values())
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -41,12 +41,12 @@ def edited(
     Returns:
         A new dict.
     """
-    found = {key: value for key, value in config.items() if key != "quantization_config"}
+    new = {key: value for key, value in config.items() if key != "quantization_config"}
     if dtype in TORCH_NAMES:
-        found["torch_dtype"] = found["dtype"] = TORCH_NAMES[dtype]
+        new["torch_dtype"] = new["dtype"] = TORCH_NAMES[dtype]
     if quantization_config is not None:
-        found["quantization_config"] = quantization_config
-    return found
+        new["quantization_config"] = quantization_config
+    return new
 
 
 def readable(value: dict[str, Any]) -> bytes:

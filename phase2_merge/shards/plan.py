@@ -225,12 +225,12 @@ def _groups(
     members: list[tuple[tuple[int, str], int]] = []
     shard_bytes = 0
     for tensor in tensors.tolist():
-        one = expected[tensor]
-        num_bytes = byte_size(dtypes[tensor], one.shape)
+        described = expected[tensor]
+        num_bytes = byte_size(dtypes[tensor], described.shape)
         if members and shard_bytes + num_bytes > max_bytes:
             yield _in_order(members), shard_bytes
             members, shard_bytes = [], 0
-        members.append((safetensors_header.layout_order(num_bytes, one.name), tensor))
+        members.append((safetensors_header.layout_order(num_bytes, described.name), tensor))
         shard_bytes += num_bytes
     if members:
         yield _in_order(members), shard_bytes
