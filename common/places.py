@@ -18,6 +18,7 @@ OUT/.shardmerge/{lock,journal.json,next/}                   while something is b
 from __future__ import annotations
 
 import re
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 # ---- DUMP
@@ -34,6 +35,13 @@ HF_QUANT_CONFIG = "hf_quant_config.json"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 SHARDS = "*.safetensors"
+SIDECARS = (
+    "added_tokens.json", "chat_template.jinja", "chat_template.json", "generation_config.json", "merges.txt",
+    "preprocessor_config.json", "processor_config.json", "sentencepiece.bpe.model", "special_tokens_map.json",
+    "spiece.model", "tekken.json", "tokenizer.json", "tokenizer.model*", "tokenizer_config.json",
+    "video_preprocessor_config.json", "vocab.json", "vocab.txt", "*.tiktoken",
+)  # fmt: skip
+MODULE = re.compile(r"\w+\.py")  # of Python, which config.json may name
 
 # ---- OUT
 RECORDS = ".shardmerge"
@@ -42,6 +50,12 @@ RECEIPTS = "receipts"
 PART_RECORDS = "part-*.json"
 LOCK = "lock"
 JOURNAL, NEXT = "journal.json", "next"
+TEMPORARY = re.compile(r"\..+\.\d+\.tmp")  # of `durable`, for any file: .NAME.PID.tmp
+
+
+def is_sidecar(name: str) -> bool:
+    """Whether a merge can have copied a file of this name from a reference: data by SIDECARS, or a Python module."""
+    return any(fnmatchcase(name, pattern) for pattern in SIDECARS) or MODULE.fullmatch(name) is not None
 
 
 def rank_name(rank: int) -> str:

@@ -1,6 +1,6 @@
 """The commands of phase two: options in, a call of the story, an outcome out.
 
-A story is imported when it is told: help needs none, and the workers' server starts while the merge is imported.
+A story is imported when it is asked for: help needs none.
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ from shardmerge.common import durable
 from shardmerge.common.command import byte_count
 from shardmerge.common.command.outcome import HELP, Outcome, reported
 from shardmerge.common.errors import BadInputError
-from shardmerge.common.places import SPLIT, rank_name
 
-from .assembly import fork_server as worker_server
 from .options import ADOPT, ALLOWANCES, LAYOUTS, UNCALIBRATED
 from .shards.dask_cluster import cluster
 
@@ -152,24 +150,11 @@ def merge(
         )
     if scheduler and options["workers"]:
         raise BadInputError("--scheduler with --workers", "The cluster decides how many there are.")
-    several = (options["workers"] or worker_server.default_workers()) > 1 and not scheduler
-    if several and not options["dry_run"] and _may_assemble(dumps, options):
-        worker_server.start()
     with cluster(scheduler) if scheduler else nullcontext() as executor:
         if part is None:
             return phase2_merge.merge(dumps, out, executor=executor, talk=sys.stderr, **options)
         del options["finalize"], options["dry_run"]
         return phase2_merge.merge_part(dumps, out, part, executor=executor, talk=sys.stderr, **options)
-
-
-def _may_assemble(dumps: tuple[Path, ...], options: dict[str, Any]) -> bool:
-    """A guess before anything is read, by the names of rank 0's fragments.
-
-    Workers' server that starts too late costs a quarter of a second; one that nobody needs takes a core from the proof.
-    """
-    if options["layout"] != ADOPT or options["min_shard_bytes"]:
-        return True
-    return any(any((dump / rank_name(0)).glob(f"{SPLIT}-*")) for dump in dumps)
 
 
 @click.command(context_settings=HELP)

@@ -29,69 +29,54 @@ from shardmerge.common.rectangle import Shape, place
 from ..disk.checksums import wrong_bytes
 from ..disk.uncached import Bytes
 from ..output.receipts import Receipt
-from .bands import Output, writing
+from .bands import BandedFile, writing
+from .task import ShardTask, SourcePiece, TensorTask
 
 STAGING_BYTES = 48 << 20
 OPEN_FILES = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A rectangle's bytes: `path` from byte `begin`, to be placed at `offset` of the tensor. No rank: the reference."""
-
-    path: str
-    rank: int | None
-    begin: int
-    offset: Shape
-    shape: Shape
-    xxh3_128: str
-
-
-@dataclass(frozen=True, slots=True)
-class TensorTask:
-    """A tensor and the pieces that tile it."""
-
-    name: str
-    dtype: str
-    shape: Shape
-    pieces: tuple[Piece, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ShardTask:
-    """A shard: its tensors in the order of their bytes. `check`: compare every piece with its checksum."""
-
-    name: str
-    tensors: tuple[TensorTask, ...]
-    check: bool
-    plan_digest: str = ""
-
-
 def assemble(task: ShardTask, folder: Path, staging_bytes: int = STAGING_BYTES) -> tuple[Receipt, int]:
-    """Write `folder/<shard>` under a temporary name, fsync, rename.
+    """Write `folder/<shard>`: under a temporary name, made durable, renamed.
 
-    Its receipt, and how many of its bytes share blocks with fragments.
-    Raises CorruptFileError if a piece is short or does not have its checksum, OSError.
+    Args:
+        task: The shard, and where the bytes of its tensors are.
+        folder: Where the shard gets its name.
+        staging_bytes: Memory for data on its way, in bytes: two bands of the shard and one piece.
+
+    Returns:
+        The shard's receipt, which is not written yet; and how many bytes of the shard share blocks with fragments.
+
+    Raises:
+        BadInputError: A piece is cut inside a byte.
+        CorruptFileError: A piece is short, or does not have its checksum.
+        OSError: Reading or writing fails.
     """
     head, header = safetensors_header.build((t.name, t.dtype, t.shape) for t in task.tensors)
     third = max(1, staging_bytes // 3)
     with (
         durable.appearing(folder / task.name) as temporary,
         open(temporary, "wb", buffering=0) as file,
-        Sources() as sources,
-        writing(file.fileno(), head, third) as output,
+        SourceFiles() as sources,
+        writing(file.fileno(), head, third) as shard,
     ):
-        stage = Staging(output, sources, np.empty(third, np.uint8), task.check)
-        tensors = {tensor.name: stage.move(tensor) for tensor in task.tensors}
-    digests = {name: checksum.hexdigest() for name, checksum in tensors.items()}
-    digest = xxhash.xxh3_128_hexdigest(head)
-    receipt = Receipt(task.name, task.plan_digest, task.check, header.file_bytes, digest, digests)
-    return receipt, output.end.cloned_bytes
+        assembler = Assembler(shard, sources, np.empty(third, np.uint8), task.check)
+        checksums = {tensor.name: assembler.move(tensor) for tensor in task.tensors}
+    digests = {name: checksum.hexdigest() for name, checksum in checksums.items()}
+    receipt = Receipt(
+        shard=task.name,
+        plan_digest=task.plan_digest,
+        checked=task.check,
+        num_bytes=header.file_bytes,
+        header_xxh3_128=xxhash.xxh3_128_hexdigest(head),
+        tensors=digests,
+    )
+    return receipt, shard.end.cloned_bytes
 
 
 @dataclass(slots=True)
-class Sources:
-    """Open fragments, the least recently used closed first."""
+class SourceFiles:
+    """Files that pieces are read from: at most OPEN_FILES are open, the least recently used is closed first."""
 
     files: OrderedDict[str, int] = field(default_factory=OrderedDict)
 
@@ -104,10 +89,14 @@ class Sources:
                 stack.callback(os.close, file)
         self.files.clear()
 
-    def read(self, piece: Piece, at: int, into: memoryview) -> int:
-        """Fill `into` from byte `at` of a piece; the file, open for now. Raises CorruptFileError if it ends before."""
+    def read(self, piece: SourcePiece, skip_bytes: int, into: memoryview) -> int:
+        """Fill `into` with bytes of a piece, `skip_bytes` after its first.
+
+        Returns the open file, which may be closed by the next read.
+        Raises CorruptFileError if the file ends before.
+        """
         file = self._file(piece.path)
-        position = piece.begin + at
+        position = piece.begin + skip_bytes
         while into:
             count = os.preadv(file, [into], position)
             if not count:
@@ -125,10 +114,10 @@ class Sources:
 
 
 @dataclass(slots=True)
-class Moving:
-    """A piece on its way, its last dimension counted in bytes."""
+class PieceProgress:
+    """A piece and how much of it has been read. In `offset` and `shape` the last dimension counts bytes."""
 
-    piece: Piece
+    piece: SourcePiece
     offset: Shape
     shape: Shape
     done_bytes: int = 0
@@ -136,53 +125,60 @@ class Moving:
 
 
 @dataclass(slots=True, eq=False)
-class Staging:
-    """What tensors pass through: a band of `output`, filled as it will be written, and `piece`, as it was read."""
+class Assembler:
+    """Moves tensors from `sources` to the end of `shard`.
 
-    output: Output
-    sources: Sources
-    piece: Bytes
+    A band of the shard is filled as it will be written. What does not fall into a band in one run of bytes passes
+    through `buffer` first. `check`: compare every piece with its checksum.
+    """
+
+    shard: BandedFile
+    sources: SourceFiles
+    buffer: Bytes
     check: bool
 
     def move(self, tensor: TensorTask) -> Any:
-        """Put a tensor at the end of the output; its checksum, complete when the output is."""
+        """Append a tensor. Returns its running checksum, which is complete when the shard is."""
         shape = _in_bytes(tensor, tensor.shape, 1)
-        moving = [_moving(tensor, piece) for piece in tensor.pieces if prod(piece.shape)]
+        pieces = [_begun(tensor, piece) for piece in tensor.pieces if prod(piece.shape)]
         checksum = xxhash.xxh3_128()
-        for low, size in bands(shape, self.output.band_bytes):
-            out = self.output.room(prod(size)).reshape(size)
-            for one in moving:
-                self._place(one, low, out)
-            self.output.add(out.reshape(-1).data, checksum)
+        for offset, size in bands(shape, self.shard.band_bytes):
+            band = self.shard.room(prod(size)).reshape(size)
+            for progress in pieces:
+                self._place(progress, offset, band)
+            self.shard.add(band.reshape(-1).data, checksum)
         if self.check:
-            _compare(tensor, moving)
+            _compare(tensor, pieces)
         return checksum
 
-    def _place(self, one: Moving, low: Shape, out: Bytes) -> None:
-        """Put what a piece has in the band where it belongs. Bands ascend, so a piece is read front to back."""
-        begin = tuple(max(a, b) for a, b in zip(low, one.offset, strict=True))
-        spans = zip(low, out.shape, one.offset, one.shape, strict=True)
+    def _place(self, progress: PieceProgress, offset: Shape, band: Bytes) -> None:
+        """Put what a piece has in the band at `offset` where it belongs.
+
+        Bands ascend, so a piece is read front to back.
+        """
+        begin = tuple(max(a, b) for a, b in zip(offset, progress.offset, strict=True))
+        spans = zip(offset, band.shape, progress.offset, progress.shape, strict=True)
         size = tuple(min(a + n, b + m) - at for at, (a, n, b, m) in zip(begin, spans, strict=True))
         if min(size) <= 0:
             return
-        target = out[tuple(slice(at - a, at - a + n) for at, a, n in zip(begin, low, size, strict=True))]
+        target = band[tuple(slice(at - a, at - a + n) for at, a, n in zip(begin, offset, size, strict=True))]
         straight = target.flags.c_contiguous
-        staged = target if straight else self.piece[: prod(size)].reshape(size)
+        staged = target if straight else self.buffer[: prod(size)].reshape(size)
         data = staged.reshape(-1).data
-        file = self.sources.read(one.piece, one.done_bytes, data)
+        file = self.sources.read(progress.piece, progress.done_bytes, data)
         if straight:
-            self.output.stands_in(file, one.piece.begin + one.done_bytes, target)
-        one.done_bytes += len(data)
+            self.shard.reflink_from(file, progress.piece.begin + progress.done_bytes, target)
+        progress.done_bytes += len(data)
         if self.check:
-            one.checksum.update(data)
+            progress.checksum.update(data)
         if not straight:
             target[...] = staged
 
 
 def bands(shape: Shape, max_bytes: int) -> Iterator[tuple[Shape, Shape]]:
-    """(offset, shape) of runs of a tensor's bytes, ascending, each at most `max_bytes`; together they are all of it.
+    """Cut a tensor's bytes into runs of at most `max_bytes`. Yields (offset, shape) of each, ascending.
 
-    A band is a range of one dimension, entire in later ones, one index in earlier ones.
+    A band is a range of one dimension, entire in later ones, one index in earlier ones. Together they are all of it.
     """
     if not prod(shape):
         return
@@ -195,12 +191,12 @@ def bands(shape: Shape, max_bytes: int) -> Iterator[tuple[Shape, Shape]]:
             yield (*outer, at, *(0 for _ in inner)), (*(1 for _ in outer), size, *inner)
 
 
-def _moving(tensor: TensorTask, piece: Piece) -> Moving:
-    return Moving(piece, _in_bytes(tensor, piece.offset, 0), _in_bytes(tensor, piece.shape, 1))
+def _begun(tensor: TensorTask, piece: SourcePiece) -> PieceProgress:
+    return PieceProgress(piece, _in_bytes(tensor, piece.offset, 0), _in_bytes(tensor, piece.shape, 1))
 
 
 def _in_bytes(tensor: TensorTask, sizes: Shape, scalar: int) -> Shape:
-    """The last dimension in bytes; a scalar gets one dimension. Raises BadInputError for a cut inside a byte."""
+    """Count the last dimension in bytes; a scalar gets one dimension. Raises BadInputError for a cut inside a byte."""
     *outer, last = sizes or (scalar,)
     bits = last * BITS[tensor.dtype]
     if bits % 8:
@@ -210,12 +206,10 @@ def _in_bytes(tensor: TensorTask, sizes: Shape, scalar: int) -> Shape:
     return (*outer, bits // 8)
 
 
-def _compare(tensor: TensorTask, moving: list[Moving]) -> None:
-    for one in moving:
-        if one.checksum.hexdigest() != one.piece.xxh3_128:
-            at = place(one.piece.offset, one.piece.shape)
-            raise CorruptFileError(
-                one.piece.path,
-                wrong_bytes(f"{tensor.name} {at}", one.checksum.hexdigest(), one.piece.xxh3_128),
-                one.piece.rank,
-            )
+def _compare(tensor: TensorTask, pieces: list[PieceProgress]) -> None:
+    """Raises CorruptFileError for the first piece that does not have its checksum."""
+    for progress in pieces:
+        piece, got = progress.piece, progress.checksum.hexdigest()
+        if got != piece.xxh3_128:
+            what = f"{tensor.name} {place(piece.offset, piece.shape)}"
+            raise CorruptFileError(piece.path, wrong_bytes(what, got, piece.xxh3_128), piece.rank)

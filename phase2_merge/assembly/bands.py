@@ -23,7 +23,7 @@ CLONE_BYTES = 1 << 20  # of one run: less is written sooner than cloned, and wou
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Bytes `begin` to `end` of a band that stand in an open file too, from `at`."""
+    """Bytes `begin` to `end` of a band that an open file has too, from its byte `at`."""
 
     begin: int
     end: int
@@ -33,7 +33,10 @@ class Run:
 
 @dataclass(slots=True, eq=False)
 class Band:
-    """Memory that is filled from its front. `parts`: whose checksum each run of its bytes belongs to."""
+    """Memory that is filled from its front.
+
+    `parts` are runs of its bytes with the checksum that each goes into; `runs` are bytes that files have too.
+    """
 
     data: Bytes
     used: int = 0
@@ -42,21 +45,21 @@ class Band:
     written: Future[None] | None = None
 
     def wait(self) -> None:
-        """Until it has been written and is empty again. Raises what the thread raised."""
+        """Return when the band was written and is empty again. Raises what the thread raised."""
         if self.written is not None:
             self.written.result()
         self.close()
         self.used, self.parts, self.written = 0, [], None
 
     def close(self) -> None:
-        """The files that its runs stand in."""
+        """Close the files that its runs are in."""
         while self.runs:
             os.close(self.runs.pop().file)
 
 
 @dataclass(slots=True, eq=False)
-class Output:
-    """The end of a file and the two bands on their way to it."""
+class BandedFile:
+    """A file that grows at its end, and the two bands of memory on their way to it."""
 
     end: Uncached
     thread: ThreadPoolExecutor
@@ -69,7 +72,7 @@ class Output:
         return len(self.bands[0].data) - PAGE
 
     def room(self, num_bytes: int) -> Bytes:
-        """Memory for the next bytes of the file, at most `band_bytes`. Whoever asks fills it before asking again."""
+        """Memory for the next bytes of the file, at most `band_bytes`. The caller fills it before it asks again."""
         if self.bands[self.turn].used + num_bytes > len(self.bands[self.turn].data):
             self.flush()
         band = self.bands[self.turn]
@@ -77,13 +80,16 @@ class Output:
         return band.data[band.used - num_bytes : band.used]
 
     def add(self, data: memoryview, checksum: Any) -> None:
-        """Bytes that were just filled, and the checksum that they go into."""
+        """Say that bytes of `room` are filled, and which checksum they go into."""
         self.bands[self.turn].parts.append((checksum, data))
 
-    def stands_in(self, file: int, at: int, data: Bytes) -> None:
-        """Bytes of `room` that an open file has too, from `at`: where blocks can be shared, they are not written.
+    def reflink_from(self, file: int, at: int, data: Bytes) -> None:
+        """Declare that these bytes also exist in an open file at offset `at`, so they can be reflinked, not written.
 
-        The file may be closed at once.
+        Args:
+            file: Open for reading. It may be closed at once.
+            at: Where in it the bytes begin.
+            data: Part of what `room` gave, filled with the same bytes: they are written where blocks cannot be shared.
         """
         if not self.end.clones or data.nbytes < CLONE_BYTES:
             return
@@ -103,13 +109,14 @@ class Output:
         self.turn = 1 - self.turn
 
     def drain(self) -> None:
-        """Until every byte was handed to the file and every checksum is complete. Raises OSError."""
+        """Return when every byte was handed to the file and every checksum is complete. Raises OSError."""
         self.flush()
         self.bands[1 - self.turn].wait()
         last = self.bands[self.turn]
         self.end.finish(last.data[: last.used].data)
 
     def _write(self, band: Band, pages: int) -> None:
+        """In the thread: hash all that was added, and write or reflink the first `pages` bytes."""
         for checksum, data in band.parts:
             checksum.update(data)
         done = 0
@@ -121,17 +128,26 @@ class Output:
 
 
 @contextmanager
-def writing(file: int, head: bytes, band_bytes: int) -> Iterator[Output]:
-    """An output that begins with `head`, which is whole pages; everything is durable when the block ends."""
+def writing(file: int, head: bytes, band_bytes: int) -> Iterator[BandedFile]:
+    """Write a shard: `head`, which is whole pages, then what the block adds. All of it is durable when the block ends.
+
+    Args:
+        file: Open for writing, and empty.
+        head: The safetensors header, padded.
+        band_bytes: Memory of each of the two bands.
+
+    Raises:
+        OSError: Writing or fsync fails.
+    """
     end = durable.Appending(file)
     end.write(memoryview(head))
     size = band_bytes + PAGE
     bands = Band(aligned(size)), Band(aligned(size))
     try:
         with ThreadPoolExecutor(1) as thread:
-            output = Output(Uncached(end), thread, bands)
-            yield output
-            output.drain()
+            shard = BandedFile(Uncached(end), thread, bands)
+            yield shard
+            shard.drain()
     finally:
         for band in bands:
             band.close()

@@ -15,15 +15,18 @@ PRELOADED = ["shardmerge.phase2_merge.assembly.workers", "shardmerge.common.comm
 
 
 def default_workers() -> int:
-    """As many as this process may use cores."""
+    """How many workers a merge has by default: as many as this process may use cores."""
     return len(os.sched_getaffinity(0))
 
 
 def start() -> BaseContext:
-    """Start the server, unless it runs; it imports while we go on. The context whose processes are forked from it.
+    """Start the server, unless it runs. It imports in the background.
 
     Neither it nor a worker ever sees Ctrl-C, which a terminal sends to all: the parent alone decides what it means.
-    It listens on a socket in TMPDIR. Where that cannot be (a path of more than 80 characters), workers are spawned.
+    The server listens on a socket in TMPDIR. Where that cannot be (a path of more than 80 characters), workers are
+    spawned.
+
+    Returns the multiprocessing context that forks from the server.
     """
     resource_tracker.ensure_running()  # it unblocks signals when it starts, so it must be running before
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

@@ -21,8 +21,9 @@ from typing import Any
 from shardmerge.common.errors import WorkerDiedError
 
 from ..output import receipts
-from . import fork_server as worker_server
-from .assemble import ShardTask, assemble
+from . import fork_server
+from .assemble import assemble
+from .task import ShardTask
 
 IN_HAND = 64  # tasks that are submitted and not done: they name every piece of a shard
 
@@ -46,9 +47,21 @@ def write_shards(
     staging_bytes: int,
     advance: Callable[[int], None],
 ) -> int:
-    """Write every task's shard and its receipt into `folder`; bytes that share blocks with the dump.
+    """Write every task's shard and its receipt into `folder`.
 
-    Raises what a task raised, WorkerDiedError.
+    Args:
+        tasks: Made one by one, as they can be submitted.
+        folder: The output that is being built; workers see it under the same path.
+        executor: Runs one task per shard.
+        staging_bytes: Memory for data, in bytes, per task.
+        advance: Called with the bytes of each shard that is finished.
+
+    Returns:
+        How many bytes of the shards share blocks with the dump.
+
+    Raises:
+        WorkerDiedError: A process of the executor was killed.
+        ShardmergeError, OSError: Whatever a task raised.
     """
     pending: dict[Future[tuple[int, int]], str] = {}
     cloned_bytes = 0
@@ -71,9 +84,18 @@ def write_shards(
 
 
 def write_shard(task: ShardTask, folder: Path, staging_bytes: int) -> tuple[int, int]:
-    """What a worker does; the shard's bytes, and how many share blocks with the dump.
+    """Write one shard, and then its receipt, which says that the shard is complete.
 
-    The receipt comes after the shard, and says that it is complete.
+    Args:
+        task: The shard.
+        folder: The output that is being built.
+        staging_bytes: Memory for data, in bytes.
+
+    Returns:
+        The shard's size in bytes, and how many of them share blocks with the dump.
+
+    Raises:
+        CorruptFileError, BadInputError, OSError: See `assemble`.
     """
     receipt, cloned_bytes = assemble(task, folder, staging_bytes)
     receipts.write(folder, receipt)
@@ -94,12 +116,12 @@ def follow_parent() -> None:
 
 @contextmanager
 def pool(workers: int) -> Iterator[Executor]:
-    """A pool of `workers` processes, none for one; its processes are gone when the block ends."""
+    """An executor of `workers` processes, or of this one for 1. Its processes are gone when the block ends."""
     if workers <= 1:
         yield InProcess()
         return
     others = set(multiprocessing.active_children())
-    executor = ProcessPoolExecutor(workers, worker_server.start(), follow_parent)
+    executor = ProcessPoolExecutor(workers, fork_server.start(), follow_parent)
     try:
         yield executor
         executor.shutdown()

@@ -6,13 +6,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from shardmerge.common.command.progress import Progress
-from shardmerge.common.errors import raise_problems
-
-from ..ledger.fragments import Fragment
-from ..ledger.table import Ledger
 from ..options import Asked, Uncalibrated
-from ..proof.bytes import check_bytes
+from ..proof.bytes import verify_bytes
 from ..proof.prove import prove
 from .report import CheckReport, Verification, check_report
 
@@ -51,21 +46,3 @@ def check(
     if verify == "full":
         verify_bytes(proof.ledger, proof.fragments, talk)
     return check_report(proof, verify)
-
-
-def verify_bytes(ledger: Ledger, fragments: Sequence[Fragment], talk: TextIO | None) -> None:
-    """Read these fragments whole.
-
-    Args:
-        ledger: where the checksums are recorded.
-        fragments: those that are read.
-        talk: progress goes here.
-
-    Raises:
-        CorruptFileError: bytes are not as they were written, or all such as ProblemsFoundError.
-    """
-    progress = Progress("verifying", sum(one.file.num_bytes for one in fragments), talk)
-    try:
-        raise_problems(check_bytes(ledger, fragments, progress.advance).problems)
-    finally:
-        progress.close()

@@ -18,8 +18,7 @@ from shardmerge.common.dtypes import DTYPES
 from shardmerge.common.errors import SHOWN, BadInputError
 from shardmerge.common.places import LEDGER, MANIFESTS
 
-from ..ledger import parquet
-from ..ledger import table as ledger
+from ..ledger import parquet, table
 from ..ledger.names import grouped, layer_of
 from ..ledger.rank_directories import discover
 from ..output import receipts
@@ -46,15 +45,15 @@ class Difference:
     @property
     def by_layer(self) -> dict[str, int]:
         """Differing tensors by layer, "none" for those of no layer."""
-        found = Counter(layer_of(name) for name in self.differing)
-        order = sorted(found, key=lambda layer: (layer is None, layer or 0))
-        return {"none" if layer is None else str(layer): found[layer] for layer in order}
+        counts = Counter(layer_of(name) for name in self.differing)
+        order = sorted(counts, key=lambda layer: (layer is None, layer or 0))
+        return {"none" if layer is None else str(layer): counts[layer] for layer in order}
 
     def facts(self) -> dict[str, Any]:
         return asdict(self) | {"by_layer": self.by_layer}
 
     def text(self) -> str:
-        told = (
+        kinds = (
             ("differ in bytes", self.differing),
             ("differ in dtype or shape", self.retyped),
             ("are cut otherwise and were not compared", self.recut),
@@ -62,7 +61,7 @@ class Difference:
             (f"are only in {self.b}", self.only_b),
         )
         lines = [f"{self.equal:,} tensors have the same bytes."]
-        for what, names in told:
+        for what, names in kinds:
             lines += _lines(what, names)
         layers = ", ".join(f"{layer}: {count:,}" for layer, count in self.by_layer.items())
         return "\n".join([*lines, *([f"Differing tensors by layer: {layers}."] if layers else [])])
@@ -73,16 +72,18 @@ def diff(a: str | Path, b: str | Path) -> Difference:
 
     Raises BadInputError for what is neither or has no recorded checksums, and what reading it raises.
     """
-    left, right = tensors_of(Path(a)), tensors_of(Path(b))
-    both = sorted(left.keys() & right.keys())
-    kinds = {name: _kind(left[name], right[name]) for name in both}
-    chosen = {kind: tuple(n for n in both if kinds[n] == kind) for kind in ("differing", "retyped", "recut")}
+    of_a, of_b = tensors_of(Path(a)), tensors_of(Path(b))
+    common = sorted(of_a.keys() & of_b.keys())
+    kinds = {name: _kind(of_a[name], of_b[name]) for name in common}
+    chosen = {
+        kind: tuple(n for n in common if kinds[n] == kind) for kind in ("differing", "retyped", "recut")
+    }
     return Difference(
         a=str(a),
         b=str(b),
         equal=sum(kind == "equal" for kind in kinds.values()),
-        only_a=tuple(sorted(left.keys() - right.keys())),
-        only_b=tuple(sorted(right.keys() - left.keys())),
+        only_a=tuple(sorted(of_a.keys() - of_b.keys())),
+        only_b=tuple(sorted(of_b.keys() - of_a.keys())),
         **chosen,
     )
 
@@ -108,35 +109,35 @@ def tensors_of(path: Path) -> Tensors:
 
 
 def _of_dump(path: Path) -> Tensors:
-    book = ledger.read(discover([path]))
-    rows = book.rows
-    found: dict[str, set[tuple[Place, str]]] = {}
+    ledger = table.read(discover([path]))
+    rows = ledger.rows
+    tensors: dict[str, set[tuple[Place, str]]] = {}
     for row in rows.written.nonzero()[0].tolist():
         place = (DTYPES[rows.dtype[row]], rows.global_of(row), *rows.box(row))
-        found.setdefault(book.names[rows.name[row]], set()).add((place, rows.checksum(row)))
-    return {name: frozenset(of) for name, of in found.items()}
+        tensors.setdefault(ledger.names[rows.name[row]], set()).add((place, rows.checksum(row)))
+    return {name: frozenset(cells) for name, cells in tensors.items()}
 
 
 def _of_output(path: Path) -> Tensors:
-    book = places.records(path) / LEDGER
-    whole = parquet.whole_checksums(book) if book.is_file() else {}
-    found: dict[str, frozenset[tuple[Place, str]]] = {}
+    kept_ledger = places.records(path) / LEDGER
+    whole = parquet.whole_checksums(kept_ledger) if kept_ledger.is_file() else {}
+    tensors: dict[str, frozenset[tuple[Place, str]]] = {}
     for file in references.weight_files(path):
         known = kept.tensors if (kept := receipts.read(path, file.name)) else whole
-        for one in references.read_header(file).entries:
-            if one.name not in known:
-                raise BadInputError(f"{file} has no recorded checksum of {one.name}", "Merge it again.")
-            place = (one.dtype, one.shape, (0,) * len(one.shape), one.shape)
-            found[one.name] = frozenset({(place, known[one.name])})
-    return found
+        for entry in references.read_header(file).entries:
+            if entry.name not in known:
+                raise BadInputError(f"{file} has no recorded checksum of {entry.name}", "Merge it again.")
+            place = (entry.dtype, entry.shape, (0,) * len(entry.shape), entry.shape)
+            tensors[entry.name] = frozenset({(place, known[entry.name])})
+    return tensors
 
 
 def _lines(what: str, names: Iterable[str]) -> list[str]:
-    every = list(names)
-    if not every:
+    all_names = list(names)
+    if not all_names:
         return []
-    lines = grouped(every)
+    lines = grouped(all_names)
     more = len(lines) - SHOWN
     shown = [f"  {line}" for line in lines[:SHOWN]]
     rest = [f"  ... and {more} more lines (--report FILE holds all names)"] if more > 0 else []
-    return [f"{len(every):,} tensors {what}:", *shown, *rest]
+    return [f"{len(all_names):,} tensors {what}:", *shown, *rest]

@@ -6,6 +6,7 @@ Reads manifests of a dump or headers of an output, never a tensor.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,9 +21,10 @@ from shardmerge.common.places import MANIFESTS, RANK_FAILED, RANK_PARTIAL
 
 from ..inspection.coverage import cover
 from ..inspection.report import Inspection, Ranks
-from ..ledger import table as ledger
+from ..ledger import table
 from ..ledger.rank_directories import discover, reason
 from ..ledger.table import Ledger
+from ..output import replace_files
 from ..proof import generations
 
 Array: TypeAlias = NDArray[Any]
@@ -47,35 +49,35 @@ def inspect(path: str | Path) -> Inspection:
             f"{path} holds no rank of a dump and no checkpoint", "Give what a dump or a merge wrote."
         )
     return Inspection(
-        str(path), "dump", {}, {}, Ranks(0, (), running, failed), 0, 0, {}, {}, {}, (), _told(failed)
+        str(path), "dump", {}, {}, Ranks(0, (), running, failed), 0, 0, {}, {}, {}, (), _failures(failed)
     )
 
 
 def _unfinished(path: Path) -> tuple[tuple[int, ...], dict[int, str]]:
     """Ranks that are writing, and what failed ranks recorded."""
     entries = sorted(path.iterdir())
-    running = tuple(int(found[1]) for entry in entries if (found := RANK_PARTIAL.fullmatch(entry.name)))
+    running = tuple(int(match[1]) for entry in entries if (match := RANK_PARTIAL.fullmatch(entry.name)))
     failed = {
-        int(found[1]): reason(entry) for entry in entries if (found := RANK_FAILED.fullmatch(entry.name))
+        int(match[1]): reason(entry) for entry in entries if (match := RANK_FAILED.fullmatch(entry.name))
     }
     return running, failed
 
 
-def _told(failed: dict[int, str]) -> tuple[str, ...]:
+def _failures(failed: dict[int, str]) -> tuple[str, ...]:
     return tuple(f"rank {rank} failed: {why}" for rank, why in sorted(failed.items()))
 
 
 def _dump(path: Path, running: tuple[int, ...], failed: dict[int, str]) -> Inspection:
-    book = ledger.read(discover([path]))
-    heads = [head.manifest for head in book.heads]
-    first, rows = heads[0], book.rows
+    ledger = table.read(discover([path]))
+    manifests = [head.manifest for head in ledger.heads]
+    first, rows = manifests[0], ledger.rows
     written = rows.written
     sizes = np.where(written, rows.end - rows.begin, 0)
     dimensions = first.facts.dimensions or {}
     drops: Counter[str] = Counter()
-    for one in heads:
-        drops.update(one.drops)
-    problems = [error.message() for error in generations.disagreements(heads)]
+    for manifest in manifests:
+        drops.update(manifest.drops)
+    problems = [error.message() for error in generations.disagreements(manifests)]
     return Inspection(
         path=str(path),
         kind="dump",
@@ -88,27 +90,28 @@ def _dump(path: Path, running: tuple[int, ...], failed: dict[int, str]) -> Inspe
         sizes=dict.fromkeys((f"rank {rank}" for rank in rows.present.tolist()), 0)
         | {f"rank {rank}": size for rank, size in _summed(rows.rank, sizes).items()},
         drops=dict(drops),
-        layers=cover(_shares(book), dimensions.get("num_layers", 0), dimensions.get("num_experts", 0)),
-        problems=(*problems, *_told(failed)),
+        layers=cover(_shares(ledger), dimensions.get("num_layers", 0), dimensions.get("num_experts", 0)),
+        problems=(*problems, *_failures(failed)),
     )
 
 
-def _shares(book: Ledger) -> dict[str, float]:
+def _shares(ledger: Ledger) -> dict[str, float]:
     """Covered elements of every tensor over all of its elements."""
-    rows = book.rows
+    rows = ledger.rows
     written = np.flatnonzero(rows.written)
     ids = rows.name[written]
-    covered = np.bincount(ids, _product(rows.local_shape, written), len(book.names))
-    whole = np.zeros(len(book.names))
+    covered = np.bincount(ids, _product(rows.local_shape, written), len(ledger.names))
+    whole = np.zeros(len(ledger.names))
     whole[ids] = _product(rows.global_shape, written)
     return {
-        book.names[at]: float(covered[at] / whole[at]) if whole[at] else 1.0 for at in np.unique(ids).tolist()
+        ledger.names[at]: float(covered[at] / whole[at]) if whole[at] else 1.0
+        for at in np.unique(ids).tolist()
     }
 
 
 def _product(dims: tuple[Array, ...], rows: Array) -> Array:
-    found: Array = np.prod([size[rows].astype(np.float64) for size in dims], axis=0)
-    return found
+    product: Array = np.prod([size[rows].astype(np.float64) for size in dims], axis=0)
+    return product
 
 
 def _by_number(names: tuple[str, ...], codes: Array, sizes: Array) -> dict[str, int]:
@@ -141,5 +144,11 @@ def _output(path: Path) -> Inspection:
         sizes={name: sum(e.end - e.begin for e in header.entries) for name, header in shards.items()},
         drops={},
         layers=cover({name: float(count) for name, count in names.items()}),
-        problems=tuple(f"{name} is in {n} shards" for name, n in sorted(names.items()) if n > 1),
+        problems=(*replace_files.interrupted(path), *_held_twice(names)),
     )
+
+
+def _held_twice(counts: Mapping[str, int]) -> Iterator[str]:
+    for name, count in sorted(counts.items()):
+        if count > 1:
+            yield f"{name} is in {count} shards"

@@ -17,13 +17,12 @@ from ..assembly.assemble import STAGING_BYTES
 from ..options import ADOPT, Asked, Uncalibrated
 from ..output.publish import sharing
 from ..proof.prove import prove
-from ..shards import parts
-from ..shards.adopt import Adoption, adopt
-from ..shards.parts import Part, Record
-from ..shards.plan import MAX_SHARD_BYTES, Adopted, Plan, plan_shards
-from ..shards.resume import is_finished
-from ..shards.run import Means, assemble_shards
-from .check import verify_bytes
+from ..shards import parts, run
+from ..shards.adopt import Adoption
+from ..shards.parts import MergePart, PartRecord
+from ..shards.plan import MAX_SHARD_BYTES, Adopted, Assembled, Plan, plan_shards
+from ..shards.resume import is_adopted
+from ..shards.run import AssemblyOptions
 from .metadata import published_plan
 from .report import Verification
 
@@ -71,25 +70,42 @@ def merge_part(
     staging_bytes: int = STAGING_BYTES,
     talk: TextIO | None = None,
 ) -> PartReport:
-    """Write one part's share of the shards of `merge`, which takes the same options; publish nothing.
+    """Write one part's share of the shards of `merge`; publish nothing.
 
-    part: "3/16". Parts may run at the same time, on hosts that share the file system, in any order, and again: one
-    that is complete, here or published, is left alone. When all are, `merge(..., finalize=True)` publishes.
-    Raises an error of the tree: BadInputError (`part`), OutputExistsError (`out` is of another dump or plan),
-    OutputLockedError, what `check` raises; OSError. What other parts wrote stays.
+    Parts may run at the same time, on hosts that share the file system, in any order, and again: one that is
+    complete, here or published, is left alone. When all are, `merge(..., finalize=True)` publishes.
+
+    Args:
+        part: Which part of how many, as "3/16".
+        dumps, out, and all other options: As for `merge`, the same for every part.
+
+    Returns:
+        What the part wrote.
+
+    Raises:
+        BadInputError: `part` is not a part.
+        OutputExistsError: `out` is of another dump or plan.
+        OutputLockedError: A merge that is not in parts is writing it.
+        ShardmergeError: What `check` raises. What other parts wrote stays.
+        OSError: Likewise.
     """
-    started, out, mine = time.monotonic(), Path(os.path.abspath(out)), parts.parse(part)
+    started, out, this = time.monotonic(), Path(os.path.abspath(out)), parts.parse(part)
     proof = prove(Asked(dumps, hf_reference, allow, uncalibrated, corrections, grafts))
-    plan = plan_shards(proof, max_shard_bytes, layout, min_shard_bytes)
-    means = Means(workers, executor, staging_bytes, verify == "full", talk)
-    names = parts.share(plan, mine)
-    kept, adoption = len(names), Adoption({}, 0)
+    plan = plan_shards(proof, max_shard_bytes, min_shard_bytes, layout)
+    options = AssemblyOptions(workers, executor, staging_bytes, verify == "full", talk)
+    shards = parts.share(plan, this)
+    kept_shards, adoption = len(shards), Adoption({}, 0)
     if not _is_published(out, plan):
         with sharing(out, talk) as folder:
-            kept, adoption = _write(plan, mine, names, folder, means)
-    size = sum(shard.num_bytes for shard in plan.shards if shard.name in names)
+            kept_shards, adoption = _write(plan, this, shards, folder, options)
     return PartReport(
-        str(out), str(mine), len(names), size, kept, adoption, round(time.monotonic() - started, 3)
+        out=str(out),
+        part=str(this),
+        num_shards=len(shards),
+        num_bytes=sum(shard.num_bytes for shard in shards),
+        kept_shards=kept_shards,
+        adoption=adoption,
+        seconds=round(time.monotonic() - started, 3),
     )
 
 
@@ -102,30 +118,27 @@ def _is_published(out: Path, plan: Plan) -> bool:
     return True
 
 
-def _write(plan: Plan, part: Part, mine: frozenset[str], folder: Path, means: Means) -> tuple[int, Adoption]:
-    """How many shards were there already, and how the others were adopted."""
-    digest = plan.digest
-    adopted = [shard for shard in plan.adopted if shard.name in mine]
-    done = {one.part: one for one in parts.records(folder, digest, check=means.check)}
-    if str(part) in done and _are_there(adopted, folder):
-        there, adoption = adopted, done[str(part)].adoption
+def _write(
+    plan: Plan,
+    part: MergePart,
+    shards: Sequence[Adopted | Assembled],
+    folder: Path,
+    options: AssemblyOptions,
+) -> tuple[int, Adoption]:
+    """Write the shards of a part, then its record: adopted ones only if an earlier attempt did not complete it.
+
+    Returns how many shards were there already, and how the adopted ones were adopted, now or then.
+    """
+    parts.forget_others(folder, plan.digest)
+    adopted = [shard for shard in shards if isinstance(shard, Adopted)]
+    earlier = parts.find(folder, plan.digest, part, check=options.check)
+    if earlier and all(is_adopted(folder, shard) for shard in adopted):
+        assembled = [shard for shard in shards if isinstance(shard, Assembled)]
+        kept_shards, adoption = len(adopted), earlier.adoption
+        kept_shards += run.write(plan, assembled, folder, options).kept_shards
     else:
-        there, adoption = [], _adopt(plan, adopted, folder, means)
-    assembled = [shard for shard in plan.assembled if shard.name in mine]
-    left = [shard for shard in assembled if not is_finished(folder, shard.name, digest, check=means.check)]
-    assemble_shards(plan, left, folder, means)
-    parts.write(folder, Record(str(part), digest, means.check, tuple(sorted(mine)), adoption))
-    return len(there) + len(assembled) - len(left), adoption
-
-
-def _are_there(adopted: Sequence[Adopted], folder: Path) -> bool:
-    paths = [(folder / shard.name, shard.fragment.file.num_bytes) for shard in adopted]
-    return all(path.is_file() and path.stat().st_size == size for path, size in paths)
-
-
-def _adopt(plan: Plan, adopted: Sequence[Adopted], folder: Path, means: Means) -> Adoption:
-    if means.check:
-        verify_bytes(plan.ledger, [shard.fragment for shard in adopted], means.talk)
-    for shard in adopted:
-        (folder / shard.name).unlink(missing_ok=True)  # of an attempt that was killed
-    return adopt(adopted, folder)
+        written = run.write(plan, shards, folder, options)
+        kept_shards, adoption = written.kept_shards, written.adoption
+    names = tuple(sorted(shard.name for shard in shards))
+    parts.write(folder, PartRecord(str(part), plan.digest, options.check, names, adoption))
+    return kept_shards, adoption

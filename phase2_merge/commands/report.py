@@ -1,10 +1,14 @@
-"""What a command found out, for people and for machines. The published part holds no time, host or path."""
+"""What `check` and `merge` found out and how long it took, for people and for machines.
+
+The part that is published holds no time, host or path.
+"""
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from shardmerge.common.command.byte_count import show
@@ -15,13 +19,28 @@ from ..corrections import Recorded
 from ..ledger.names import summary
 from ..proof.prove import Proof
 from ..shards.plan import MANY_SHARDS, Plan
-from .laps import Laps
 
 Verification = Literal["full", "size"]
-TOLD = {
+HOW_VERIFIED = {
     "full": "Every byte was read and has its checksum.",
     "size": "Bytes were NOT read: only sizes and headers were verified (--verify size).",
 }
+
+
+@dataclass(slots=True)
+class Stages:
+    """Seconds of the stages of a command that have ended, and of all so far."""
+
+    started: float = field(default_factory=time.monotonic)
+    ended: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        return round(time.monotonic() - self.started, 3)
+
+    def end(self, stage: str) -> None:
+        """A stage ends, which began when the one before it ended."""
+        self.ended[stage] = round(self.seconds - sum(self.ended.values()), 3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +76,7 @@ class CheckReport:
         size = f"{self.num_tensors:,} tensors, {self.num_parameters:,} parameters, {show(self.total_bytes)}"
         return [
             f"Whole: {self.architecture}, run {self.run_id}, step {self.step}, {self.world_size:,} ranks.",
-            f"{size} in {self.num_rectangles:,} rectangles. {TOLD[self.verification]}",
+            f"{size} in {self.num_rectangles:,} rectangles. {HOW_VERIFIED[self.verification]}",
         ]
 
     def remarks(self) -> list[str]:
@@ -109,7 +128,7 @@ class MergeReport:
 
     def text(self) -> str:
         if self.rewritten is not None:
-            return "\n".join([*self.check.lines(), self._told_again(), *self.check.remarks()])
+            return "\n".join([*self.check.lines(), self._rewritten(), *self.check.remarks()])
         means = ", ".join(f"{count} by {how}" for how, count in self.adopted_by.items())
         shards = (
             f"{self.num_shards:,} shards, {self.adopted_shards:,} adopted{f' ({means})' if means else ''}"
@@ -128,7 +147,7 @@ class MergeReport:
         return "\n".join([*lines, *self.check.remarks()])
 
     def _moved(self) -> str:
-        """What was written, beside the plain copy of everything that other tools make; and how long each stage took."""
+        """Bytes written, as a share of a full copy, and seconds of each stage."""
         written = self.assembled_bytes - self.cloned_bytes + self.copied_bytes
         total = self.assembled_bytes + self.adopted_bytes
         parts = [f"{show(self.adopted_bytes - self.copied_bytes)} not copied"]
@@ -137,25 +156,25 @@ class MergeReport:
         parts += [
             f"{show(self.assembled_bytes)} assembled{cloned}: {written / max(1, total):.0%} of a plain copy"
         ]
-        told = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in self.stages.items())
-        return f"{', '.join(parts)}{f'; {told}' if told else ''}."
+        stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in self.stages.items())
+        return f"{', '.join(parts)}{f'; {stages}' if stages else ''}."
 
-    def _told_again(self) -> str:
+    def _rewritten(self) -> str:
         what = f"rewrote {', '.join(self.rewritten)}" if self.rewritten else "nothing to change"
         return f"{self.out} was published before from this dump: {what}; no shard was touched."
 
 
 def check_report(proof: Proof, verification: Verification) -> CheckReport:
     """What a proof says."""
-    head = proof.ledger.heads[0].manifest
+    first = proof.ledger.heads[0].manifest
     kept = proof.verdict.kept
     rows = proof.ledger.rows
     return CheckReport(
-        run_id=head.run_id,
-        step=head.step,
-        attempt=head.attempt,
-        world_size=head.world_size,
-        architecture=head.architecture,
+        run_id=first.run_id,
+        step=first.step,
+        attempt=first.attempt,
+        world_size=first.world_size,
+        architecture=first.architecture,
         ledger_digest=proof.ledger.digest,
         num_tensors=len(proof.expected),
         num_parameters=proof.expected.num_elements(),
@@ -166,16 +185,26 @@ def check_report(proof: Proof, verification: Verification) -> CheckReport:
         warnings=proof.warnings,
         corrections=proof.corrections,
         grafted=tuple(sorted(name for file in proof.ledger.grafted for name in file.names)),
-        drops=dict(sum((Counter(one.manifest.drops) for one in proof.ledger.heads), Counter())),
-        grafted_bytes=sum(one.end - one.begin for file in proof.ledger.grafted for one in file.placed),
+        drops=dict(sum((Counter(head.manifest.drops) for head in proof.ledger.heads), Counter())),
+        grafted_bytes=sum(
+            tensor.end - tensor.begin for file in proof.ledger.grafted for tensor in file.placed
+        ),
     )
 
 
 def merge_report(plan: Plan, check: CheckReport, out: str, *, dry_run: bool) -> MergeReport:
-    """What a plan says; how fragments were adopted and how long it took is added by `finished`."""
-    largest = sorted(
-        ((shard.name, shard.num_bytes) for shard in plan.shards), key=lambda one: (-one[1], one[0])
-    )
+    """What a plan says. How fragments were adopted is added when they were, how long it took by `finished`.
+
+    Args:
+        plan: All shards.
+        check: What the proof says.
+        out: Where the checkpoint appears.
+        dry_run: Whether it does not.
+
+    Returns:
+        The report of a merge that has taken no time yet.
+    """
+    largest = sorted(plan.shards, key=lambda shard: (-shard.num_bytes, shard.name))[:SHOWN]
     return MergeReport(
         check=check,
         out=out,
@@ -184,7 +213,7 @@ def merge_report(plan: Plan, check: CheckReport, out: str, *, dry_run: bool) -> 
         adopted_shards=len(plan.adopted),
         adopted_bytes=sum(shard.num_bytes for shard in plan.adopted),
         assembled_bytes=sum(shard.num_bytes for shard in plan.assembled),
-        largest_shards=tuple(largest[:SHOWN]),
+        largest_shards=tuple((shard.name, shard.num_bytes) for shard in largest),
         adopted_by={},
         dry_run=dry_run,
         seconds=0.0,
@@ -192,9 +221,9 @@ def merge_report(plan: Plan, check: CheckReport, out: str, *, dry_run: bool) -> 
     )
 
 
-def finished(report: MergeReport, laps: Laps) -> MergeReport:
+def finished(report: MergeReport, stages: Stages) -> MergeReport:
     """The report with how long it took."""
-    return replace(report, seconds=laps.seconds, stages=dict(laps.stages))
+    return replace(report, seconds=stages.seconds, stages=dict(stages.ended))
 
 
 def warning_lines(warnings: Sequence[str]) -> list[str]:

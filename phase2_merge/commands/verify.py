@@ -36,8 +36,7 @@ from ..disk.checksums import Advance, checksums, in_threads, stretches, wrong_by
 from ..hf_files.config_json import TORCH_NAMES
 from ..ledger import parquet
 from ..ledger.names import grouped
-from ..output import receipts
-from ..output import replace_files as rewriting
+from ..output import receipts, replace_files
 from ..proof import config_shapes, numbers
 from ..quantization import declaration, scales
 from ..quantization.declaration import Declaration
@@ -112,7 +111,6 @@ def verify(
         ShardmergeError: what is wrong, as one error or as ProblemsFoundError.
     """
     out = Path(out)
-    rewriting.finish(out)
     config = references.read_config(out)
     files = references.weight_files(out)
     if not files:
@@ -126,7 +124,7 @@ def verify(
     raise_problems(numbers_seen.problems)
     total = sum(header.entries[-1].end for header in shards.values() if header.entries)
     count = sum(len(header.entries) for header in shards.values())
-    warnings = (*found.warnings, *numbers_seen.warnings)
+    warnings = (*replace_files.interrupted(out), *found.warnings, *numbers_seen.warnings)
     return VerifyReport(str(out), len(shards), count, total, verify, compared, warnings)
 
 

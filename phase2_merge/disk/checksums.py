@@ -25,9 +25,19 @@ T = TypeVar("T")
 
 
 def checksums(path: Path, spans: Iterable[Span], advance: Advance) -> Iterator[str]:
-    """xxh3_128 of each (begin, end) of a file; ascending spans are read without going back.
+    """Hash spans of a file. Ascending spans are read without going back.
 
-    Raises CorruptFileError if the file ends before a span does, OSError.
+    Args:
+        path: The file.
+        spans: (begin, end) of each, in bytes.
+        advance: Called with numbers of bytes as they are read.
+
+    Returns:
+        xxh3_128 of each span, hexadecimal.
+
+    Raises:
+        CorruptFileError: The file ends before a span does.
+        OSError: Reading fails.
     """
     buffer = memoryview(bytearray(CHUNK_BYTES))
     filled_from = filled_to = 0
@@ -45,7 +55,16 @@ def checksums(path: Path, spans: Iterable[Span], advance: Advance) -> Iterator[s
 
 
 def wrong_bytes(what: str, got: str, expected: str) -> str:
-    """The reason of a CorruptFileError for bytes that changed after they were written."""
+    """The reason of a CorruptFileError for bytes that changed after they were written.
+
+    Args:
+        what: Names the bytes.
+        got: Their checksum now.
+        expected: The one that was recorded.
+
+    Returns:
+        A sentence without its end.
+    """
     return f"the bytes of {what} have checksum {got}, {expected} was recorded when they were written"
 
 
@@ -60,20 +79,20 @@ def stretches(spans: Sequence[Span]) -> Iterator[slice]:
 
 
 def in_threads(
-    check: Callable[[K, T], ShardmergeError | None], every: Sequence[tuple[K, T]]
+    check: Callable[[K, T], ShardmergeError | None], parts: Sequence[tuple[K, T]]
 ) -> list[ShardmergeError]:
-    """Check stretches T of files K and collect the first that is wrong of each file.
+    """Check stretches T of files K. Returns the first problem of each file.
 
     An interrupt waits for the stretches in hand only.
     """
     pool = ThreadPoolExecutor(max(READERS, len(os.sched_getaffinity(0))))
     try:
-        futures = [(file, pool.submit(check, file, stretch)) for file, stretch in every]
-        found: dict[K, ShardmergeError] = {}
+        futures = [(file, pool.submit(check, file, stretch)) for file, stretch in parts]
+        problems: dict[K, ShardmergeError] = {}
         for file, future in futures:
             if problem := future.result():
-                found.setdefault(file, problem)
-        return list(found.values())
+                problems.setdefault(file, problem)
+        return list(problems.values())
     finally:
         pool.shutdown(cancel_futures=True)
 

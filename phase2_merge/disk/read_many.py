@@ -24,18 +24,27 @@ R = TypeVar("R")
 
 
 def read_many(
-    read: Callable[[T], R], every: Iterable[T], announce: Callable[[T], None]
+    read: Callable[[T], R], items: Iterable[T], announce: Callable[[T], None]
 ) -> Iterator[tuple[T, R]]:
-    """Each item with its `read`, in order. Raises what a read raised. announce: see `announced`."""
-    left, slow = iter(every), False
+    """Read many items, in order.
+
+    Args:
+        read: Reads one item. It may be called in threads, several at a time.
+        items: What is read.
+        announce: Says that an item is read soon, as `announced` does for a file.
+
+    Returns:
+        Each item with what `read` returned. Raises what a read raised.
+    """
+    waiting, slow = iter(items), False
     with ThreadPoolExecutor(READERS) as pool:
-        while items := list(islice(left, AT_ONCE if slow else READERS)):
+        while batch := list(islice(waiting, AT_ONCE if slow else READERS)):
             began = time.perf_counter()
-            for item in items if not slow else ():
+            for item in batch if not slow else ():
                 announce(item)
-            found = list((pool.map if slow else map)(read, items))
-            slow = slow or time.perf_counter() - began > SLOW_S * len(items)
-            yield from zip(items, found, strict=True)
+            results = list((pool.map if slow else map)(read, batch))
+            slow = slow or time.perf_counter() - began > SLOW_S * len(batch)
+            yield from zip(batch, results, strict=True)
 
 
 def announced(path: Path, num_bytes: int = 0) -> None:

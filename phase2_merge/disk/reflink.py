@@ -12,7 +12,7 @@ import struct
 FICLONE = 0x40049409
 FICLONERANGE = 0x4020940D
 # EAGAIN: ZFS, while what is to be shared is not on the disk yet (OpenZFS, zfs_bclone_wait_dirty)
-REFUSED = {
+CANNOT_CLONE = {
     errno.EXDEV, errno.EPERM, errno.EACCES, errno.EAGAIN, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY,
 }  # fmt: skip
 
@@ -23,9 +23,20 @@ def clone(new: int, old: int) -> bool:
 
 
 def clone_range(new: int, to: int, old: int, at: int, num_bytes: int) -> bool:
-    """Let bytes from `to` of an open file be those from `at` of another, whole blocks of both; False if that cannot be.
+    """Let an open file share a range of another's blocks.
 
-    Raises OSError.
+    Args:
+        new: Open for writing.
+        to: Where in it the range goes, in bytes, at the begin of a block.
+        old: Open for reading.
+        at: Where in it the range begins, in bytes, at the begin of a block.
+        num_bytes: Whole blocks, or up to the end of `old`.
+
+    Returns:
+        False, and nothing changed, where blocks cannot be shared.
+
+    Raises:
+        OSError: Anything else.
     """
     return _tried(new, FICLONERANGE, struct.pack("=qQQQ", old, at, num_bytes, to))
 
@@ -34,7 +45,7 @@ def _tried(new: int, request: int, argument: int | bytes) -> bool:
     try:
         fcntl.ioctl(new, request, argument)
     except OSError as error:
-        if error.errno not in REFUSED:
+        if error.errno not in CANNOT_CLONE:
             raise
         return False
     return True

@@ -22,7 +22,7 @@ from shardmerge.common.safetensors_header import PAGE
 from .reflink import clone_range
 
 Bytes = NDArray[np.uint8]
-REFUSED = {errno.EINVAL, errno.EOPNOTSUPP}  # no O_DIRECT here, or only in larger units than a page
+CANNOT_BYPASS = {errno.EINVAL, errno.EOPNOTSUPP}  # no O_DIRECT here, or only in larger units than a page
 
 
 def aligned(num_bytes: int) -> Bytes:
@@ -50,7 +50,7 @@ class Uncached:
             try:
                 count = os.write(self.end.file, pages)
             except OSError as error:
-                if error.errno not in REFUSED:
+                if error.errno not in CANNOT_BYPASS:
                     raise
                 self._give_up()
             else:
@@ -59,7 +59,19 @@ class Uncached:
         self.end.write(pages)
 
     def clone(self, file: int, at: int, num_bytes: int) -> bool:
-        """Let the next bytes, whole pages, be those of another file from `at`; False where blocks cannot be shared."""
+        """Append bytes of another file by sharing its blocks.
+
+        Args:
+            file: Open for reading.
+            at: Where in it the bytes begin, on a page.
+            num_bytes: How many, in whole pages.
+
+        Returns:
+            False, and nothing changed, where blocks cannot be shared; it is then not tried again.
+
+        Raises:
+            OSError: Anything else.
+        """
         self.clones = self.clones and clone_range(self.end.file, self.end.written, file, at, num_bytes)
         if self.clones:
             os.lseek(self.end.file, num_bytes, os.SEEK_CUR)
@@ -83,7 +95,7 @@ def _switch(file: int, *, on: bool) -> bool:
     try:
         fcntl.fcntl(file, fcntl.F_SETFL, flags | (os.O_DIRECT if on else 0))
     except OSError as error:
-        if error.errno not in REFUSED:
+        if error.errno not in CANNOT_BYPASS:
             raise
         return False
     return on

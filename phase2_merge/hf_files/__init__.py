@@ -1,1 +1,1 @@
-"""What readers of a checkpoint find beside its shards."""
+"""What readers of a checkpoint find beside its shards. Knows neither dump, nor ledger, nor plan."""

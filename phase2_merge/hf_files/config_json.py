@@ -1,67 +1,52 @@
-"""The JSON that readers of the checkpoint look at: config.json and the index. Edited as raw JSON, never through
-transformers, whose load and save renames keys.
-"""
+"""config.json and hf_quant_config.json, edited as raw JSON: transformers renames keys when it loads and saves."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from shardmerge.common import durable
-from shardmerge.common.places import CONFIG, HF_QUANT_CONFIG, INDEX
+from shardmerge.common.places import CONFIG, HF_QUANT_CONFIG
 
 TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 
 
-def write_config(
-    folder: Path,
-    config: dict[str, Any],
-    dtype: str,
-    quantization: Sequence[dict[str, Any] | None] = (None, None),
-) -> None:
-    """config.json: the reference's, with the checkpoint's dtype; and hf_quant_config.json.
+def write(folder: Path, config: dict[str, Any], hf_quant_config: dict[str, Any] | None) -> None:
+    """Write hf_quant_config.json, where there is one, and config.json.
 
-    `quantization`: what the latter holds, and what the former says of it; None for none.
+    Args:
+        folder: Where both go.
+        config: What config.json holds.
+        hf_quant_config: What hf_quant_config.json holds, None for a checkpoint that has none.
+
+    Raises:
+        OSError: Writing fails.
     """
-    hf_quant_config, quantization_config = quantization
     if hf_quant_config is not None:
         durable.write_file(folder / HF_QUANT_CONFIG, readable(hf_quant_config))
-    durable.write_file(folder / CONFIG, readable(edited(config, dtype, quantization_config)))
+    durable.write_file(folder / CONFIG, readable(config))
 
 
 def edited(
     config: dict[str, Any], dtype: str, quantization_config: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """`torch_dtype` and `dtype` say what plain weights are; a stale `quantization_config` goes; the rest stays."""
-    found = {key: value for key, value in config.items() if key != "quantization_config"}
-    if dtype in TORCH_NAMES:
-        found["torch_dtype"] = found["dtype"] = TORCH_NAMES[dtype]
-    if quantization_config is not None:
-        found["quantization_config"] = quantization_config
-    return found
-
-
-def write_index(folder: Path, weight_map: dict[str, str], num_parameters: int, total_bytes: int) -> None:
-    """Write model.safetensors.index.json, which readers need of more than one shard.
+    """Make a config say what this checkpoint is; everything else stays, in its order.
 
     Args:
-        folder: where the shards are.
-        weight_map: name of the shard that holds each tensor.
-        num_parameters: elements of all tensors together.
-        total_bytes: bytes of all tensors together.
+        config: Of the reference. A `quantization_config` in it is of another checkpoint, and goes.
+        dtype: What plain weights are, as safetensors spells it: `torch_dtype` and `dtype` say so.
+        quantization_config: What this checkpoint declares of itself, None for nothing.
+
+    Returns:
+        A new dict.
     """
-    durable.write_file(folder / INDEX, index_bytes(weight_map, num_parameters, total_bytes))
-
-
-def index_bytes(weight_map: dict[str, str], num_parameters: int, total_bytes: int) -> bytes:
-    """As the Hub's tools write it, sorted by name. By orjson: json takes seconds for a million names."""
-    sizes = {"total_parameters": num_parameters, "total_size": total_bytes}
-    index = {"metadata": sizes, "weight_map": weight_map}
-    return orjson.dumps(index, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE)
+    new = {key: value for key, value in config.items() if key != "quantization_config"}
+    if dtype in TORCH_NAMES:
+        new["torch_dtype"] = new["dtype"] = TORCH_NAMES[dtype]
+    if quantization_config is not None:
+        new["quantization_config"] = quantization_config
+    return new
 
 
 def readable(value: dict[str, Any]) -> bytes:

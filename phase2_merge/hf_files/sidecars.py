@@ -13,51 +13,45 @@ from pathlib import Path
 from typing import Any
 
 from shardmerge.common import canonical_json, durable
-from shardmerge.common.places import CONFIG
+from shardmerge.common.places import CONFIG, SIDECARS
 
-PATTERNS = (
-    "added_tokens.json", "chat_template.jinja", "chat_template.json", "generation_config.json", "merges.txt",
-    "preprocessor_config.json", "processor_config.json", "sentencepiece.bpe.model", "special_tokens_map.json",
-    "spiece.model", "tekken.json", "tokenizer.json", "tokenizer.model*", "tokenizer_config.json",
-    "video_preprocessor_config.json", "vocab.json", "vocab.txt", "*.tiktoken",
-)  # fmt: skip
 WITH_AUTO_MAP = (CONFIG, "tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
 MODULE = re.compile(r"(\w+)\.\w+")
 RELATIVE_IMPORT = re.compile(r"^\s*from\s+\.(\w+)\s+import", re.MULTILINE)
 
 
 def copy(reference: Path, folder: Path) -> tuple[str, ...]:
-    """Copy all sidecars; their names, sorted. Raises OSError."""
-    found = names(reference)
-    for name in found:
+    """Copy all sidecars. Returns their names, sorted. Raises OSError."""
+    copied = names(reference)
+    for name in copied:
         durable.write_file(folder / name, (reference / name).read_bytes())
-    return found
+    return copied
 
 
 def names(reference: Path) -> tuple[str, ...]:
-    """The sidecars that a reference holds, sorted."""
+    """Names of the sidecars that a reference holds, sorted."""
     return tuple(sorted({*_data_files(reference), *_modules(reference)}))
 
 
 def _data_files(reference: Path) -> Iterator[str]:
     for entry in reference.iterdir():
-        if entry.is_file() and any(fnmatch(entry.name, pattern) for pattern in PATTERNS):
+        if entry.is_file() and any(fnmatch(entry.name, pattern) for pattern in SIDECARS):
             yield entry.name
 
 
 def _modules(reference: Path) -> set[str]:
     """Files that auto_map names and that lie here, and what they import from beside them."""
-    found: set[str] = set()
-    waiting = {name for file in WITH_AUTO_MAP for name in _named(reference / file)}
-    while waiting:
-        name = waiting.pop()
+    modules: set[str] = set()
+    to_read = {name for file in WITH_AUTO_MAP for name in _named(reference / file)}
+    while to_read:
+        name = to_read.pop()
         path = reference / name
-        if name not in found and path.is_file():
-            found.add(name)
-            waiting |= {
-                f"{module}.py" for module in RELATIVE_IMPORT.findall(path.read_text(errors="replace"))
+        if name not in modules and path.is_file():
+            modules.add(name)
+            to_read |= {
+                f"{imported}.py" for imported in RELATIVE_IMPORT.findall(path.read_text(errors="replace"))
             }
-    return found
+    return modules
 
 
 def _named(path: Path) -> Iterator[str]:
@@ -74,5 +68,5 @@ def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, list | dict):
-        for one in value.values() if isinstance(value, dict) else value:
-            yield from _strings(one)
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _strings(inner)

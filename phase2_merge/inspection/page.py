@@ -21,16 +21,16 @@ table { border-collapse: collapse } th { font-weight: normal; color: #666; paddi
 KEY = (("full", "whole"), ("part", "in part"), ("none", "nothing"), ("double", "twice"))
 
 
-def page(one: Inspection) -> str:
+def page(inspection: Inspection) -> str:
     """The whole page."""
-    title = f"{one.kind} {one.path}"
+    title = f"{inspection.kind} {inspection.path}"
     parts = [
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>',
         f"<style>{STYLE}</style></head><body><h1>{escape(title)}</h1>",
-        *(f"<p>{escape(line)}</p>" for line in one.lines()),
-        *_problems(one.problems),
-        *_map(one.layers),
-        *_sizes(one.sizes),
+        *(f"<p>{escape(line)}</p>" for line in inspection.lines()),
+        *_problems(inspection.problems),
+        *_map(inspection.layers),
+        *_sizes(inspection.sizes),
         "</body></html>",
     ]
     return "\n".join(parts) + "\n"
@@ -42,21 +42,21 @@ def _problems(problems: Iterable[str]) -> list[str]:
 
 
 def _map(layers: Iterable[LayerCover]) -> list[str]:
-    rows = [_row(one) for one in layers]
+    rows = [_row(layer) for layer in layers]
     if not rows:
         return []
     key = "".join(f'<span class="key {state}"></span>{word}' for state, word in KEY)
-    told = "<p>Rows are layers. First all other tensors of the layer, then routed experts from 0."
-    return ["<h2>Coverage</h2>", f"{told}{key}</p>", '<table class="map">', *rows, "</table>"]
+    legend = "<p>Rows are layers. First all other tensors of the layer, then routed experts from 0."
+    return ["<h2>Coverage</h2>", f"{legend}{key}</p>", '<table class="map">', *rows, "</table>"]
 
 
-def _row(one: LayerCover) -> str:
-    cells = [f'<td class="rest {one.rest}" title="layer {one.layer}: {one.rest}"></td>']
+def _row(cover: LayerCover) -> str:
+    cells = [f'<td class="rest {cover.rest}" title="layer {cover.layer}: {cover.rest}"></td>']
     cells += [
-        f'<td class="{state}" title="layer {one.layer}, expert {expert}: {state}"></td>'
-        for expert, state in enumerate(one.experts)
+        f'<td class="{state}" title="layer {cover.layer}, expert {expert}: {state}"></td>'
+        for expert, state in enumerate(cover.experts)
     ]
-    return f"<tr><th>{one.layer}</th>{''.join(cells)}</tr>"
+    return f"<tr><th>{cover.layer}</th>{''.join(cells)}</tr>"
 
 
 def _sizes(sizes: dict[str, int]) -> list[str]:

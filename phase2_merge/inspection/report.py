@@ -56,9 +56,9 @@ class Inspection:
         return sum(self.sizes.values())
 
     def facts(self) -> dict[str, Any]:
-        found = asdict(self) | {"total_bytes": self.total_bytes}
-        found["ranks"]["failed"] = {str(rank): why for rank, why in self.ranks.failed.items()}
-        return found
+        facts = asdict(self) | {"total_bytes": self.total_bytes}
+        facts["ranks"]["failed"] = {str(rank): why for rank, why in self.ranks.failed.items()}
+        return facts
 
     def text(self) -> str:
         lines = self.lines()
@@ -70,9 +70,9 @@ class Inspection:
 
     def lines(self) -> list[str]:
         """Everything but the map and the problems."""
-        told = ", ".join(f"{key} {value}" for key, value in self.head.items() if value is not None)
+        head = ", ".join(f"{key} {value}" for key, value in self.head.items() if value is not None)
         size = f"{show(self.total_bytes)}, {self.num_tensors:,} tensors in {self.num_rectangles:,} rectangles"
-        lines = [f"{self.kind.capitalize()} {self.path}: {told or 'no manifest yet'}."]
+        lines = [f"{self.kind.capitalize()} {self.path}: {head or 'no manifest yet'}."]
         if self.kind == "dump":
             lines += [self.ranks.text()]
         if self.topology:

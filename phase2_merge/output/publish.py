@@ -1,7 +1,6 @@
 """How an output appears: built in OUT.partial beside it under a lock, made durable, renamed once.
 
-Whoever looks sees no OUT or a finished one. What fails or is interrupted removes its OUT.partial; what is killed
-leaves it, and the next merge of the same OUT finds the lock free, says so, and keeps the shards that are finished.
+Whoever looks sees no OUT or a finished one. What a crash leaves, and who finishes it, is told in `output/__init__`.
 """
 
 from __future__ import annotations
@@ -32,9 +31,20 @@ def refuse_existing(out: Path) -> None:
 
 @contextlib.contextmanager
 def publishing(out: Path, talk: TextIO | None, *, keep: bool = False) -> Iterator[Path]:
-    """A folder that becomes `out` if the block ends well, and is removed if it does not, unless `keep`.
+    """A folder that becomes `out` if the block ends well.
 
-    Raises OutputExistsError, OutputLockedError (another merge is writing it), OSError.
+    Args:
+        out: Must not exist.
+        talk: Where it is said what another merge left, and what was removed.
+        keep: Leave the folder if the block raises. Otherwise it is removed then.
+
+    Returns:
+        A context manager whose value is OUT.partial, with the folders of records in it.
+
+    Raises:
+        OutputExistsError: There is something at `out`, or an OUT.partial that is not ours.
+        OutputLockedError: Another merge is writing it.
+        OSError: Making it durable or renaming it fails.
     """
     refuse_existing(out)
     partial = places.partial(out)
@@ -53,7 +63,7 @@ def publishing(out: Path, talk: TextIO | None, *, keep: bool = False) -> Iterato
 
 @contextlib.contextmanager
 def sharing(out: Path, talk: TextIO | None) -> Iterator[Path]:
-    """The folder that becomes `out`, for one of several that write to it at the same time; it stays, however it ends.
+    """OUT.partial, for one of several parts that write to it at the same time. It stays, however the block ends.
 
     Raises OutputExistsError, OutputLockedError (a merge that is not in parts is writing it), OSError.
     """
@@ -65,12 +75,17 @@ def sharing(out: Path, talk: TextIO | None) -> Iterator[Path]:
 
 
 def _remove(partial: Path) -> None:
-    """A task that was cancelled may still run on somebody else's executor, and put a last file there: try again."""
-    for left in reversed(range(REMOVALS)):
+    """Remove OUT.partial, if need be several times.
+
+    A task that was cancelled may still run on somebody else's executor, and put a last file there.
+    """
+    for tries_left in reversed(range(REMOVALS)):
         try:
             shutil.rmtree(partial)
         except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.ENOENT) or not left:
+            if not os.path.lexists(partial):  # another merge has just published it
+                return
+            if error.errno not in (errno.ENOTEMPTY, errno.ENOENT) or not tries_left:
                 raise
             time.sleep(0.1)
         else:
@@ -78,6 +93,7 @@ def _remove(partial: Path) -> None:
 
 
 def _commit(partial: Path, out: Path) -> None:
+    """Give OUT.partial its name, and then remove the lock: a partial output without a lock would be a stranger's."""
     for folder in (places.receipts(partial), places.records(partial), partial):
         durable.sync_folder(folder)
     refuse_existing(out)
@@ -88,12 +104,12 @@ def _commit(partial: Path, out: Path) -> None:
             raise OutputExistsError(str(out), "it appeared while the merge ran") from error
         raise
     durable.sync_folder(out.parent)
-    places.lock(out).unlink()  # it goes last: a partial output without a lock would be a stranger's
+    places.lock(out).unlink()
 
 
 @contextlib.contextmanager
 def _locked(partial: Path, talk: TextIO | None, *, shared: bool = False) -> Iterator[None]:
-    """Hold the lock of OUT.partial; take over what a dead process left of it on this host."""
+    """Hold the lock of OUT.partial, which is made if need be; take over what a dead process on this host left."""
     if os.path.lexists(partial) and not _ours(partial):
         raise OutputExistsError(str(partial), "it exists, and no merge of shardmerge made it")
     places.lock(partial).parent.mkdir(parents=True, exist_ok=True)
@@ -106,6 +122,7 @@ def _locked(partial: Path, talk: TextIO | None, *, shared: bool = False) -> Iter
 
 
 def _acquire(lock: int, partial: Path, talk: TextIO | None, *, shared: bool) -> None:
+    """Lock an open file, and say in it who holds it. Raises OutputLockedError."""
     holder = os.pread(lock, 4096, 0).decode(errors="replace").strip()
     reaches = holder.endswith(f" on {socket.gethostname()}")  # a lock may not reach across hosts
     try:
@@ -121,7 +138,7 @@ def _acquire(lock: int, partial: Path, talk: TextIO | None, *, shared: bool) -> 
     if holder:
         _say(talk, f"{partial} was left by {holder}, which is dead: finished shards are kept.")
     os.ftruncate(lock, 0)
-    if not shared:  # of many, none is the holder
+    if not shared:  # several parts hold it together, and none is the holder
         os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
 
 

@@ -16,7 +16,7 @@ DIGEST = "xxh3_128"  # of everything else in a receipt
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """Size of a shard, xxh3_128 of its header (length bytes included) and of each tensor's bytes.
+    """Size of a shard in bytes, xxh3_128 of its header (length bytes included) and of each tensor's bytes.
 
     `checked`: its pieces were compared with the checksums in the manifests.
     """
@@ -36,8 +36,8 @@ class Receipt:
 
 def write(out: Path, receipt: Receipt) -> None:
     """Keep a receipt in `out/.shardmerge/receipts`."""
-    told = asdict(receipt)
-    data = canonical_json.encode(told | {DIGEST: _digest(told)})
+    facts = asdict(receipt)
+    data = canonical_json.encode(facts | {DIGEST: _digest(facts)})
     durable.write_file(places.receipt(out, receipt.shard), data)
 
 
@@ -45,15 +45,15 @@ def read(out: Path, shard: str) -> Receipt | None:
     """The receipt of a shard, None if it has none. Raises CorruptFileError."""
     path = places.receipt(out, shard)
     try:
-        told = canonical_json.read_object(path)
-        if told.pop(DIGEST, None) != _digest(told):
+        facts = canonical_json.read_object(path)
+        if facts.pop(DIGEST, None) != _digest(facts):
             raise ValueError("its digest does not fit its content (edited or damaged)")
-        return Receipt(**told)
+        return Receipt(**facts)
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, AttributeError) as error:
         raise CorruptFileError(str(path), str(error)) from None
 
 
-def _digest(told: dict[str, Any]) -> str:
-    return xxhash.xxh3_128_hexdigest(canonical_json.encode(told))
+def _digest(facts: dict[str, Any]) -> str:
+    return xxhash.xxh3_128_hexdigest(canonical_json.encode(facts))

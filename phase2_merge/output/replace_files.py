@@ -1,8 +1,9 @@
-"""How files of a published output are replaced: all at once where the file system can exchange two folders.
+"""How files of a published output are replaced: each by one rename, all of them by a journal.
 
-Elsewhere each at once; all of them or, after a crash, all by the next command: new files are written beside the
-records, then a journal that names them. The journal is the mark: before it nothing has changed, after it every command
-that opens the output first moves what is left to move. Shards are never replaced.
+New files are prepared in OUT/.shardmerge/next, then the journal names them. Before the journal nothing has changed.
+After it each file is old or new, never half, until the journal goes: if that is interrupted, the next `metadata` or
+`merge` of OUT finishes it, and commands that only read say so. Shards are never replaced. The whole order is told in
+`output/__init__`.
 """
 
 from __future__ import annotations
@@ -17,17 +18,24 @@ from typing import Any
 
 from shardmerge.common import canonical_json, durable, places
 from shardmerge.common.errors import CorruptFileError, OutputLockedError
-from shardmerge.common.places import JOURNAL, NEXT, RECORDS
+from shardmerge.common.places import JOURNAL, NEXT
 from shardmerge.common.reference import stays_inside
 
-from . import exchange
 from .publish import NO_LOCKS
+
+INTERRUPTED = (
+    "a `shardmerge metadata` of {out} was interrupted: some JSON files are old and some new; "
+    "run `shardmerge metadata {out}` to finish it"
+)
 
 
 @contextlib.contextmanager
 def rewriting(out: Path) -> Iterator[None]:
-    """Keep others from rewriting `out`, after finishing what one that crashed began. Raises OutputLockedError."""
-    folder = os.open(out / RECORDS, os.O_RDONLY | os.O_DIRECTORY)
+    """Keep others from rewriting `out` while the block runs. First finishes what an interrupted one began.
+
+    Raises OutputLockedError (another command is rewriting it), CorruptFileError (the journal), OSError.
+    """
+    folder = os.open(places.records(out), os.O_RDONLY | os.O_DIRECTORY)
     try:
         _lock(folder, out)
         _finish(out)
@@ -36,70 +44,90 @@ def rewriting(out: Path) -> Iterator[None]:
         os.close(folder)
 
 
-def finish(out: Path) -> None:
-    """Finish a rewriting that crashed, if there is one. Raises OutputLockedError while one is going on."""
-    if (out / RECORDS / JOURNAL).is_file():
-        with rewriting(out):
-            pass
+def interrupted(out: Path) -> tuple[str, ...]:
+    """A warning, for commands that only read, if some files of `out` are old and some new; else none."""
+    return (INTERRUPTED.format(out=out),) if (places.records(out) / JOURNAL).is_file() else ()
 
 
 def replace(out: Path, files: Mapping[str, bytes], gone: Sequence[str]) -> tuple[str, ...]:
-    """Give `out` these files, in this order, and remove `gone`; the names that changed. Call it inside `rewriting`."""
+    """Give `out` these files, in this order, and delete `gone`. Call it inside `rewriting`.
+
+    Args:
+        out: A published output.
+        files: Names relative to `out`, and what the files hold. Those that hold it already are not touched.
+        gone: Names to delete, where they are there.
+
+    Returns:
+        The names that changed, those that were deleted last.
+
+    Raises:
+        OSError: Some file could not be written. If the journal was, the next command finishes it.
+    """
     assert not any(name.endswith(".safetensors") for name in (*files, *gone))
     changed = [name for name, data in files.items() if _content(out / name) != data]
-    removed = [name for name in gone if (out / name).is_file()]
-    if not changed and not removed:
-        return ()
-    if not exchange.replaced(out, {name: files[name] for name in changed}, removed):
-        _replace_each(out, {name: files[name] for name in changed}, removed)
-    return (*changed, *removed)
+    deleted = [name for name in gone if (out / name).is_file()]
+    if changed or deleted:
+        _prepare(out, {name: files[name] for name in changed})
+        journal = {"schema_version": 1, "replace": changed, "remove": deleted}
+        durable.write_file(places.records(out) / JOURNAL, canonical_json.encode(journal))
+        _finish(out)
+    return (*changed, *deleted)
 
 
-def _replace_each(out: Path, files: Mapping[str, bytes], removed: Sequence[str]) -> None:
-    """By a journal."""
-    stage = out / RECORDS / NEXT
-    shutil.rmtree(stage, ignore_errors=True)
+def _prepare(out: Path, files: Mapping[str, bytes]) -> None:
+    """Put the new files, durable, where they wait for the journal."""
+    waiting = places.records(out) / NEXT
+    waiting.mkdir()
     for name, data in files.items():
-        (stage / name).parent.mkdir(parents=True, exist_ok=True)
-        durable.write_file(stage / name, data)
-    journal = {"schema_version": 1, "replace": list(files), "remove": list(removed)}
-    durable.write_file(out / RECORDS / JOURNAL, canonical_json.encode(journal))
-    _finish(out)
+        (waiting / name).parent.mkdir(parents=True, exist_ok=True)
+        durable.write_file(waiting / name, data)
+    durable.sync_folder(waiting)  # it may have folders of its own
 
 
 def _finish(out: Path) -> None:
-    """Move what the journal names and is not moved yet; without a journal, forget what was prepared."""
-    exchange.forget(out)
-    journal, stage = out / RECORDS / JOURNAL, out / RECORDS / NEXT
+    """Do what a journal says and is not done yet, and forget it. Without one, forget what was prepared.
+
+    The journal goes when every change is durable, and before what was prepared: without it nothing is left to do.
+    """
+    records = places.records(out)
+    journal, waiting = records / JOURNAL, records / NEXT
     if journal.is_file():
-        try:
-            told = canonical_json.read_object(journal)
-            replaced, removed = _names(told["replace"]), _names(told["remove"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise CorruptFileError(str(journal), str(error)) from None
+        replaced, deleted = _read(journal)
         for name in replaced:
-            if (stage / name).is_file():
-                (stage / name).replace(out / name)
-        for name in removed:
+            if (waiting / name).is_file():
+                (waiting / name).replace(out / name)
+        for name in deleted:
             (out / name).unlink(missing_ok=True)
         durable.sync_folder(out)
-        durable.sync_folder(out / RECORDS)
-    shutil.rmtree(stage, ignore_errors=True)
-    for left in (journal, places.lock(out), *(out / RECORDS).glob(f".{JOURNAL}.*.tmp")):
-        left.unlink(missing_ok=True)
+        durable.sync_folder(records)
+        journal.unlink()
+        durable.sync_folder(records)
+    shutil.rmtree(waiting, ignore_errors=True)
+    for stale in (places.lock(out), *records.glob(f".{JOURNAL}.*.tmp")):
+        stale.unlink(missing_ok=True)
 
 
-def _names(told: Any) -> list[str]:
-    """Files of ours in the output. Raises ValueError for anything else: what a journal names is replaced or removed."""
-    if not isinstance(told, list):
-        raise ValueError(f"expected a list of names, got {told!r:.60}")
-    for name in told:
+def _read(journal: Path) -> tuple[list[str], list[str]]:
+    """Names of the files that are replaced, and of those that are deleted. Raises CorruptFileError."""
+    try:
+        content = canonical_json.read_object(journal)
+        return _names(content["replace"]), _names(content["remove"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptFileError(str(journal), str(error)) from None
+
+
+def _names(listed: Any) -> list[str]:
+    """The names that a journal lists. Raises ValueError for one that is not of a file that is rewritten."""
+    if not isinstance(listed, list):
+        raise ValueError(f"expected a list of names, got {listed!r:.60}")
+    for name in listed:
         if not isinstance(name, str) or not stays_inside(name) or name.endswith(".safetensors"):
             raise ValueError(f"{name!r:.60} is not a file that is rewritten")
-    return told
+    return listed
 
 
 def _lock(folder: int, out: Path) -> None:
+    """Lock the folder of records, which no command ever replaces. Raises OutputLockedError."""
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -107,8 +135,6 @@ def _lock(folder: int, out: Path) -> None:
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
-    if not os.path.samestat(os.fstat(folder), os.stat(out / RECORDS)):  # it was exchanged while we asked
-        raise OutputLockedError(str(out), "another shardmerge metadata")
 
 
 def _content(path: Path) -> bytes | None:

@@ -7,14 +7,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TextIO
 
-from shardmerge.common.errors import CorruptFileError, Findings, ShardmergeError
+from shardmerge.common.command.progress import Progress
+from shardmerge.common.errors import CorruptFileError, Findings, ShardmergeError, raise_problems
 from shardmerge.common.rectangle import place
 
 from ..disk.checksums import Advance, Span, checksums, in_threads, stretches, wrong_bytes
 from ..ledger.fragments import Fragment
 from ..ledger.rows import IntArray
 from ..ledger.table import Ledger
+
+
+def verify_bytes(ledger: Ledger, fragments: Sequence[Fragment], talk: TextIO | None) -> None:
+    """Read these fragments whole, and compare the checksum of every rectangle.
+
+    Args:
+        ledger: where the checksums are recorded.
+        fragments: those that are read.
+        talk: progress goes here.
+
+    Raises:
+        CorruptFileError: a rectangle does not have its checksum, or a file is short or missing.
+        ProblemsFoundError: several are so.
+        OSError: reading fails.
+    """
+    progress = Progress("verifying", sum(fragment.file.num_bytes for fragment in fragments), talk)
+    try:
+        raise_problems(check_bytes(ledger, fragments, progress.advance).problems)
+    finally:
+        progress.close()
 
 
 def check_bytes(ledger: Ledger, fragments: Sequence[Fragment], advance: Advance) -> Findings:

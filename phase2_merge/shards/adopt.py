@@ -1,7 +1,7 @@
 """Makes a fragment of entire tensors a shard: by hard link, else by reflink, else by a copy.
 
 A reflink is a file of its own that shares its blocks with another (XFS, btrfs): no byte moves, nothing is shared but
-space. Which means was used is told, because only the last one costs time.
+space. How each shard was adopted is reported, because only a copy costs time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,15 @@ from shardmerge.common import durable
 from ..disk.reflink import clone
 from .plan import Adopted
 
-REFUSED = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+CANNOT_LINK = {
+    errno.EXDEV,
+    errno.EPERM,
+    errno.EACCES,
+    errno.EMLINK,
+    errno.ENOSYS,
+    errno.EOPNOTSUPP,
+    errno.EINVAL,
+}
 LINK, REFLINK, COPY = "hard link", "reflink", "copy"
 COPY_BYTES = 4 << 20
 
@@ -33,30 +41,36 @@ class Adoption:
 
 
 def adopt(shards: Sequence[Adopted], folder: Path) -> Adoption:
-    """Put every adopted shard into `folder`. Raises OSError if a copy fails too."""
-    found, copied_bytes = {LINK: 0, REFLINK: 0, COPY: 0}, 0
-    for shard in shards:
-        how = _adopt(shard.fragment.path, folder / shard.name)
-        found[how] += 1
-        copied_bytes += shard.num_bytes if how == COPY else 0
-    return Adoption({how: count for how, count in found.items() if count}, copied_bytes)
+    """Put every adopted shard into `folder`, in place of what lies there under its name.
 
-
-def together(parts: Iterable[Adoption]) -> Adoption:
-    """What several did."""
-    total: Counter[str] = Counter()
+    Returns how it was done. Raises OSError if a copy fails too.
+    """
+    means: Counter[str] = Counter()
     copied_bytes = 0
-    for one in parts:
-        total.update(one.by)
-        copied_bytes += one.copied_bytes
-    return Adoption(dict(total), copied_bytes)
+    for shard in shards:
+        target = folder / shard.name
+        target.unlink(missing_ok=True)
+        how = _adopt(shard.fragment.path, target)
+        means[how] += 1
+        copied_bytes += shard.num_bytes if how == COPY else 0
+    return Adoption({how: means[how] for how in (LINK, REFLINK, COPY) if means[how]}, copied_bytes)
+
+
+def together(adoptions: Iterable[Adoption]) -> Adoption:
+    """The sum of what several parts of a merge did."""
+    means: Counter[str] = Counter()
+    copied_bytes = 0
+    for adoption in adoptions:
+        means.update(adoption.by)
+        copied_bytes += adoption.copied_bytes
+    return Adoption(dict(means), copied_bytes)
 
 
 def _adopt(source: Path, target: Path) -> str:
     try:
         os.link(source.resolve() if source.is_symlink() else source, target)
     except OSError as error:
-        if error.errno not in REFUSED:
+        if error.errno not in CANNOT_LINK:
             raise
         return _clone_or_copy(source, target)
     return LINK

@@ -21,7 +21,7 @@ from shardmerge.common.dtypes import DTYPES, byte_size
 from shardmerge.common.errors import BadInputError
 from shardmerge.common.places import rank_name
 
-from ..assembly.assemble import Piece, ShardTask, TensorTask
+from ..assembly.task import ShardTask, SourcePiece, TensorTask
 from ..ledger.fragments import Fragment
 from ..ledger.graft import REFERENCE_RANK
 from ..ledger.rows import BoolArray, IntArray, group
@@ -86,16 +86,12 @@ class Plan:
 
     def weight_map(self) -> dict[str, str]:
         """Tensor name to shard name."""
-        names = self.expected.names
-        return {names[at]: shard.name for shard in self.shards for at in shard.tensors.tolist()}
+        return {name: shard.name for shard in self.shards for name in self._names_in(shard)}
 
     def facts(self) -> dict[str, Any]:
         """What plan.json holds: enough, with the ledger, to do the same again."""
-        adopted = [{"shard": one.name, **_which(one.fragment)} for one in self.adopted]
-        names = ([self.expected.names[at] for at in one.tensors.tolist()] for one in self.assembled)
-        assembled = [
-            {"shard": one.name, "tensors": of} for one, of in zip(self.assembled, names, strict=True)
-        ]
+        adopted = [{"shard": shard.name, **_which(shard.fragment)} for shard in self.adopted]
+        assembled = [{"shard": shard.name, "tensors": self._names_in(shard)} for shard in self.assembled]
         return {
             "schema_version": 1,
             "ledger_digest": self.ledger.digest,
@@ -112,43 +108,56 @@ class Plan:
         """The same plan of the same ledger gives the same: finished shards may then be kept."""
         return xxhash.xxh3_128_hexdigest(canonical_json.encode(self.facts()))
 
+    def _names_in(self, shard: Adopted | Assembled) -> list[str]:
+        names = self.expected.names
+        return [names[tensor] for tensor in shard.tensors.tolist()]
+
 
 def plan_shards(
-    proof: Proof, max_shard_bytes: int = MAX_SHARD_BYTES, layout: str = ADOPT, min_shard_bytes: int = 0
+    proof: Proof,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    min_shard_bytes: int = 0,
+    layout: str = ADOPT,
 ) -> Plan:
-    """Decide all shards that the proven tensors become.
+    """Decide all shards of what was proven.
 
     Args:
-        proof: of the dump.
-        max_shard_bytes: at most so many bytes of tensors are in an assembled shard of several tensors.
-        layout: one of LAYOUTS.
-        min_shard_bytes: fragments with fewer are not adopted.
+        proof: Of a dump that is whole.
+        max_shard_bytes: Bytes of data in a shard that is assembled; a larger tensor stands alone.
+        min_shard_bytes: A fragment with less is not adopted.
+        layout: ADOPT or CANONICAL.
+
+    Returns:
+        The plan.
 
     Raises:
-        BadInputError: there would be too many shards to number, or the layout is unknown.
+        BadInputError: The layout is not known, the sizes contradict each other, or shards are too many to number.
     """
     _refuse_unknown(layout, min_shard_bytes, max_shard_bytes)
     ledger, verdict, expected = proof.ledger, proof.verdict, proof.expected
     wanted = verdict.kept & ledger.rows.whole()
-    adopted = [one for one in proof.fragments if layout == ADOPT and _is_shard(one, wanted, min_shard_bytes)]
-    at_adopted = np.zeros(len(expected), bool)
+    adopted = [
+        fragment
+        for fragment in proof.fragments
+        if layout == ADOPT and _is_shard(fragment, wanted, min_shard_bytes)
+    ]
+    is_adopted = np.zeros(len(expected), bool)
     for fragment in adopted:
-        at_adopted[verdict.tensor[fragment.rows]] = True
-    groups = list(
-        _groups(np.flatnonzero(~at_adopted), expected, _dtypes(ledger, verdict, expected), max_shard_bytes)
-    )
+        is_adopted[verdict.tensor[fragment.rows]] = True
+    dtypes = _dtypes(ledger, verdict, expected)
+    groups = list(_groups(np.flatnonzero(~is_adopted), expected, dtypes, max_shard_bytes))
     names = _names(len(adopted) + len(groups))
     order, start = _by_tensor(verdict, len(expected))
     return Plan(
-        ledger,
-        expected,
-        max_shard_bytes,
-        min_shard_bytes,
-        layout,
-        tuple(Adopted(next(names), one, verdict.tensor[one.rows]) for one in adopted),
-        tuple(Assembled(next(names), tensors, size) for tensors, size in groups),
-        order,
-        start,
+        ledger=ledger,
+        expected=expected,
+        max_shard_bytes=max_shard_bytes,
+        min_shard_bytes=min_shard_bytes,
+        layout=layout,
+        adopted=tuple(Adopted(next(names), fragment, verdict.tensor[fragment.rows]) for fragment in adopted),
+        assembled=tuple(Assembled(next(names), tensors, num_bytes) for tensors, num_bytes in groups),
+        order=order,
+        start=start,
     )
 
 
@@ -162,51 +171,72 @@ def _refuse_unknown(layout: str, min_shard_bytes: int, max_shard_bytes: int) -> 
         )
 
 
-def _is_shard(one: Fragment, wanted: BoolArray, min_bytes: int) -> bool:
+def _is_shard(fragment: Fragment, wanted: BoolArray, min_bytes: int) -> bool:
     """Whether a fragment can be a shard as it is: it holds entire tensors that are wanted, and enough of them."""
-    return len(one.rows) > 0 and one.data_bytes >= min_bytes and bool(wanted[one.rows].all())
+    enough = len(fragment.rows) > 0 and fragment.data_bytes >= min_bytes
+    return enough and bool(wanted[fragment.rows].all())
 
 
 def task(plan: Plan, shard: Assembled, *, check: bool, plan_digest: str = "") -> ShardTask:
-    """All that a worker needs to write a shard, and no ledger."""
-    return ShardTask(
-        shard.name, tuple(_tensor_task(plan, at) for at in shard.tensors.tolist()), check, plan_digest
-    )
+    """All that a worker needs to write a shard, and no ledger.
+
+    Args:
+        plan: What is published.
+        shard: One of its shards.
+        check: Whether the worker compares bytes with their checksums.
+        plan_digest: Of the plan, for the receipt.
+
+    Returns:
+        The task.
+    """
+    tensors = tuple(_tensor_task(plan, tensor) for tensor in shard.tensors.tolist())
+    return ShardTask(shard.name, tensors, check, plan_digest)
 
 
-def _tensor_task(plan: Plan, at: int) -> TensorTask:
-    ledger, rows = plan.ledger, plan.ledger.rows
-    members = plan.rows_of(at)
-    pieces = tuple(
-        Piece(
-            str(ledger.path(int(rows.rank[row]), int(rows.file[row]))),
-            None if (rank := int(rows.rank[row])) == REFERENCE_RANK else rank,
-            int(rows.begin[row]),
-            *rows.box(row),
-            rows.checksum(row),
-        )
-        for row in members
+def _tensor_task(plan: Plan, tensor: int) -> TensorTask:
+    members = plan.rows_of(tensor)
+    pieces = tuple(_piece(plan.ledger, row) for row in members.tolist())
+    expected = plan.expected[tensor]
+    return TensorTask(expected.name, DTYPES[plan.ledger.rows.dtype[members[0]]], expected.shape, pieces)
+
+
+def _piece(ledger: Ledger, row: int) -> SourcePiece:
+    rows = ledger.rows
+    rank, file = int(rows.rank[row]), int(rows.file[row])
+    offset, shape = rows.box(row)
+    return SourcePiece(
+        path=str(ledger.path(rank, file)),
+        rank=None if rank == REFERENCE_RANK else rank,
+        begin=int(rows.begin[row]),
+        offset=offset,
+        shape=shape,
+        xxh3_128=rows.checksum(row),
     )
-    one = plan.expected[at]
-    return TensorTask(one.name, DTYPES[rows.dtype[members[0]]], one.shape, pieces)
 
 
 def _groups(
     tensors: IntArray, expected: Expected, dtypes: list[str], max_bytes: int
 ) -> Iterator[tuple[IntArray, int]]:
-    """(tensors in the order of their bytes, bytes) of each shard; tensors stay in the order of layers across shards."""
+    """Cut tensors into shards, in the order of layers.
+
+    Yields the tensors of each shard, in the order of their bytes, and how many bytes they have.
+    """
     members: list[tuple[tuple[int, str], int]] = []
-    size = 0
-    for at in tensors.tolist():
-        one = expected[at]
-        num_bytes = byte_size(dtypes[at], one.shape)
-        if members and size + num_bytes > max_bytes:
-            yield np.array([tensor for _, tensor in sorted(members)], np.int64), size
-            members, size = [], 0
-        members.append((safetensors_header.layout_order(num_bytes, one.name), at))
-        size += num_bytes
+    shard_bytes = 0
+    for tensor in tensors.tolist():
+        described = expected[tensor]
+        num_bytes = byte_size(dtypes[tensor], described.shape)
+        if members and shard_bytes + num_bytes > max_bytes:
+            yield _in_order(members), shard_bytes
+            members, shard_bytes = [], 0
+        members.append((safetensors_header.layout_order(num_bytes, described.name), tensor))
+        shard_bytes += num_bytes
     if members:
-        yield np.array([tensor for _, tensor in sorted(members)], np.int64), size
+        yield _in_order(members), shard_bytes
+
+
+def _in_order(members: list[tuple[tuple[int, str], int]]) -> IntArray:
+    return np.array([tensor for _, tensor in sorted(members)], np.int64)
 
 
 def _dtypes(ledger: Ledger, verdict: Verdict, expected: Expected) -> list[str]:

@@ -1,8 +1,11 @@
-"""Has workers write the shards that are left, and goes on from receipts when one of them is killed."""
+"""Writes shards of a plan into OUT.partial: adopts fragments, has workers assemble the rest.
+
+Shards that an earlier attempt finished are kept. When a worker is killed, the others go on from the receipts.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -12,18 +15,25 @@ from typing import TextIO
 from shardmerge.common.command.progress import Progress
 from shardmerge.common.errors import WorkerDiedError
 
+from ..assembly import fork_server
 from ..assembly.assemble import STAGING_BYTES
-from ..assembly.fork_server import default_workers
 from ..assembly.workers import pool, write_shards
 from ..output import receipts
-from .plan import Assembled, Plan, task
+from ..proof.bytes import verify_bytes
+from .adopt import Adoption, adopt
+from .plan import Adopted, Assembled, Plan, task
+from .resume import forget, is_finished
 
 MAX_POOLS = 3  # a worker that is killed again and again lacks memory, and no new pool gives it any
 
 
 @dataclass(frozen=True, slots=True)
-class Means:
-    """What assembling may use. `executor`: instead of a pool of our own. `check`: compare pieces with checksums."""
+class AssemblyOptions:
+    """What writing shards may use.
+
+    workers: processes that assemble, one per core if None. executor: used instead of a pool of our own.
+    staging_bytes: memory for data, per worker. check: compare all bytes with their checksums. talk: for progress.
+    """
 
     workers: int | None = None
     executor: Executor | None = None
@@ -31,29 +41,86 @@ class Means:
     check: bool = True
     talk: TextIO | None = None
 
+    def num_workers(self, num_shards: int) -> int:
+        """How many processes of our own assemble so many shards. 0 and 1 mean none but this one."""
+        return 0 if self.executor else min(self.workers or fork_server.default_workers(), num_shards)
 
-def assemble_shards(plan: Plan, left: Sequence[Assembled], folder: Path, means: Means) -> int:
-    """Write these shards and their receipts into `folder`; bytes that share blocks with the dump.
 
-    A pool that dies is built anew. Split tensors are verified here, as they pass: nothing is read twice. Raises what a
-    task raised, WorkerDiedError.
+@dataclass(frozen=True, slots=True)
+class Written:
+    """How shards were adopted, how many assembled ones were finished before, and what was shared by reflink."""
+
+    adoption: Adoption
+    kept_shards: int
+    cloned_bytes: int
+
+
+def write(
+    plan: Plan,
+    shards: Sequence[Adopted | Assembled],
+    folder: Path,
+    options: AssemblyOptions,
+    stage_ended: Callable[[str], None] = lambda stage: None,
+) -> Written:
+    """Put these shards of a plan into `folder`, with receipts of those that are assembled.
+
+    Bytes of adopted shards are verified before, those of assembled ones as they pass: nothing is read twice.
+
+    Args:
+        plan: What is published.
+        shards: All of its shards, or the share of one part of a merge.
+        folder: OUT.partial, locked by the caller.
+        options: What may be used, and whether bytes are compared with their checksums.
+        stage_ended: Called with "adopting" and "assembling" when each has ended.
+
+    Returns:
+        What was done, and what was there already.
+
+    Raises:
+        CorruptFileError: Bytes do not have their checksum; several such as ProblemsFoundError.
+        WorkerDiedError: Workers were killed again and again.
+        OSError: Reading or writing fails.
     """
-    progress = Progress("assembling", sum(shard.num_bytes for shard in left), means.talk)
-    count, digest = min(means.workers or default_workers(), len(left)), plan.digest
-    for pools_left in reversed(range(1 if means.executor else MAX_POOLS)):
+    adopted = [shard for shard in shards if isinstance(shard, Adopted)]
+    assembled = [shard for shard in shards if isinstance(shard, Assembled)]
+    unfinished = [
+        shard for shard in assembled if not is_finished(folder, shard.name, plan.digest, check=options.check)
+    ]
+    forget(folder, unfinished)
+    if options.num_workers(len(unfinished)) > 1:
+        fork_server.start()  # it imports while bytes are verified and adopted
+    if options.check:
+        verify_bytes(plan.ledger, [shard.fragment for shard in adopted], options.talk)
+    adoption = adopt(adopted, folder)
+    stage_ended("adopting")
+    cloned_bytes = _assemble(plan, unfinished, folder, options)
+    stage_ended("assembling")
+    return Written(adoption, len(assembled) - len(unfinished), cloned_bytes)
+
+
+def _assemble(plan: Plan, unfinished: list[Assembled], folder: Path, options: AssemblyOptions) -> int:
+    """Write these shards and their receipts. Returns how many bytes share blocks with the dump.
+
+    A pool that dies is built anew. Raises what a task raised, WorkerDiedError.
+    """
+    progress = Progress("assembling", sum(shard.num_bytes for shard in unfinished), options.talk)
+    workers, executor = options.num_workers(len(unfinished)), options.executor
+    for pools_left in reversed(range(1 if executor else MAX_POOLS)):
         try:
-            with nullcontext(means.executor) if means.executor else pool(count) as running:
-                tasks = (task(plan, shard, check=means.check, plan_digest=digest) for shard in left)
-                cloned_bytes = write_shards(tasks, folder, running, means.staging_bytes, progress.advance)
+            with nullcontext(executor) if executor else pool(workers) as running:
+                tasks = (
+                    task(plan, shard, check=options.check, plan_digest=plan.digest) for shard in unfinished
+                )
+                cloned_bytes = write_shards(tasks, folder, running, options.staging_bytes, progress.advance)
             break
         except WorkerDiedError as error:
             if not pools_left:
                 raise
-            left = [shard for shard in left if receipts.read(folder, shard.name) is None]
-            if means.talk:
+            unfinished = [shard for shard in unfinished if receipts.read(folder, shard.name) is None]
+            if options.talk:
                 print(
-                    f"A worker was killed ({error.shards[0]}, ...): {len(left):,} shards left.",
-                    file=means.talk,
+                    f"A worker was killed ({error.shards[0]}, ...): {len(unfinished):,} shards left.",
+                    file=options.talk,
                 )
     progress.close()
     return cloned_bytes

@@ -16,7 +16,8 @@ import numpy as np
 import xxhash
 
 from shardmerge.common import safetensors_header
-from shardmerge.phase2_merge.assembly.assemble import Piece, ShardTask, TensorTask, assemble
+from shardmerge.phase2_merge.assembly.assemble import assemble
+from shardmerge.phase2_merge.assembly.task import ShardTask, SourcePiece, TensorTask
 
 from .line import Bound, Line, times_as_fast
 from .rounds import COLD, WARM, Contestant, remove, take_turns
@@ -51,14 +52,16 @@ def _task(folder: Path) -> ShardTask:
     """Write a file for every rank: its column of every tensor, one behind the other."""
     folder.mkdir(parents=True)
     generator = np.random.default_rng(0)
-    pieces: dict[int, list[Piece]] = {number: [] for number in range(TENSORS)}
+    pieces: dict[int, list[SourcePiece]] = {number: [] for number in range(TENSORS)}
     for rank in range(COLUMNS):
         path = folder / f"{rank}.bin"
         data = [generator.bytes(PIECE_BYTES) for _ in range(TENSORS)]
         path.write_bytes(b"".join(data))
         for number, each in enumerate(data):
             digest = xxhash.xxh3_128_hexdigest(each)
-            pieces[number].append(Piece(str(path), rank, number * PIECE_BYTES, (0, rank), (ROWS, 1), digest))
+            pieces[number].append(
+                SourcePiece(str(path), rank, number * PIECE_BYTES, (0, rank), (ROWS, 1), digest)
+            )
     tensors = (TensorTask(f"{n}.scale", "F32", (ROWS, COLUMNS), tuple(of)) for n, of in pieces.items())
     return ShardTask("model.safetensors", tuple(tensors), check=True)
 
@@ -79,7 +82,7 @@ def _looped(task: ShardTask, _out: Path) -> Ran:
     return Ran(time.perf_counter() - began)
 
 
-def _placed(pieces: list[tuple[Piece, bytes]]) -> memoryview:
+def _placed(pieces: list[tuple[SourcePiece, bytes]]) -> memoryview:
     from torch.distributed.checkpoint._consolidate_hf_safetensors import _write_sub_tensor_to_file_optimized
 
     tensor = memoryview(bytearray(ROWS * COLUMNS * ELEMENT_BYTES))
@@ -89,7 +92,7 @@ def _placed(pieces: list[tuple[Piece, bytes]]) -> memoryview:
     return tensor
 
 
-def _read(piece: Piece) -> bytes:
+def _read(piece: SourcePiece) -> bytes:
     with open(piece.path, "rb") as file:
         return os.pread(file.fileno(), PIECE_BYTES, piece.begin)
 

@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from shardmerge.common.command.group import main
-from shardmerge.phase2_merge.commands import merge as merge_command
+from shardmerge.phase2_merge.commands import merge as merge_dump
 from tests.bench.watching import children
 from tests.dumps import dumps
 from tests.dumps.dumps import Topology
@@ -112,7 +112,7 @@ def test_a_defect_exits_with_1_and_shows_its_traceback(
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr(merge_command, "plan_shards", broken)
+    monkeypatch.setattr(merge_dump, "plan_shards", broken)
     found = run(*merge_arguments(world().write()))
     assert found.exit_code == 1
     assert "ZeroDivisionError: oops" in found.stderr
@@ -146,14 +146,6 @@ def imported(code: str, *libraries: str) -> list[str]:
 def test_phase_two_imports_neither_torch_nor_megatron() -> None:
     code = "import shardmerge.phase2_merge.cli; from shardmerge.phase2_merge import check, merge, verify"
     assert imported(code, "torch", "megatron", "transformer_engine", "transformers", "pyarrow") == ["pyarrow"]
-
-
-@pytest.mark.parametrize("name", ["check", "inspect"])
-def test_what_only_proves_does_not_wait_for_arrow(name: str) -> None:
-    code = f"import shardmerge.phase2_merge.cli; from shardmerge.phase2_merge import {name}"
-    assert imported(code, "pyarrow", "shardmerge.phase2_merge.ledger.table") == [
-        "shardmerge.phase2_merge.ledger.table"
-    ]
 
 
 def test_workers_import_neither_arrow_nor_the_ledger() -> None:
@@ -212,9 +204,9 @@ def test_what_a_killed_merge_left_is_told_and_replaced(world: MakeWorld) -> None
 POOLED = """
 import os, sys, threading, time, multiprocessing
 from shardmerge.phase2_merge import merge
-from shardmerge.phase2_merge.commands import merge as merge_dump
+from shardmerge.phase2_merge.shards import run
 dump, out, reference = sys.argv[1:]
-adopt = merge_dump.adopt
+adopt = run.adopt
 
 def block(shards, folder):
     for rank in ("rank-00000", "rank-00001"):
@@ -230,7 +222,7 @@ def tell():
     print(*(child.pid for child in multiprocessing.active_children()), flush=True)
 
 if __name__ == "__main__":
-    merge_dump.adopt = block
+    run.adopt = block
     merge([dump], out, hf_reference=reference, workers=2, max_shard_bytes=500, talk=sys.stderr)
 """
 

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from shardmerge.common.errors import BadInputError, CorruptFileError
 from shardmerge.phase2_merge.assembly import assemble as module
-from shardmerge.phase2_merge.assembly.assemble import Piece, ShardTask, TensorTask, assemble, bands
+from shardmerge.phase2_merge.assembly.assemble import assemble, bands
+from shardmerge.phase2_merge.assembly.task import ShardTask, SourcePiece, TensorTask
 from tests.dumps.dumps import SIZES, grid
 
 Shape = tuple[int, ...]
@@ -33,7 +34,7 @@ def tensor_task(folder: Path, name: str, dtype: str, shape: Shape, data: bytes, 
         own = np.ascontiguousarray(whole[box]).tobytes()
         path = folder / f"{name}-{number}"
         path.write_bytes(b"strange" + own + b"more")
-        pieces.append(Piece(str(path), number, 7, offset, local, xxhash.xxh3_128_hexdigest(own)))
+        pieces.append(SourcePiece(str(path), number, 7, offset, local, xxhash.xxh3_128_hexdigest(own)))
     return TensorTask(name, dtype, shape, tuple(pieces))
 
 
@@ -87,15 +88,15 @@ def test_packed_four_bit_elements_are_moved_by_whole_bytes(tmp_path: Path) -> No
     (tmp_path / "left").write_bytes(left)
     (tmp_path / "right").write_bytes(right)
     pieces = (
-        Piece(str(tmp_path / "left"), 0, 0, (0, 0), (2, 4), xxhash.xxh3_128_hexdigest(left)),
-        Piece(str(tmp_path / "right"), 1, 0, (0, 4), (2, 2), xxhash.xxh3_128_hexdigest(right)),
+        SourcePiece(str(tmp_path / "left"), 0, 0, (0, 0), (2, 4), xxhash.xxh3_128_hexdigest(left)),
+        SourcePiece(str(tmp_path / "right"), 1, 0, (0, 4), (2, 2), xxhash.xxh3_128_hexdigest(right)),
     )
     assemble(ShardTask("shard", (TensorTask("w", "F4", (2, 6), pieces),), check=True), tmp_path)
     assert (tmp_path / "shard").read_bytes()[-6:] == bytes([0x12, 0x34, 0x9A, 0x56, 0x78, 0xBC])
 
 
 def test_a_cut_inside_a_byte_is_refused(tmp_path: Path) -> None:
-    task = TensorTask("w", "F4", (2, 4), (Piece(str(tmp_path / "none"), 0, 0, (0, 1), (2, 3), ""),))
+    task = TensorTask("w", "F4", (2, 4), (SourcePiece(str(tmp_path / "none"), 0, 0, (0, 1), (2, 3), ""),))
     with pytest.raises(BadInputError, match="inside a byte"):
         assemble(ShardTask("shard", (task,), check=True), tmp_path)
 

@@ -1,39 +1,67 @@
-"""When the server that workers are forked from is started."""
+"""When the server that workers are forked from is started: where shards are left to assemble, and not before."""
 
 from __future__ import annotations
 
+from multiprocessing.context import BaseContext
+from typing import Any
+
 import pytest
 
-from shardmerge import phase2_merge
-from shardmerge.common.errors import BadInputError
-from shardmerge.phase2_merge.assembly import fork_server as worker_server
+from shardmerge.phase2_merge.assembly import fork_server
+from shardmerge.phase2_merge.shards import run
+from shardmerge.phase2_merge.shards.adopt import Adoption, adopt
 from tests.dumps.dumps import Topology
 from tests.dumps.worlds import MakeWorld
-from tests.phase2_merge.test_cli import merge_arguments, run
+
+SERVER, ADOPTING = "server", "adopting"
 
 
 @pytest.mark.parametrize(
-    ("tp", "options", "starts"),
+    ("tp", "options", "before"),
     [
-        (1, [], 0),
-        (2, [], 1),
-        (2, ["--dry-run"], 0),
-        (2, ["--workers", 1], 0),
-        (1, ["--layout", "canonical"], 1),
-        (1, ["--min-shard-size", "1MiB"], 1),
+        (1, {}, []),
+        (2, {}, [SERVER]),
+        (2, {"dry_run": True}, None),
+        (2, {"workers": 1}, []),
+        (2, {"max_shard_bytes": 10**9}, []),  # one shard, which needs no second process
+        (1, {"layout": "canonical"}, [SERVER]),
+        (1, {"min_shard_bytes": 1 << 20, "max_shard_bytes": 1 << 20}, []),
     ],
 )
-def test_the_server_of_workers_starts_early_only_where_something_will_be_assembled(
-    world: MakeWorld, monkeypatch: pytest.MonkeyPatch, tp: int, options: list[object], starts: int
+def test_the_server_of_workers_starts_before_adopting_only_where_several_will_assemble(
+    world: MakeWorld,
+    monkeypatch: pytest.MonkeyPatch,
+    tp: int,
+    options: dict[str, Any],
+    before: list[str] | None,
 ) -> None:
     one = world(Topology(tp=tp)).write()
-    happened = []
+    happened: list[str] = []
+    start = fork_server.start
 
-    def merge(*_: object, **__: object) -> None:
-        happened.append("merge")
-        raise BadInputError("the story is told elsewhere", "")
+    def starting() -> BaseContext:
+        happened.append(SERVER)
+        return start()
 
-    monkeypatch.setattr(worker_server, "start", lambda: happened.append("server"))
-    monkeypatch.setattr(phase2_merge, "merge", merge)
-    assert run(*merge_arguments(one, "--workers", 2, *options)).exit_code == BadInputError.exit_code
-    assert happened == ["server"] * starts + ["merge"]
+    def adopting(*given: Any) -> Adoption:
+        happened.append(ADOPTING)
+        return adopt(*given)
+
+    monkeypatch.setattr(fork_server, "start", starting)
+    monkeypatch.setattr(run, "adopt", adopting)
+    one.merge(**{"workers": 2, "max_shard_bytes": 500, **options})
+    assert happened[: happened.index(ADOPTING)] == before if before is not None else happened == []
+    assert (SERVER in happened) is bool(before)
+
+
+def test_a_merge_that_finds_every_shard_finished_starts_no_server(
+    world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = world(Topology(tp=2)).write()
+    with monkeypatch.context() as patched:
+        patched.setattr("shardmerge.phase2_merge.commands.merge._describe", lambda *_: 1 // 0)
+        patched.setattr("shardmerge.phase2_merge.output.publish._remove", lambda _: None)
+        with pytest.raises(ZeroDivisionError):
+            one.merge(max_shard_bytes=500)
+    monkeypatch.setattr(fork_server, "start", lambda: pytest.fail("nothing is left to assemble"))
+    assert one.merge(max_shard_bytes=500, workers=2).kept_shards > 2

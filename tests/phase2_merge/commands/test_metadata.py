@@ -1,14 +1,9 @@
-"""Metadata written again: the same bytes as a fresh merge, shards untouched, all files or none."""
+"""Metadata written again: the same bytes as a fresh merge, shards untouched, what does not fit refused."""
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +15,10 @@ from shardmerge.common.errors import (
     MismatchError,
     MissingTensorError,
     OutputExistsError,
-    OutputLockedError,
     ProblemsFoundError,
     UnexpectedTensorError,
 )
-from shardmerge.phase2_merge import merge, metadata, verify
-from shardmerge.phase2_merge.output import exchange
-from shardmerge.phase2_merge.output import replace_files as rewriting
+from shardmerge.phase2_merge import merge, metadata
 from tests.dumps.dumps import HIDDEN, VOCAB, Topology, moe_config, tree
 from tests.dumps.worlds import MakeWorld, World
 
@@ -186,150 +178,6 @@ def test_a_directory_that_shardmerge_did_not_write_is_refused(world: MakeWorld) 
         metadata(one.reference)
 
 
-def test_another_rewriting_is_respected(world: MakeWorld) -> None:
-    one = published(world)
-    held = os.open(one.out / ".shardmerge", os.O_RDONLY)
-    fcntl.flock(held, fcntl.LOCK_EX)
-    try:
-        with pytest.raises(OutputLockedError):
-            metadata(one.out)
-    finally:
-        os.close(held)
-
-
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from shardmerge.phase2_merge import exchange, metadata
-
-def die_at(step):
-    def count(method):
-        def counted(*given, **more):
-            nonlocal step
-            if not step:
-                os.kill(os.getpid(), signal.SIGKILL)
-            step -= 1
-            return method(*given, **more)
-        return counted
-    for name in ("replace", "rename", "unlink", "mkdir"):
-        setattr(Path, name, count(getattr(Path, name)))
-    os.link = count(os.link)
-    exchange._exchanged = count(exchange._exchanged)
-
-reference, can_exchange, *outs = sys.argv[1:]
-if can_exchange == "no":
-    exchange._exchanged = lambda a, b: False
-for step, out in enumerate(outs):
-    child = os.fork()
-    if not child:
-        die_at(step)
-        metadata(out, hf_reference=reference)
-        os._exit(0)
-    print(os.waitpid(child, 0)[1], flush=True)
-"""
-STEPS = 32
-
-
-@pytest.mark.parametrize("can_exchange", ["yes", "no"])
-def test_killed_at_any_step_it_is_all_old_or_finished_by_the_next_command(
-    world: MakeWorld, tmp_path: Path, can_exchange: str
-) -> None:
-    one = world(Topology(tp=2)).write()
-    one.merge()
-    old = tree(one.out)
-    change(one.reference, rope_theta=5e6)
-    (one.reference / "tokenizer.json").rename(one.reference / "vocab.json")
-    new = tmp_path / "new"
-    shutil.copytree(one.out, new)
-    metadata(new, hf_reference=one.reference)
-    outs = [tmp_path / f"killed-{step}" for step in range(STEPS)]
-    for out in outs:
-        shutil.copytree(one.out, out)
-    given = [str(one.reference), can_exchange, *map(str, outs)]
-    command = [sys.executable, "-W", "ignore", "-c", KILLED, *given]
-    codes = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-    assert (codes[0], codes[-1]) == ("9", "0")  # 9: killed; at last there were fewer steps than that
-    finished = []
-    for out in outs:
-        verify(out, verify="size")
-        metadata(out)  # forgets what was only prepared
-        finished.append(tree(out) == tree(new))
-        assert finished[-1] or tree(out) == old
-    assert finished == sorted(finished)  # exchange or journal is one point: old before it, new after it
-    assert finished.count(False) >= 5
-    after = sum(done and code == "9" for done, code in zip(finished, codes, strict=True))
-    assert after >= (5 if can_exchange == "no" else 0)
-    assert not list(tmp_path.glob(".*.shardmerge-next"))
-
-
-def test_a_reader_sees_all_old_files_or_all_new_ones(world: MakeWorld) -> None:
-    """One folder takes the place of another: what a reader has open stays as it was."""
-    one = published(world)
-    (one.out / "eval").mkdir()
-    (one.out / "eval" / "scores.txt").write_text("0.5")
-    (one.out / "link").symlink_to("config.json")
-    (one.out / "folder").symlink_to("eval")
-    shards = untouched(one.out)
-    reader = os.open(one.out, os.O_RDONLY | os.O_DIRECTORY)
-    old = os.stat("config.json", dir_fd=reader).st_ino
-    try:
-        metadata(one.out, corrections=["config.rope_theta=5"])
-        assert config_of(one.out)["rope_theta"] == 5
-        assert not os.path.samestat(os.fstat(reader), os.stat(one.out))
-    finally:
-        os.close(reader)
-    assert (one.out / "config.json").stat().st_ino != old
-    assert untouched(one.out) == shards
-    assert (one.out / "eval" / "scores.txt").read_text() == "0.5"
-    assert (one.out / "link").is_symlink()
-    assert (one.out / "folder").readlink() == Path("eval")
-    assert sorted(path.name for path in one.folder.iterdir()) == ["dump", "out", "reference"]
-
-
-def test_an_output_behind_a_link_stays_behind_it(world: MakeWorld) -> None:
-    one = published(world)
-    link = one.folder / "link"
-    link.symlink_to("out")
-    metadata(link, corrections=["config.rope_theta=5"])
-    assert link.is_symlink()
-    assert config_of(one.out)["rope_theta"] == 5
-
-
-@pytest.mark.parametrize("number", [errno.EINVAL, errno.EPERM, errno.EXDEV])
-def test_a_file_system_that_cannot_exchange_gets_a_journal(
-    world: MakeWorld, monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
-    one = published(world)
-    folder = one.out.stat().st_ino
-
-    def refuse(_a: Path, _b: Path) -> bool:
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(exchange, "_exchanged", refuse)
-    metadata(one.out, corrections=["config.rope_theta=5"])
-    assert config_of(one.out)["rope_theta"] == 5
-    assert one.out.stat().st_ino == folder
-    assert sorted(path.name for path in one.folder.iterdir()) == ["dump", "out", "reference"]
-
-
-@pytest.mark.parametrize(
-    "name", ["../mine", "/etc/hostname", "", "a/../../mine", "model-00001-of-00002.safetensors"]
-)
-@pytest.mark.parametrize("part", ["replace", "remove"])
-def test_a_journal_that_names_what_is_not_rewritten_touches_nothing(
-    part: str, name: str, world: MakeWorld
-) -> None:
-    one = published(world)
-    mine = one.folder / "mine"
-    mine.write_text("keep me")
-    journal = {"schema_version": 1, "replace": [], "remove": []} | {part: [name]}
-    (one.out / ".shardmerge" / "journal.json").write_text(json.dumps(journal))
-    before = untouched(one.out)
-    with pytest.raises(CorruptFileError, match="is not a file that is rewritten"):
-        metadata(one.out)
-    assert (mine.read_text(), untouched(one.out)) == ("keep me", before)
-
-
 @pytest.mark.parametrize("name", [7, "../mine.safetensors", "mine"])
 def test_a_plan_that_calls_something_else_a_shard_is_told(name: Any, world: MakeWorld) -> None:
     one = published(world)
@@ -354,14 +202,13 @@ def test_a_report_whose_sidecars_lie_elsewhere_removes_nothing(world: MakeWorld)
     assert mine.read_text() == "keep me"
 
 
-def test_a_journal_that_is_no_journal_is_told(world: MakeWorld) -> None:
+def test_a_report_whose_sidecars_a_merge_never_copied_removes_nothing(world: MakeWorld) -> None:
     one = published(world)
-    (one.out / ".shardmerge" / "journal.json").write_text("{}")
-    with pytest.raises(CorruptFileError, match=r"journal.json"):
-        metadata(one.out)
-
-
-def test_a_shard_can_never_be_replaced(world: MakeWorld) -> None:
-    one = published(world)
-    with pytest.raises(AssertionError):
-        rewriting.replace(one.out, {"model-00001-of-00002.safetensors": b""}, [])
+    (one.out / "README.md").write_text("mine")
+    path = one.out / ".shardmerge" / "report.json"
+    names = ["README.md", "config.json", ".shardmerge/ledger.parquet", "tokenizer.json"]
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | {"sidecars": names}))
+    (one.reference / "tokenizer.json").unlink()
+    changed = metadata(one.out, hf_reference=one.reference).changed
+    assert changed == (".shardmerge/report.json", "tokenizer.json")
+    assert (one.out / "README.md").read_text() == "mine"

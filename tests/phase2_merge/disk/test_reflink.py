@@ -14,7 +14,8 @@ import xxhash
 from shardmerge.common.safetensors_header import PAGE
 from shardmerge.phase2_merge import merge
 from shardmerge.phase2_merge.assembly import bands as output
-from shardmerge.phase2_merge.assembly.assemble import Piece, ShardTask, TensorTask, assemble
+from shardmerge.phase2_merge.assembly.assemble import assemble
+from shardmerge.phase2_merge.assembly.task import ShardTask, SourcePiece, TensorTask
 from tests.bench.making import MODEL, filled, split
 from tests.dumps import dumps
 from tests.dumps.dumps import Topology, load
@@ -87,7 +88,9 @@ def test_runs_that_begin_inside_a_block_are_written(
     for shift, cloned in ((0, 4 * PAGE), (1, 0)):
         whole.write_bytes(b"x" * shift + data)
         pieces = tuple(
-            Piece(str(whole), 0, shift + at, (at,), (size,), xxhash.xxh3_128_hexdigest(data[at : at + size]))
+            SourcePiece(
+                str(whole), 0, shift + at, (at,), (size,), xxhash.xxh3_128_hexdigest(data[at : at + size])
+            )
             for size, at in halves
         )
         task = ShardTask("x.safetensors", (TensorTask("w", "U8", (len(data),), pieces),), check=True)

@@ -7,6 +7,7 @@ import shutil
 import time
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -108,3 +109,25 @@ def test_a_task_that_cannot_be_stopped_does_not_keep_the_partial_output(world: M
     with ThreadPoolExecutor(1) as executor, pytest.raises(ZeroDivisionError):
         fail_beside(executor)
     assert {path.name for path in one.folder.iterdir()} == {"dump", "reference"}
+
+
+def test_an_output_that_is_published_while_the_lock_is_asked_for_is_left_alone(
+    world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock that is got was that of the merge which has just ended: there is no partial output any more."""
+    one = world().write()
+    acquire = publish._acquire
+
+    def late(*given: Any, **how: Any) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(publish, "_acquire", acquire)
+            one.merge()
+        acquire(*given, **how)
+
+    monkeypatch.setattr(publish, "_acquire", late)
+    began = time.monotonic()
+    with pytest.raises(OutputExistsError), publish.publishing(one.out, None):
+        pytest.fail("it was published before")
+    assert time.monotonic() - began < 2
+    assert load(one.out) == one.model.tensors
+    assert not (one.folder / "out.partial").exists()

@@ -104,6 +104,45 @@ def test_a_part_that_was_not_verified_does_not_count_for_a_merge_that_verifies(s
     assert split.merge(finalize=True, verify="size", **SHAPE).num_shards > 2
 
 
+@pytest.mark.parametrize("gone", ["model-*.safetensors", ".shardmerge/receipts/model-*.json"])
+def test_a_shard_that_a_part_recorded_and_that_is_gone_counts_as_missing(split: World, gone: str) -> None:
+    part(split, 1, 2)
+    part(split, 2, 2)
+    partial = split.out.with_name("out.partial")
+    paths = sorted(partial.glob(gone))
+    for path in (paths[0], paths[-1]):  # the first shard is adopted, the last is assembled
+        content = path.read_bytes()
+        path.unlink()
+        with pytest.raises(MissingPartsError) as found:
+            split.merge(finalize=True, **SHAPE)
+        assert (found.value.absent_shards, len(found.value.parts)) == (1, 1)
+        path.write_bytes(content)
+    split.merge(finalize=True, **SHAPE)
+    assert tree(split.out) == whole(split)
+
+
+def test_a_part_of_another_dump_takes_back_what_earlier_parts_promised(
+    split: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It replaces shards of the same name and size: were the others' records still there, they would be published."""
+    part(split, 1, 2)
+    part(split, 2, 2)
+    first = split.dump.rename(split.folder / "first")
+    split.write(step=200)
+
+    def die(*_: object) -> None:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patched:
+        patched.setattr("shardmerge.phase2_merge.shards.parts.write", die)
+        with pytest.raises(ZeroDivisionError):
+            part(split, 1, 2)
+    with pytest.raises(MissingPartsError):
+        merge([first], split.out, hf_reference=split.reference, finalize=True, workers=1, **SHAPE)
+    with pytest.raises(MissingPartsError):
+        split.merge(finalize=True, **SHAPE)
+
+
 def test_parts_of_another_plan_do_not_count(split: World) -> None:
     part(split, 1, 1, max_shard_bytes=400)
     with pytest.raises(MissingPartsError):

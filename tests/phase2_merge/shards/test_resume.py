@@ -9,9 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import xxhash
 
-from shardmerge.phase2_merge import merge, verify
+from shardmerge.phase2_merge import merge, merge_part, verify
+from shardmerge.phase2_merge.output import receipts
 from tests.dumps.dumps import Topology, tree
 from tests.dumps.worlds import MakeWorld, World
 
@@ -144,3 +146,57 @@ def test_a_shard_whose_receipt_was_damaged_is_written_again(world: MakeWorld) ->
     path.write_text(path.read_text().replace(f'"{name}":"{digest}"', f'"{name}":"{other}"'))
     assert one.merge(max_shard_bytes=500).kept_shards == count - 1
     assert verify(one.out).checksums_compared == len(one.model.tensors)
+
+
+def test_names_that_no_merge_creates_stay_in_a_partial_output(world: MakeWorld) -> None:
+    one = world(Topology(tp=2)).write()
+    partial = late(one)
+    records = partial / ".shardmerge"
+    mine = [
+        "notes.txt",
+        "README.md",
+        "eval.json",
+        ".hidden",
+        "model.safetensors.bak",
+        ".shardmerge/notes.json",
+    ]
+    mine += [".shardmerge/receipts/notes.json", "folder.safetensors/config.json"]
+    ours = [
+        "config.json",
+        "hf_quant_config.json",
+        "model.safetensors.index.json",
+        "vocab.json",
+        "tokenizer.model.v3",
+    ]
+    ours += ["modeling_tiny.py", "stale.safetensors", ".config.json.77.tmp", ".shardmerge/plan.json"]
+    ours += [".shardmerge/report.json", ".shardmerge/ledger.parquet", ".shardmerge/.plan.json.7.tmp"]
+    ours += [".shardmerge/receipts/stale.safetensors.json", ".shardmerge/receipts/part-1-of-2.json"]
+    ours += [".shardmerge/receipts/.part-1-of-2.json.9.tmp"]
+    (partial / "folder.safetensors").mkdir()
+    for name in mine + ours:
+        (partial / name).write_text(f"{name}, of another attempt")
+    (partial / "link.safetensors").symlink_to(records)
+    one.merge(max_shard_bytes=500)
+    fresh = one.folder / "fresh"
+    merge([one.dump], fresh, hf_reference=one.reference, workers=1, max_shard_bytes=500)
+    kept = {name: f"{name}, of another attempt".encode() for name in mine}
+    assert tree(one.out) == tree(fresh) | kept
+    assert not (one.out / "link.safetensors").is_symlink()
+
+
+def test_a_receipt_goes_before_the_shard_that_it_describes_is_written_again(
+    world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a merge that is killed between the two leaves another dump's shard beside a receipt of this one."""
+    one = world(Topology(tp=2)).write()
+    partial = late(one)
+    shutil.rmtree(one.dump)
+    one.write(step=200)
+
+    def die(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(receipts, "write", die)
+    with pytest.raises(ZeroDivisionError):  # a part leaves what is there
+        merge_part([one.dump], one.out, "1/1", hf_reference=one.reference, workers=1, max_shard_bytes=500)
+    assert _receipts(partial) == 0

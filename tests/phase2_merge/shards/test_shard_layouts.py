@@ -13,7 +13,8 @@ import pytest
 from shardmerge.common.command import byte_count
 from shardmerge.common.errors import BadInputError
 from shardmerge.phase2_merge import merge
-from shardmerge.phase2_merge.assembly.assemble import STAGING_BYTES, Piece, ShardTask, TensorTask
+from shardmerge.phase2_merge.assembly.assemble import STAGING_BYTES
+from shardmerge.phase2_merge.assembly.task import ShardTask, SourcePiece, TensorTask
 from shardmerge.phase2_merge.assembly.workers import pool, write_shard
 from shardmerge.phase2_merge.commands import report
 from tests.dumps.dumps import Cut, Topology, load, moe_config
@@ -88,7 +89,8 @@ def test_a_worker_stays_under_100_mib_whatever_the_tensor(tmp_path: Path) -> Non
         file.truncate(rows * row_bytes)
     half = (rows, row_bytes // 2)
     pieces = tuple(
-        Piece(str(tmp_path / "zeros"), 0, at * rows * half[1], (0, at * half[1]), half, "") for at in range(2)
+        SourcePiece(str(tmp_path / "zeros"), 0, at * rows * half[1], (0, at * half[1]), half, "")
+        for at in range(2)
     )
     task = ShardTask("shard", (TensorTask("w", "U8", (rows, row_bytes), pieces),), check=False)
     with pool(2) as executor:

@@ -1,0 +1,158 @@
+"""What the files of a published output become when its metadata are written again. Pure: reads and writes no file.
+
+Names, shapes and dtypes come from the kept ledger, places from the kept plan, the rest from a reference and from
+corrections. What does not fit the tensors that are there is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from shardmerge.common import canonical_json, places
+from shardmerge.common.architectures import Blueprint, blueprint
+from shardmerge.common.errors import (
+    ShardmergeError,
+    UnexpectedTensorError,
+    raise_problems,
+)
+from shardmerge.common.manifest_facts import Facts
+from shardmerge.common.places import CONFIG, HF_QUANT_CONFIG, INDEX, RECORDS, REPORT
+
+from .. import corrections as correcting
+from ..corrections import Correction, Recorded
+from ..hf_files import config_json, index_json
+from ..ledger.published import PublishedRecords
+from ..proof import config_shapes
+from ..quantization import json_files
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class JsonFiles:
+    """What is read before anything is decided.
+
+    config, hf_quant_config: of the output, None for a file that it does not have.
+    reference_config, sidecars: of the reference, None without one: then those of the output stay.
+    """
+
+    config: Json
+    hf_quant_config: Json | None
+    reference_config: Json | None = None
+    sidecars: Mapping[str, bytes] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rewriting:
+    """Files by name, in the order in which they are replaced; names that go; and what was corrected."""
+
+    files: dict[str, bytes]
+    gone: tuple[str, ...]
+    corrections: Recorded
+
+
+def decide(kept: PublishedRecords, present: JsonFiles, corrections: Sequence[Correction]) -> Rewriting:
+    """Decide what every file but the shards becomes.
+
+    Args:
+        kept: What the output kept of its merge.
+        present: The JSON files of the output, and of a reference if one was given.
+        corrections: What config.json, facts or quantization say wrongly.
+
+    Returns:
+        All files that a merge writes beside the shards, most of them as they are.
+
+    Raises:
+        BadInputError: A correction is of a key that is not there, or the architecture is not known.
+        MismatchError, MissingTensorError, UnexpectedTensorError: config.json does not fit the tensors; several such
+            as ProblemsFoundError.
+    """
+    declared = present.config.get("quantization_config")
+    base = present.config if present.reference_config is None else present.reference_config
+    facts = correcting.corrected_facts(kept.facts, corrections)
+    config = correcting.corrected("config", base, corrections)
+    hf_quant_config, declares = json_files.corrected_both(present.hf_quant_config, declared, corrections)
+    raise_problems(problems(kept, facts, blueprint(config)))
+    if present.reference_config is not None or correcting.of_part("quantization", corrections):
+        dtype = (kept.facts.dtype or "") if declared else kept.dominant_dtype
+        config = final_config(config, dtype, declares, corrections)
+    statements = json_files.statements(present.hf_quant_config, declared)
+    recorded = _recorded(kept, base, statements, corrections)
+    before = kept.report.sidecars
+    sidecars = sorted(present.sidecars) if present.sidecars is not None else list(before)
+    files = dict(sorted(present.sidecars.items())) if present.sidecars is not None else {}
+    files |= _own_files(kept, config, hf_quant_config)
+    files[f"{RECORDS}/{REPORT}"] = _report(kept, recorded, sidecars)
+    files |= _index(kept)
+    gone = tuple(name for name in before if name not in sidecars and places.is_sidecar(name))
+    return Rewriting(files, gone, recorded)
+
+
+def final_config(
+    config: Json, dtype: str, quantization_config: Json | None, corrections: Sequence[Correction]
+) -> Json:
+    """What config.json holds: corrections have the last word, also over what a merge writes into it.
+
+    Args:
+        config: The reference's.
+        dtype: What plain weights are, as safetensors spells it.
+        quantization_config: What the checkpoint declares of itself, None for nothing.
+        corrections: Those of other parts are passed over.
+
+    Returns:
+        A new dict. Raises BadInputError for a correction that leads through something that is not an object.
+    """
+    edited = config_json.edited(config, dtype, quantization_config)
+    return correcting.corrected("config", edited, corrections)
+
+
+def problems(kept: PublishedRecords, facts: Facts, table: Blueprint) -> Iterator[ShardmergeError]:
+    """What a config.json contradicts.
+
+    Args:
+        kept: What the output kept of its merge: its tensors.
+        facts: Of the dump, corrected.
+        table: The config.json, with the table of its architecture.
+
+    Returns:
+        Errors that are not raised: another architecture or dimension than was dumped, tensors that differ.
+    """
+    yield from config_shapes.against_facts(table, kept.architecture, facts)
+    # packed weights have shapes of their own, and companions: the merge compared them
+    if table.architecture.name != kept.architecture or not kept.plain:
+        return
+    compared = config_shapes.against_tensors(table, dict(zip(kept.names, kept.shapes, strict=True)))
+    yield from compared.problems
+    strange = (
+        name for name in compared.strange if name not in kept.plan.grafted
+    )  # grafts may be outside the table
+    yield from (UnexpectedTensorError(name, (), table.architecture.name) for name in strange)
+
+
+def _own_files(kept: PublishedRecords, config: Json, hf_quant_config: Json | None) -> dict[str, bytes]:
+    files = {} if hf_quant_config is None else {HF_QUANT_CONFIG: config_json.readable(hf_quant_config)}
+    return files | {CONFIG: config_json.readable(config)}
+
+
+def _report(kept: PublishedRecords, recorded: Recorded, sidecars: Sequence[str]) -> bytes:
+    return canonical_json.encode(kept.report.changed(recorded, sidecars), indent=2)
+
+
+def _index(kept: PublishedRecords) -> dict[str, bytes]:
+    """The index, unless there is one shard."""
+    if len(kept.plan.shards) == 1:
+        return {}
+    return {INDEX: index_json.encode(kept.weight_map, kept.num_parameters, kept.total_bytes)}
+
+
+def _recorded(
+    kept: PublishedRecords, base: Json, statements: Json, corrections: Sequence[Correction]
+) -> Recorded:
+    """What was corrected; of a key that was corrected before, what it was at first."""
+    now = correcting.recorded("config", base, corrections)
+    now |= correcting.recorded("facts", kept.facts.as_json(), corrections)
+    now |= correcting.recorded("quantization", statements, corrections)
+    earlier = kept.report.corrections
+    return {key: {**values, "was": earlier.get(key, values)["was"]} for key, values in now.items()}
