@@ -247,11 +247,8 @@ def _length(path: Path) -> tuple[str, int]:
     text = path.read_text()
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, documented)]
-    docstrings = sum(
-        (first.end_lineno or 0) - first.lineno + 1
-        for node in nodes
-        if ast.get_docstring(node) is not None and (first := node.body[0])
-    )
+    first = [node.body[0] for node in nodes if ast.get_docstring(node) is not None]
+    docstrings = sum((docstring.end_lineno or 0) - docstring.lineno + 1 for docstring in first)
     return str(path.relative_to(ROOT)), len(text.splitlines()) - docstrings
 
 

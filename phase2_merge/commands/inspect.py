@@ -24,7 +24,7 @@ from ..inspection.report import Inspection, Ranks
 from ..ledger import table
 from ..ledger.rank_directories import discover, reason
 from ..ledger.table import Ledger
-from ..output import replace_files
+from ..output import journal
 from ..proof import generations
 
 Array: TypeAlias = NDArray[Any]
@@ -144,7 +144,7 @@ def _output(path: Path) -> Inspection:
         sizes={name: sum(e.end - e.begin for e in header.entries) for name, header in shards.items()},
         drops={},
         layers=cover({name: float(count) for name, count in names.items()}),
-        problems=(*replace_files.interrupted(path), *_held_twice(names)),
+        problems=(*journal.interrupted(path), *_held_twice(names)),
     )
 
 

@@ -22,7 +22,7 @@ from ..corrections import Correction, Recorded
 from ..hf_files import sidecars
 from ..ledger import published
 from ..ledger.published import PublishedPlan, PublishedRecords
-from ..output import replace_files
+from ..output import journal
 from ..quantization import declaration
 from ..shards.plan import Plan
 from .rewriting import JsonFiles, decide
@@ -77,7 +77,7 @@ def metadata(
     out, reference = Path(os.path.abspath(out)), Path(hf_reference) if hf_reference else None
     if not published.is_output(out):
         published.read(out)  # says what is missing
-    with replace_files.rewriting(out):
+    with journal.rewriting(out):
         kept = published.read(out)
         earlier = correcting.replayed(kept.report.corrections)
         stay = [correction for correction in earlier if reference is None or correction.part != "config"]
@@ -107,7 +107,7 @@ def republish(out: Path, plan: Plan, reference: Path, given: tuple[Correction, .
         ShardmergeError, OSError: As for `metadata`.
     """
     refuse_other(out)
-    with replace_files.rewriting(out):
+    with journal.rewriting(out):
         kept = published.read(out)
         if kept.plan.facts != plan.facts():
             raise OutputExistsError(str(out), _difference(kept.plan, plan.facts()))
@@ -132,7 +132,7 @@ def _rewrite(
     """Read, decide, replace. Called while `out` is locked."""
     started = time.monotonic()
     decided = decide(kept, _read(out, reference), corrections)
-    changed = replace_files.replace(out, decided.files, decided.gone)
+    changed = journal.replace(out, decided.files, decided.gone)
     return MetadataReport(
         out=str(out),
         num_tensors=len(kept.names),

@@ -36,7 +36,7 @@ from ..disk.checksums import Advance, checksums, in_threads, stretches, wrong_by
 from ..hf_files.config_json import TORCH_NAMES
 from ..ledger import parquet
 from ..ledger.names import grouped
-from ..output import receipts, replace_files
+from ..output import journal, receipts
 from ..proof import config_shapes, numbers
 from ..quantization import declaration, scales
 from ..quantization.declaration import Declaration
@@ -124,7 +124,7 @@ def verify(
     raise_problems(numbers_seen.problems)
     total = sum(header.entries[-1].end for header in shards.values() if header.entries)
     count = sum(len(header.entries) for header in shards.values())
-    warnings = (*replace_files.interrupted(out), *found.warnings, *numbers_seen.warnings)
+    warnings = (*journal.interrupted(out), *found.warnings, *numbers_seen.warnings)
     return VerifyReport(str(out), len(shards), count, total, verify, compared, warnings)
 
 

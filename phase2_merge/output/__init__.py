@@ -6,8 +6,8 @@ synced and renamed (`common/durable`), except that hard links and ledger.parquet
 **A merge makes OUT**, in this order (`publish`, told by `commands/merge` and `commands/merge_part`):
 
 1.  OUT.partial/ and OUT.partial/.shardmerge/ appear.
-2.  .shardmerge/lock, locked by flock: exclusive and with the holder's name in it for a merge, shared for its parts.
-    Then .shardmerge/receipts/. A merge removes what others left, by names that `shards/resume` lists.
+2.  .shardmerge/lock, locked by flock (`lock`): exclusive and with the holder's name in it for a merge, shared for its
+    parts. Then .shardmerge/receipts/. A merge removes what others left, by names that `shards/resume` lists.
 3.  Shards. Adopted ones by link, or by a copy that is renamed. Of assembled ones a stale receipt goes first, then the
     shard is written and renamed, last comes its receipt, .shardmerge/receipts/SHARD.json: it says that the shard is
     complete. Each part of a merge does this for its shards, and then writes .shardmerge/receipts/part-N-of-M.json;
@@ -23,7 +23,7 @@ rename, OUT is whole and a lock is left in it, which the next `metadata` or `mer
 fails** or is interrupted by Ctrl-C removes its OUT.partial and says so; a part and a merge that only publishes what
 parts wrote leave it.
 
-**`metadata` changes OUT**, as does a merge whose OUT is published already (`replace_files`). Both begin by locking the
+**`metadata` changes OUT**, as does a merge whose OUT is published already (`journal`). Both begin by locking the
 folder OUT/.shardmerge with flock, by finishing what a journal says, and by removing .shardmerge/next/. Then:
 
 1.  .shardmerge/next/ gets the new files that differ from those in OUT.

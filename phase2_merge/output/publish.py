@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import shutil
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
 from shardmerge.common import durable, places
-from shardmerge.common.errors import OutputExistsError, OutputLockedError
+from shardmerge.common.errors import OutputExistsError
+
+from . import lock
+from .lock import say
 
 REMOVALS = 20
-NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}  # a file system that cannot lock
 
 
 def refuse_existing(out: Path) -> None:
@@ -48,7 +48,7 @@ def publishing(out: Path, talk: TextIO | None, *, keep: bool = False) -> Iterato
     """
     refuse_existing(out)
     partial = places.partial(out)
-    with _locked(partial, talk):
+    with lock.held(partial, talk):
         try:
             refuse_existing(out)  # another merge may have published it while we asked for the lock
             places.receipts(partial).mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ def publishing(out: Path, talk: TextIO | None, *, keep: bool = False) -> Iterato
         except BaseException:
             if not keep:
                 _remove(partial)
-                _say(talk, f"Nothing was published: {partial} was removed.")
+                say(talk, f"Nothing was published: {partial} was removed.")
             raise
 
 
@@ -68,7 +68,7 @@ def sharing(out: Path, talk: TextIO | None) -> Iterator[Path]:
     Raises OutputExistsError, OutputLockedError (a merge that is not in parts is writing it), OSError.
     """
     partial = places.partial(out)
-    with _locked(partial, talk, shared=True):
+    with lock.held(partial, talk, shared=True):
         refuse_existing(out)  # the other parts may have been published while we asked for the lock
         places.receipts(partial).mkdir(parents=True, exist_ok=True)
         yield partial
@@ -105,48 +105,3 @@ def _commit(partial: Path, out: Path) -> None:
         raise
     durable.sync_folder(out.parent)
     places.lock(out).unlink()
-
-
-@contextlib.contextmanager
-def _locked(partial: Path, talk: TextIO | None, *, shared: bool = False) -> Iterator[None]:
-    """Hold the lock of OUT.partial, which is made if need be; take over what a dead process on this host left."""
-    if os.path.lexists(partial) and not _ours(partial):
-        raise OutputExistsError(str(partial), "it exists, and no merge of shardmerge made it")
-    places.lock(partial).parent.mkdir(parents=True, exist_ok=True)
-    lock = os.open(places.lock(partial), os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        _acquire(lock, partial, talk, shared=shared)
-        yield
-    finally:
-        os.close(lock)
-
-
-def _acquire(lock: int, partial: Path, talk: TextIO | None, *, shared: bool) -> None:
-    """Lock an open file, and say in it who holds it. Raises OutputLockedError."""
-    holder = os.pread(lock, 4096, 0).decode(errors="replace").strip()
-    reaches = holder.endswith(f" on {socket.gethostname()}")  # a lock may not reach across hosts
-    try:
-        fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise OutputLockedError(str(partial), holder or "another process (a part of it, perhaps)") from None
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
-        reaches = False
-    if holder and not reaches:
-        raise OutputLockedError(str(partial), f"{holder} (if it is dead, remove the folder)")
-    if holder:
-        _say(talk, f"{partial} was left by {holder}, which is dead: finished shards are kept.")
-    os.ftruncate(lock, 0)
-    if not shared:  # several parts hold it together, and none is the holder
-        os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-
-
-def _ours(partial: Path) -> bool:
-    """Records, or nothing yet: a merge may be killed before it has written anything."""
-    return partial.is_dir() and (places.records(partial).is_dir() or not any(partial.iterdir()))
-
-
-def _say(talk: TextIO | None, text: str) -> None:
-    if talk:
-        print(text, file=talk)

@@ -13,7 +13,7 @@ import pytest
 
 from shardmerge.common.errors import OutputExistsError, OutputLockedError
 from shardmerge.phase2_merge.commands import merge as merge_dump
-from shardmerge.phase2_merge.output import publish
+from shardmerge.phase2_merge.output import lock, publish
 from tests.dumps.dumps import Cut, load
 from tests.dumps.worlds import MakeWorld
 
@@ -116,15 +116,15 @@ def test_an_output_that_is_published_while_the_lock_is_asked_for_is_left_alone(
 ) -> None:
     """The lock that is got was that of the merge which has just ended: there is no partial output any more."""
     one = world().write()
-    acquire = publish._acquire
+    acquire = lock._acquire
 
     def late(*given: Any, **how: Any) -> None:
         with monkeypatch.context() as patched:
-            patched.setattr(publish, "_acquire", acquire)
+            patched.setattr(lock, "_acquire", acquire)
             one.merge()
         acquire(*given, **how)
 
-    monkeypatch.setattr(publish, "_acquire", late)
+    monkeypatch.setattr(lock, "_acquire", late)
     began = time.monotonic()
     with pytest.raises(OutputExistsError), publish.publishing(one.out, None):
         pytest.fail("it was published before")

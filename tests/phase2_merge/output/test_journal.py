@@ -18,7 +18,7 @@ import pytest
 from shardmerge.common import durable
 from shardmerge.common.errors import CorruptFileError, OutputLockedError
 from shardmerge.phase2_merge import diff, inspect, merge, metadata, verify
-from shardmerge.phase2_merge.output import replace_files
+from shardmerge.phase2_merge.output import journal
 from tests.dumps.dumps import Topology, moe_config, tree
 from tests.dumps.worlds import MakeWorld, World
 
@@ -287,4 +287,4 @@ def test_a_journal_that_is_no_journal_is_told(world: MakeWorld) -> None:
 def test_a_shard_can_never_be_replaced(world: MakeWorld) -> None:
     one = published(world)
     with pytest.raises(AssertionError):
-        replace_files.replace(one.out, {"model-00001-of-00002.safetensors": b""}, [])
+        journal.replace(one.out, {"model-00001-of-00002.safetensors": b""}, [])

@@ -9,19 +9,17 @@ After it each file is old or new, never half, until the journal goes: if that is
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from shardmerge.common import canonical_json, durable, places
-from shardmerge.common.errors import CorruptFileError, OutputLockedError
+from shardmerge.common.errors import CorruptFileError
 from shardmerge.common.places import JOURNAL, NEXT
 from shardmerge.common.reference import stays_inside
 
-from .publish import NO_LOCKS
+from . import lock
 
 INTERRUPTED = (
     "a `shardmerge metadata` of {out} was interrupted: some JSON files are old and some new; "
@@ -35,13 +33,9 @@ def rewriting(out: Path) -> Iterator[None]:
 
     Raises OutputLockedError (another command is rewriting it), CorruptFileError (the journal), OSError.
     """
-    folder = os.open(places.records(out), os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        _lock(folder, out)
+    with lock.records_held(out):
         _finish(out)
         yield
-    finally:
-        os.close(folder)
 
 
 def interrupted(out: Path) -> tuple[str, ...]:
@@ -124,17 +118,6 @@ def _names(listed: Any) -> list[str]:
         if not isinstance(name, str) or not stays_inside(name) or name.endswith(".safetensors"):
             raise ValueError(f"{name!r:.60} is not a file that is rewritten")
     return listed
-
-
-def _lock(folder: int, out: Path) -> None:
-    """Lock the folder of records, which no command ever replaces. Raises OutputLockedError."""
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise OutputLockedError(str(out), "another shardmerge metadata") from None
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
 
 
 def _content(path: Path) -> bytes | None:
