@@ -1,1 +1,1 @@
-"""What both phases agree on: rectangles, manifests, fragments' headers, architecture tables, errors, the command."""
+"""Everything that both phases agree on: rectangles, manifests, architecture tables, errors, the command line."""

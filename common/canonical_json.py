@@ -8,7 +8,7 @@ from typing import Any
 
 
 def encode(value: Any, *, indent: int | None = None) -> bytes:
-    """Canonical bytes: the same value always gives the same bytes. Raises ValueError for NaN."""
+    """Return canonical bytes: the same value always gives the same bytes. Raises ValueError for NaN."""
     separators = (",", ":") if indent is None else (",", ": ")
     text = json.dumps(
         value, sort_keys=True, ensure_ascii=False, allow_nan=False, indent=indent, separators=separators
@@ -17,7 +17,7 @@ def encode(value: Any, *, indent: int | None = None) -> bytes:
 
 
 def decode(data: bytes) -> Any:
-    """Parse; raises ValueError for anything that is not JSON, a duplicate key, or too deep a nesting."""
+    """Parse JSON. Raises ValueError for anything that is not JSON, a duplicate key, or too deep a nesting."""
     try:
         return json.loads(data, object_pairs_hook=_no_duplicates)
     except RecursionError:
@@ -25,7 +25,7 @@ def decode(data: bytes) -> Any:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`. Raises ValueError if it holds anything else, OSError if it cannot be read."""
+    """Return the JSON object in `path`. Raises ValueError if it holds anything else, OSError if it cannot be read."""
     value = decode(path.read_bytes())
     if not isinstance(value, dict):
         raise ValueError(f"expected a JSON object, got {type(value).__name__}")
@@ -33,9 +33,9 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    by_key = dict(pairs)
+    if len(by_key) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise ValueError(f"key {twice!r} occurs twice")
-    return found
+    return by_key

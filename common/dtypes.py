@@ -20,7 +20,7 @@ DTYPES = tuple(sorted(BITS))  # a ledger stores a dtype as its place in this lis
 
 
 def byte_size(dtype: str, shape: Sequence[int]) -> int:
-    """Bytes of a dense tensor of `dtype` and `shape`.
+    """Return the bytes of a dense tensor of `dtype` and `shape`.
 
     Raises BadInputError for an unknown dtype or a packed tensor that ends inside a byte.
     """

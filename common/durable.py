@@ -1,4 +1,4 @@
-"""How anything gets its final name: sibling temporary name, fsync, rename, fsync of the folder.
+"""Gives files their final names: write under a temporary name beside it, fsync, rename, fsync the folder.
 
 A reader therefore sees a file whole or not at all, also after a power cut. A failed fsync is never retried
 (the kernel may have dropped the pages): the caller writes the file again.
@@ -29,7 +29,10 @@ def write_file(path: Path, data: bytes) -> None:
 
 @contextmanager
 def appearing(path: Path) -> Iterator[Path]:
-    """A temporary name for a file that the block writes, closes and syncs: it gets `path` if the block ends well."""
+    """Yield a temporary name. The block writes, closes and syncs a file of it, which then gets the name `path`.
+
+    If the block raises, the file is removed.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
@@ -49,15 +52,15 @@ def sync_folder(path: Path) -> None:
 
 
 def write_all(file: int, data: memoryview) -> None:
-    """Write everything at the file's position, a little at a time; the kernel may take less than it is given."""
-    at = 0
-    while at < len(data):
-        at += os.write(file, data[at : at + WRITE_BYTES])
+    """Write everything at the file's position, a little at a time. The kernel may take less than it is given."""
+    done = 0
+    while done < len(data):
+        done += os.write(file, data[done : done + WRITE_BYTES])
 
 
 @dataclass(slots=True)
 class Appending:
-    """An open file that grows at its end; the kernel starts writing to the disk early, and fsync waits for little.
+    """An open file that grows at its end. The kernel starts writing to the disk early, so that fsync waits for little.
 
     POSIX_FADV_DONTNEED starts writeback of dirty pages and does not wait (Linux, mm/fadvise.c). It drops pages that
     are clean: those just written are not. It is advice: fsync alone says what is durable, and reports every error.
@@ -68,7 +71,7 @@ class Appending:
     started: int = 0
 
     def write(self, data: memoryview) -> None:
-        """Write all of it. Raises OSError."""
+        """Write all of `data`. Raises OSError."""
         write_all(self.file, data)
         self.wrote(len(data))
 

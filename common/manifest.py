@@ -1,4 +1,4 @@
-"""The manifest: what one rank wrote, and everything phase two will ever know about that rank.
+"""The manifest of a rank: what it wrote, and everything that phase two will ever know about the rank.
 
 It is the mark that a rank is complete, is never edited, and ends with a digest of itself. Rectangles stand in
 flat columns of equal length, because ten million of them must be read in seconds; the schema is published in
@@ -111,27 +111,28 @@ class Manifest:
     producer: dict[str, str] = field(default_factory=dict)
 
     def placed(self) -> Iterator[Placed]:
-        """The rectangles as objects: for messages and small dumps; the ledger reads columns."""
+        """Yield the rectangles as objects, for messages and small dumps. The ledger reads columns."""
         c = self.columns
         for i, ndim in enumerate(c.ndim):
             shapes = (
-                tuple(dim[i] for dim in of[:ndim]) for of in (c.global_shape, c.global_offset, c.local_shape)
+                tuple(dim[i] for dim in dims[:ndim])
+                for dims in (c.global_shape, c.global_offset, c.local_shape)
             )
             rectangle = Rectangle(self.names[c.name[i]], self.dtypes[c.dtype[i]], *shapes)
             yield Placed(rectangle, c.file[i], c.begin[i], c.end[i], c.owner[i], c.xxh3_128[i])
 
 
 def columns(placed: Sequence[Placed]) -> tuple[list[str], list[str], Columns]:
-    """(names, dtypes, columns) of these rectangles, in this order."""
+    """Return (names, dtypes, columns) of these rectangles, in this order."""
     names, dtypes = _index(p.rectangle.name for p in placed), _index(p.rectangle.dtype for p in placed)
     dims = range(max((len(p.rectangle.global_shape) for p in placed), default=1))
     if len(dims) > MAX_DIMS:
         raise BadInputError(f"a tensor of {len(dims)} dimensions", f"Manifests hold up to {MAX_DIMS}.")
     boxes = {
-        of: [[_at(getattr(p.rectangle, of), dim, absent) for p in placed] for dim in dims]
-        for of, absent in ABSENT.items()
+        field_name: [[_size(getattr(p.rectangle, field_name), dim, absent) for p in placed] for dim in dims]
+        for field_name, absent in ABSENT.items()
     }
-    found = Columns(
+    filled = Columns(
         name=[names[p.rectangle.name] for p in placed],
         file=[p.file for p in placed],
         dtype=[dtypes[p.rectangle.dtype] for p in placed],
@@ -142,13 +143,13 @@ def columns(placed: Sequence[Placed]) -> tuple[list[str], list[str], Columns]:
         owner=[p.owner for p in placed],
         xxh3_128=[p.xxh3_128 for p in placed],
     )
-    return list(names), list(dtypes), found
+    return list(names), list(dtypes), filled
 
 
 def encode(manifest: Manifest) -> bytes:
-    """Canonical JSON, the digest of everything before it last."""
+    """Return canonical JSON that ends with the digest of everything before it."""
     value = {"format": FORMAT, "schema_version": SCHEMA_VERSION} | _by_field(manifest)
-    value |= {"files": [_by_field(one) for one in manifest.files], "columns": _by_field(manifest.columns)}
+    value |= {"files": [_by_field(file) for file in manifest.files], "columns": _by_field(manifest.columns)}
     value |= {"facts": manifest.facts.as_json(), "health": manifest.health.as_json()}
     value |= {"quantization": manifest.quantization.as_json() if manifest.quantization else {}}
     body = canonical_json.encode(value)[:-2]
@@ -156,9 +157,9 @@ def encode(manifest: Manifest) -> bytes:
 
 
 def read(path: Path) -> Manifest:
-    """Parse and validate. Raises CorruptManifestError naming the reason, OSError if it cannot be read.
+    """Parse and validate a manifest. Raises CorruptManifestError naming the reason, OSError if it cannot be read.
 
-    Columns are as they stand there: phase two judges those of many ranks together, in `ledger/columns`.
+    The columns are not judged here: phase two judges those of many ranks together, in `ledger/columns`.
     """
     return of_json(parsed(path.read_bytes(), path), path)
 
@@ -166,9 +167,18 @@ def read(path: Path) -> Manifest:
 def parsed(
     data: bytes, path: Path, parse: Callable[[bytes], Json] = canonical_json.decode
 ) -> dict[str, Json]:
-    """The JSON object of bytes that were read from `path`: a manifest, and undamaged. Raises CorruptManifestError.
+    """Return the JSON object in the bytes of a manifest that is not damaged.
 
-    parse: any parser that refuses what canonical_json refuses.
+    Args:
+        data: all bytes of the file.
+        path: where they were read, for the message.
+        parse: any parser that refuses what canonical_json refuses.
+
+    Returns:
+        The JSON object. Its values are not validated yet.
+
+    Raises:
+        CorruptManifestError: it is not a manifest, of another schema, edited or damaged.
     """
     try:
         value = parse(data)
@@ -180,12 +190,12 @@ def parsed(
         require(_digest_fits(data), "its digest does not fit its content (edited or damaged)")
     except (ValueError, TypeError) as error:
         raise CorruptManifestError(str(path), str(error) or type(error).__name__) from None
-    found: dict[str, Json] = value
-    return found
+    document: dict[str, Json] = value
+    return document
 
 
 def of_json(value: dict[str, Json], path: Path) -> Manifest:
-    """The manifest that this JSON object is. Raises CorruptManifestError."""
+    """Return the manifest that this JSON object is. Raises CorruptManifestError."""
     try:
         return _manifest(value)
     except (ValueError, KeyError, TypeError) as error:
@@ -193,7 +203,7 @@ def of_json(value: dict[str, Json], path: Path) -> Manifest:
 
 
 def head(value: dict[str, Json], path: Path) -> Manifest:
-    """Returns the manifest that this JSON object is, but with no `names` and `columns`, which are not looked at.
+    """Return the manifest that this JSON object is, without `names` and `columns`, which are not looked at.
 
     Raises CorruptManifestError.
     """
@@ -201,7 +211,7 @@ def head(value: dict[str, Json], path: Path) -> Manifest:
 
 
 def _by_field(value: Manifest | Columns | FragmentFile) -> dict[str, Json]:
-    """Like dataclasses.asdict, without copying columns of millions of rows."""
+    """Return what dataclasses.asdict returns, without copying columns of millions of rows."""
     return {f.name: getattr(value, f.name) for f in fields(value)}
 
 
@@ -212,26 +222,26 @@ def _digest_fits(data: bytes) -> bool:
 
 def _manifest(value: dict[str, Json]) -> Manifest:
     given = {f.name: value[f.name] for f in fields(Manifest)}
-    files = tuple(FragmentFile(**one) for one in given["files"])
-    for one in files:
+    files = tuple(FragmentFile(**file) for file in given["files"])
+    for file in files:
         require(
-            Path(one.name).name == one.name and one.name not in ("", ".", ".."), f"file name {one.name!r}"
+            Path(file.name).name == file.name and file.name not in ("", ".", ".."), f"file name {file.name!r}"
         )
     require(
         all(type(given[name]) is dict for name in OBJECTS),
         "coordinates, groups, facts and the like must be objects",
     )
-    # ValueError for NaN, which equals nothing, and for text that is none
+    # ValueError for NaN, which equals nothing, and for text that cannot be encoded
     canonical_json.encode([given["facts"], given["drops"]])
     quantization = given["quantization"]
-    found = Manifest(
+    manifest = Manifest(
         **given
         | {"files": files, "columns": Columns(**given["columns"])}
         | {"facts": Facts.of_json(given["facts"]), "health": Health.of_json(given["health"])}
         | {"quantization": QuantizationFacts.of_json(quantization) if quantization else None}
     )
-    _check_head(found)
-    return found
+    _check_head(manifest)
+    return manifest
 
 
 def _check_head(m: Manifest) -> None:
@@ -240,7 +250,9 @@ def _check_head(m: Manifest) -> None:
     require(type(m.run_id) is str and type(m.attempt) is str, "run_id and attempt must be strings")
     require(m.step is None or type(m.step) is int, "step must be an integer")
     require(type(m.architecture) is str, "architecture must be a string")
-    require(all(type(at) is int for at in m.coordinates.values()), "coordinates must be integers")
+    require(
+        all(type(coordinate) is int for coordinate in m.coordinates.values()), "coordinates must be integers"
+    )
     require(all(type(count) is int and count >= 0 for count in m.drops.values()), "drops must be counts")
     for axis, group in m.groups.items():
         require(
@@ -249,8 +261,8 @@ def _check_head(m: Manifest) -> None:
             and (not group or 0 <= min(group) <= max(group) < m.world_size),
             f"group {axis}",
         )
-    for one in m.files:
-        require(type(one.num_bytes) is int and type(one.header_bytes) is int, f"sizes of {one.name}")
+    for file in m.files:
+        require(type(file.num_bytes) is int and type(file.header_bytes) is int, f"sizes of {file.name}")
 
 
 def require(holds: bool, reason: str) -> None:
@@ -263,5 +275,5 @@ def _index(values: Iterator[str]) -> dict[str, int]:
     return {value: i for i, value in enumerate(dict.fromkeys(values))}
 
 
-def _at(shape: tuple[int, ...], dim: int, missing: int) -> int:
+def _size(shape: tuple[int, ...], dim: int, missing: int) -> int:
     return shape[dim] if dim < len(shape) else missing

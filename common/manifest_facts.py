@@ -1,4 +1,4 @@
-"""What a manifest says besides where bytes lie: facts of the model, the health of its numbers, its quantization.
+"""What a manifest says besides where bytes lie: facts of the model, health of its numbers, quantization.
 
 Each is an object of the manifest's JSON, here a dataclass. A field is None for a key that is not there, so that an
 object is written again as it was read, and `more` keeps the keys that this shardmerge does not know. Types are
@@ -45,11 +45,11 @@ class Facts:
 
     @classmethod
     def of_json(cls, value: Mapping[str, Json]) -> Facts:
-        """Raises ValueError for a value of another type than its key has."""
+        """Return the fields of a JSON object. Raises ValueError for a value of another type than its key has."""
         return cls(**_arguments(cls, value, "facts"))
 
     def as_json(self) -> dict[str, Json]:
-        """The object that was read: the keys that are there."""
+        """Return the object that was read, with the keys that were there."""
         return _as_json(self)
 
 
@@ -74,11 +74,11 @@ class Health:
 
     @classmethod
     def of_json(cls, value: Mapping[str, Json]) -> Health:
-        """Raises ValueError for a value of another type than its key has."""
+        """Return the fields of a JSON object. Raises ValueError for a value of another type than its key has."""
         return cls(**_arguments(cls, value, "health"))
 
     def as_json(self) -> dict[str, Json]:
-        """The object that was read: the keys that are there."""
+        """Return the object that was read, with the keys that were there."""
         return _as_json(self)
 
 
@@ -126,22 +126,22 @@ class QuantizationFacts:
 
     @classmethod
     def of_json(cls, value: Mapping[str, Json]) -> QuantizationFacts:
-        """Raises ValueError for a value of another type than its key has."""
+        """Return the fields of a JSON object. Raises ValueError for a value of another type than its key has."""
         given = _arguments(cls, value, "quantization")
         if "scalars" in given:
             given["scalars"] = _scalars(given["scalars"])
         return cls(**given)
 
     def as_json(self) -> dict[str, Json]:
-        """The object that was read: the keys that are there."""
-        found = _as_json(self)
+        """Return the object that was read, with the keys that were there."""
+        value = _as_json(self)
         if self.scalars is not None:
-            found["scalars"] = {"names": self.scalars.names, "values": self.scalars.values}
-        return found
+            value["scalars"] = {"names": self.scalars.names, "values": self.scalars.values}
+        return value
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """The keys that every quantized rank writes and that are not there."""
+        """Return the keys that every quantized rank writes and that are not there."""
         wanted = ("layers", "excluded", "kv_cache", "scalars", "uncalibrated", "producer")
         return tuple(name for name in wanted if getattr(self, name) is None)
 
@@ -156,13 +156,13 @@ def _scalars(value: Json) -> Scalars:
 def _arguments(
     kind: type[Facts | Health | QuantizationFacts], value: Mapping[str, Json], what: str
 ) -> dict[str, Json]:
-    """The fields of a JSON object, what no field is called as `more`. Raises ValueError for a null."""
+    """Return the fields of a JSON object, with unknown keys under `more`. Raises ValueError for a null."""
     known = {one.name for one in fields(kind)} - {MORE}
-    found = {key: value[key] for key in known & value.keys()}
-    for key, held in found.items():
+    given = {key: value[key] for key in known & value.keys()}
+    for key, held in given.items():
         if held is None:
             raise ValueError(f"{what}.{key} is null")
-    return found | {MORE: {key: held for key, held in value.items() if key not in known}}
+    return given | {MORE: {key: held for key, held in value.items() if key not in known}}
 
 
 def _as_json(facts: Facts | Health | QuantizationFacts) -> dict[str, Json]:
@@ -196,5 +196,5 @@ def _check_each(values: Collection[Json], kinds: tuple[type, ...], what: str) ->
 
 
 def _spelt(value: Json) -> str:
-    """A value in a message; of lists and objects, which may be deep, only what they are."""
+    """Return a value for a message. Lists and objects, which may be deep, are only named."""
     return KINDS[type(value)] if isinstance(value, list | dict) else f"{value!r:.60}"

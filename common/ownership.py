@@ -1,8 +1,8 @@
-"""Which of the ranks that hold the same rectangle writes it: a pure function that every member computes alone.
+"""Decides which of the ranks that hold the same rectangle writes it; every rank computes this alone.
 
 All members of a replica group list the group's rectangles in the same order (bytes descending, then key) and give
 each to the least loaded member, the lowest rank among equals; so with R replicas each writes about 1/R, nobody
-asks anybody, and the merge can compute what a missing rank owed.
+asks anybody, and the merge can compute what a missing rank should have written.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ class Candidate:
 
 
 def owners(candidates: Iterable[Candidate]) -> dict[str, int]:
-    """Global rank that writes each rectangle, by key. Every member of a replica group finds the same answer."""
+    """Return the global rank that writes each rectangle, by key. All members of a group get the same answer."""
     groups: dict[tuple[int, ...], list[Candidate]] = defaultdict(list)
-    for one in candidates:
-        groups[one.replicas].append(one)
-    found: dict[str, int] = {}
+    for candidate in candidates:
+        groups[candidate.replicas].append(candidate)
+    owner_of: dict[str, int] = {}
     for replicas, members in groups.items():
         load = dict.fromkeys(replicas, 0)
-        for one in sorted(members, key=lambda h: (-h.num_bytes, h.key)):
+        for candidate in sorted(members, key=lambda h: (-h.num_bytes, h.key)):
             owner = min(load, key=lambda rank: (load[rank], rank))
-            load[owner] += one.num_bytes
-            found[one.key] = owner
-    return found
+            load[owner] += candidate.num_bytes
+            owner_of[candidate.key] = owner
+    return owner_of
 
 
 def replica_group(rank: int, *groups: Sequence[int]) -> tuple[int, ...]:
-    """Global ranks that differ from `rank` only along the axes of `groups`.
+    """Return the global ranks that differ from `rank` only along the axes of `groups`.
 
     Each group holds the global ranks along one axis through `rank`. Megatron lays its ranks out as a grid
     (megatron/core/parallel_state.py, `RankGenerator`), so steps along two axes add up.

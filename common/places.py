@@ -1,18 +1,6 @@
 """Every name that stands in a dump, in an output and in a Hugging Face directory, spelt once.
 
-```
-DUMP/rank-00003/manifest.json               the mark that rank 3 is complete
-DUMP/rank-00003/whole-00001.safetensors     tensors that the rank holds entirely
-DUMP/rank-00003/split-00001.safetensors     parts of tensors
-DUMP/.rank-00003.partial/                   rank 3 is writing
-DUMP/rank-00003.failed.json                 rank 3 failed, and why
-OUT.partial/                                an output that is being written
-OUT/model-00001-of-00002.safetensors        shards, or model.safetensors if there is only one
-OUT/model.safetensors.index.json, config.json, hf_quant_config.json, and the sidecars of the reference
-OUT/.shardmerge/{ledger.parquet,plan.json,report.json}      what the merge proved, planned and told
-OUT/.shardmerge/receipts/{SHARD.json,part-1-of-16.json}     shards, and parts of a merge, that are complete
-OUT/.shardmerge/{lock,journal.json,next/}                   while something is being written
-```
+Holds names and patterns only; must not know what the files hold.
 """
 
 from __future__ import annotations
@@ -20,6 +8,18 @@ from __future__ import annotations
 import re
 from fnmatch import fnmatchcase
 from pathlib import Path
+
+# DUMP/rank-00003/manifest.json               the mark that rank 3 is complete
+# DUMP/rank-00003/whole-00001.safetensors     tensors that the rank holds entirely
+# DUMP/rank-00003/split-00001.safetensors     parts of tensors
+# DUMP/.rank-00003.partial/                   rank 3 is writing
+# DUMP/rank-00003.failed.json                 rank 3 failed, and why
+# OUT.partial/                                an output that is being written
+# OUT/model-00001-of-00002.safetensors        shards, or model.safetensors if there is only one
+# OUT/model.safetensors.index.json, config.json, hf_quant_config.json, and the sidecars of the reference
+# OUT/.shardmerge/{ledger.parquet,plan.json,report.json}      what the merge proved, planned and reported
+# OUT/.shardmerge/receipts/{SHARD.json,part-1-of-16.json}     shards, and parts of a merge, that are complete
+# OUT/.shardmerge/{lock,journal.json,next/}                   while something is being written
 
 # ---- DUMP
 MANIFEST = "manifest.json"
@@ -59,55 +59,55 @@ def is_sidecar(name: str) -> bool:
 
 
 def rank_name(rank: int) -> str:
-    """Name of a rank's directory inside a dump."""
+    """Return the name of a rank's directory inside a dump."""
     return f"rank-{rank:05d}"
 
 
 def rank_partial(dump: Path, rank: int) -> Path:
-    """Where a rank is built before it gets its name."""
+    """Return where a rank is built before it gets its name."""
     return dump / f".{rank_name(rank)}.partial"
 
 
 def rank_failed(dump: Path, rank: int) -> Path:
-    """Where a rank says that it failed, so that nobody waits for it."""
+    """Return where a rank records that it failed, so that nobody waits for it."""
     return dump / f"{rank_name(rank)}.failed.json"
 
 
 def fragment(kind: str, number: int) -> str:
-    """Name of a rank's fragment; `kind` is WHOLE or SPLIT, `number` counts from 1."""
+    """Return the name of a rank's fragment. `kind` is WHOLE or SPLIT, `number` counts from 1."""
     return f"{kind}-{number:05d}.safetensors"
 
 
 def shard(number: int, count: int) -> str:
-    """Name of shard `number` of `count`, from 1 on."""
+    """Return the name of shard `number` of `count`, from 1 on."""
     return SINGLE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
 
 
 def partial(out: Path) -> Path:
-    """Where an output is built before it gets its name."""
+    """Return where an output is built before it gets its name."""
     return out.with_name(f"{out.name}.partial")
 
 
 def records(out: Path) -> Path:
-    """The folder of our own records in an output."""
+    """Return the folder of our own records in an output."""
     return out / RECORDS
 
 
 def receipts(out: Path) -> Path:
-    """The folder that tells which shards and parts are complete."""
+    """Return the folder whose files say which shards and parts are complete."""
     return out / RECORDS / RECEIPTS
 
 
 def receipt(out: Path, shard_name: str) -> Path:
-    """The receipt of one shard."""
+    """Return the path of the receipt of one shard."""
     return receipts(out) / f"{shard_name}.json"
 
 
 def part_record(out: Path, part: str) -> Path:
-    """The record of a part of a merge, `part` as in `3/16`."""
+    """Return the path of the record of a part of a merge, `part` as in `3/16`."""
     return receipts(out) / f"part-{part.replace('/', '-of-')}.json"
 
 
 def lock(out: Path) -> Path:
-    """The lock of an output."""
+    """Return the path of the lock of an output."""
     return out / RECORDS / LOCK

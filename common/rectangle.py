@@ -42,7 +42,7 @@ class Rectangle:
 
     @property
     def is_whole(self) -> bool:
-        """True if it is the entire tensor."""
+        """Whether it is the entire tensor."""
         return self.local_shape == self.global_shape
 
     @property
@@ -59,7 +59,7 @@ class Rectangle:
 
 
 def fragment_key(name: str, global_shape: Shape, global_offset: Shape, local_shape: Shape) -> str:
-    """The key of a rectangle in a fragment.
+    """Return the key of a rectangle in a fragment.
 
     Args:
         name: Hugging Face name of the tensor.
@@ -74,12 +74,12 @@ def fragment_key(name: str, global_shape: Shape, global_offset: Shape, local_sha
 
 
 def place(offset: Shape, shape: Shape) -> str:
-    """`[0:64, 32:48]`, for messages."""
+    """Return a box as messages show it, such as `[0:64, 32:48]`."""
     return "[" + ", ".join(f"{at}:{at + size}" for at, size in zip(offset, shape, strict=True)) + "]"
 
 
 def intersect(a_offset: Shape, a_shape: Shape, b_offset: Shape, b_shape: Shape) -> tuple[Shape, Shape] | None:
-    """What two boxes of the same number of dimensions share.
+    """Return what two boxes of the same number of dimensions share.
 
     Args:
         a_offset: where the first box begins.

@@ -1,6 +1,6 @@
-"""The Hugging Face reference directory: config.json, and what weights, if it holds any, say about the result.
+"""Reads the Hugging Face reference: its config.json, and which tensors its weights hold, if it has any.
 
-Only headers are read. The reference tells names, shapes and dtypes; its numbers are never looked at.
+Only headers are read. The reference gives names, shapes and dtypes; its numbers are never looked at.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ class Reference:
     tensors: dict[str, ReferenceTensor]
 
     def plain_dtype(self, name: str) -> str | None:
-        """The dtype the weights here give a tensor, None if they do not hold it or hold it quantized."""
-        found = self.tensors.get(name)
-        return found.dtype if found and found.dtype in PLAIN_FLOATS else None
+        """Return the dtype that the weights here give a tensor, or None if they lack it or hold it quantized."""
+        tensor = self.tensors.get(name)
+        return tensor.dtype if tensor and tensor.dtype in PLAIN_FLOATS else None
 
 
 def read(path: Path) -> Reference:
     """Read config.json and the headers of all weights.
 
-    Raises MissingConfigError, BadInputError (config.json is no JSON object), CorruptFileError (a weight file that
+    Raises MissingConfigError, BadInputError (config.json is not a JSON object), CorruptFileError (a weight file that
     the index names is missing or damaged).
     """
     return Reference(path, read_config(path), _tensors(path))
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """config.json of a directory, key order kept. Raises MissingConfigError, BadInputError."""
+    """Return the config.json of a directory, with its keys in order. Raises MissingConfigError, BadInputError."""
     config_path = path / CONFIG
     if not config_path.is_file():
         raise MissingConfigError(str(path))
@@ -58,7 +58,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def weight_files(path: Path) -> tuple[Path, ...]:
-    """The safetensors files that readers would load from this directory, sorted; empty if it holds no weights."""
+    """Return the safetensors files that readers would load from this directory, sorted. There may be none."""
     index = path / INDEX
     if index.is_file():
         return tuple(path / name for name in sorted(set(weight_map(index).values())))
@@ -67,13 +67,13 @@ def weight_files(path: Path) -> tuple[Path, ...]:
 
 
 def weight_map(index: Path) -> dict[str, str]:
-    """Tensor name to file name, as the index says. Raises CorruptFileError if it says anything else."""
-    found = _read_index(index).get("weight_map")
-    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
+    """Return the file name of each tensor, as the index says. Raises CorruptFileError if it says anything else."""
+    names = _read_index(index).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise CorruptFileError(str(index), "no weight_map of file names")
-    if strange := [name for name in set(found.values()) if not stays_inside(name)]:
+    if strange := [name for name in set(names.values()) if not stays_inside(name)]:
         raise CorruptFileError(str(index), f"{min(strange)[:80]!r} is not the name of a file")
-    return found
+    return names
 
 
 def stays_inside(name: str) -> bool:
@@ -84,10 +84,10 @@ def stays_inside(name: str) -> bool:
 
 
 def total_size(index: Path) -> int | None:
-    """Bytes of all tensors, as the index says, None if it does not. Raises CorruptFileError."""
+    """Return the bytes of all tensors, as the index says, or None if it does not. Raises CorruptFileError."""
     metadata = _read_index(index).get("metadata")
-    found = metadata.get("total_size") if isinstance(metadata, dict) else None
-    return found if type(found) is int else None
+    size = metadata.get("total_size") if isinstance(metadata, dict) else None
+    return size if type(size) is int else None
 
 
 def _read_index(index: Path) -> dict[str, Any]:
@@ -98,15 +98,15 @@ def _read_index(index: Path) -> dict[str, Any]:
 
 
 def read_header(file: Path) -> Header:
-    """The header of one of `weight_files`. Raises CorruptFileError, also if there is no such file."""
+    """Return the header of one of `weight_files`. Raises CorruptFileError, also if there is no such file."""
     if not file.is_file():
         raise CorruptFileError(str(file), f"named by {INDEX}, but missing")
     return safetensors_header.read(file)
 
 
 def _tensors(path: Path) -> dict[str, ReferenceTensor]:
-    found: dict[str, ReferenceTensor] = {}
+    tensors: dict[str, ReferenceTensor] = {}
     for file in weight_files(path):
         for entry in read_header(file).entries:
-            found[entry.name] = ReferenceTensor(entry.dtype, entry.shape)
-    return found
+            tensors[entry.name] = ReferenceTensor(entry.dtype, entry.shape)
+    return tensors

@@ -1,4 +1,4 @@
-"""The header of a safetensors file: built before the first byte is written, read without reading data.
+"""Builds the header of a safetensors file before its data is written, and reads one without its data.
 
 A file is eight bytes N (little endian), N bytes of JSON, then the tensors without holes. Stricter than the
 library on reading: duplicate keys, holes, overlaps and trailing bytes are refused.
@@ -47,7 +47,7 @@ class Header:
 
 
 def layout_order(num_bytes: int, name: str) -> tuple[int, str]:
-    """Sort key for the tensors of one file: page multiples first, then less and less aligned ones.
+    """Return the sort key of a tensor in a file: page multiples first, then less and less aligned ones.
 
     Without holes between tensors this keeps every tensor aligned to its element, and large ones to pages.
     """
@@ -56,7 +56,7 @@ def layout_order(num_bytes: int, name: str) -> tuple[int, str]:
 
 
 def build(tensors: Iterable[tuple[str, str, Sequence[int]]]) -> tuple[bytes, Header]:
-    """The first bytes of a file with these (name, dtype, shape), in this order, and the header they encode.
+    """Return the first bytes of a file with these (name, dtype, shape), in this order, and their header.
 
     The header is padded with spaces so that data starts on a page. Raises BadInputError if it grows too large.
     """
@@ -73,7 +73,7 @@ def build(tensors: Iterable[tuple[str, str, Sequence[int]]]) -> tuple[bytes, Hea
 
 
 def read(path: Path) -> Header:
-    """The header of a file on disk. Raises CorruptFileError naming what is wrong; OSError if unreadable."""
+    """Return the header of a file on disk. Raises CorruptFileError naming what is wrong; OSError if unreadable."""
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         first = file.read(8)
@@ -81,7 +81,7 @@ def read(path: Path) -> Header:
 
 
 def header_length(first: bytes, file_bytes: int, path: Path) -> int:
-    """How long the header is that follows the first eight bytes of a file.
+    """Return how long the header is that follows the first eight bytes of a file.
 
     Args:
         first: the first bytes of the file, eight or more.
@@ -101,7 +101,7 @@ def header_length(first: bytes, file_bytes: int, path: Path) -> int:
 
 
 def decode(prefix: bytes, file_bytes: int, path: Path) -> Header:
-    """Parse a header, strictly.
+    """Parse a header strictly.
 
     Args:
         prefix: the first bytes of the file: eight bytes of length and the whole header.
@@ -155,10 +155,10 @@ def _parse(body: Any) -> tuple[Entry, ...]:
 
 
 def _metadata(body: dict[str, Any]) -> dict[str, str]:
-    found = body.get("__metadata__", {})
-    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+    metadata = body.get("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("__metadata__ must map strings to strings")
-    return found
+    return metadata
 
 
 def _entry(name: str, value: Any) -> Entry:

@@ -1,4 +1,7 @@
-"""The registry of architectures: a visible dict, by the name that config.json gives in `architectures`."""
+"""The registry of architectures: a visible dict from the name that config.json gives to a table of rows.
+
+Decides which table a config.json gets. What the tables say is decided in `families/`.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ __all__ = [
 
 
 def blueprint(config: Config) -> Blueprint:
-    """The table of the architecture that a config.json names, bound to it.
+    """Return the table of the architecture that a config.json names, bound to that config.
 
     Raises BadInputError if the config names none, UnsupportedArchitectureError if there is no table for it.
     """
@@ -47,6 +50,6 @@ def blueprint(config: Config) -> Blueprint:
 
 
 def architecture_of(config: Config) -> str | None:
-    """The first name under "architectures", None if there is none."""
+    """Return the first name under "architectures", or None if there is none."""
     names = config.get("architectures")
     return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None

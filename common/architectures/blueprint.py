@@ -1,6 +1,6 @@
-"""A table bound to one config.json: it lists every tensor a checkpoint must hold, and claims canonical keys.
+"""Binds a table to one config.json: lists every tensor a checkpoint must hold, and claims canonical keys.
 
-It never sees a tensor.
+Must not know tensors, only their names and shapes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Tensor(NamedTuple):
 
 
 class Family(NamedTuple):
-    """Tensors that differ in their expert only: as many as a layer has experts, or one."""
+    """Tensors that differ only in their expert: one for each expert of a layer, or a single other tensor."""
 
     names: list[str]
     shape: tuple[int, ...]
@@ -77,27 +77,27 @@ class Blueprint:
             object.__setattr__(self, name, value)
 
     def families(self) -> Iterator[Family]:
-        """All `tensors`, those alike together: what is decided for a family is not decided a million times."""
+        """Yield all `tensors`, grouped, so that callers decide once for a family and not a million times."""
         for row, layer in self._places():
             for target in row.targets:
                 yield Family(self._names(target, layer), self._shape(target), row.float32)
 
     def tensors(self) -> Iterator[Tensor]:
-        """Every tensor that a complete checkpoint holds, in the order of layers."""
+        """Yield every tensor that a complete checkpoint holds, in the order of layers."""
         for names, shape, float32 in self.families():
             yield from (Tensor(name, shape, float32) for name in names)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of each of `tensors`."""
-        found: dict[str, tuple[int, ...]] = {}
+        """Return the shape of each of `tensors` by its name."""
+        by_name: dict[str, tuple[int, ...]] = {}
         for names, shape, _ in self.families():
-            found |= dict.fromkeys(names, shape)
-        return found
+            by_name |= dict.fromkeys(names, shape)
+        return by_name
 
     def _places(self) -> Iterator[tuple[Row, int]]:
-        """Each row with each layer that has it, in the order of layers; rows of the model come first.
+        """Yield each row with each layer that has it, in the order of layers. Rows of the model come first.
 
-        Of rows that share a target only the first.
+        Of rows that share a target only the first is yielded.
         """
         rows = [row for row in self.rows if row.part == 0]
         for row in rows:
@@ -109,19 +109,19 @@ class Blueprint:
                     yield row, layer
 
     def num_tensors(self) -> int:
-        """How many `tensors` lists, without listing them."""
+        """Return how many tensors `tensors` yields, without listing them."""
         experts = self.dimensions.get("num_experts", 0)
         places = (row for row, _ in self._places())
         return sum(len(row.targets) * (experts if _is_of_experts(row) else 1) for row in places)
 
     def expert_tensors(self, layer: int, expert: int) -> Iterator[Tensor]:
-        """Every tensor of one routed expert."""
+        """Yield every tensor of one routed expert."""
         for row in self.rows:
             if _is_of_experts(row):
                 yield from self._targets(row, {"layer": layer, "expert": expert})
 
     def claim(self, key: str) -> Claim | None:
-        """The row whose key this canonical key is, or None."""
+        """Return the row that a canonical key belongs to, or None if no row has this key."""
         layer, expert = key_ids(key)
         row = self.by_key.get(key_pattern(key))
         if row is None or (row.where != "model" and layer not in self.layers[row.where]):
@@ -132,12 +132,12 @@ class Blueprint:
         return Claim(row, tuple(self._targets(row, ids)), layer, expert)
 
     def drop_reason(self, key: str) -> str | None:
-        """Why this canonical key is not exported, or None if nothing drops it."""
+        """Return why a canonical key is not exported, or None if nothing drops it."""
         pattern = key_pattern(key)
         return next((drop.reason for drop in self.architecture.drops if drop.key == pattern), None)
 
     def _names(self, target: Target, layer: int) -> list[str]:
-        """A target's names in a layer, those of experts put together by hand: there are millions."""
+        """Return a target's names in a layer. Those of experts are put together by hand: there are millions."""
         before, of_experts, after = target.name.format(layer=layer, expert="\n").partition("\n")
         if not of_experts:
             return [before]
@@ -156,7 +156,7 @@ def _is_of_experts(row: Row) -> bool:
 
 
 def _bounded(dimensions: dict[str, int]) -> dict[str, int]:
-    """Raise ValueError for what is not a size, and for more experts than could ever be listed."""
+    """Return the dimensions. Raise ValueError for what is not a size, or for too many experts to list."""
     for name, value in dimensions.items():
         if type(value) is not int or not 0 <= value < MAX_SIZE:
             raise ValueError(f"{name} = {value!r:.40}")

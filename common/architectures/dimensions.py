@@ -1,4 +1,4 @@
-"""Dimensions and flags of config.json that every decoder has."""
+"""Reads from config.json the dimensions and flags that every decoder has."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .rows import Config
 
 
 def common_dimensions(config: Config) -> dict[str, int]:
-    """Dimensions that every decoder has. `q` and `kv` are rows of the projections."""
+    """Return the dimensions that every decoder has. `q` and `kv` are rows of the projections."""
     heads, groups = (
         config["num_attention_heads"],
         config.get("num_key_value_heads") or config["num_attention_heads"],
@@ -30,10 +30,10 @@ def common_dimensions(config: Config) -> dict[str, int]:
 
 
 def common_flags(config: Config) -> frozenset[str]:
-    """`untied` is set unless input and output embeddings are one tensor."""
+    """Return {"untied"} unless input and output embeddings are one tensor."""
     return frozenset() if config.get("tie_word_embeddings", False) else frozenset({"untied"})
 
 
 def set_flags(flags: Mapping[str, Any]) -> frozenset[str]:
-    """The names whose value is true."""
+    """Return the names whose value is true."""
     return frozenset(name for name, value in flags.items() if value)

@@ -1,4 +1,4 @@
-"""Canonical Megatron keys: prefixes, the layer and routed expert in a key, and the pattern that all of them share."""
+"""Canonical Megatron keys: their prefixes, and the ids of the layer and the routed expert in them."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ _ID = re.compile(r"(?<=\.layers\.)(\d+)(?=\.)|(?<=\.experts\.experts\.)(\d+)(?=\
 
 
 def key_pattern(key: str) -> str:
-    """`decoder.layers.7.mlp...` -> `decoder.layers.{layer}.mlp...`; experts likewise."""
-    return _ID.sub(lambda found: "{layer}" if found[1] else "{expert}", key)
+    """Return a key without its ids: `decoder.layers.7.mlp` gives `decoder.layers.{layer}.mlp`."""
+    return _ID.sub(lambda match: "{layer}" if match[1] else "{expert}", key)
 
 
 def key_ids(key: str) -> tuple[int | None, int | None]:
-    """Global layer and global expert id in a canonical key, None where it has none."""
+    """Return the global layer and the global expert id in a canonical key, None for one that it lacks."""
     layer = expert = None
-    for found in _ID.finditer(key):
-        if found[1]:
-            layer = int(found[1])
+    for match in _ID.finditer(key):
+        if match[1]:
+            layer = int(match[1])
         else:
-            expert = int(found[2])
+            expert = int(match[2])
     return layer, expert
 
 

@@ -74,14 +74,14 @@ class Architecture:
 def same(
     key: str, name: str, *shape: str, where: str = "layers", when: str = "", float32: bool = False
 ) -> Row:
-    """A row for a Megatron tensor that is one Hugging Face tensor, element for element.
+    """Return the row of a Megatron tensor that is one Hugging Face tensor, element for element.
 
     Args:
         key: canonical Megatron key, with {layer} and {expert}.
         name: Hugging Face name, with {layer} and {expert}.
         shape: names of the dimensions of both.
         where: a set of layers that the table defines, or "model".
-        when: a flag of config.json without which there is no such tensor; "" for always.
+        when: a flag of config.json that must be set for the tensor to exist, "" for none.
         float32: whether it stays float32 whatever dtype the model has.
 
     Returns:

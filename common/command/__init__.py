@@ -1,1 +1,1 @@
-"""The command line as both phases have it: the group, outcomes, progress, sizes."""
+"""What the command lines of both phases share: the group of commands, outcomes, progress, sizes."""

@@ -1,4 +1,7 @@
-"""Sizes as people write them: `5GB` is 5,000,000,000 bytes, `5GiB` 5,368,709,120, as in transformers and the Hub."""
+"""Reads and shows sizes as people write them: `5GB` is 5,000,000,000 bytes, `5GiB` is 5,368,709,120.
+
+Transformers and the Hub use the same units.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,12 @@ _WRITTEN = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
 
 
 def parse(text: str) -> int:
-    """Bytes. Raises BadInputError for anything but a positive number and a unit."""
-    found = _WRITTEN.fullmatch(text.strip())
+    """Return the bytes that a text stands for. Raises BadInputError for anything but a positive number and a unit."""
+    match = _WRITTEN.fullmatch(text.strip())
     if (
-        not found
-        or found[2].upper() not in UNITS
-        or not (count := int(float(found[1]) * UNITS[found[2].upper()]))
+        not match
+        or match[2].upper() not in UNITS
+        or not (count := int(float(match[1]) * UNITS[match[2].upper()]))
     ):
         raise BadInputError(
             f"{text!r} is not a size", "Write a number and a unit, for example 5GB or 512MiB."
@@ -28,7 +31,7 @@ def parse(text: str) -> int:
 
 
 def show(count: int) -> str:
-    """`1.4 GB`, for messages."""
+    """Return a number of bytes as messages show it, such as `1.4 GB`."""
     size = float(count)
     for unit in ("B", "KB", "MB", "GB"):
         if size < 1000:

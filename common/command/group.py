@@ -70,9 +70,9 @@ class LazyGroup(click.Group):
 def load(subcommand: Subcommand) -> click.Command:
     """Import a subcommand. Raises ModuleNotFoundError if a library it needs is not installed."""
     module, name = subcommand.target.split(":")
-    found = getattr(import_module(module), name)
-    assert isinstance(found, click.Command)
-    return found
+    command = getattr(import_module(module), name)
+    assert isinstance(command, click.Command)
+    return command
 
 
 def _refuse_missing(command: str, error: ModuleNotFoundError) -> NoReturn:

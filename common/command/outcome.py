@@ -1,4 +1,4 @@
-"""How every command ends: --json and --report, and which exit code. Knows nothing of what a command does.
+"""Decides how every command ends: what --json and --report get, and which exit code. Knows no command.
 
 Data goes to stdout, talk to stderr. A refusal of the tree exits with its own code; anything unexpected is a defect
 and exits 1 with its traceback.
@@ -25,7 +25,7 @@ DEFECT = "This is a defect of shardmerge. Please report it with the lines above.
 
 
 class Outcome(Protocol):
-    """What a command found out: for machines, and for people."""
+    """What a command found out, as `facts` for machines and as `text` for people."""
 
     def facts(self) -> dict[str, Any]: ...
 
@@ -34,7 +34,7 @@ class Outcome(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """An outcome or a refusal, ready to be told."""
+    """An outcome or a refusal, ready to be printed and reported."""
 
     exit_code: int
     facts: dict[str, Any]
@@ -73,16 +73,16 @@ def reported(
 
 def _run(run: Callable[[], Outcome]) -> End:
     try:
-        found = run()
+        outcome = run()
     except ShardmergeError as error:
         return End(error.exit_code, error.facts(), f"Error: {error.message()}")
     except KeyboardInterrupt:
         return _end(INTERRUPTED, "Interrupted", "Interrupted.")
     except OSError as error:
         return _end(FAILED, type(error).__name__, f"Error: {error}")
-    except Exception as error:  # the one place that catches everything: it tells, and fails
+    except Exception as error:  # the one place that catches everything: it reports, and fails
         return _end(FAILED, type(error).__name__, f"{traceback.format_exc()}{DEFECT}")
-    return End(0, found.facts(), found.text())
+    return End(0, outcome.facts(), outcome.text())
 
 
 def _end(exit_code: int, name: str, text: str) -> End:

@@ -1,6 +1,7 @@
-"""Progress of long work, on stderr: a line that rewrites itself on a terminal, elsewhere a plain line every 30 s.
+"""Shows the progress of long work on stderr: a line that rewrites itself, or a plain line every 30 s.
 
-Nothing is printed for work that ends within two seconds. Safe to call from several threads.
+Plain lines are for a stderr that is not a terminal. Nothing is printed for work that ends within two seconds.
+Safe to call from several threads. What the bytes are is not known here.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ GB = 1e9
 
 @dataclass(slots=True)
 class Progress:
-    """Bytes done of `total_bytes`. `stream=None` is silent, as on all but a node's first rank."""
+    """Counts the bytes done of `total_bytes`. With `stream=None` it is silent, as on all but a node's first rank."""
 
     label: str
     total_bytes: int
@@ -30,7 +31,7 @@ class Progress:
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def advance(self, num_bytes: int) -> None:
-        """Count bytes, and say so when it is time."""
+        """Count bytes, and show the progress when it is time."""
         with self.lock:
             self.done_bytes += num_bytes
             now = time.monotonic()
@@ -49,10 +50,10 @@ class Progress:
 
     def _show(self, stream: TextIO, now: float) -> None:
         rate = self.done_bytes / (now - self.started)
-        left = (self.total_bytes - self.done_bytes) / rate if rate else 0.0
+        remaining = (self.total_bytes - self.done_bytes) / rate if rate else 0.0
         text = (
             f"{self.label}: {self.done_bytes / GB:.1f} of {self.total_bytes / GB:.1f} GB, "
-            f"{rate / GB:.2f} GB/s, {left:.0f} s left"
+            f"{rate / GB:.2f} GB/s, {remaining:.0f} s left"
         )
         stream.write(f"\r{text:<78}" if stream.isatty() else f"{text}\n")
         stream.flush()

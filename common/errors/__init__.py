@@ -1,4 +1,4 @@
-"""Every way shardmerge refuses, as one tree: a class per fault, its facts as fields, an exit code per branch.
+"""All errors of shardmerge as one tree: a class per fault, its facts as fields, an exit code per branch.
 
 `tree` holds the root and the branches, each other module the faults of one subject. All are imported from here.
 """

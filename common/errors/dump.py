@@ -1,4 +1,4 @@
-"""The ranks of a dump and their manifests: missing, damaged, or of different generations."""
+"""Errors about the ranks of a dump and their manifests: missing, damaged, or of different generations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that are damaged or do not fit the files beside them."""
+"""Errors about files that are damaged or do not fit the files beside them."""
 
 from __future__ import annotations
 

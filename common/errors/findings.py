@@ -1,4 +1,4 @@
-"""What a check found: the one shape of result that every check has, in the proof and in every command.
+"""What a check found: the only shape of result that checks have, in the proof and in every command.
 
 Decides what an allowed problem becomes. Must not know what any problem or warning means.
 """
@@ -13,24 +13,24 @@ from .tree import ShardmergeError
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """Problems stop a command. Warnings are told and stop nothing. Both are in the order found."""
+    """Problems stop a command. Warnings are printed and stop nothing. Both are in the order found."""
 
     problems: tuple[ShardmergeError, ...] = ()
     warnings: tuple[str, ...] = ()
 
     def allowing(self, words: Collection[str]) -> Findings:
-        """Returns the same findings with problems as warnings whose class names one of these words.
+        """Return the same findings, with problems turned into warnings whose class names one of these words.
 
         They come last: they may be many, and only ten warnings are shown.
         """
-        left = tuple(problem for problem in self.problems if problem.allow not in words)
+        problems = tuple(problem for problem in self.problems if problem.allow not in words)
         allowed = (problem for problem in self.problems if problem.allow in words)
-        told = (f"{problem.message()} (allowed)" for problem in allowed)
-        return Findings(left, (*self.warnings, *told))
+        warnings = (f"{problem.message()} (allowed)" for problem in allowed)
+        return Findings(problems, (*self.warnings, *warnings))
 
     @classmethod
     def together(cls, several: Iterable[Findings]) -> Findings:
-        """Returns what all of them found, one after the other."""
+        """Return what all of these found, one after the other."""
         problems: list[ShardmergeError] = []
         warnings: list[str] = []
         for each in several:

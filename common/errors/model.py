@@ -1,4 +1,4 @@
-"""The model that is to be dumped: its state, its expert ids, and what no table or format covers."""
+"""Errors about the model that is to be dumped: its state, its expert ids, what no table or format covers."""
 
 from __future__ import annotations
 

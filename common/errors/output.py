@@ -1,4 +1,4 @@
-"""The output and the processes that write it: it exists, is locked, lacks parts, lost a worker."""
+"""Errors about an output and those who write it: it exists, is locked, lacks parts, lost a worker."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class MissingPartsError(IncompleteError):
 
     def message(self) -> str:
         which = f"Parts {', '.join(self.parts)} are" if self.parts else "No part is complete: all are"
-        told = f"{self.absent_shards:,} of {self.num_shards:,} shards were not written. {which} to be run"
-        return f"{told}, with --part and otherwise this command. What is written stays."
+        what = f"{self.absent_shards:,} of {self.num_shards:,} shards were not written. {which} to be run"
+        return f"{what}, with --part and otherwise this command. What is written stays."
 
 
 @dataclass(eq=False)

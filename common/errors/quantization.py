@@ -1,4 +1,4 @@
-"""Quantized weights: scales, ranges that nobody saw, cuts inside blocks, declarations that differ."""
+"""Errors about quantized weights: scales, uncalibrated ranges, cuts inside blocks, differing declarations."""
 
 from __future__ import annotations
 

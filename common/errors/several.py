@@ -1,4 +1,4 @@
-"""Several refusals at once: everything that is wrong, collected before anything was written, grouped and counted.
+"""Many errors as one: all that is wrong, collected before anything is written, grouped and counted.
 
 Decides how many of each kind are shown, so that no kind hides another. Must not know what any of them means.
 """
@@ -22,15 +22,15 @@ class ProblemsFoundError(ShardmergeError):
 
     @property
     def exit_code(self) -> int:  # type: ignore[override]
-        """The highest of 5 > 4 > 3, as documented for several problems."""
+        """Return the highest of 5 > 4 > 3, as documented for several problems."""
         return max(problem.exit_code for problem in self.problems)
 
     def groups(self) -> list[tuple[ShardmergeError, ...]]:
-        """The problems of each class, in the order found; classes with the highest exit code first."""
-        found: dict[type[ShardmergeError], list[ShardmergeError]] = defaultdict(list)
+        """Return the problems of each class in the order found, classes with the highest exit code first."""
+        by_class: dict[type[ShardmergeError], list[ShardmergeError]] = defaultdict(list)
         for problem in self.problems:
-            found[type(problem)].append(problem)
-        return sorted(map(tuple, found.values()), key=lambda group: -group[0].exit_code)
+            by_class[type(problem)].append(problem)
+        return sorted(map(tuple, by_class.values()), key=lambda group: -group[0].exit_code)
 
     def message(self) -> str:
         groups = self.groups()
@@ -46,7 +46,7 @@ class ProblemsFoundError(ShardmergeError):
         return "\n".join(lines)
 
     def facts(self) -> dict[str, Any]:
-        """All problems, each with its own facts, and how many there are of each class."""
+        """Return all problems, each with its own facts, and how many there are of each class."""
         return {
             "error": type(self).__name__,
             "exit_code": self.exit_code,
@@ -57,26 +57,26 @@ class ProblemsFoundError(ShardmergeError):
 
 def raise_problems(problems: Iterable[ShardmergeError]) -> None:
     """Raise nothing, the only problem itself, or all of them together."""
-    found = tuple(problems)
-    if len(found) == 1:
-        raise found[0]
-    if found:
-        raise ProblemsFoundError(found)
+    collected = tuple(problems)
+    if len(collected) == 1:
+        raise collected[0]
+    if collected:
+        raise ProblemsFoundError(collected)
 
 
 def fair_shares(counts: Sequence[int], total: int) -> list[int]:
-    """How many of each to show, `total` together: one of each in turn, as long as there are any."""
+    """Return how many of each to show, `total` together: one of each in turn, as long as there are any."""
     shares = [0] * len(counts)
     while total and shares != list(counts):
-        for at, count in enumerate(counts):
-            if total and shares[at] < count:
-                shares[at] += 1
+        for index, count in enumerate(counts):
+            if total and shares[index] < count:
+                shares[index] += 1
                 total -= 1
     return shares
 
 
 def kind(problem: ShardmergeError) -> str:
-    """`missing tensor` for a MissingTensorError."""
+    """Return the class of a problem in words: `missing tensor` for a MissingTensorError."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(problem).__name__.removesuffix("Error")).lower()
 
 

@@ -1,4 +1,4 @@
-"""Tensors that are missing, cut wrongly, covered twice, or hold what weights should not."""
+"""Errors about tensors that are missing, cut wrongly, covered twice, or hold what weights should not."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class MissingTensorError(IncompleteError):
     where: str = ""
 
     def message(self) -> str:
-        told = f"{self.tensor} {list(self.shape)} is in no manifest, but {self.required_by} requires it."
+        what = f"{self.tensor} {list(self.shape)} is in no manifest, but {self.required_by} requires it."
         do = "If training never held it, --graft takes it from the reference; or use one that does not list it."
-        return f"{told} {suspects(self.owed_by, self.where)}{do}"
+        return f"{what} {suspects(self.owed_by, self.where)}{do}"
 
 
 @dataclass(eq=False)

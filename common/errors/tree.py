@@ -13,20 +13,20 @@ SHOWN = 10
 
 @dataclass(eq=False)
 class ShardmergeError(Exception):
-    """Root of the tree; never raised itself. `allow` is the word after --allow that makes a warning of it, if any."""
+    """Root of the tree; never raised itself. `allow` is the word after --allow that turns it into a warning, if any."""
 
     exit_code: ClassVar[int] = 1
     allow: ClassVar[str | None] = None
 
     def message(self) -> str:
-        """One sentence or two: the facts, then what to do."""
+        """Return one sentence or two: the facts, then what to do."""
         raise NotImplementedError
 
     def __str__(self) -> str:
         return self.message()
 
     def facts(self) -> dict[str, Any]:
-        """The error for machines: class name, exit code, message and every field."""
+        """Return the error for machines: class name, exit code, message and every field."""
         own = {f.name: getattr(self, f.name) for f in fields(self)}
         return {"error": type(self).__name__, "exit_code": self.exit_code, "message": self.message(), **own}
 

@@ -1,4 +1,4 @@
-"""The command or its surroundings are wrong; nothing was looked at."""
+"""Errors about the command or its surroundings, raised before anything was looked at."""
 
 from __future__ import annotations
 

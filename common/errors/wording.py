@@ -1,16 +1,16 @@
-"""How ranks are told in messages, so that all of them do it alike."""
+"""Phrases about ranks that several messages share, so that all of them use the same words."""
 
 from __future__ import annotations
 
 
 def first_ranks(ranks: tuple[int, ...], shown: int = 6) -> str:
-    """`0, 1, 2 and 61 more`, for messages."""
+    """Return the first ranks for a message, such as `0, 1, 2 and 61 more`."""
     more = len(ranks) - shown
     return ", ".join(map(str, ranks[:shown])) + (f" and {more} more" if more > 0 else "")
 
 
 def suspects(ranks: tuple[int, ...], where: str) -> str:
-    """A sentence on who should have written something; `where` is the place of a single rank. Empty for nobody."""
+    """Return a sentence on who should have written something, empty for nobody. `where` is the place of one rank."""
     if not ranks:
         return ""
     if len(ranks) > 1:

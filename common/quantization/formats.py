@@ -1,12 +1,7 @@
 """The table of quantization formats: what a quantized weight [N, K] becomes on disk, and how it is declared.
 
-To add a format, add a row to FORMATS and fill in the fields of `rows.Format`. From the row follow the rectangles that
-a dump writes, the cuts that it refuses, the tensors that a merge expects, both JSON files, and what `verify` compares.
-Bytes are computed in two files only, both in phase1_dump/quantization: in modelopt.py, where modelopt's functions pack
-a weight that carries quantizers, and in transformer_engine.py, where the parameter is packed already. A format with a
-new source of scales, or one that modelopt packs by another function, needs code there and nowhere else.
-
-Both phases read this table, and no other module names a format.
+To add a format, add a row to FORMATS. Both phases read this table, and no other module names a format. Must not know
+how bytes are computed: that is decided in phase1_dump/quantization.
 Source: nvidia-modelopt 0.47, torch/export/{model_config,quant_utils,convert_hf_config}.py; DeepSeek-V3's config.json.
 """
 
@@ -37,6 +32,10 @@ _NVFP4_WEIGHT = (
     _scalar("weight_scale_2"),
 )
 
+# From a row follow the rectangles that a dump writes, the cuts that it refuses, the tensors that a merge expects, both
+# JSON files, and what `verify` compares. A format with a new source of scales, or one that modelopt packs by another
+# function, needs code in phase1_dump/quantization and nowhere else: in modelopt.py, where modelopt's functions pack a
+# weight that carries quantizers, or in transformer_engine.py, where the parameter is packed already.
 FORMATS: dict[str, Format] = {
     row.name: row
     for row in (
@@ -111,5 +110,5 @@ BY_ALGORITHM: dict[str, Format] = {row.algorithm: row for row in FORMATS.values(
 
 
 def by_modelopt_name(name: str) -> Format | None:
-    """The row of one of modelopt's formats, None if there is none."""
+    """Return the row of one of modelopt's formats, or None if there is none."""
     return next((row for row in FORMATS.values() if name in row.modelopt), None)

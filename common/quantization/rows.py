@@ -1,4 +1,4 @@
-"""What a row of the table of formats says: the tensors of a weight, where its scales come from, how it is declared.
+"""What a row of the table of formats says: tensors of a weight, source of its scales, declaration.
 
 Pure data; which formats there are and how bytes are computed is not known here.
 """
@@ -15,7 +15,7 @@ INPUT_SCALE = "input_scale"
 
 
 class Encoding(StrEnum):
-    """How the bits of an element are read when a look is taken at its health."""
+    """How the bits of an element are read when its health is inspected."""
 
     FLOAT = "float"  # as its dtype says
     E4M3 = "e4m3"  # NaN is 0x7F and 0xFF
@@ -24,7 +24,7 @@ class Encoding(StrEnum):
 
 
 class ScaleSource(StrEnum):
-    """What the scales are made of that the elements of a live weight are divided by."""
+    """Where the scales come from that the elements of a live weight are divided by."""
 
     NUMBERS = "the numbers of each block, looked at when the block is packed"
     RANGE = "one range of the whole weight, from calibration"
@@ -45,7 +45,7 @@ class Companion:
 
     @property
     def is_scale(self) -> bool:
-        """Scales must be finite and positive."""
+        """Whether it holds scales, which must be finite and positive."""
         return self.suffix != "weight"
 
 
@@ -64,12 +64,12 @@ class ModeloptForm:
 
     @property
     def layer(self) -> Json:
-        """What `quantized_layers` says of a module of this format."""
+        """Return what `quantized_layers` says of a module of this format."""
         return {"quant_algo": self.quant_algo, **self._size}
 
     @property
     def group(self) -> Json:
-        """What a group of config.json's `config_groups` says of the numbers in its modules."""
+        """Return what a group of config.json's `config_groups` says of the numbers in its modules."""
         weights = {"weights": {**self.weights, **self._size}}
         if self.input_activations is None:
             return weights
@@ -99,7 +99,7 @@ class ConfigForm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
-    """A row.
+    """A row of the table of formats.
 
     Storage: `companions` are the tensors of a weight, itself first; no cut may fall inside a `block` of its rows and
     columns; `partial_block` tells whether the last block may be smaller than the others.
@@ -125,12 +125,12 @@ class Format:
 
     @property
     def weight(self) -> Companion:
-        """The packed numbers themselves."""
+        """Return the companion that holds the packed numbers."""
         return next(one for one in self.companions if not one.is_scale)
 
     @property
     def scalars(self) -> tuple[str, ...]:
-        """Suffixes that must be equal on all shards of a weight."""
+        """Return the suffixes of scalars, whose values must be equal on all shards of a weight."""
         return tuple(one.suffix for one in self.companions if one.divisors is None)
 
     @property
@@ -140,12 +140,12 @@ class Format:
 
     @property
     def needs_weight_range(self) -> bool:
-        """Whether a scale of the weight is made of its range in calibration."""
+        """Whether a scale of the weight comes from its range in calibration."""
         return self.scales is not ScaleSource.NUMBERS or bool({*self.scalars} - {INPUT_SCALE})
 
     @property
     def algorithm(self) -> str:
-        """The word for it in a declaration; where no file has a word for it, its own name."""
+        """Return the word that a declaration has for it, or its own name where no file has such a word."""
         return self.form.quant_algo if isinstance(self.form, ModeloptForm) else self.name
 
     @property

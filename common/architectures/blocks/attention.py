@@ -10,7 +10,7 @@ from ..rows import Layout, Row, Target, same
 
 
 def grouped_query_attention(hf_prefix: str, where: str) -> tuple[Row, ...]:
-    """The fused projection of queries, keys and values, and the output projection."""
+    """Return the rows of the fused projection of queries, keys and values, and of the output projection."""
     return (
         Row(
             (LAYER + "self_attention.linear_qkv.weight",),

@@ -1,4 +1,4 @@
-"""Rows of embeddings, and of the norms that most decoders have.
+"""Rows of both embeddings, and of the norms that most decoders have.
 
 Source: megatron/core/models/gpt/gpt_layer_specs.py (`sharded_state_dict_keys_map`: the same norm has two keys,
 depending on the layer spec).
@@ -11,7 +11,7 @@ from ..rows import Layout, Row, Target, same
 
 
 def embeddings(name: str, norm_key: str, norm_name: str) -> tuple[Row, ...]:
-    """Input and output embeddings, and the norm after the last layer.
+    """Return the rows of both embeddings and of the norm after the last layer.
 
     Args:
         name: Hugging Face name of the input embedding.
@@ -19,7 +19,7 @@ def embeddings(name: str, norm_key: str, norm_name: str) -> tuple[Row, ...]:
         norm_name: Hugging Face name of the last norm.
 
     Returns:
-        Three rows; the output embedding is there unless config.json ties it to the input.
+        Three rows. That of the output embedding applies unless config.json ties it to the input.
     """
     return (
         Row(("embedding.word_embeddings.weight",), (Target(name, ("vocab", "hidden")),), Layout.VOCAB),

@@ -1,4 +1,4 @@
-"""Rows of routers.
+"""Rows of the routers that choose the experts of a token.
 
 Source: megatron/core/transformer/moe/router.py.
 """
@@ -10,7 +10,7 @@ from ..rows import Row, same
 
 
 def biased_router(hf_prefix: str) -> tuple[Row, ...]:
-    """A router whose scores are corrected by a bias for each expert, which stays float32."""
+    """Return the rows of a router whose scores are corrected by a bias for each expert, which stays float32."""
     return (
         same(LAYER + "mlp.router.weight", hf_prefix + "weight", "num_experts", "hidden", where="moe"),
         same(

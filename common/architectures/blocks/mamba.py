@@ -13,7 +13,7 @@ CONVOLVED = ("inner", "state", "state")  # rows of x, B and C
 
 
 def mamba(hf_mixer: str) -> tuple[Row, ...]:
-    """A Mamba-2 mixer: `in_proj` and `conv1d` in parts, the rest as it is. A_log and D stay float32."""
+    """Return the rows of a Mamba-2 mixer, with `in_proj` and `conv1d` in parts. A_log and D stay float32."""
     return (
         _parts(
             hf_mixer,
@@ -35,11 +35,19 @@ def mamba(hf_mixer: str) -> tuple[Row, ...]:
 
 
 def _parts(
-    hf_mixer: str, of: str, parts: str, sections: tuple[str, ...], shape: tuple[str, ...], when: str = ""
+    hf_mixer: str, tensor: str, parts: str, sections: tuple[str, ...], shape: tuple[str, ...], when: str = ""
 ) -> tuple[Row, ...]:
-    """A row for each Megatron tensor `of`.z, `of`.x and so on; `sections` are the rows of all."""
-    target = Target(hf_mixer + of, shape)
+    """Return a row for each Megatron tensor, `tensor`.z, `tensor`.x and so on. `sections` are the sizes of all."""
+    target = Target(hf_mixer + tensor, shape)
     return tuple(
-        Row((f"{MIXER}{of}.{name}",), (target,), Layout.PART, "mamba", when, sections=sections, part=at)
-        for at, name in enumerate(parts.split())
+        Row(
+            (f"{MIXER}{tensor}.{name}",),
+            (target,),
+            Layout.PART,
+            "mamba",
+            when,
+            sections=sections,
+            part=number,
+        )
+        for number, name in enumerate(parts.split())
     )

@@ -1,4 +1,4 @@
-"""Rows of MLPs, gated ones and plain ones; of routed experts too, whose keys have another prefix.
+"""Rows of gated and of plain MLPs, and so of routed experts, whose keys have another prefix.
 
 A gated fc1 appears as `weight_w` (gate) and `weight_v` (up).
 Source: megatron/core/transformer/mlp.py (`apply_swiglu_sharded_factory`).
@@ -11,14 +11,14 @@ from ..rows import Row, same
 
 
 def gated_mlp(prefix: str, hf_prefix: str, width: str, where: str, when: str = "") -> tuple[Row, ...]:
-    """A gated MLP whose Hugging Face names are gate_proj, up_proj and down_proj.
+    """Return the rows of a gated MLP whose Hugging Face names are gate_proj, up_proj and down_proj.
 
     Args:
         prefix: what the Megatron keys begin with.
         hf_prefix: what the Hugging Face names begin with.
         width: name of the dimension inside the MLP.
         where: the layers that have it.
-        when: the flag without which they do not; "" for always.
+        when: the flag of config.json that must be set, "" for none.
 
     Returns:
         A row each for gate, up and down.
@@ -30,14 +30,14 @@ def gated_mlp(prefix: str, hf_prefix: str, width: str, where: str, when: str = "
 def gated_mlp_named(
     prefix: str, names: tuple[str, str, str], width: str, where: str, when: str = ""
 ) -> tuple[Row, ...]:
-    """A gated MLP whose Hugging Face tensors have names of their own.
+    """Return the rows of a gated MLP whose Hugging Face tensors have names of their own.
 
     Args:
         prefix: what the Megatron keys begin with.
         names: Hugging Face names of (gate, up, down).
         width: name of the dimension inside the MLP.
         where: the layers that have it.
-        when: the flag without which they do not; "" for always.
+        when: the flag of config.json that must be set, "" for none.
 
     Returns:
         A row each for gate, up and down.
@@ -56,7 +56,7 @@ DENSE_MLP = gated_mlp(LAYER + "mlp.", HF_LAYER + "mlp.", "ffn", "dense")
 def plain_mlp(
     prefix: str, hf_prefix: str, width: str, outside: str, *, where: str, when: str = ""
 ) -> tuple[Row, ...]:
-    """An MLP that is not gated, up [`width`, `outside`] and down [`outside`, `width`].
+    """Return the rows of an MLP that is not gated: up [`width`, `outside`] and down [`outside`, `width`].
 
     Args:
         prefix: what the Megatron keys begin with.
@@ -64,7 +64,7 @@ def plain_mlp(
         width: name of the dimension inside the MLP.
         outside: name of the dimension of its inputs and outputs.
         where: the layers that have it.
-        when: the flag without which they do not; "" for always.
+        when: the flag of config.json that must be set, "" for none.
 
     Returns:
         A row each for up and down.

@@ -1,1 +1,1 @@
-"""A module for each family: its tables, and how they read config.json."""
+"""Tables of architectures, a module for each family, and how they read config.json."""

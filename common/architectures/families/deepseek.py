@@ -1,7 +1,7 @@
-"""DeepSeek-V3: latent attention with or without a low-rank query, first layers dense, shared experts, router bias.
+"""DeepSeek-V3: latent attention, dense first layers, shared experts, and routers with a bias.
 
-`norm` spellings: the norm after a down projection is a module of its own (local spec) or fused into the up
-projection (Transformer Engine spec).
+The query may be low-rank or not. The norm after a down projection is a module of its own (local spec) or fused into
+the up projection (Transformer Engine spec).
 Source: transformers, models/deepseek_v3/modeling_deepseek_v3.py (`DeepseekV3Attention`, `DeepseekV3MoE`);
 megatron/core/transformer/multi_latent_attention.py.
 """

@@ -1,4 +1,4 @@
-"""Mixtral: every layer routed; gate, up and down are called w1, w3 and w2.
+"""Mixtral: every layer has routed experts, whose gate, up and down are called w1, w3 and w2.
 
 Source: transformers, models/mixtral/configuration_mixtral.py; names as published in mistralai/Mixtral-8x7B-v0.1,
 model.safetensors.index.json.

@@ -1,10 +1,9 @@
-"""Nemotron-H: one mixer a layer, which is Mamba-2, attention, a dense MLP or routed experts; no MLP is gated.
+"""Nemotron-H: a layer is one mixer: Mamba-2, attention, a dense MLP or routed experts. No MLP is gated.
 
 config.json says which, either as `hybrid_override_pattern`, a letter a layer, or as `layers_block_type`, a word a
 layer. The norm before a mixer has two keys: a module of its own (local spec), or fused into the first projection.
 Source: transformers, models/nemotron_h/{configuration,modeling}_nemotron_h.py; config.json of
-nvidia/NVIDIA-Nemotron-3-{Nano-30B-A3B,Super-120B-A12B,Ultra-550B-A55B}-BF16; megatron/core/ssm/mamba_mixer.py (order
-of the parts of in_proj and conv1d; A_log and D are float32 there).
+nvidia/NVIDIA-Nemotron-3-{Nano-30B-A3B,Super-120B-A12B,Ultra-550B-A55B}-BF16; megatron/core/ssm/mamba_mixer.py.
 """
 
 from __future__ import annotations
@@ -35,13 +34,13 @@ WORDS = {
 
 
 def _pattern(config: Config) -> str:
-    """A letter a layer. Raises KeyError or ValueError for none, for another word, for a length that is contradicted."""
-    found = config.get("hybrid_override_pattern") or "".join(WORDS[w] for w in config["layers_block_type"])
-    if not found or not set(found) <= set(KINDS):
-        raise ValueError(f"the kinds of layers {found!r:.40}")
-    if config.get("num_hidden_layers") not in (None, len(found)):
-        raise ValueError(f"num_hidden_layers and the kinds of {len(found)} layers")
-    return found
+    """Return a letter for each layer. Raises KeyError or ValueError if layers are missing, unknown or contradicted."""
+    pattern = config.get("hybrid_override_pattern") or "".join(WORDS[w] for w in config["layers_block_type"])
+    if not pattern or not set(pattern) <= set(KINDS):
+        raise ValueError(f"the kinds of layers {pattern!r:.40}")
+    if config.get("num_hidden_layers") not in (None, len(pattern)):
+        raise ValueError(f"num_hidden_layers and the kinds of {len(pattern)} layers")
+    return pattern
 
 
 def _dimensions(config: Config) -> dict[str, int]:
@@ -49,13 +48,13 @@ def _dimensions(config: Config) -> dict[str, int]:
     inner = config["mamba_num_heads"] * config["mamba_head_dim"]
     state = config["n_groups"] * config["ssm_state_size"]
 
-    def of(letter: str, name: str) -> int:
+    def if_used(letter: str, name: str) -> int:
         return config[name] if letter in pattern else 0
 
-    plain = {"num_hidden_layers": len(pattern), "intermediate_size": of("-", "intermediate_size")}
+    plain = {"num_hidden_layers": len(pattern), "intermediate_size": if_used("-", "intermediate_size")}
     return common_dimensions({**config, **plain}) | {
-        "num_experts": of("E", "n_routed_experts"),
-        "moe_ffn": of("E", "moe_intermediate_size"),
+        "num_experts": if_used("E", "n_routed_experts"),
+        "moe_ffn": if_used("E", "moe_intermediate_size"),
         "shared_ffn": config.get("moe_shared_expert_intermediate_size") or 0,
         "latent": config.get("moe_latent_size") or 0,
         "expert_width": config.get("moe_latent_size") or config["hidden_size"],
@@ -80,10 +79,10 @@ def _flags(config: Config) -> frozenset[str]:
 
 def _layers(config: Config) -> Layers:
     pattern = _pattern(config)
-    of = {
-        kind: frozenset(i for i, at in enumerate(pattern) if at == letter) for letter, kind in KINDS.items()
+    by_kind = {
+        kind: frozenset(i for i, own in enumerate(pattern) if own == letter) for letter, kind in KINDS.items()
     }
-    return {**of, "layers": range(len(pattern)), "feed_forward": of["dense"] | of["moe"]}
+    return {**by_kind, "layers": range(len(pattern)), "feed_forward": by_kind["dense"] | by_kind["moe"]}
 
 
 def _norm(where: str, *keys: str) -> Row:

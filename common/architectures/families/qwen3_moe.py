@@ -1,4 +1,4 @@
-"""Qwen3-MoE: every layer routed unless config.json says otherwise, no shared expert.
+"""Qwen3-MoE: every layer has routed experts unless config.json says otherwise, and none has shared ones.
 
 Source: transformers, models/qwen3_moe/modeling_qwen3_moe.py (`Qwen3MoeDecoderLayer.__init__`: a layer is dense if
 it is in mlp_only_layers or (layer + 1) % decoder_sparse_step != 0).
@@ -15,12 +15,15 @@ from ..rows import Architecture, Config, Layers, same
 
 
 def _num_experts(config: Config) -> int:
-    """transformers 5 saves it under another name (`attribute_map` in configuration_qwen3_moe.py)."""
+    """Return the number of experts, which transformers 5 saves under another name.
+
+    Source: `attribute_map` in configuration_qwen3_moe.py.
+    """
     key = "num_experts" if "num_local_experts" not in config else "num_local_experts"
     if config.get("num_experts", config[key]) != config[key]:
         raise ValueError("num_experts and num_local_experts")
-    found: int = config[key]
-    return found
+    count: int = config[key]
+    return count
 
 
 def _dimensions(config: Config) -> dict[str, int]:
@@ -29,11 +32,11 @@ def _dimensions(config: Config) -> dict[str, int]:
 
 
 def _layers(config: Config) -> Layers:
-    every = range(config["num_hidden_layers"])
+    layers = range(config["num_hidden_layers"])
     step, dense_only = config.get("decoder_sparse_step", 1), set(config.get("mlp_only_layers") or ())
     routed = _num_experts(config) > 0
-    moe = frozenset(i for i in every if i not in dense_only and routed and (i + 1) % step == 0)
-    return {"layers": every, "moe": moe, "dense": frozenset(every) - moe}
+    moe = frozenset(i for i in layers if i not in dense_only and routed and (i + 1) % step == 0)
+    return {"layers": layers, "moe": moe, "dense": frozenset(layers) - moe}
 
 
 QWEN3_MOE = Architecture(
