@@ -1,4 +1,4 @@
-"""`torchrun -m shardmerge.phase1_dump` is `shardmerge dump`."""
+"""Makes `torchrun -m shardmerge.phase1_dump` the same as `shardmerge dump`."""
 
 import sys
 

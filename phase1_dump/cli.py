@@ -1,4 +1,7 @@
-"""The command of phase one: get the model from a provider, dump it, and wait for the others before failing."""
+"""The command of phase one: get the model from a provider, dump it, and wait for the others before failing.
+
+Decides what a rank prints and when it may fail. How a rank is written is decided in `dump_model`.
+"""
 
 from __future__ import annotations
 
@@ -27,24 +30,24 @@ SIZE_NAMES = ("WORLD_SIZE", "SLURM_NTASKS")
 
 @dataclass(frozen=True, slots=True)
 class Dumped:
-    """What one rank did. Only the first rank talks."""
+    """What one rank did. Only the first rank prints it."""
 
     manifest: Manifest
     out: Path
 
     def facts(self) -> dict[str, Any]:
-        """Counts of this rank, for --json and --report."""
-        found = self.manifest
-        counts = {"rank": found.rank, "files": len(found.files), "rectangles": len(found.columns)}
+        """Return counts of this rank, for --json and --report."""
+        manifest = self.manifest
+        counts = {"rank": manifest.rank, "files": len(manifest.files), "rectangles": len(manifest.columns)}
         return (
             counts
             | {"out": str(self.out)}
-            | found.statistics
-            | {"health": found.health.as_json(), "drops": found.drops}
+            | manifest.statistics
+            | {"health": manifest.health.as_json(), "drops": manifest.drops}
         )
 
     def text(self) -> str:
-        """Empty on all ranks but the first."""
+        """Return a line on what was written, which is empty on all ranks but the first."""
         if self.manifest.rank:
             return ""
         size, wrote = self.manifest.world_size, len(self.manifest.columns)
@@ -52,7 +55,7 @@ class Dumped:
 
 
 def rank_report(path: Path) -> Path:
-    """FILE for rank 0, FILE-rank-NNNNN for the others: ranks never write the same file."""
+    """Return FILE for rank 0 and FILE-rank-NNNNN for the others: ranks never write the same file."""
     rank = launched(RANK_NAMES, 0)
     return path if rank == 0 else path.with_name(f"{path.stem}-{rank_name(rank)}{path.suffix}")
 
@@ -102,30 +105,37 @@ def dump(model_provider: str, out: Path, run_id: str, wait: float, **options: An
     forget_failure(out, launched(RANK_NAMES, 0))
     try:
         model = load_provider(model_provider)()
-        found = dump_rank(model, out, run_id=run_id, **options)
+        manifest = dump_rank(model, out, run_id=run_id, **options)
     except (Exception, SystemExit) as error:  # a provider that parses arguments exits
         fail(out, run_id, error, wait)
         raise
-    assert found is not None  # on_error is "raise"
-    return Dumped(found, out)
+    assert manifest is not None  # on_error is "raise"
+    return Dumped(manifest, out)
 
 
 def load_provider(name: str) -> Callable[[], Any]:
-    """The function `package.module:function`. Raises BadInputError if there is none."""
+    """Return the function `package.module:function`. Raises BadInputError if there is none."""
     module, _, function = name.partition(":")
     try:
-        found = getattr(importlib.import_module(module), function)
+        provider = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise BadInputError(
             f"--model-provider {name}: {error}", "Give package.module:function, importable here."
         ) from error
-    if not callable(found):
+    if not callable(provider):
         raise BadInputError(f"--model-provider {name} is not a function", "Give package.module:function.")
-    return found  # type: ignore[no-any-return]
+    return provider  # type: ignore[no-any-return]
 
 
 def fail(out: Path, run_id: str, error: BaseException, seconds: float) -> None:
-    """Record the failure and wait, so that ranks that can finish do."""
+    """Record a failure and wait, so that ranks that can finish do.
+
+    Args:
+        out: the dump.
+        run_id: name of the dump.
+        error: what went wrong.
+        seconds: how long to wait for the other ranks at most.
+    """
     rank, size = launched(RANK_NAMES, 0), launched(SIZE_NAMES, 1)
     record_failure(out, rank, run_id, error)
     click.echo(f"rank {rank} failed, waits up to {seconds:.0f} s for the others: {error}", err=True)
@@ -135,5 +145,14 @@ def fail(out: Path, run_id: str, error: BaseException, seconds: float) -> None:
 
 
 def launched(names: tuple[str, ...], otherwise: int, environment: Mapping[str, str] = os.environ) -> int:
-    """A number the launcher gave this process, by the first of `names` that is set."""
+    """Return a number that the launcher gave this process.
+
+    Args:
+        names: variables, of which the first that is set decides.
+        otherwise: the number if none is set.
+        environment: where the variables are looked up.
+
+    Returns:
+        The number.
+    """
     return next((int(environment[name]) for name in names if environment.get(name)), otherwise)

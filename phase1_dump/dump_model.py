@@ -1,4 +1,7 @@
-"""The story of phase one: refuse, describe, write. One call on every rank; no rank waits for another."""
+"""The story of phase one: refuse, describe, write. Every rank makes one call, and none waits for another.
+
+Must not know how a model is read (`sources/`) nor how files are written (`fragments/`).
+"""
 
 from __future__ import annotations
 

@@ -16,9 +16,10 @@ LAUNCHERS = (("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"), ("SLURM_JOB_
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """Raises BadInputError unless run id and attempt are non-empty strings and step is an integer.
+    """The run id, step and attempt of a dump.
 
-    Checked before anything is written: a manifest with other types is refused by the merge, days later.
+    Raises BadInputError unless run id and attempt are non-empty strings and step is an integer. This is checked before
+    anything is written: the merge would refuse a manifest with other types, days later.
     """
 
     run_id: str
@@ -30,13 +31,13 @@ class Generation:
             if type(text) is not str or not text:
                 raise BadInputError(f"{name} is {text!r}", "Give every rank the same non-empty string.")
         try:
-            object.__setattr__(self, "step", operator.index(self.step))  # numpy's integers are no JSON
+            object.__setattr__(self, "step", operator.index(self.step))  # numpy's integers are not JSON
         except TypeError:
             raise BadInputError(f"step is {self.step!r}", "Give the training step, an integer.") from None
 
 
 def attempt_of(environment: Mapping[str, str] = os.environ) -> str:
-    """The launcher's id of this attempt, the same on every rank of a job, different after a restart."""
+    """Return the launcher's id of this attempt: the same on every rank of a job, another after a restart."""
     for job, restart in LAUNCHERS:
         if job in environment:
             return f"{environment[job]}.{environment.get(restart, '0')}"

@@ -1,4 +1,4 @@
-"""The seam of phase one: what has to be known to write a rank, whoever knows it.
+"""The seam of phase one: `Source`, the protocol of everything that must be known to write a rank.
 
 A source answers for one rank. The model in memory is one (`sources/live_model.py`); a checkpoint on disk or a process
 that was handed the blocks of another could be. `fragments/` writes what any source says and knows nothing behind it;
@@ -32,7 +32,7 @@ class Holding:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What was seen of the numbers of one rectangle while they passed. The default: nothing that a reader must know.
+    """What was seen of the numbers of one rectangle while they passed. The default says that nothing is unusual.
 
     nonfinite: how many elements are (NaN, infinite); None if all are finite.
     all_zero: there are elements, and each of them is zero.
@@ -73,7 +73,7 @@ Stream: TypeAlias = Generator[memoryview | Seen, None, None]
 
 
 class Source(Protocol):
-    """What phase one must be told about one rank.
+    """Everything that phase one must know about one rank.
 
     `world`, `generation`, `facts`: who this rank is, which dump it belongs to, and the rest of its manifest.
     `holdings`: the rectangles that this rank holds and may write, in the order of the model.
@@ -99,18 +99,18 @@ class Source(Protocol):
         """
 
     def read(self, holdings: Sequence[Holding], *, inspect: bool = True) -> Stream:
-        """The bytes of these holdings one after another: for each its blocks in order, then one `Seen`.
+        """Yield the bytes of these holdings one after another: for each its blocks in order, then one `Seen`.
 
         The blocks of a holding are together the `rectangle.num_bytes` bytes of its elements in row order, cast to
         `rectangle.dtype`. How large a block is, the source decides; a rectangle without elements may have none.
 
         A block is a flat memoryview of bytes: a view of the source's own memory, or of one of its two buffers. **It
-        stays valid until the block after the next is asked for.** So who hands it to another thread waits for block
-        n - 1 to be written before it asks for block n + 1, and the source itself need not wait for anybody.
+        stays valid until the block after the next is asked for.** A caller that hands blocks to another thread
+        therefore waits until block n - 1 is written before it asks for block n + 1; the source waits for nobody.
 
         Args:
             holdings: some of `holdings` and `stage_copies`. The source may prepare what comes later in the list.
-            inspect: False if nobody asks for the numbers: each `Seen` is then the default one.
+            inspect: False if nobody needs to know about the numbers: each `Seen` is then the default one.
 
         Returns:
             A generator. Closing it, also before its end, releases threads and whatever else it has taken.

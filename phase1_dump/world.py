@@ -1,6 +1,6 @@
-"""Where a rank stands among all ranks: its coordinate and its group along every parallel axis. Plain numbers.
+"""Where a rank stands among all ranks: its coordinate and its group along every parallel axis.
 
-Who finds them out is a matter of the source: `sources/process_groups.py` asks the process groups of a live model.
+Holds plain numbers and must not know where they come from: `sources/process_groups.py` reads them off a live model.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class World:
     groups: dict[str, list[int]]
 
     def replicas(self, *, routed_expert: bool, cut: bool) -> tuple[int, ...]:
-        """Global ranks, ascending, that hold the same rectangle; this rank is one of them.
+        """Return the global ranks, ascending, that hold the same rectangle. This rank is one of them.
 
         Experts repeat along expert-data-parallel ranks, everything else along data and context parallel ones; what
         no tensor-parallel cut touches repeats along that axis too.

@@ -1,4 +1,4 @@
-"""The manifest of a rank: what was written where, and what a merge must know about this rank."""
+"""Makes the manifest of a rank: what was written where, and what a merge must know about the rank."""
 
 from __future__ import annotations
 
@@ -22,17 +22,20 @@ def manifest_of(
     written: Sequence[Sequence[Written]],
     replicas: Sequence[Placed] = (),
 ) -> Manifest:
-    """The manifest of a rank whose fragments are written.
+    """Return the manifest of a rank whose fragments are written.
 
     Args:
         source: says who the rank is, and all facts that are not about bytes.
         fragments: the files.
         written: `written[i][j]` is what was learnt about holding j of fragment i.
         replicas: rows of what is held here and written elsewhere.
+
+    Returns:
+        The manifest, which is not written yet.
     """
     placed = list(_placed(fragments, written, source.world.rank))
-    names, dtypes, found = columns([*placed, *replicas])
-    learnt = [one for of in written for one in of]
+    names, dtypes, rows = columns([*placed, *replicas])
+    learnt = [rectangle for fragment in written for rectangle in fragment]
     facts, generation, world = source.facts, source.generation, source.world
     return Manifest(
         run_id=generation.run_id,
@@ -51,7 +54,7 @@ def manifest_of(
         files=tuple(map(_file, fragments)),
         names=names,
         dtypes=dtypes,
-        columns=found,
+        columns=rows,
         health=_health(learnt),
         quantization=_quantization(facts.quantization, placed, learnt),
         drops=facts.drops,
@@ -86,7 +89,7 @@ def _health(learnt: Sequence[Written]) -> Health:
 def _quantization(
     facts: QuantizationFacts | None, placed: Sequence[Placed], learnt: Sequence[Written]
 ) -> QuantizationFacts | None:
-    """The facts, and for each written scale how many of its elements cannot be one."""
+    """Return the facts, with the number of invalid elements of each scale that was written."""
     bad = {
         p.rectangle.fragment_key: one.seen.invalid_scales
         for p, one in zip(placed, learnt, strict=True)

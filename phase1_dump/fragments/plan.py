@@ -1,4 +1,7 @@
-"""Which fragment each owned rectangle goes to, and where in it: decided whole before a byte is copied."""
+"""Decides which fragment each owned rectangle goes to, and where in it, before a byte is copied.
+
+Must not know where the bytes come from.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ class PlannedFragment:
 
 
 def plan_fragments(holdings: Sequence[Holding], max_bytes: int) -> tuple[PlannedFragment, ...]:
-    """`whole-*` files of entire tensors, then `split-*` files of parts, each at most `max_bytes` of data.
+    """Plan `whole-*` files of entire tensors, then `split-*` files of parts, each at most `max_bytes` of data.
 
     A tensor larger than that has a file of its own.
     """

@@ -1,4 +1,4 @@
-"""The directory of one rank: built under a temporary name, made durable, renamed. Its final name means complete.
+"""The directory of one rank: built under a temporary name, made durable, renamed when it is complete.
 
 A rank that a killed job left unfinished begins anew; one that is complete is refused. A rank that fails says so beside
 its directory, and can wait for the others: a launcher ends a whole node as soon as one of its processes fails.
@@ -28,7 +28,7 @@ def refuse_existing(out: Path, rank: int) -> None:
 
 @contextlib.contextmanager
 def building(out: Path, rank: int) -> Iterator[Path]:
-    """A fresh folder that becomes `out/rank-NNNNN` if the block ends well, and is removed if it does not."""
+    """Yield a fresh folder that becomes `out/rank-NNNNN` if the block ends well, and is removed if it does not."""
     out.mkdir(parents=True, exist_ok=True)
     final, partial = out / rank_name(rank), rank_partial(out, rank)
     shutil.rmtree(partial, ignore_errors=True)  # what a killed attempt of this rank left
@@ -45,9 +45,15 @@ def building(out: Path, rank: int) -> Iterator[Path]:
 
 
 def record_failure(out: Path, rank: int, run_id: str, error: BaseException) -> None:
-    """Write rank-NNNNN.failed.json, unless the rank is complete: it is the new attempt that failed then.
+    """Write rank-NNNNN.failed.json, unless the rank is complete: then only a second attempt failed.
 
-    If even that is not possible, the error says so in a note: what went wrong first must not be hidden.
+    If it cannot be written, the error says so in a note: what went wrong first must not be hidden.
+
+    Args:
+        out: the dump.
+        rank: the rank that failed.
+        run_id: name of the dump that it belongs to.
+        error: what went wrong.
     """
     if (out / rank_name(rank)).exists():
         return
@@ -71,7 +77,13 @@ def wait_for_others(
 ) -> tuple[int, ...]:
     """Wait until every rank is complete or has failed, or `seconds` have passed.
 
-    Looks at the dump's directory only. On node-local disks only this node's ranks can ever be seen.
+    It looks at the dump's directory only. On node-local disks only this node's ranks can ever be seen.
+
+    Args:
+        out: the dump.
+        world_size: how many ranks there are.
+        seconds: how long to wait at most.
+        sleep: how to pass the time, for tests.
 
     Returns:
         The ranks that have neither finished nor failed.

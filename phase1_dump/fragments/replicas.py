@@ -1,6 +1,6 @@
-"""Which rank writes a rectangle that several ranks hold, and the checksums of what another one writes.
+"""Finds the rank that writes what several ranks hold, and hashes what this rank leaves to another.
 
-The others hash theirs without writing, so that the merge can tell whether replicas agree.
+The merge compares the checksums; whether replicas agree is not known here.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ class Replica:
 
 
 def owners_of(holdings: Sequence[Holding]) -> tuple[int, ...]:
-    """The rank that writes each holding: exactly one of those that hold the rectangle."""
+    """Return the rank that writes each holding: exactly one of those that hold the rectangle."""
     candidates = (Candidate(h.rectangle.fragment_key, h.rectangle.num_bytes, h.replicas) for h in holdings)
     writer = owners(candidates)
     return tuple(writer[holding.rectangle.fragment_key] for holding in holdings)
 
 
 def owned(holdings: Sequence[Holding], rank: int) -> tuple[Holding, ...]:
-    """Those that this rank writes."""
+    """Return the holdings that this rank writes."""
     return tuple(h for h, owner in zip(holdings, owners_of(holdings), strict=True) if owner == rank)
 
 
 def replicas_of(source: Source) -> tuple[Replica, ...]:
-    """Everything that this rank holds and another one writes.
+    """Return everything that this rank holds and another one writes.
 
-    Who that is of a copy of another pipeline stage's tensor only that stage can tell; its rank in this rank's
-    pipeline group stands for it.
+    Which rank writes the original of a stage copy is known only in the other pipeline stage. The first rank of this
+    rank's pipeline group stands for it.
     """
     pairs = zip(source.holdings, owners_of(source.holdings), strict=True)
     replicas = [Replica(holding, owner) for holding, owner in pairs if owner != source.world.rank]
@@ -47,9 +47,9 @@ def replicas_of(source: Source) -> tuple[Replica, ...]:
 
 
 def hashed(replicas: Sequence[Replica], source: Source) -> list[Placed]:
-    """The rows that a manifest holds for them."""
-    found = checksums([replica.holding for replica in replicas], source)
+    """Return the rows of a manifest for replicas: their checksums, and who writes them."""
+    digests = checksums([replica.holding for replica in replicas], source)
     return [
         Placed(replica.holding.rectangle, NOT_WRITTEN, 0, 0, replica.owner, checksum)
-        for replica, checksum in zip(replicas, found, strict=True)
+        for replica, checksum in zip(replicas, digests, strict=True)
     ]

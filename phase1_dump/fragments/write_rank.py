@@ -1,4 +1,7 @@
-"""The second half of phase one: everything that a source owns is planned, written, listed in a manifest and named."""
+"""The second half of phase one: plans, writes, lists and names everything that a rank owns.
+
+Must not know what kind of source the bytes come from.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ def write_rank(
     """Write what a source owns to `out/rank-NNNNN`: fragments, then the manifest, under a temporary name.
 
     Args:
-        source: this rank.
+        source: everything that must be known about this rank.
         out: the dump, shared by all ranks.
         max_fragment_bytes: size of a fragment file; a larger tensor has a file of its own.
         check_replicas: also record the checksums of what this rank holds and another one writes.
@@ -43,6 +46,7 @@ def write_rank(
 
     Raises:
         OSError: something could not be written; the temporary folder is removed.
+        RuntimeError: the source does not deliver what it holds; the temporary folder is removed.
     """
     rank = source.world.rank
     fragments = plan_fragments(owned(source.holdings, rank), max_fragment_bytes)
@@ -58,7 +62,7 @@ def write_rank(
 
 
 def _progress(fragments: Sequence[PlannedFragment], rank: int) -> Progress:
-    """Only the first rank of a node speaks."""
+    """Return what shows the progress. Only the first rank of a node prints it."""
     speaks = os.environ.get("LOCAL_RANK", str(rank)) == "0"
     total = sum(fragment.header.file_bytes for fragment in fragments)
     return Progress(f"rank {rank} dumps", total, sys.stderr if speaks else None)

@@ -1,4 +1,7 @@
-"""Writes one fragment: hashes each block that a source delivers, while a thread writes the block before it."""
+"""Writes one fragment: hashes each block that a source delivers, while a thread writes the block before it.
+
+Must not know which holdings belong into which file, nor what the numbers mean.
+"""
 
 from __future__ import annotations
 
@@ -63,13 +66,13 @@ class WriteQueue:
         self._wait_for(before)
 
     def flush(self) -> None:
-        """Write what has been joined."""
+        """Write the small blocks that have been joined."""
         if self.joined:
             self._submit(memoryview(self.joined))
             self.joined = bytearray()
 
     def drain(self) -> None:
-        """Wait until everything is written; raises what writing raised."""
+        """Wait until everything is written. Raises what writing raised."""
         self._wait_for(self.submitted)
 
     def _submit(self, data: memoryview) -> None:
@@ -79,7 +82,7 @@ class WriteQueue:
         self.progress(len(data))
 
     def _wait_for(self, number: int) -> None:
-        """Until so many of all writes are through."""
+        """Wait until the first `number` of all writes are done."""
         while self.submitted - len(self.pending) < number:
             self.pending.popleft().result()
 
@@ -93,13 +96,14 @@ def write_fragment(
         folder: where; the file must not be there yet.
         fragment: its name, first bytes and holdings.
         source: what delivers the holdings' bytes.
-        progress: is told how many bytes have been handed to the writing thread, each time.
+        progress: called with the number of bytes each time some are handed to the writing thread.
 
     Returns:
         What was learnt about each holding, in the order of the fragment.
 
     Raises:
         OSError: the file could not be written; nothing is cleaned up here.
+        RuntimeError: the source ended before all holdings were delivered.
     """
     with (
         open(folder / fragment.name, "xb", buffering=0) as file,
@@ -119,15 +123,18 @@ def write_fragment(
 
 
 def checksums(holdings: Sequence[Holding], source: Source) -> list[str]:
-    """xxh3_128 of the bytes that would be written, for rectangles that another rank writes."""
+    """Return the xxh3_128 of the bytes that would be written, for rectangles that another rank writes.
+
+    Raises RuntimeError if the source ended before all holdings were delivered.
+    """
     with closing(source.read(holdings, inspect=False)) as stream:
-        return [one.xxh3_128 for one in _hashed(holdings, stream, lambda _block: None)]
+        return [written.xxh3_128 for written in _hashed(holdings, stream, lambda _block: None)]
 
 
 def _hashed(
     holdings: Sequence[Holding], stream: Stream, take: Callable[[memoryview], None]
 ) -> Iterator[Written]:
-    """Take each block as it comes; yields what was learnt about each holding after its last one."""
+    """Take each block as it comes, and yield what was learnt about each holding after its last block."""
     for holding in holdings:
         checksum, num_bytes = xxhash.xxh3_128(), 0
         for block in stream:
@@ -140,3 +147,5 @@ def _hashed(
             checksum.update(block)
             take(block)
             num_bytes += len(block)
+        else:
+            raise RuntimeError(f"the source ended before it had delivered {holding.rectangle.fragment_key}")

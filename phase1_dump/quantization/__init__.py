@@ -1,1 +1,1 @@
-"""How weights are packed: modelopt's quantizers and Transformer Engine's parameters, and what is computed of them."""
+"""Packs weights: reads modelopt's quantizers and Transformer Engine's parameters, computes their tensors."""

@@ -1,6 +1,6 @@
-"""What a part is read from: a live tensor, or one that is computed from it piece by piece when it is asked for.
+"""What a part is read from: a live tensor, or one that is computed from it piece by piece on demand.
 
-Nothing derived is ever whole in memory unless somebody asks for the whole of it.
+A derived tensor is never whole in memory unless somebody asks for the whole of it. Formats are not known here.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Readable(Protocol):
 class Derived:
     """A tensor [N / divisors[0], K / divisors[1]] of a live weight [N, K].
 
-    `compute(rows, columns)` gives the elements that these rows and columns of the weight become; it is asked for whole
+    `compute(rows, columns)` gives the elements that these rows and columns of the weight become. It is called for whole
     blocks only, `CHUNK_ELEMENTS` of the weight at a time.
     """
 
@@ -58,20 +58,20 @@ class Derived:
         return self
 
     def __getitem__(self, box: Box) -> torch.Tensor:
-        """The elements of a box of slices with start and stop."""
+        """Return the elements of a box of slices with start and stop."""
         rows, columns = (
             slice(one.start * by, min(one.stop * by, size))
             for one, by, size in zip(box, self.divisors, self.shape, strict=True)
         )
         low = rows.start // self.block_rows * self.block_rows
         high = min(-(-rows.stop // self.block_rows) * self.block_rows, self.shape[0])
-        found = [self.compute(slice(a, b), columns) for a, b in self._chunks(low, high, columns)]
-        whole = found[0] if len(found) == 1 else torch.cat(found)
+        chunks = [self.compute(slice(a, b), columns) for a, b in self._chunks(low, high, columns)]
+        whole = chunks[0] if len(chunks) == 1 else torch.cat(chunks)
         first = (rows.start - low) // self.divisors[0]
         return whole[first : first + box[0].stop - box[0].start]
 
     def rows_at_once(self, num_columns: int) -> int:
-        """How many rows of so many columns are computed in one go."""
+        """Return how many rows of so many columns are computed in one go."""
         return max(1, self._step(num_columns * self.divisors[1]) // self.divisors[0])
 
     def _chunks(self, low: int, high: int, columns: slice) -> list[tuple[int, int]]:
@@ -79,47 +79,57 @@ class Derived:
         return [(at, min(at + step, high)) for at in range(low, high, step)]
 
     def _step(self, width: int) -> int:
-        """Rows of the weight in a chunk: whole blocks."""
+        """Return the number of rows of the weight in a chunk: whole blocks."""
         return max(1, CHUNK_ELEMENTS // max(1, width) // self.block_rows) * self.block_rows
 
 
 @dataclass(slots=True, eq=False)
 class Scales:
-    """Block scales that are wanted twice, once to pack a weight and once as a tensor of their own.
+    """Shares block scales, which are needed twice: to pack a weight, and as a tensor of their own.
 
-    Whoever comes first computes them, the other gets them. Few are kept: scales are written next to their weight.
+    The first caller computes them, the second gets the same. Few are stored: scales are written next to their weight.
     """
 
     lock: Lock = field(default_factory=Lock)
     found: dict[tuple[int, int, int], Future[torch.Tensor]] = field(default_factory=dict)
 
     def get(self, owner: object, rows: slice, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """The scales of some rows of a weight."""
+        """Return the scales of some rows of a weight.
+
+        Args:
+            owner: whose rows these are, the same object in both calls.
+            rows: rows of the weight, with start and stop.
+            compute: makes the scales if nobody has yet.
+
+        Returns:
+            What `compute` returned, here or in the other call. Raises what it raised.
+        """
         key = (id(owner), rows.start, rows.stop)
         with self.lock:
             known = self.found.pop(key, None)
             if known is None:
-                mine = self.found[key] = Future[torch.Tensor]()
+                own = self.found[key] = Future[torch.Tensor]()
                 while len(self.found) > SCALES_KEPT:
                     del self.found[next(iter(self.found))]
         if known is not None:
             return known.result()
         try:
-            mine.set_result(compute())
+            own.set_result(compute())
         except BaseException as error:
-            mine.set_exception(error)
+            own.set_exception(error)
             raise
-        return mine.result()
+        return own.result()
 
 
 @dataclass(slots=True, eq=False)
 class Cache:
-    """The last tensor that was computed whole: parts of one parameter are written close to each other."""
+    """Stores the last tensor that was computed whole: parts of a parameter are written close to each other."""
 
     owner: object = None
     value: torch.Tensor | None = field(default=None)
 
     def get(self, owner: object, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Return the tensor of `owner`, computed unless it was the last one."""
         if self.owner is not owner or self.value is None:
             self.value = None  # first: two of them would not fit the bound
             self.value, self.owner = compute(), owner

@@ -1,4 +1,4 @@
-"""torch dtypes by their safetensors names."""
+"""The torch dtypes that weights may have, by their safetensors names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NAMES = {dtype: name for name, dtype in PLAIN.items()}
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """The safetensors name. Raises BadInputError for a dtype that weights are not kept in."""
+    """Return the safetensors name of a dtype. Raises BadInputError for a dtype that weights are not kept in."""
     if dtype not in NAMES:
         raise BadInputError(f"params_dtype {dtype}", f"Supported: {', '.join(map(str, NAMES))}.")
     return NAMES[dtype]

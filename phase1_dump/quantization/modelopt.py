@@ -1,7 +1,7 @@
-"""Weights that carry modelopt quantizers: their format, and their packed form by modelopt's own functions.
+"""Finds the format of weights with modelopt quantizers, and packs them by modelopt's own functions.
 
-A model with quantizers has modelopt installed; it is imported only then. The live modules are never changed: what
-modelopt's functions look at is a module of our own with the weight and its quantizers in it.
+modelopt is imported only for a model with quantizers. The live modules are never changed: modelopt's functions get
+a module of our own that holds the weight and its quantizers.
 Source: modelopt/torch/export/quant_utils.py; unified_export_megatron.py (`_get_quantized_state`,
 `_grouped_mlp_slicing`: one quantizer for each expert).
 """
@@ -43,15 +43,15 @@ class Quantizers:
     modelopt: str | None
 
     def module(self, weight: torch.Tensor) -> nn.Module:
-        """A module that holds just these, as modelopt's functions expect it."""
-        found = nn.Module()
-        found.weight = nn.Parameter(weight, requires_grad=False)
-        found.weight_quantizer, found.input_quantizer = self.weight_quantizer, self.input_quantizer
-        return found
+        """Return a module that holds just these, as modelopt's functions expect it."""
+        module = nn.Module()
+        module.weight = nn.Parameter(weight, requires_grad=False)
+        module.weight_quantizer, module.input_quantizer = self.weight_quantizer, self.input_quantizer
+        return module
 
 
 def is_quantizer(module: nn.Module) -> bool:
-    """Whether a module is a quantizer of modelopt; does not import it."""
+    """Whether a module is a quantizer of modelopt, which is not imported."""
     return any(
         one.__name__ in ("TensorQuantizer", "SequentialQuantizer") and one.__module__.startswith("modelopt.")
         for one in type(module).__mro__
@@ -59,13 +59,13 @@ def is_quantizer(module: nn.Module) -> bool:
 
 
 def is_compressed(tensor: object) -> bool:
-    """Whether modelopt has packed a weight in place (`mtq.compress`); does not import it."""
+    """Whether modelopt, which is not imported, has packed a weight in place (`mtq.compress`)."""
     kind = type(tensor)
     return kind.__name__ == "QTensorWrapper" and kind.__module__.startswith("modelopt.")
 
 
 def compressed_refusal(tensor: torch.Tensor) -> str | None:
-    """Why a compressed weight cannot be written, as far as the weight itself tells; None for any other weight."""
+    """Return why a compressed weight cannot be written, as far as the weight itself shows, or None."""
     if not is_compressed(tensor) or tensor.dtype in {TORCH[row.weight.dtype] for row in _COMPRESSED}:
         return None  # in which blocks, its quantizer knows
     kind = getattr(tensor, "metadata", {}).get("qtensor_class")
@@ -73,7 +73,7 @@ def compressed_refusal(tensor: torch.Tensor) -> str | None:
 
 
 def quantizers_of(model: nn.Module, rank: int) -> Iterator[tuple[str, Quantizers]]:
-    """(name of the live weight, its quantizers) of every module that has some, enabled or not.
+    """Yield (name of the live weight, its quantizers) of every module that has some, enabled or not.
 
     Raises UnsupportedParameterError, naming the format, for quantizers that modelopt cannot name or we cannot write.
     """
@@ -95,14 +95,14 @@ def quantizers_of(model: nn.Module, rank: int) -> Iterator[tuple[str, Quantizers
 
 
 def row_of(quantizers: Quantizers) -> Format | None:
-    """The format a weight is written in, None if its quantizer is off."""
+    """Return the format that a weight is written in, or None if its quantizer is off."""
     return by_modelopt_name(quantizers.modelopt) if quantizers.modelopt else None
 
 
 def packed_parts(
     quantizers: Quantizers, row: Format, known: Mapping[str, float], scales: Scales
 ) -> Mapping[str, Readable]:
-    """What the whole local weight becomes, computed when it is read.
+    """Return the tensors that the whole local weight becomes, which are computed when they are read.
 
     Args:
         quantizers: a weight [N, K] with a known range.
@@ -119,26 +119,26 @@ def packed_parts(
     calibrated = _calibrated(quantizers, row, known)
     shape = (weight.shape[0], weight.shape[1])
     return {
-        one.suffix: Derived(
+        companion.suffix: Derived(
             shape,
-            one.divisors,
+            companion.divisors,
             row.block[0],
-            TORCH[one.dtype],
+            TORCH[companion.dtype],
             weight.device,
-            partial(_compute, quantizers, row, one, scales, calibrated),
+            partial(_compute, quantizers, row, companion, scales, calibrated),
             by_any_thread=True,
         )
-        for one in row.companions
-        if one.divisors is not None
+        for companion in row.companions
+        if companion.divisors is not None
     }
 
 
-def with_range(name: str, found: Quantizers, row: Format, *, cut: bool, rank: int) -> Quantizers:
+def with_range(name: str, quantizers: Quantizers, row: Format, *, cut: bool, rank: int) -> Quantizers:
     """Make the range of a weight known: an expert's dynamic quantizer carries none, and then it is max |W|.
 
     Args:
         name: of the live weight, for messages.
-        found: the weight and its quantizers.
+        quantizers: the weight and its quantizers.
         row: the format that it is written in.
         cut: whether other ranks hold other parts of the weight.
         rank: of this process, for messages.
@@ -152,22 +152,22 @@ def with_range(name: str, found: Quantizers, row: Format, *, cut: bool, rank: in
 
     Source: unified_export_megatron.py, `_grouped_mlp_slicing`.
     """
-    if not row.needs_weight_range or is_compressed(found.weight):
-        return found  # the scales are taken from the weight block by block; or there already
-    if getattr(found.weight_quantizer, "amax", None) is None:
-        if cut or not found.weight_quantizer.is_nvfp4_dynamic:
+    if not row.needs_weight_range or is_compressed(quantizers.weight):
+        return quantizers  # its scales come from each block of the weight, or are there already
+    if getattr(quantizers.weight_quantizer, "amax", None) is None:
+        if cut or not quantizers.weight_quantizer.is_nvfp4_dynamic:
             reason = "its weight quantizer has no amax: calibrate the model"
             raise UnsupportedParameterError(name, reason, rank)
-        own = copy.deepcopy(found.weight_quantizer)
-        own.amax = found.weight.detach().abs().max().float()
-        found = replace(found, weight_quantizer=own)
+        own = copy.deepcopy(quantizers.weight_quantizer)
+        own.amax = quantizers.weight.detach().abs().max().float()
+        quantizers = replace(quantizers, weight_quantizer=own)
     if row.positive_ranges:
-        _require_range(f"{name}: weight_quantizer", found.weight_quantizer, rank)
-    return found
+        _require_range(f"{name}: weight_quantizer", quantizers.weight_quantizer, rank)
+    return quantizers
 
 
 def scalars(name: str, quantizers: Quantizers, row: Format, rank: int) -> dict[str, float]:
-    """The scalar companions of a weight.
+    """Return the scalar companions of a weight.
 
     Args:
         name: of the live weight, for messages.
@@ -186,23 +186,23 @@ def scalars(name: str, quantizers: Quantizers, row: Format, rank: int) -> dict[s
 
     if not row.scalars:
         return {}
-    module, found = quantizers.module(quantizers.weight[:1]), dict[str, Any]()
+    module, values = quantizers.module(quantizers.weight[:1]), dict[str, Any]()
     if "weight_scale_2" in row.scalars:
-        found["weight_scale_2"] = quant_utils.get_weight_scaling_factor_2(module)
+        values["weight_scale_2"] = quant_utils.get_weight_scaling_factor_2(module)
     if "weight_scale" in row.scalars:
-        found["weight_scale"] = quant_utils.get_weight_scaling_factor(module)
+        values["weight_scale"] = quant_utils.get_weight_scaling_factor(module)
     if row.is_calibrated and _has_input_range(name, quantizers, rank):
-        found[INPUT_SCALE] = quant_utils.get_activation_scaling_factor(module)
-    return {suffix: _number(f"{name}: {suffix}", value, rank) for suffix, value in found.items()}
+        values[INPUT_SCALE] = quant_utils.get_activation_scaling_factor(module)
+    return {suffix: _number(f"{name}: {suffix}", value, rank) for suffix, value in values.items()}
 
 
 def kv_cache_of(model: nn.Module, rank: int) -> Iterator[tuple[str, str, tuple[float, float]]]:
-    """(name of the attention core, algorithm, (k_scale, v_scale)) of every core with KV-cache quantizers on.
+    """Yield (name of the attention core, algorithm, (k_scale, v_scale)) of every core with KV-cache quantizers on.
 
     Raises UnsupportedParameterError for another algorithm than FP8, BadScaleError for ranges nobody calibrated.
     """
     for name, module in model.named_modules():
-        if not any(getattr(getattr(module, one, None), "is_enabled", False) for one in _CACHES):
+        if not any(getattr(getattr(module, cache, None), "is_enabled", False) for cache in _CACHES):
             continue
         from modelopt.torch.export import quant_utils
 
@@ -212,8 +212,8 @@ def kv_cache_of(model: nn.Module, rank: int) -> Iterator[tuple[str, str, tuple[f
             raise UnsupportedParameterError(
                 name, f"its KV cache is quantized as {algorithm}; known: {known}", rank
             )
-        for one in _CACHES:
-            _require_range(f"{name}.{one}", getattr(module, one), rank)
+        for cache in _CACHES:
+            _require_range(f"{name}.{cache}", getattr(module, cache), rank)
         k_scale, v_scale = quant_utils.get_kv_cache_scaling_factor(module)
         yield name, algorithm, (_number(name, k_scale, rank), _number(name, v_scale, rank))
 
@@ -230,37 +230,44 @@ def _checked(name: str, weight: torch.Tensor, own: Any, inputs: Any, rank: int) 
 
     bare = Quantizers(weight, own, inputs, None)
     try:
-        told = quant_utils.get_quantization_format(bare.module(torch.empty(0)))
+        modelopt_name = quant_utils.get_quantization_format(bare.module(torch.empty(0)))
     except (NotImplementedError, AssertionError) as error:
         raise UnsupportedParameterError(
             name, f"modelopt cannot export its quantizer: {error}", rank
         ) from error
-    found = Quantizers(weight, own, inputs, told)
-    if reason := _refusal(found):
+    quantizers = Quantizers(weight, own, inputs, modelopt_name)
+    if reason := _refusal(quantizers):
         raise UnsupportedParameterError(name, reason, rank)
-    return found
+    return quantizers
 
 
-def _refusal(found: Quantizers) -> str | None:
-    row = row_of(found)
+def _refusal(quantizers: Quantizers) -> str | None:
+    row = row_of(quantizers)
     if row is None:
-        unknown = f"it is quantized as {found.modelopt} of modelopt, which shardmerge does not write"
-        return unknown if found.modelopt else None
-    block, compressed = _block_of(found.weight_quantizer), is_compressed(found.weight)
-    off = row.is_calibrated and not getattr(found.input_quantizer, "is_enabled", False)
+        unknown = f"it is quantized as {quantizers.modelopt} of modelopt, which shardmerge does not write"
+        return unknown if quantizers.modelopt else None
+    block, compressed = _block_of(quantizers.weight_quantizer), is_compressed(quantizers.weight)
+    off = row.is_calibrated and not getattr(quantizers.input_quantizer, "is_enabled", False)
     refused = (
         (
-            getattr(found.weight_quantizer, "is_nvfp4_static", False),
+            getattr(quantizers.weight_quantizer, "is_nvfp4_static", False),
             "with static block scales, not supported",
         ),
         (off, "with its input quantizer off: readers want input_scale"),
-        (hasattr(found.input_quantizer, "_pre_quant_scale"), "with a pre_quant_scale (SmoothQuant, AWQ)"),
+        (
+            hasattr(quantizers.input_quantizer, "_pre_quant_scale"),
+            "with a pre_quant_scale (SmoothQuant, AWQ)",
+        ),
         (block != row.block, f"in blocks of {_by(block)}: readers take {_by(row.block)} only"),
         (compressed and row.compressed is None, f"and compressed; {BEFORE_COMPRESSING}"),
-        (found.modelopt == row.compressed and not compressed, "but not compressed: call mtq.compress"),
+        (quantizers.modelopt == row.compressed and not compressed, "but not compressed: call mtq.compress"),
     )
     return next(
-        (f"it is quantized as {found.modelopt} of modelopt {why}" for applies, why in refused if applies),
+        (
+            f"it is quantized as {quantizers.modelopt} of modelopt {why}"
+            for applies, why in refused
+            if applies
+        ),
         None,
     )
 
@@ -277,13 +284,13 @@ def _block_of(quantizer: Any) -> tuple[int, int]:
 def _compute(
     quantizers: Quantizers,
     row: Format,
-    one: Companion,
+    companion: Companion,
     scales: Scales,
     calibrated: torch.Tensor | None,
     rows: slice,
     columns: slice,
 ) -> torch.Tensor:
-    """One companion of a few rows of the weight. [n, k] -> [n / divisors[0], k / divisors[1]]"""
+    """Compute one companion of a few rows of the weight. [n, k] -> [n / divisors[0], k / divisors[1]]"""
     from modelopt.torch.export import quant_utils
 
     weight = quantizers.weight.detach()[rows, columns].contiguous()
@@ -294,8 +301,8 @@ def _compute(
             scale = scales.get(quantizers, rows, lambda: _scale(quantizers, weight))
         else:
             scale = _scale(quantizers, weight)
-        if one.is_scale:
-            return scale.to(TORCH[one.dtype])
+        if companion.is_scale:
+            return scale.to(TORCH[companion.dtype])
         if row.scales is ScaleSource.BLOCK_RANGES and 1 in scale.shape:
             return _single_block_row(weight, scale, row.block)
         second = calibrated if "weight_scale_2" in row.scalars else None
@@ -306,7 +313,7 @@ def _compute(
 
 
 def _calibrated(quantizers: Quantizers, row: Format, known: Mapping[str, float]) -> torch.Tensor | None:
-    """The scale known from calibration: a scalar, or block scales [N / block, K / block].
+    """Return the scale known from calibration: a scalar, or block scales [N / block, K / block].
 
     The scalar is that of the whole weight, or the second-level one. None if all scales come from the weight.
     """
@@ -322,7 +329,7 @@ def _calibrated(quantizers: Quantizers, row: Format, known: Mapping[str, float])
 
 
 def _scale(quantizers: Quantizers, weight: torch.Tensor) -> torch.Tensor:
-    """Scales that modelopt finds in the numbers: [n, k] -> [n, k / group]."""
+    """Return the scales that modelopt computes from the numbers: [n, k] -> [n, k / group]."""
     from modelopt.torch.export import quant_utils
 
     scale: torch.Tensor = quant_utils.get_weight_scaling_factor(quantizers.module(weight))
@@ -330,15 +337,15 @@ def _scale(quantizers: Quantizers, weight: torch.Tensor) -> torch.Tensor:
 
 
 def _compressed_parts(quantizers: Quantizers, row: Format) -> Mapping[str, Readable]:
-    """What modelopt packed: plain bytes, and the scales that its quantizer keeps in the weight's dtype."""
+    """Return what modelopt packed: plain bytes, and the scales that its quantizer stores in the weight's dtype."""
     weight, scale = row.companions
-    found = quantizers.weight_quantizer._scale.detach().float()
+    scales = quantizers.weight_quantizer._scale.detach().float()
     blocks = (-(-size // by) for size, by in zip(quantizers.weight.shape, row.block, strict=True))
-    return {weight.suffix: quantizers.weight.data, scale.suffix: found.reshape(tuple(blocks))}
+    return {weight.suffix: quantizers.weight.data, scale.suffix: scales.reshape(tuple(blocks))}
 
 
 def _of_blocks(calibrated: torch.Tensor | None, row: Format, rows: slice, columns: slice) -> torch.Tensor:
-    """The scalar, or the part of block scales that stands for these rows and columns."""
+    """Return the scalar, or the part of the block scales that belongs to these rows and columns."""
     assert calibrated is not None  # only formats whose scales come from calibration come here
     if row.scales is not ScaleSource.BLOCK_RANGES:
         return calibrated
@@ -349,7 +356,10 @@ def _of_blocks(calibrated: torch.Tensor | None, row: Format, rows: slice, column
 
 
 def _single_block_row(weight: torch.Tensor, scale: torch.Tensor, block: tuple[int, int]) -> torch.Tensor:
-    """modelopt's to_quantized_weight squeezes a scale of one row or column away; the class it calls is the same."""
+    """Pack where scales have one row or column, which to_quantized_weight would squeeze away.
+
+    The class that it calls is the same.
+    """
     from modelopt.torch.quantization.qtensor import FP8QTensor
 
     packed: torch.Tensor = FP8QTensor.quantize(weight, scale, block_sizes={-1: block[1], -2: block[0]})[
@@ -358,12 +368,12 @@ def _single_block_row(weight: torch.Tensor, scale: torch.Tensor, block: tuple[in
     return packed
 
 
-def _has_input_range(name: str, found: Quantizers, rank: int) -> bool:
-    """Whether calibration saw an input. modelopt itself would put maxbound for a range of zero, silently."""
-    amax = found.input_quantizer.amax
+def _has_input_range(name: str, quantizers: Quantizers, rank: int) -> bool:
+    """Whether calibration saw an input. For a range of zero modelopt itself would silently take maxbound."""
+    amax = quantizers.input_quantizer.amax
     if amax is None or not bool((amax != 0).any()):
         return False
-    _require_range(f"{name}: input_quantizer", found.input_quantizer, rank)
+    _require_range(f"{name}: input_quantizer", quantizers.input_quantizer, rank)
     return True
 
 

@@ -1,7 +1,7 @@
-"""Which claimed weights are written packed, and what each becomes.
+"""Decides which claimed weights are written packed, and what each becomes.
 
 Joins the two origins of quantization, modelopt's quantizers and Transformer Engine's parameters, to the formats of
-the shared table. Does not know files.
+the shared table. Must not know files.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .transformer_engine import dequantized, te_class, te_format, te_parts
 
 
 def is_quantized(model: nn.Module) -> bool:
-    """Whether a model carries quantizers of modelopt, enabled or not. Imports nothing."""
+    """Whether a model carries quantizers of modelopt, enabled or not. Nothing is imported for that."""
     return any(map(is_quantizer, model.modules()))
 
 
@@ -48,30 +48,33 @@ def pack_claims(
         UnsupportedParameterError: a weight is quantized in a way that cannot be written.
         BadScaleError: a calibrated range cannot be a scale.
     """
-    found = dict(quantizers_of(model, rank)) if is_quantized(model) else {}
+    quantizers = dict(quantizers_of(model, rank)) if is_quantized(model) else {}
     packed: dict[str, Packed | None] = {}
     cache, scales, done = Cache(), Scales(), list[Claimed]()
-    for one in claimed:
-        parameter = one.parameter
-        if parameter.name in found:
+    for entry in claimed:
+        parameter = entry.parameter
+        if parameter.name in quantizers:
             if parameter.name not in packed:  # gate and up are two parts of one weight
-                packed[parameter.name] = _by_modelopt(parameter, found[parameter.name], scales, rank)
-            done.append(replace(one, packed=packed[parameter.name], has_quantizer=True))
+                packed[parameter.name] = _by_modelopt(parameter, quantizers[parameter.name], scales, rank)
+            done.append(replace(entry, packed=packed[parameter.name], has_quantizer=True))
         elif te_class(parameter.data) is not None:
-            done.append(_by_transformer_engine(one, cache, dequantize=dequantize))
+            done.append(_by_transformer_engine(entry, cache, dequantize=dequantize))
         else:
-            done.append(one)
-    _require_all_claimed(found, packed, rank)
+            done.append(entry)
+    _require_all_claimed(quantizers, packed, rank)
     return done
 
 
 def kv_caches(model: nn.Module, claimed: Iterable[Claimed], rank: int) -> list[KVCache]:
-    """Scales of the KV caches of one model chunk.
+    """Return the scales of the KV caches of one model chunk.
 
     Args:
         model: the unwrapped chunk.
         claimed: its parameters; they give an attention its Hugging Face name.
         rank: for messages.
+
+    Returns:
+        One entry for each attention whose cache is quantized.
 
     Raises:
         UnsupportedParameterError: the cache is one of latent attention.
@@ -79,9 +82,11 @@ def kv_caches(model: nn.Module, claimed: Iterable[Claimed], rank: int) -> list[K
     if not is_quantized(model):
         return []
     attentions = {
-        one.parameter.name.rpartition(".linear_qkv.")[0]: one.claim.tensors[0].name.rpartition(".q_proj.")[0]
-        for one in claimed
-        if LAYOUTS[one.claim.row.layout].is_attention
+        entry.parameter.name.rpartition(".linear_qkv.")[0]: entry.claim.tensors[0].name.rpartition(
+            ".q_proj."
+        )[0]
+        for entry in claimed
+        if LAYOUTS[entry.claim.row.layout].is_attention
     }
     return [
         _kv_cache(attentions.get(name.rpartition(".")[0]), name, algorithm, values, rank)
@@ -89,25 +94,25 @@ def kv_caches(model: nn.Module, claimed: Iterable[Claimed], rank: int) -> list[K
     ]
 
 
-def _by_modelopt(parameter: Parameter, found: Quantizers, scales: Scales, rank: int) -> Packed | None:
-    row = modelopt_weights.row_of(found)
+def _by_modelopt(parameter: Parameter, quantizers: Quantizers, scales: Scales, rank: int) -> Packed | None:
+    row = modelopt_weights.row_of(quantizers)
     if row is None:
         return None
-    name, live = parameter.name, tuple(found.weight.shape)
+    name, live = parameter.name, tuple(quantizers.weight.shape)
     if len(live) != 2 or parameter.live_shape != live:
         raise UnsupportedParameterError(
             name, f"a quantized weight of shape {list(live)} is not a matrix", rank
         )
-    ranged = modelopt_weights.with_range(name, found, row, cut=parameter.is_cut, rank=rank)
+    ranged = modelopt_weights.with_range(name, quantizers, row, cut=parameter.is_cut, rank=rank)
     known = modelopt_weights.scalars(name, ranged, row, rank)
     return Packed(row, modelopt_weights.packed_parts(ranged, row, known, scales), known)
 
 
-def _by_transformer_engine(one: Claimed, cache: Cache, *, dequantize: bool) -> Claimed:
-    data = one.parameter.data
+def _by_transformer_engine(entry: Claimed, cache: Cache, *, dequantize: bool) -> Claimed:
+    data = entry.parameter.data
     if dequantize:
-        return replace(one, parameter=replace(one.parameter, data=dequantized(data, cache)))
-    return replace(one, packed=Packed(te_format(data), te_parts(data), {}))
+        return replace(entry, parameter=replace(entry.parameter, data=dequantized(data, cache)))
+    return replace(entry, packed=Packed(te_format(data), te_parts(data), {}))
 
 
 def _kv_cache(
@@ -123,10 +128,10 @@ def _kv_cache(
 
 
 def _require_all_claimed(
-    found: Mapping[str, Quantizers], packed: Mapping[str, Packed | None], rank: int
+    quantizers: Mapping[str, Quantizers], packed: Mapping[str, Packed | None], rank: int
 ) -> None:
-    for name, one in found.items():
-        if one.modelopt is not None and name not in packed:
+    for name, own in quantizers.items():
+        if own.modelopt is not None and name not in packed:
             raise UnsupportedParameterError(
                 name, "it is quantized, but no claimed parameter has this name", rank
             )

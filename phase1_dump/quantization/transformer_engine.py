@@ -1,4 +1,4 @@
-"""Transformer Engine's quantized parameters, recognised by class: which can be written, and their plain parts.
+"""Recognises Transformer Engine's quantized parameters by class: which can be written, and their parts.
 
 A parameter is never sliced or indexed: that would dequantize it, or read a storage of no bytes. Its raw tensors are
 plain and may be cut. `get_metadata()` is the way in that versions 2.8 to 2.20 share.
@@ -25,43 +25,43 @@ INSTEAD = "dump it with dequantize=True (--dequantize)"
 
 
 def te_class(tensor: object) -> str | None:
-    """The name of the Transformer Engine class that a parameter is of, None for any other."""
-    for one in type(tensor).__mro__:
-        name = one.__name__.removesuffix("Storage").removesuffix("Base")
-        if one.__module__.startswith("transformer_engine.") and name in CLASSES:
+    """Return the name of the Transformer Engine class that a parameter is of, or None."""
+    for kind in type(tensor).__mro__:
+        name = kind.__name__.removesuffix("Storage").removesuffix("Base")
+        if kind.__module__.startswith("transformer_engine.") and name in CLASSES:
             return name
     return None
 
 
 def members(tensor: Any) -> list[Any]:
-    """The matrices of a parameter: a GroupedTensor holds one per expert, any other is one itself."""
+    """Return the matrices of a parameter: a GroupedTensor holds one per expert, any other is one itself."""
     if te_class(tensor) != "GroupedTensor":
         return [tensor]
     return list(getattr(tensor, "quantized_tensors", None) or tensor.split_into_quantized_tensors())
 
 
 def te_refusal(tensor: Any, *, dequantize: bool) -> str | None:
-    """Why a parameter of Transformer Engine cannot be written, or None."""
-    for one in members(tensor):
-        if te_class(one) is not None and (reason := _refusal(one, dequantize=dequantize)):
+    """Return why a parameter of Transformer Engine cannot be written, or None."""
+    for member in members(tensor):
+        if te_class(member) is not None and (reason := _refusal(member, dequantize=dequantize)):
             return reason
     return None
 
 
 def raw_address(tensor: Any) -> int:
-    """Where the bytes of a parameter lie: a quantized one has no storage of its own."""
+    """Return where the bytes of a parameter lie. A quantized one has no storage of its own."""
     if te_class(tensor) is None:
         return int(tensor.data_ptr())
     return next((int(raw.data_ptr()) for raw in _raw(tensor)), 0)
 
 
 def te_format(tensor: Any) -> Format:
-    """The format that a parameter which is not refused is written in."""
+    """Return the format that a parameter which is not refused is written in."""
     return WRITTEN[te_class(tensor) or ""]
 
 
 def te_parts(tensor: Any) -> Mapping[str, Readable]:
-    """Companion suffix -> plain tensor, padding trimmed: [N, K] weights and [ceil(N/n), ceil(K/k)] scales."""
+    """Return the plain tensors by suffix, without padding: [N, K] weights and [ceil(N/n), ceil(K/k)] scales."""
     row, facts = te_format(tensor), tensor.get_metadata()
     data, scale = facts["rowwise_data"], facts["rowwise_scale_inv"]
     weight, scales = row.companions
@@ -70,7 +70,7 @@ def te_parts(tensor: Any) -> Mapping[str, Readable]:
 
 
 def dequantized(tensor: Any, cache: Cache) -> Derived:
-    """The parameter as Transformer Engine dequantizes it, whole, when its first part is read."""
+    """Return the parameter as Transformer Engine dequantizes it: whole, when its first part is read."""
     shape = tuple(tensor.shape)
     whole = lambda: tensor.dequantize().detach()  # noqa: E731
     return Derived(
@@ -92,7 +92,7 @@ def _refusal(tensor: Any, *, dequantize: bool) -> str | None:
 
 
 def _why_not(name: str, facts: Mapping[str, Any]) -> str | None:
-    """Why a parameter of this class cannot be written packed, None if it can."""
+    """Return why a parameter of this class cannot be written packed, or None."""
     if name not in WRITTEN:
         disputed = "on whose form the readers of checkpoints do not agree"
         return disputed if name in DISPUTED else "which shardmerge does not write"
@@ -110,12 +110,12 @@ def _why_not(name: str, facts: Mapping[str, Any]) -> str | None:
 
 
 def _numbers(facts: Mapping[str, Any]) -> str:
-    """The name of the element type: an enum of numbers, in C++ or in Python."""
+    """Return the name of the element type, which is an enum, in C++ or in Python."""
     return str(getattr(facts.get("fp8_dtype"), "name", None))
 
 
 def _raw(tensor: Any) -> Iterator[torch.Tensor]:
-    """Raw tensors, the one that is written first."""
+    """Yield the raw tensors, first the one that is written."""
     facts = tensor.get_metadata()
     names = ("rowwise_data", "data", "columnwise_data", "data_transpose")
     yield from (facts[name] for name in names if facts.get(name) is not None)

@@ -1,1 +1,1 @@
-"""From parameters to rectangles of Hugging Face tensors: geometry alone, without torch; no number is looked at."""
+"""Turns parameters into rectangles of Hugging Face tensors: geometry alone, without torch or numbers."""

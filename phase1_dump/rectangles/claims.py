@@ -1,4 +1,7 @@
-"""Which row of the table each parameter belongs to. A parameter that no row claims or drops is an error."""
+"""Finds the row of the table that each parameter belongs to.
+
+A parameter that no row claims or drops is an error. Must not know what is done with a row.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ def claim_all(
         rank: for messages.
 
     Returns:
-        Of each chunk its claimed parameters, and counts of what is dropped of parameters or with them, by reason.
+        The claimed parameters of each chunk; and by reason, how many parameters lose rows or are dropped.
 
     Raises:
         UnclaimedParameterError: no row claims or drops a parameter.
@@ -62,7 +65,10 @@ def claim_all(
 
 
 def _padding(parameter: Parameter, claim: Claim) -> str | None:
-    """What is left out of a parameter with more rows than the vocabulary. It is told: a config.json may be wrong."""
+    """Return which rows of a parameter are left out as padding of the vocabulary, or None.
+
+    The manifest counts them, since the config.json may be wrong.
+    """
     if not LAYOUTS[claim.row.layout].drops_padding:
         return None
     held, wanted = parameter.global_shape[0], claim.tensors[0].shape[0]

@@ -1,7 +1,7 @@
-"""Global expert ids in the keys against the ids each MoE layer says it holds.
+"""Compares the global expert ids in the keys with the ids that each MoE layer says it holds.
 
-megatron-core numbers experts contiguously by ep rank in its keys; a layer with another placement would be exported
-under wrong ids, silently. This is where that is noticed.
+megatron-core numbers experts contiguously by ep rank in its keys. A layer with another placement would silently be
+exported under wrong ids. Must not know how a source finds the ids of a layer.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ def check_expert_ids(
         ExpertIdsError: the keys name other experts than the layer, or in another order.
         MissingTensorError: an expert lacks one of its weights.
     """
-    experts = [one for one in claimed if one.parameter.is_routed_expert]
+    experts = [weight for weight in claimed if weight.parameter.is_routed_expert]
     for name, indices in layers.items():
         prefix = f"{name}.experts."
-        own = [one for one in experts if one.parameter.name.startswith(prefix)]
+        own = [weight for weight in experts if weight.parameter.name.startswith(prefix)]
         _check_layer(name, tuple(indices), own, blueprint, rank)
 
 
@@ -50,8 +50,8 @@ def _check_layer(
     if got != indices or list(global_of_local) != list(range(len(indices))):
         raise ExpertIdsError(name, rank, got, indices)
     rows_of = defaultdict[int, set[str]](set)
-    for one in own:
-        rows_of[one.claim.expert or 0].update(tensor.name for tensor in one.claim.tensors)
+    for weight in own:
+        rows_of[weight.claim.expert or 0].update(tensor.name for tensor in weight.claim.tensors)
     for expert, names in rows_of.items():
         for tensor in blueprint.expert_tensors(own[0].claim.layer or 0, expert):
             if tensor.name not in names:
@@ -61,7 +61,7 @@ def _check_layer(
 
 
 def _local_to_global(own: Iterable[Claimed]) -> Iterator[tuple[int, int]]:
-    for one in own:
-        local = _LOCAL.search(one.parameter.name)
-        if local is not None and one.claim.expert is not None:
-            yield int(local[1] or local[2]), one.claim.expert
+    for weight in own:
+        local = _LOCAL.search(weight.parameter.name)
+        if local is not None and weight.claim.expert is not None:
+            yield int(local[1] or local[2]), weight.claim.expert

@@ -1,4 +1,7 @@
-"""What a rank holds: rectangles of Hugging Face tensors, each put together from boxes of local parameters."""
+"""Lists what a rank holds: rectangles of Hugging Face tensors, each made of boxes of local parameters.
+
+Must not know what the handles of parameters are, nor which rank writes a rectangle.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ def holdings_of(
     dtype_of: Callable[[Tensor], str],
     scalars: Iterable[tuple[str, float]] = (),
 ) -> Iterator[Holding]:
-    """The rectangles that claimed parameters are, in the order of the model, with a `Recipe` each.
+    """Yield the rectangles that claimed parameters become, in the order of the model, each with a `Recipe`.
 
     Args:
         claimed: parameters of one rank.
@@ -45,30 +48,34 @@ def holdings_of(
     """
     parts: PartsByTensor = defaultdict(list)
     seen: set[tuple[str, Shape]] = set()
-    for one in claimed:
-        parameter = one.parameter
+    for entry in claimed:
+        parameter = entry.parameter
         if (parameter.key, parameter.global_offset) in seen:
             both = f"{parameter.key} {place(parameter.global_offset, parameter.local_shape)} stands twice in the model"
-            raise OverlapError(one.claim.tensors[0].name, (world.rank,), both)
+            raise OverlapError(entry.claim.tensors[0].name, (world.rank,), both)
         seen.add((parameter.key, parameter.global_offset))
-        _add_parts(parts, one, blueprint, world, dtype_of)
+        _add_parts(parts, entry, blueprint, world, dtype_of)
     for name, value in scalars:
         parts[scalar(name), world.replicas(routed_expert=False, cut=False)].append(_scalar_part(value))
-    for (stored, replicas), found in parts.items():
-        for joined in join(found):
+    for (stored, replicas), parts_of_tensor in parts.items():
+        for joined in join(parts_of_tensor):
             offset, shape = bounds(joined)
             rectangle = Rectangle(stored.name, stored.dtype, stored.shape, offset, shape)
             yield Holding(rectangle, replicas, Recipe(tuple(joined), stored.encoding, stored.is_scale))
 
 
 def _add_parts(
-    parts: PartsByTensor, one: Claimed, blueprint: Blueprint, world: World, dtype_of: Callable[[Tensor], str]
+    parts: PartsByTensor,
+    entry: Claimed,
+    blueprint: Blueprint,
+    world: World,
+    dtype_of: Callable[[Tensor], str],
 ) -> None:
     """Add what a parameter holds of every tensor that it becomes."""
-    parameter, packed = one.parameter, one.packed
+    parameter, packed = entry.parameter, entry.packed
     replicas = world.replicas(routed_expert=parameter.is_routed_expert, cut=parameter.is_cut)
     box = Box(parameter.global_shape, parameter.global_offset, parameter.local_shape)
-    for piece in pieces_of(box, one.claim, blueprint.dimensions):
+    for piece in pieces_of(box, entry.claim, blueprint.dimensions):
         source = tuple(map(sum, zip(parameter.start, piece.source, strict=True)))
         if packed is None:
             plain = Stored(piece.tensor.name, piece.tensor.shape, dtype_of(piece.tensor))
@@ -76,9 +83,9 @@ def _add_parts(
             continue
         for stored, part in packed_pieces(parameter, packed, piece, source, world.rank):
             parts[stored, replicas].append(part)
-    if packed is not None and one.claim.row.part == 0:  # all parts of a tensor share its scalars
+    if packed is not None and entry.claim.row.part == 0:  # all parts of a tensor share its scalars
         everywhere = world.replicas(routed_expert=parameter.is_routed_expert, cut=False)
-        for stored, value in packed_scalars(packed, one.claim.tensors):
+        for stored, value in packed_scalars(packed, entry.claim.tensors):
             parts[stored, everywhere].append(_scalar_part(value))
 
 

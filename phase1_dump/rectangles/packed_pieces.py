@@ -1,4 +1,4 @@
-"""Geometry of packed weights: from a piece of a weight to pieces of the tensors it is stored as, numbers and scales.
+"""Geometry of packed weights: turns a piece of a weight into pieces of its packed numbers and scales.
 
 A piece may begin and end only where blocks do, since a scale of a block (128x128 in FP8, 16 in NVFP4) cannot be halved.
 """
@@ -46,7 +46,7 @@ class Packed:
 def packed_pieces(
     parameter: Parameter, packed: Packed, piece: Piece, source: Shape, rank: int
 ) -> Iterator[tuple[Stored, Part]]:
-    """What a piece of a weight is of every tensor that the weight is stored as.
+    """Yield what a piece of a weight becomes in every tensor that the weight is stored as.
 
     Args:
         parameter: the weight.
@@ -59,40 +59,46 @@ def packed_pieces(
         CutInsideBlockError: the piece begins or ends inside a block.
     """
     _require_whole_blocks(parameter, packed, piece, source, rank)
-    for one in packed.row.companions:
-        if one.divisors is not None:
-            ends = companion_shape(one, tuple(map(sum, zip(source, piece.shape, strict=True))))
-            start, offset = (_in_blocks(at, one.divisors) for at in (source, piece.offset))
+    for companion in packed.row.companions:
+        if companion.divisors is not None:
+            ends = companion_shape(companion, tuple(map(sum, zip(source, piece.shape, strict=True))))
+            start, offset = (_in_blocks(at, companion.divisors) for at in (source, piece.offset))
             shape = tuple(end - at for end, at in zip(ends, start, strict=True))
-            yield _stored(piece.tensor, one), Part(packed.parts[one.suffix], start, offset, shape)
+            yield _stored(piece.tensor, companion), Part(packed.parts[companion.suffix], start, offset, shape)
 
 
 def packed_scalars(packed: Packed, tensors: Sequence[Tensor]) -> Iterator[tuple[Stored, float]]:
-    """The scalars of every tensor that a packed weight becomes, with their values."""
+    """Yield the scalars of every tensor that a packed weight becomes, with their values."""
     for tensor in tensors:
-        for one in packed.row.companions:
-            if one.suffix in packed.scalars:
-                yield _stored(tensor, one), packed.scalars[one.suffix]
+        for companion in packed.row.companions:
+            if companion.suffix in packed.scalars:
+                yield _stored(tensor, companion), packed.scalars[companion.suffix]
 
 
 def scalar(name: str) -> Stored:
-    """A scale of its own, such as that of a KV cache."""
+    """Return the tensor of a scale that belongs to no weight, such as that of a KV cache."""
     return Stored(name, (), "F32", Encoding.FLOAT, is_scale=True)
 
 
-def _stored(tensor: Tensor, one: Companion) -> Stored:
-    name = f"{module_of(tensor.name)}.{one.suffix}"
-    return Stored(name, companion_shape(one, tensor.shape), one.dtype, one.encoding, one.is_scale)
+def _stored(tensor: Tensor, companion: Companion) -> Stored:
+    name = f"{module_of(tensor.name)}.{companion.suffix}"
+    return Stored(
+        name,
+        companion_shape(companion, tensor.shape),
+        companion.dtype,
+        companion.encoding,
+        companion.is_scale,
+    )
 
 
-def _in_blocks(at: Shape, divisors: tuple[int, int]) -> Shape:
-    return tuple(place // by for place, by in zip(at, divisors, strict=True))
+def _in_blocks(position: Shape, divisors: tuple[int, int]) -> Shape:
+    return tuple(size // by for size, by in zip(position, divisors, strict=True))
 
 
 def _require_whole_blocks(
     parameter: Parameter, packed: Packed, piece: Piece, source: Shape, rank: int
 ) -> None:
-    """Begin and end must fall on blocks, but for the end of a tensor whose last block may be incomplete."""
+    """Raise CutInsideBlockError unless begin and end fall on blocks, or the last block may be incomplete."""
     row = packed.row
     for dim, block in enumerate(row.block):
         end = source[dim] + piece.shape[dim]
@@ -101,9 +107,9 @@ def _require_whole_blocks(
             and piece.offset[dim] + piece.shape[dim] == piece.tensor.shape[dim]
         )
         may_end = at_end and row.partial_block
-        for place in (source[dim], piece.offset[dim], *(() if may_end else (end,))):
-            if scaled(place, block) is None:
+        for position in (source[dim], piece.offset[dim], *(() if may_end else (end,))):
+            if scaled(position, block) is None:
                 name = piece.tensor.name
                 raise CutInsideBlockError(
-                    parameter.name, name, dim, piece.shape[dim], place, block, row.name, rank
+                    parameter.name, name, dim, piece.shape[dim], position, block, row.name, rank
                 )

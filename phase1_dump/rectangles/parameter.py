@@ -1,4 +1,4 @@
-"""A parameter as a source describes it to the geometry: which box of which Megatron tensor a rank has, and where."""
+"""A parameter as a source describes it: which box of which Megatron tensor a rank has, and where it lies."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ class Parameter:
 
     @property
     def is_cut(self) -> bool:
-        """True if other ranks hold other parts of it."""
+        """Whether other ranks hold other parts of it."""
         return self.local_shape != self.global_shape
 
     @property
     def is_stage_copy(self) -> bool:
-        """True if another pipeline stage owns it, as the first does the tied embedding of the last."""
+        """Whether another pipeline stage owns it, as the first does the tied embedding of the last."""
         return self.pp_replica != 0
 
     @property
     def is_routed_expert(self) -> bool:
-        """True if the key is that of a routed expert."""
+        """Whether the key is that of a routed expert."""
         return is_routed_expert(self.key)

@@ -1,4 +1,4 @@
-"""Parts of one tensor that a rank holds in several places, joined into as few rectangles as possible.
+"""Joins the parts of one tensor that a rank holds in several places into as few rectangles as possible.
 
 All of them become one rectangle if they fill their bounding box, else runs of rows do. Copies nothing.
 """
@@ -44,7 +44,7 @@ class Recipe:
 
 
 def join(parts: Sequence[Part]) -> Iterator[list[Part]]:
-    """Groups of parts that each fill a box: all together if they do, else runs along the first dimension."""
+    """Yield groups of parts that each fill a box: all parts if they do, else runs along the first dimension."""
     ordered = sorted(parts, key=lambda part: part.offset)
     if _fills_bounds(ordered):
         yield ordered
@@ -59,7 +59,7 @@ def join(parts: Sequence[Part]) -> Iterator[list[Part]]:
 
 
 def bounds(parts: Sequence[Part]) -> tuple[Shape, Shape]:
-    """Offset and shape of the smallest box around all parts."""
+    """Return offset and shape of the smallest box around all parts."""
     low = tuple(map(min, *(part.offset for part in parts))) if len(parts) > 1 else parts[0].offset
     ends = [tuple(map(sum, zip(part.offset, part.shape, strict=True))) for part in parts]
     high = tuple(map(max, *ends)) if len(ends) > 1 else ends[0]
@@ -67,5 +67,5 @@ def bounds(parts: Sequence[Part]) -> tuple[Shape, Shape]:
 
 
 def _fills_bounds(parts: Sequence[Part]) -> bool:
-    """True if the parts, which never overlap, leave no hole in the box around them."""
+    """Whether the parts, which never overlap, leave no hole in the box around them."""
     return prod(bounds(parts)[1]) == sum(prod(part.shape) for part in parts)

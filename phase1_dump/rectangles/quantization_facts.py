@@ -1,4 +1,4 @@
-"""What the manifest says of quantization: which module has which format, KV caches, scalars, and who packed it."""
+"""Collects what the manifest says of quantization: formats of modules, KV caches, scalars, who packed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class KVCache:
 def facts_of(
     claimed: Sequence[Claimed], caches: Sequence[KVCache], producer: dict[str, str]
 ) -> QuantizationFacts | None:
-    """What the manifest says: formats by module, modules without, KV caches, scalars of every shard.
+    """Return what the manifest says: formats by module, modules without one, KV caches, scalars of every shard.
 
     Args:
         claimed: all parameters of the rank.
@@ -37,22 +37,22 @@ def facts_of(
     layers: dict[str, set[str]] = defaultdict(set)
     scalars: dict[str, float] = {name: value for cache in caches for name, value in cache.scales}
     excluded, uncalibrated = set[str](), set[str]()
-    for one in claimed:
-        for tensor in one.claim.tensors:
+    for entry in claimed:
+        for tensor in entry.claim.tensors:
             module = module_of(tensor.name)
-            if one.packed is None:
+            if entry.packed is None:
                 if module is not None and len(tensor.shape) > 1:
                     excluded.add(module)
                 continue
             assert module is not None  # only weights are packed
-            layers[one.packed.row.name].add(module)
-            scalars |= {f"{module}.{suffix}": value for suffix, value in one.packed.scalars.items()}
-            absent = set(one.packed.row.scalars) - set(one.packed.scalars)
+            layers[entry.packed.row.name].add(module)
+            scalars |= {f"{module}.{suffix}": value for suffix, value in entry.packed.scalars.items()}
+            absent = set(entry.packed.row.scalars) - set(entry.packed.scalars)
             uncalibrated.update(f"{module}.{suffix}" for suffix in absent)
     if not layers and not caches:
         return None
-    attentions = {cache.algorithm: list[str]() for cache in sorted(caches, key=lambda one: one.algorithm)}
-    for cache in sorted(caches, key=lambda one: one.attention):
+    attentions = {cache.algorithm: list[str]() for cache in sorted(caches, key=lambda entry: entry.algorithm)}
+    for cache in sorted(caches, key=lambda entry: entry.attention):
         attentions[cache.algorithm].append(cache.attention)
     names = sorted(scalars)
     return QuantizationFacts(

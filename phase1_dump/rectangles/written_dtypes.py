@@ -1,4 +1,4 @@
-"""Which dtype a tensor is written in that is not packed. Dtypes are safetensors names."""
+"""Decides which dtype a tensor that is not packed is written in. Dtypes are safetensors names."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from shardmerge.common.reference import Reference
 def dtype_chooser(
     reference: Reference, params_dtype: str, *, dtype_from_reference: bool
 ) -> Callable[[Tensor], str]:
-    """What each tensor is written in.
+    """Return a function that chooses the dtype of each tensor.
 
-    The reference's dtype for that name if it holds weights in plain floating point, else `params_dtype`: torch norms
-    hold bf16 values in float32. The table's keep-list stays float32 unless `dtype_from_reference`.
+    It is the reference's dtype for that name if it holds weights in plain floating point, else `params_dtype`: torch
+    norms hold bf16 values in float32. What the table keeps float32 stays so unless `dtype_from_reference` is set.
 
     Args:
         reference: the Hugging Face directory; it may hold no weights.

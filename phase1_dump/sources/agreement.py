@@ -1,4 +1,4 @@
-"""Where shapes cannot tell: the model's own config against config.json.
+"""Compares the model's own config with config.json where shapes cannot show a difference.
 
 Two head layouts can give a fused q/k/v of the same size, and some options of megatron-core change what the numbers
 of a weight mean but no shape. Both would be exported wrong without a word.
@@ -29,7 +29,14 @@ REARRANGING = {
 def check_agreement(config: Any, blueprint: Blueprint, rank: int) -> None:
     """Compare a model's TransformerConfig with the table that is to describe it.
 
-    Raises MismatchError for other heads than config.json's, UnsupportedParameterError for a rearranging option.
+    Args:
+        config: the TransformerConfig.
+        blueprint: the table, bound to config.json.
+        rank: for messages.
+
+    Raises:
+        MismatchError: the heads are not those of config.json.
+        UnsupportedParameterError: an option rearranges weights.
     """
     for option, effect in REARRANGING.items():
         if getattr(config, option, None):

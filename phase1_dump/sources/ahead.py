@@ -1,7 +1,7 @@
-"""Blocks that have to be computed are computed ahead by threads, and come out in their order.
+"""Computes blocks ahead of time in threads, and hands them out in their order.
 
 Several threads with one block each need not wait for each other, as the threads inside a torch operation do for every
-operation: on cores that others use too that waiting costs more than the work. What a block is, is not known here.
+operation: on cores that others use too that waiting costs more than the work. What is in a block is not known here.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class Block:
 
 
 class Ahead:
-    """Threads that make blocks before they are asked for, `max_bytes` of them at most."""
+    """Computes blocks in threads before they are requested, `max_bytes` of them at most."""
 
     def __init__(self, pool: ThreadPoolExecutor, max_bytes: int) -> None:
         self._pool, self._room = pool, max_bytes
 
     def in_order(self, blocks: Iterable[tuple[Key, Block]]) -> Iterator[tuple[Key, torch.Tensor]]:
-        """Every block, computed, with its key, in the order given."""
+        """Yield every block, computed, with its key, in the order given."""
         waiting: deque[tuple[Key, Block, Future[torch.Tensor] | None]] = deque()
         for key, block in blocks:
             while waiting and (
@@ -65,7 +65,7 @@ class Ahead:
 
 @contextmanager
 def computing_ahead(max_bytes: int) -> Iterator[Ahead]:
-    """As many threads as torch would use, and meanwhile one in each operation of torch."""
+    """Yield an `Ahead` with as many threads as torch would use. Meanwhile each operation of torch uses only one."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # threads that begin now inherit it
     pool = ThreadPoolExecutor(min(threads, THREADS_AT_MOST))

@@ -1,4 +1,4 @@
-"""The elements of a holding, block by block: rows of the rectangle, put together and cast, on the device they lie on.
+"""Makes the blocks of a holding: rows of the rectangle, joined and cast on the device where they lie.
 
 A block of host memory that is already right is handed out as it is, everything else is built anew. Only torch
 operations on plain tensors; where the bytes go is not known here.
@@ -22,7 +22,7 @@ from .ahead import Block
 
 
 def blocks_of(holding: Holding, max_bytes: int) -> Iterator[torch.Tensor]:
-    """Contiguous 1-D tensors of the target dtype that follow each other, each at most `max_bytes` or one row.
+    """Yield contiguous 1-D tensors of the target dtype that follow each other, each at most `max_bytes` or one row.
 
     A block may be a view of the live tensor: read it before the model goes on.
     """
@@ -30,7 +30,7 @@ def blocks_of(holding: Holding, max_bytes: int) -> Iterator[torch.Tensor]:
 
 
 def planned(holding: Holding, max_bytes: int) -> Iterator[Block]:
-    """The same blocks, not computed yet. A rectangle without elements gives one empty block."""
+    """Yield the same blocks, not computed yet. A rectangle without elements gives one empty block."""
     rectangle, dtype = holding.rectangle, TORCH[holding.rectangle.dtype]
     recipe: Recipe = holding.recipe
     if not rectangle.local_shape:
@@ -53,12 +53,12 @@ def _scalar(part: Part, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _is_for_any_thread(part: Part) -> bool:
-    """On a GPU there is one stream, and blocks follow each other as they are."""
+    """Whether threads may compute the part. On a GPU there is one stream, which computes block after block."""
     return isinstance(part.data, Derived) and part.data.by_any_thread and not part.data.is_cuda
 
 
 def _rows_of_block(holding: Holding, max_bytes: int, dtype: torch.dtype) -> int:
-    """As many rows as fit; what a CPU computes goes on while it is still in its cache."""
+    """Return how many rows fit in a block. What a CPU computes stays small enough for its cache."""
     shape, data = holding.rectangle.local_shape, holding.recipe.parts[0].data
     rows = max(1, max_bytes // max(1, prod(shape[1:]) * dtype.itemsize))
     if isinstance(data, Derived) and not data.is_cuda:
@@ -68,19 +68,19 @@ def _rows_of_block(holding: Holding, max_bytes: int, dtype: torch.dtype) -> int:
 
 def _block(parts: tuple[Part, ...], offset: Shape, shape: Shape, dtype: torch.dtype) -> torch.Tensor:
     shared = [(part, intersect(part.offset, part.shape, offset, shape)) for part in parts]
-    found = [(part, box) for part, box in shared if box is not None]
-    if len(found) == 1:
-        part, (low, extent) = found[0]
+    filling = [(part, box) for part, box in shared if box is not None]
+    if len(filling) == 1:
+        part, (low, extent) = filling[0]
         return _view(part, low, extent).to(dtype).contiguous().reshape(-1)
     block = torch.empty(shape, dtype=dtype, device=parts[0].data.device)
-    for part, (low, extent) in found:
+    for part, (low, extent) in filling:
         target = tuple(slice(a - b, a - b + n) for a, b, n in zip(low, offset, extent, strict=True))
         block[target].copy_(_view(part, low, extent))
     return block.reshape(-1)
 
 
 def _view(part: Part, low: Shape, extent: Shape) -> torch.Tensor:
-    """The elements of a part that are `extent` at `low` in the Hugging Face tensor, as a view of the live tensor."""
+    """Return the elements of a part that are `extent` at `low` in the Hugging Face tensor: a view of the live one."""
     starts = [s + a - o for s, a, o in zip(part.source, low, part.offset, strict=True)]
     box = tuple(slice(at, at + n) for at, n in zip(starts, extent, strict=True))
     found: torch.Tensor = part.data.detach()[box]

@@ -1,7 +1,7 @@
-"""What a look at the numbers says: not finite, all zero, or not a scale. One aminmax per block, on the device.
+"""Inspects numbers on their device: which are not finite, all zero, or cannot be a scale.
 
-NaN propagates through aminmax, so counting is left for blocks that turn out not to be finite. Packed numbers are
-looked at by their bits: aminmax knows none of them.
+One aminmax per block is enough: NaN propagates through it, so counting is left for blocks that turn out not to be
+finite. Packed numbers are inspected by their bits, which aminmax does not know. What follows from it is not known here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Health:
     invalid_scales: list[torch.Tensor] = field(default_factory=list)
 
     def look(self, block: torch.Tensor) -> None:
-        """Take a block's extremes. Does not wait for the device."""
+        """Take the extremes of a block. Does not wait for the device."""
         if not block.numel():
             return
         magnitudes = _magnitudes(block, self.encoding)
@@ -39,7 +39,7 @@ class Health:
             self.invalid_scales.append(_is_invalid_scale(block, self.encoding).sum())
 
     def verdict(self) -> tuple[bool, bool]:
-        """(every element is finite, there are elements and all are zero). Waits for the device once."""
+        """Return (every element is finite, there are elements and all are zero). Waits for the device once."""
         if not self.extremes:
             return True, False
         values = torch.cat(self.extremes).tolist()
@@ -51,7 +51,7 @@ class Health:
         return max(values) < MAGNITUDES[self.encoding][1], is_zero
 
     def count_invalid_scales(self) -> int:
-        """Number of elements that cannot be a scale: zero, negative or not finite. Waits for the device."""
+        """Return the number of elements that cannot be a scale: zero, negative or not finite. Waits for the device."""
         return int(torch.stack(self.invalid_scales).sum()) if self.invalid_scales else 0
 
 
@@ -62,7 +62,7 @@ def _magnitudes(block: torch.Tensor, encoding: Encoding) -> torch.Tensor:
 
 
 def _is_invalid_scale(block: torch.Tensor, encoding: Encoding) -> torch.Tensor:
-    """True where an element is not a positive finite number."""
+    """Return a mask that is true where an element is not a positive finite number."""
     if encoding is Encoding.FLOAT:
         return ~((block > 0) & torch.isfinite(block))
     raw = block.view(torch.uint8)
@@ -72,7 +72,7 @@ def _is_invalid_scale(block: torch.Tensor, encoding: Encoding) -> torch.Tensor:
 
 
 def count_nonfinite(block: torch.Tensor, encoding: Encoding = Encoding.FLOAT) -> tuple[int, int]:
-    """(NaN, Inf) elements of a block."""
+    """Return the number of (NaN, infinite) elements of a block."""
     if encoding is not Encoding.FLOAT:
         return int((_magnitudes(block, encoding) == MAGNITUDES[encoding][1]).sum()), 0
     return int(torch.isnan(block).sum()), int(torch.isinf(block).sum())

@@ -1,6 +1,7 @@
-"""Blocks on their way to host memory: through two pinned buffers from a GPU, and as they are from a CPU.
+"""Brings blocks to host memory: from a GPU through two pinned buffers, from a CPU as they are.
 
-A fresh pageable copy would be many times slower than a pinned one that is used again.
+A fresh pageable copy would be many times slower than a pinned one that is used again. What is in a block is not
+known here.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import torch
 class HostBuffers:
     """Two buffers that blocks are copied to in turn, at most `num_bytes` together unless a single row is larger.
 
-    A buffer is filled again with the block after the next: until then whoever was given its bytes has written them,
-    as `Source.read` demands.
+    A buffer is filled again with the block after the next: until then the caller has written its bytes, as
+    `Source.read` demands.
     """
 
     num_bytes: int
@@ -25,11 +26,11 @@ class HostBuffers:
 
     @property
     def block_bytes(self) -> int:
-        """How large a block should be."""
+        """Return how large a block should be."""
         return max(1, self.num_bytes // 2)
 
     def host(self, block: torch.Tensor) -> memoryview:
-        """The bytes of a contiguous block in host memory, complete when this returns.
+        """Return the bytes of a contiguous block in host memory, complete when this returns.
 
         What lies in host memory already is not copied. From a GPU the copy is asynchronous, and the stream it was
         put on is waited for: a block must never be handed on before it has arrived.
@@ -43,7 +44,7 @@ class HostBuffers:
         return memoryview(cast(Any, flat.numpy()))
 
     def next_buffer(self, num_bytes: int) -> torch.Tensor:
-        """The buffer whose turn it is, made larger if a single row needs that."""
+        """Return the buffer whose turn it is, made larger if a single row needs that."""
         while len(self.buffers) < 2:
             self.buffers.append(self.allocated(self.block_bytes))
         self.turn = 1 - self.turn
@@ -52,5 +53,5 @@ class HostBuffers:
         return self.buffers[self.turn]
 
     def allocated(self, num_bytes: int) -> torch.Tensor:
-        """New pinned host memory."""
+        """Return new pinned host memory."""
         return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)

@@ -1,4 +1,4 @@
-"""The live model of this rank as a source: its parameters, claimed, packed and laid out as rectangles.
+"""Turns the live model of a rank into a source: parameters, claimed, packed and laid out as rectangles.
 
 Enters no collective. Describing reads no numbers but calibration ranges.
 """
@@ -41,7 +41,7 @@ PRODUCERS = ("shardmerge", "megatron-core", "torch")
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How the caller of `dump` wants a live model to be read.
+    """How a live model is to be read, as the caller of `dump` chose.
 
     params_synced: the caller has gathered the parameters of a DDP with overlap_param_gather.
     dtype_from_reference: let the reference narrow tensors that are otherwise kept float32.
@@ -74,7 +74,7 @@ class LiveModel:
             torch.cuda.synchronize(device)
 
     def read(self, holdings: Sequence[Holding], *, inspect: bool = True) -> Stream:
-        """The blocks of these holdings, and what was seen of each. Blocks of a CPU model may be views of it."""
+        """Yield the blocks of these holdings, and what was seen of each. Blocks of a CPU model may be views of it."""
         return read(holdings, self.buffers, inspect=inspect)
 
 
@@ -89,6 +89,9 @@ def live_model(
         generation: which dump this is.
         hf_reference: Hugging Face directory with the model's config.json.
         options: how to read it.
+
+    Returns:
+        A source. Its numbers have not been read.
 
     Raises:
         ShardmergeError: the model, its reference or both cannot be dumped; any of the tree.
@@ -113,27 +116,27 @@ def live_model(
         facts_of(claimed, caches, _producer(claimed, caches)),
     )
     scales = [scale for cache in caches for scale in cache.scales]
-    mine = [one for one in claimed if not one.parameter.is_stage_copy]
-    copies = [one for one in claimed if one.parameter.is_stage_copy]
+    own = [entry for entry in claimed if not entry.parameter.is_stage_copy]
+    copies = [entry for entry in claimed if entry.parameter.is_stage_copy]
     return LiveModel(
         world,
         generation,
         facts,
-        tuple(holdings_of(mine, table, world, dtype_of, scales)),
+        tuple(holdings_of(own, table, world, dtype_of, scales)),
         tuple(holdings_of(copies, table, world, dtype_of)),
         HostBuffers(options.staging_bytes),
     )
 
 
 def _config(chunks: Sequence[nn.Module]) -> Any:
-    """The TransformerConfig that all chunks share."""
+    """Return the TransformerConfig that all chunks share."""
     return unwrap(chunks[0]).config
 
 
 def _claim(
     chunks: Sequence[nn.Module], table: Blueprint, rank: int, *, dequantize: bool
 ) -> tuple[list[Claimed], list[KVCache], dict[str, int]]:
-    """Parameters with their rows and packed forms, scales of KV caches, and what is dropped."""
+    """Return parameters with their rows and packed forms, scales of KV caches, and counts of what is dropped."""
     by_chunk, drops = claim_all((parameters_of(chunk, rank) for chunk in chunks), table, rank)
     claimed: list[Claimed] = []
     caches: list[KVCache] = []
@@ -145,7 +148,7 @@ def _claim(
 
 
 def _producer(claimed: Sequence[Claimed], caches: Sequence[KVCache]) -> dict[str, str]:
-    """What the JSON files of a quantized checkpoint name as its maker: the formats of quantizers are modelopt's."""
+    """Return whom the JSON files of a quantized checkpoint name as producer: modelopt if it has quantizers."""
     if caches or any(one.has_quantizer for one in claimed):
         return modelopt.producer()
     return {"name": "shardmerge", "version": _version("shardmerge")}

@@ -1,4 +1,7 @@
-"""What a model says of itself as a tree of modules: wrappers, stored tensors, local experts, router biases."""
+"""Reads off a tree of modules its wrappers, stored tensors, local experts and router biases.
+
+Must not know tables, nor what becomes of a tensor.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from torch import nn
 
 
 def wrappers(chunk: nn.Module) -> Iterator[nn.Module]:
-    """The chunk and every module it wraps, outermost first: DDP, Float16Module, the model."""
+    """Yield the chunk and every module it wraps, outermost first: DDP, Float16Module, the model."""
     while True:
         yield chunk
         inner = getattr(chunk, "module", None)
@@ -19,14 +22,14 @@ def wrappers(chunk: nn.Module) -> Iterator[nn.Module]:
 
 
 def unwrap(chunk: nn.Module) -> nn.Module:
-    """The model inside DDP and Float16Module."""
+    """Return the model inside DDP and Float16Module."""
     return list(wrappers(chunk))[-1]
 
 
 def stored_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters, and the buffers that a checkpoint would hold.
+    """Yield parameters, and the buffers that a checkpoint would hold.
 
-    `state_dict` is not asked: on it routers cast their bias to float32, before anyone has seen what it was.
+    `state_dict` is not called: in it routers cast their bias to float32, before anyone has seen what it was.
     """
     yield from model.named_parameters()
     for prefix, module in model.named_modules():
@@ -36,7 +39,7 @@ def stored_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def local_experts(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Global ids of the local experts of every MoE layer, as the layer itself says; by the name of the layer."""
+    """Return the global ids of the local experts that every MoE layer says it has, by the name of the layer."""
     return {
         name: tuple(int(index) for index in module.local_expert_indices)
         for name, module in model.named_modules()
@@ -45,7 +48,7 @@ def local_experts(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def router_bias_dtypes(chunks: Iterable[nn.Module]) -> dict[str, int]:
-    """How many router biases the model holds in each dtype: training may have rounded what is exported as float32."""
+    """Count the router biases in each dtype: training may have rounded what is exported as float32."""
     counts: dict[str, int] = {}
     for chunk in chunks:
         for name, buffer in unwrap(chunk).named_buffers():

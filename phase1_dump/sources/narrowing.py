@@ -1,4 +1,4 @@
-"""How many elements lose bits because they are written in a narrower dtype than the model holds them in."""
+"""Counts elements that lose bits because they are written in a narrower dtype than the model's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ELEMENTS = 1 << 22  # compared at a time, so that no large temporary appears on 
 
 
 def narrowed_elements(holding: Holding) -> int:
-    """Elements of a holding that the cast to its dtype changes; scalars are not counted."""
+    """Count the elements of a holding that the cast to its dtype changes. Scalars are not counted."""
     if not holding.rectangle.local_shape:
         return 0
     target = TORCH[holding.rectangle.dtype]
@@ -25,13 +25,13 @@ def narrowed_elements(holding: Holding) -> int:
 
 
 def count_changed(source: torch.Tensor, target: torch.dtype) -> int:
-    """Elements that a cast to `target` changes; NaN that stays NaN is not a change."""
+    """Count the elements that a cast to `target` changes. NaN that stays NaN is not a change."""
     back = source.to(target).to(source.dtype)
     return int(((back != source) & ~(torch.isnan(back) & torch.isnan(source))).sum())
 
 
 def _narrower(part: Part, target: torch.dtype) -> Iterator[torch.Tensor]:
-    """A part in pieces of `ELEMENTS`, if the target cannot hold all that its dtype can."""
+    """Yield a part in pieces of `ELEMENTS`, if the target cannot hold all that its dtype can."""
     if part.data.dtype != target and torch.promote_types(part.data.dtype, target) != target:
         box = tuple(slice(at, at + n) for at, n in zip(part.source, part.shape, strict=True))
         yield from part.data.detach()[box].split(max(1, ELEMENTS // max(1, prod(part.shape[1:]))))

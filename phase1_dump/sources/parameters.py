@@ -1,4 +1,4 @@
-"""The parameters of a model as megatron-core itself describes them: canonical key, local data, place in the whole.
+"""Lists the parameters of a model as megatron-core describes them: key, local data, place in the whole.
 
 `sharded_state_dict` is the only source of sharding; no rank arithmetic is done here. A `ShardedTensorFactory` is
 never built on live data (it would chunk, and so dequantize, what it touches): it is built on a meta tensor of the
@@ -31,9 +31,9 @@ CALIBRATION = re.compile(
 
 
 def parameters_of(chunk: nn.Module, rank: int) -> Iterator[Parameter]:
-    """Every parameter of one model chunk, including copies that another pipeline stage owns; no calibration ranges.
+    """Yield every parameter of one model chunk, including copies that another pipeline stage owns.
 
-    The handle `data` of each is the live tensor. `rank` is for messages.
+    Calibration ranges are left out. The handle `data` of each is the live tensor. `rank` is for messages.
 
     Raises UnsupportedParameterError for a description without a plain box of local data, and for a parameter
     without a description.
@@ -43,7 +43,7 @@ def parameters_of(chunk: nn.Module, rank: int) -> Iterator[Parameter]:
     seen: list[torch.Tensor] = []
     for name, entry in _flatten(described):
         if isinstance(entry, ShardedObject):
-            continue  # extra states: no tensors of the model
+            continue  # extra states, which are not tensors of the model
         seen.append(entry.data)
         if CALIBRATION.search(entry.key):
             continue
@@ -85,7 +85,7 @@ def _from_tensor(name: str, entry: ShardedTensor, data: torch.Tensor, start: Sha
 
 
 def _start_in(base: torch.Tensor, view: torch.Tensor) -> Shape | None:
-    """Where a view starts in its contiguous base, or None if it is not a plain box of it."""
+    """Return where a view starts in its contiguous base, or None if it is not a plain box of it."""
     if view.untyped_storage()._cdata != base.untyped_storage()._cdata or view.ndim != base.ndim:
         return None
     same_steps = all(
@@ -102,7 +102,7 @@ def _start_in(base: torch.Tensor, view: torch.Tensor) -> Shape | None:
 
 
 def _flatten(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves of nested dicts and lists with the live name of each, the innermost key."""
+    """Yield the leaves of nested dicts and lists, each with its live name, the innermost key."""
     if isinstance(tree, Mapping):
         for key, value in tree.items():
             yield from _flatten(value, str(key))

@@ -1,6 +1,6 @@
-"""The place of a live model's rank, read off its process groups; no rank arithmetic is done here.
+"""Reads the place of a live model's rank off its process groups.
 
-Reading a process group is local: nothing here communicates.
+No rank arithmetic is done here. Reading a process group is local: nothing here communicates.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ GROUPS = {"tp": "tp", "cp": "cp", "pp": "pp", "dp": "dp", "ep": "ep", "etp": "ex
 
 
 def world_of(model: nn.Module) -> World:
-    """The world of a model: its own process groups if it carries some, else megatron's global ones.
+    """Return the world of a model: its own process groups if it carries some, else megatron's global ones.
 
     Raises BadInputError if there is neither.
     """
@@ -33,7 +33,7 @@ def world_of(model: nn.Module) -> World:
 
 
 def dp_cp_group(model: nn.Module) -> Any:
-    """The data and context parallel group of a model, which `sharded_state_dict` wants to be given, or None."""
+    """Return the data and context parallel group of a model, which `sharded_state_dict` needs, or None."""
     return _group("dp_cp", model) if _is_initialized() else None
 
 
@@ -50,7 +50,7 @@ def _group(name: str, model: nn.Module) -> Any:
 
 
 def _ranks(group: Any, name: str) -> list[int]:
-    """Members of a group. A missing one must not pass for a group of this rank alone."""
+    """Return the members of a group. A missing group must not pass for one of this rank alone."""
     try:
         if group is not None:
             return list(distributed.get_process_group_ranks(group))

@@ -1,4 +1,4 @@
-"""Reads holdings of a live model: blocks of host bytes as `source.Source` promises them, and what was seen of them.
+"""Reads holdings of a live model: blocks of host bytes, and what was seen of their numbers.
 
 While a block is written, the next one is computed on its device, inspected there and copied to the host.
 """
@@ -23,12 +23,15 @@ AHEAD_SHARE = 4  # blocks computed ahead take a quarter of the memory of the buf
 
 
 def read(holdings: Sequence[Holding], buffers: HostBuffers, *, inspect: bool) -> Stream:
-    """The blocks of each holding, then one `Seen`, as `Source.read` describes it.
+    """Yield the blocks of each holding, then one `Seen`, as `Source.read` describes it.
 
     Args:
         holdings: of a live model; each has a `Recipe` whose parts are tensors, derived tensors or scalars.
         buffers: what blocks of a GPU pass through; they also say how large a block is.
-        inspect: look at the numbers.
+        inspect: whether the numbers are inspected.
+
+    Returns:
+        A generator, which ends its threads when it is closed.
     """
     with computing_ahead(buffers.num_bytes // AHEAD_SHARE) as ahead:
         blocks = ((holding, block) for holding in holdings for block in planned(holding, buffers.block_bytes))
@@ -43,13 +46,13 @@ def read(holdings: Sequence[Holding], buffers: HostBuffers, *, inspect: bool) ->
 
 
 def _seen(holding: Holding, encoding: Encoding, health: Health, max_bytes: int) -> Seen:
-    """What was seen, settled at once: small tensors that stayed would keep the heap from closing its holes."""
+    """Return what was seen, as plain numbers: small tensors that stayed would keep the heap from closing holes."""
     finite, all_zero = health.verdict()
     nonfinite = None if finite else _count_nonfinite(holding, encoding, max_bytes)
     return Seen(nonfinite, all_zero, narrowed_elements(holding), health.count_invalid_scales())
 
 
 def _count_nonfinite(holding: Holding, encoding: Encoding, max_bytes: int) -> tuple[int, int]:
-    """(NaN, infinite) elements, by making the blocks once more."""
+    """Count (NaN, infinite) elements by making the blocks once more."""
     counts = [count_nonfinite(block, encoding) for block in blocks_of(holding, max_bytes)]
     return sum(nan for nan, _ in counts), sum(inf for _, inf in counts)

@@ -1,4 +1,4 @@
-"""What is refused before megatron-core is asked anything, because asking would already communicate or mislead.
+"""Refuses models before megatron-core is called, because the call would already communicate or mislead.
 
 On DTensor, FSDP2, GTP and meta parameters `sharded_state_dict` itself enters collectives or describes no data.
 Without torch.distributed every process passes for rank 0 of 1.
@@ -78,7 +78,13 @@ def refuse_stale(chunks: Sequence[nn.Module]) -> None:
 
 
 def refuse_parameters(chunks: Sequence[nn.Module], rank: int, *, dequantize: bool = False) -> None:
-    """Raise UnsupportedParameterError for the first parameter or buffer whose bytes cannot be taken as they are."""
+    """Raise UnsupportedParameterError for the first parameter or buffer whose bytes cannot be taken as they are.
+
+    Args:
+        chunks: the model chunks of this rank, wrapped or not.
+        rank: for messages.
+        dequantize: whether quantized parameters of Transformer Engine will be dequantized.
+    """
     for chunk in chunks:
         model = unwrap(chunk)
         for name, tensor in stored_tensors(model):
@@ -95,7 +101,7 @@ def refuse_parameters(chunks: Sequence[nn.Module], rank: int, *, dequantize: boo
 
 
 def refusal(tensor: torch.Tensor, *, dequantize: bool = False) -> str | None:
-    """Why this parameter cannot be dumped, or None."""
+    """Return why this parameter cannot be dumped, or None."""
     if isinstance(tensor, DTensor):
         return "it is a DTensor (FSDP2 or tensor parallelism of PyTorch); gather it or use a Megatron model"
     if getattr(tensor, "is_gtp_weight_remat", False):

@@ -1,4 +1,4 @@
-"""Layouts: how a Megatron tensor becomes Hugging Face tensors. A file for each; `LAYOUTS` lists them all.
+"""Layouts say how a Megatron tensor becomes Hugging Face tensors: a file for each, listed in `LAYOUTS`.
 
 A layout is a function `(Box, Claim, Dimensions) -> pieces`: the box (`global_offset`, `local_shape` of the Megatron
 tensor) and the tensors it becomes go in, and out comes which part of the box lands where in which tensor. It is pure
@@ -26,5 +26,14 @@ LAYOUTS: dict[Layout, Rules] = {
 
 
 def pieces_of(box: Box, claim: Claim, dimensions: Dimensions) -> Iterator[Piece]:
-    """What a box is of the tensors of its claim. Raises MismatchError if its shape is not that of config.json."""
+    """Yield what a box becomes in the tensors of its claim.
+
+    Args:
+        box: what a rank holds of the Megatron tensor.
+        claim: the row of the table, and the Hugging Face tensors.
+        dimensions: sizes by the names that the table gives them.
+
+    Raises:
+        MismatchError: the shape is not that of config.json.
+    """
     return LAYOUTS[claim.row.layout].pieces(box, claim, dimensions)

@@ -1,4 +1,4 @@
-"""What every layout speaks of: a box of a Megatron tensor goes in, pieces of Hugging Face tensors come out."""
+"""The types of all layouts: a box of a Megatron tensor goes in, pieces of Hugging Face tensors come out."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Box:
 
     @property
     def origin(self) -> Shape:
-        """Where the box itself starts: zeros."""
+        """Return where the box itself starts: zeros."""
         return (0,) * len(self.local_shape)
 
 
@@ -57,7 +57,13 @@ class Rules:
 
 
 def require_shape(tensor: Tensor, got: Shape, expected: Shape) -> None:
-    """Raise MismatchError unless the model's shape is the one that config.json gives."""
+    """Raise MismatchError unless the model's shape is the one that config.json gives.
+
+    Args:
+        tensor: the Hugging Face tensor, for the message.
+        got: shape in the model.
+        expected: shape by config.json.
+    """
     if got != expected:
         raise MismatchError(
             tensor.name, "shape in the model", str(list(got)), f"{list(expected)} by config.json"

@@ -14,7 +14,16 @@ from .box import Box, Dimensions, Piece, Rules, require_shape
 
 
 def pieces(box: Box, claim: Claim, dimensions: Dimensions) -> Iterator[Piece]:
-    """Of each group what the box holds of its queries, key and value. Raises MismatchError if heads do not fit."""
+    """Yield what the box holds of the queries, the key and the value of each group.
+
+    Args:
+        box: what a rank holds of the fused projection.
+        claim: its tensors are those of queries, keys and values.
+        dimensions: `heads`, `groups` and `head_dim` are looked up.
+
+    Raises:
+        MismatchError: the heads do not fit.
+    """
     tensors = claim.tensors
     head_dim, groups = dimensions["head_dim"], dimensions["groups"]
     query_rows = dimensions["heads"] // groups * head_dim
@@ -28,7 +37,7 @@ def pieces(box: Box, claim: Claim, dimensions: Dimensions) -> Iterator[Piece]:
 
 
 def _shared_rows(box: Box, tensor: Tensor, fused_row: int, row: int, rows: int) -> Iterator[Piece]:
-    """What the box holds of `rows` rows at `fused_row`, which are those at `row` of `tensor`."""
+    """Yield what the box holds of `rows` rows at `fused_row`, which are those at `row` of `tensor`."""
     low = max(fused_row, box.global_offset[0])
     high = min(fused_row + rows, box.global_offset[0] + box.local_shape[0])
     if low < high:

@@ -10,7 +10,16 @@ from .box import Box, Dimensions, Piece, Rules, require_shape
 
 
 def pieces(box: Box, claim: Claim, dimensions: Dimensions) -> Iterator[Piece]:
-    """The box itself. Raises MismatchError if the tensor has another shape."""
+    """Yield the box itself.
+
+    Args:
+        box: what a rank holds of the Megatron tensor.
+        claim: it has one tensor.
+        dimensions: not used.
+
+    Raises:
+        MismatchError: the tensor has another shape.
+    """
     (tensor,) = claim.tensors
     require_shape(tensor, box.global_shape, tensor.shape)
     yield Piece(tensor, box.global_offset, box.origin, box.local_shape)

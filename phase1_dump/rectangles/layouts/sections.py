@@ -1,4 +1,4 @@
-"""Layout "part": the Megatron tensor is one section of the rows of a Hugging Face tensor, as in a Mamba projection.
+"""Layout "part": the Megatron tensor is one section of the rows of a Hugging Face tensor, as in Mamba.
 
 The row of the table names the dimensions that are the sizes of all sections (`sections`) and which of them this is
 (`part`).
@@ -14,7 +14,16 @@ from .box import Box, Dimensions, Piece, Rules, require_shape
 
 
 def pieces(box: Box, claim: Claim, dimensions: Dimensions) -> Iterator[Piece]:
-    """The box, behind the sections before it. Raises MismatchError if the section has another size."""
+    """Yield the box, placed after the sections before its own.
+
+    Args:
+        box: what a rank holds of the section.
+        claim: its row names all sections and says which this is.
+        dimensions: sizes of the sections.
+
+    Raises:
+        MismatchError: the section has another size.
+    """
     row, tensor = claim.row, claim.tensors[0]
     sizes = [dimensions[name] for name in row.sections]
     require_shape(tensor, box.global_shape, (sizes[row.part], *tensor.shape[1:]))

@@ -1,4 +1,7 @@
-"""Layout "vocab": an embedding. Rows beyond the vocabulary are padding (`make_vocab_size_divisible_by`), left out."""
+"""Layout "vocab": an embedding, whose rows beyond the vocabulary are padding that is left out.
+
+Source: megatron-core, `make_vocab_size_divisible_by`.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,16 @@ from .box import Box, Dimensions, Piece, Rules, require_shape
 
 
 def pieces(box: Box, claim: Claim, dimensions: Dimensions) -> Iterator[Piece]:
-    """The rows of the box that are words, if there are some. Raises MismatchError if the model has fewer words."""
+    """Yield the rows of the box that are words, if there are some.
+
+    Args:
+        box: what a rank holds of the embedding.
+        claim: it has one tensor.
+        dimensions: not used.
+
+    Raises:
+        MismatchError: the model has fewer words or another width.
+    """
     (tensor,) = claim.tensors
     require_shape(tensor, box.global_shape, (*box.global_shape[:1], *tensor.shape[1:]))
     if box.global_shape[0] < tensor.shape[0]:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import xxhash
 
 from shardmerge.common.manifest import Manifest, read
+from shardmerge.phase1_dump.fragments.write_rank import write_rank
+from shardmerge.phase1_dump.source import Holding, Seen
 from tests.dumps.dumps import Topology, cuts_of, load, model_of, moe_config, piece_bytes
+from tests.phase1_dump.fragments.without_torch import ArraySource, sources
 
 RANKS = 2
 
@@ -95,3 +99,32 @@ def test_a_manifest_says_what_its_source_says(written: tuple[Path, set[str]]) ->
     assert (found.coordinates["tp"], found.groups["tp"]) == (1, [0, 1])
     assert (found.architecture, found.facts.dtype) == ("Qwen3MoeForCausalLM", "BF16")
     assert found.producer == {"arrays": "1"}
+
+
+class EarlyEnd(ArraySource):
+    """Its stream ends after all bytes of the last holding, without the `Seen` that closes them."""
+
+    def read(self, holdings: Sequence[Holding], *, inspect: bool = True) -> Iterator[memoryview | Seen]:
+        remaining = len(holdings)
+        for block in super().read(holdings, inspect=inspect):
+            remaining -= isinstance(block, Seen)
+            if remaining or not isinstance(block, Seen):
+                yield block
+
+
+class EarlyEndOfReplicas(EarlyEnd):
+    """The same, only where another rank's rectangles are hashed."""
+
+    def read(self, holdings: Sequence[Holding], *, inspect: bool = True) -> Iterator[memoryview | Seen]:
+        return ArraySource.read(self, holdings) if inspect else super().read(holdings, inspect=inspect)
+
+
+@pytest.mark.parametrize("kind", [EarlyEnd, EarlyEndOfReplicas])
+def test_a_source_that_ends_too_early_is_refused_and_leaves_nothing(
+    tmp_path: Path, kind: type[ArraySource]
+) -> None:
+    whole = sources(model_of(moe_config()))[0]
+    source = kind(whole.world, whole.generation, whole.facts, whole.holdings)
+    with pytest.raises(RuntimeError, match="the source ended before it had delivered model"):
+        write_rank(source, tmp_path / "dump", check_replicas=True)
+    assert list((tmp_path / "dump").iterdir()) == []
