@@ -219,7 +219,7 @@ def kv_cache_of(model: nn.Module, rank: int) -> Iterator[tuple[str, str, tuple[f
 
 
 def producer() -> dict[str, str]:
-    """What both JSON files name as their maker: the formats are modelopt's."""
+    """Return whom both JSON files name as producer: modelopt, whose formats they are."""
     import modelopt
 
     return {"name": "modelopt", "version": modelopt.__version__}
