@@ -77,6 +77,7 @@ API = {
 }  # functions of the packages
 RIDDLES = {"choices", "debt", "kept", "laps", "looking", "suspects", "telling", "told"}
 MAX_MODULES = 12  # of a folder, and a thirteenth where no name would be better for two of them
+MAX_UNNAMED = 2
 MAX_LINES = 400
 MAX_STATEMENTS = 30
 TEXT = {".py", ".md", ".toml", ".json", ".txt", ".sh", ".typed", ""}
@@ -317,3 +318,35 @@ def test_files_are_ascii_and_name_no_build_machine() -> None:
 
 def _own_python() -> list[Path]:
     return [path for folder in (*PACKAGES, "tests") for path in modules(folder)]
+
+
+def test_public_functions_of_several_arguments_say_what_they_take_return_and_raise() -> None:
+    """Those with more than MAX_UNNAMED arguments; options of a click command say it in their help."""
+    silent = []
+    for path in (path for package in PACKAGES for path in modules(package)):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and not _is_command(node):
+                said = ast.get_docstring(node) or ""
+                wanted = ["Args:"] * (len(_arguments(node)) > MAX_UNNAMED)
+                wanted += ["Returns:"] * (bool(wanted) and _returns(node) and "Returns" not in said)
+                if missing := [word for word in wanted if word not in said]:
+                    silent.append(
+                        f"{path.relative_to(ROOT)}:{node.lineno} {node.name} lacks {', '.join(missing)}"
+                    )
+    assert silent == []
+
+
+def _arguments(function: ast.FunctionDef) -> list[str]:
+    given = function.args
+    names = [one.arg for one in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
+    return [name for name in names if name not in ("self", "cls")]
+
+
+def _returns(function: ast.FunctionDef) -> bool:
+    """Whether it returns something; a context manager, a generator and a property say it in their first sentence."""
+    annotation = ast.unparse(function.returns) if function.returns else "None"
+    return annotation not in ("None", "NoReturn") and not annotation.startswith(("Iterator", "Generator"))
+
+
+def _is_command(function: ast.FunctionDef) -> bool:
+    return any("click" in ast.unparse(one) or "option" in ast.unparse(one) for one in function.decorator_list)
