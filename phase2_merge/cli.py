@@ -1,6 +1,6 @@
-"""The commands of phase two: options in, a call of the story, an outcome out.
+"""The command line of phase two: each command turns its options into one call, and returns the outcome.
 
-A story is imported when it is asked for: help needs none.
+What a command calls is imported when it is called, so help imports none of it. Must not decide anything else.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SET = click.option(
 
 
 def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What check and merge both take."""
+    """Add the options that check and merge both take."""
     for option in (
         SET,
         click.option(
@@ -224,12 +224,12 @@ def inspect(path: Path, html: Path | None) -> Outcome:
     Example:
       shardmerge inspect /scratch/run7/dump --html dump.html
     """
-    found = phase2_merge.inspect(path)
+    inspection = phase2_merge.inspect(path)
     if html is not None:
         from .inspection.page import page
 
-        durable.write_file(html, page(found).encode())
-    return found
+        durable.write_file(html, page(inspection).encode())
+    return inspection
 
 
 @click.command(context_settings=HELP)

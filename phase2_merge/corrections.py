@@ -1,7 +1,7 @@
 """Corrections from the command line: `--set facts.KEY=VALUE`, `config.KEY=VALUE`, `quantization.KEY=VALUE`.
 
-What a rank, a reference or a dump says wrongly is corrected beside it, never in it: manifests and references stay as
-they are, and what was corrected is kept in the report. Pure: knows no file.
+Decides what a corrected value is and how the report records it. Manifests and references stay as they are: corrections
+apply to copies of what they say. Must not know any file.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Recorded = dict[str, dict[str, Json]]
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """`value` at `path` of a part; `path` leads into nested objects. `adds`: to the list that is there."""
+    """A `value` for the place `path` of a part; `path` leads into nested objects. `adds`: it is added to a list."""
 
     part: str
     path: tuple[str, ...]
@@ -37,12 +37,12 @@ class Correction:
 
 
 def parse(texts: Iterable[str]) -> tuple[Correction, ...]:
-    """Corrections as they are written; a value that is no JSON is a string. Raises BadInputError."""
-    found = tuple(map(_parse, texts))
-    keys = [one.key for one in found]
+    """Parse corrections as they are written. A value that is not JSON is a string. Raises BadInputError."""
+    corrections = tuple(map(_parse, texts))
+    keys = [correction.key for correction in corrections]
     if twice := sorted({key for key in keys if keys.count(key) > 1}):
         raise BadInputError(f"{twice[0]} is set twice", "Set it once.")
-    return found
+    return corrections
 
 
 def _parse(text: str) -> Correction:
@@ -54,41 +54,50 @@ def _parse(text: str) -> Correction:
 
 
 def _value(text: str, value: str) -> Json:
-    """JSON, or else a string. Raises BadInputError for what a report could not record."""
+    """Parse a value as JSON, or else take it as a string. Raises BadInputError for what a report could not record."""
     try:
-        found = json.loads(value)
+        parsed = json.loads(value)
     except ValueError:
         return value
-    if found != _tellable(found):
+    if parsed != _recordable(parsed):
         raise BadInputError(
             f"--set {text}: JSON has no such number", "Write it into the reference's config.json."
         )
-    return found
+    return parsed
 
 
-def _tellable(value: Json) -> Json:
-    """A value for the report, in which infinities, which files like config.json may hold, are strings."""
+def _recordable(value: Json) -> Json:
+    """Return a value for the report. Infinities, which files like config.json may hold, become strings in it."""
     return json.loads(json.dumps(value), parse_constant=str)
 
 
 def of_part(part: str, corrections: Sequence[Correction]) -> tuple[Correction, ...]:
-    """Those that concern one part."""
+    """Return those that concern one part."""
     return tuple(one for one in corrections if one.part == part)
 
 
 def corrected(part: str, values: Mapping[str, Json], corrections: Sequence[Correction]) -> dict[str, Json]:
-    """`values` with the corrections of this part, in the old order of keys; `values` itself stays.
+    """Apply the corrections of one part to a copy of its values.
 
-    Raises BadInputError for a key that is not there, or leads through something that is not an object.
+    Args:
+        part: "facts", "config" or "quantization".
+        values: What is said of that part now.
+        corrections: All that were given. Those of other parts are ignored.
+
+    Returns:
+        The corrected values, in the old order of keys.
+
+    Raises:
+        BadInputError: A key is not there, or leads through something that is not an object.
     """
-    found = dict(values)
-    for one in of_part(part, corrections):
-        found = _with(found, one.path, one)
-    return found
+    result = dict(values)
+    for correction in of_part(part, corrections):
+        result = _with(result, correction.path, correction)
+    return result
 
 
 def corrected_facts(facts: Facts, corrections: Sequence[Correction]) -> Facts:
-    """Facts with their corrections. Raises BadInputError as `corrected`, and for a value of another type."""
+    """Apply corrections to facts. Raises BadInputError as `corrected` does, and for a value of another type."""
     if not of_part("facts", corrections):
         return facts
     try:
@@ -98,57 +107,73 @@ def corrected_facts(facts: Facts, corrections: Sequence[Correction]) -> Facts:
 
 
 def recorded(part: str, values: Mapping[str, Json], corrections: Sequence[Correction]) -> Recorded:
-    """For the report: what each corrected key was, and what it is now."""
-    found = of_part(part, corrections)
-    was = {one.key: _at(values, one.path) for one in found}
-    return {
-        one.key: {"was": _tellable(was[one.key]), "now": _tellable(_now(was[one.key], one))} for one in found
-    }
+    """Describe the corrections of one part for the report.
+
+    Args:
+        part: "facts", "config" or "quantization".
+        values: What was said of that part before.
+        corrections: All that were given. Those of other parts are ignored.
+
+    Returns:
+        What each corrected key was, and what it is now.
+    """
+    result: Recorded = {}
+    for correction in of_part(part, corrections):
+        was = _at(values, correction.path)
+        now = _now(was, correction)
+        result[correction.key] = {"was": _recordable(was), "now": _recordable(now)}
+    return result
 
 
-def replayed(told: Recorded) -> tuple[Correction, ...]:
-    """The corrections that a report recorded."""
+def replayed(recorded: Recorded) -> tuple[Correction, ...]:
+    """Return the corrections that a report recorded."""
     return tuple(
-        Correction(key.split(".")[0], tuple(key.split(".")[1:]), one["now"]) for key, one in told.items()
+        Correction(key.split(".")[0], tuple(key.split(".")[1:]), change["now"])
+        for key, change in recorded.items()
     )
 
 
-def lines(told: Recorded) -> list[str]:
-    """`Corrected: facts.dimensions.vocab_size is 24, was 25.`"""
+def lines(recorded: Recorded) -> list[str]:
+    """Return a line per correction: `Corrected: facts.dimensions.vocab_size is 24, was 25.`"""
     return [
-        f"Corrected: {key} is {json.dumps(one['now'])}, was {json.dumps(one['was'])}."
-        for key, one in sorted(told.items())
+        f"Corrected: {key} is {json.dumps(change['now'])}, was {json.dumps(change['was'])}."
+        for key, change in sorted(recorded.items())
     ]
 
 
-def _with(values: Mapping[str, Json], path: tuple[str, ...], one: Correction) -> dict[str, Json]:
+def _with(values: Mapping[str, Json], path: tuple[str, ...], correction: Correction) -> dict[str, Json]:
+    """Return a copy of `values`, corrected at `path`, which is what is left of the correction's own path."""
     first, *rest = path
-    if first not in values and one.part not in OPEN:
+    if first not in values and correction.part not in OPEN:
         known = ", ".join(sorted(values)) or "nothing: it is not quantized"
-        raise BadInputError(f"--set {one.key}: there is no {first} to correct", f"There is {known}.")
+        raise BadInputError(f"--set {correction.key}: there is no {first} to correct", f"There is {known}.")
     if not rest:
-        return {**values, first: _now(values.get(first), one)}
+        return {**values, first: _now(values.get(first), correction)}
     inner = values.get(first, {})
     if not isinstance(inner, Mapping):
         raise BadInputError(
-            f"--set {one.key}: {first} is {json.dumps(inner)}, no object", "Set it as a whole."
+            f"--set {correction.key}: {first} is {json.dumps(inner)}, no object", "Set it as a whole."
         )
-    return {**values, first: _with(inner, tuple(rest), one)}
+    return {**values, first: _with(inner, tuple(rest), correction)}
 
 
-def _now(was: Json, one: Correction) -> Json:
-    """What stands there after the correction: its value, or a list with the value, or its elements, at the end."""
-    if not one.adds:
-        return one.value
+def _now(was: Json, correction: Correction) -> Json:
+    """Return what stands there after the correction.
+
+    That is its value, or the list that was there with this value, or the elements of this value, at the end.
+    """
+    if not correction.adds:
+        return correction.value
     if not isinstance(was, list):
         raise BadInputError(
-            f"--set {one.key}+=: there is {json.dumps(was)}, no list", "Set it with = instead."
+            f"--set {correction.key}+=: there is {json.dumps(was)}, no list", "Set it with = instead."
         )
-    more = one.value if isinstance(one.value, list) else [one.value]
+    more = correction.value if isinstance(correction.value, list) else [correction.value]
     return was + [each for each in more if each not in was]
 
 
 def _at(values: Json, path: tuple[str, ...]) -> Json:
+    """Return the value at a path, None where there is none."""
     for key in path:
         values = values.get(key) if isinstance(values, Mapping) else None
     return values

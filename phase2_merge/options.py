@@ -1,4 +1,7 @@
-"""What options may be, known without importing what they decide: help and refusals are instant."""
+"""The options that several commands share, and the words that they accept.
+
+Imports nothing of what the options decide, so help and refusals are instant.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,15 @@ ADOPT, CANONICAL = LAYOUTS = ("adopt", "canonical")
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What `check`, `merge` and `merge_part` are all asked. Raises BadInputError for a word that is not known.
+    """The options that `check`, `merge` and `merge_part` share. Raises BadInputError for a word that is not known.
 
-    dumps: directories that, together, hold all ranks. hf_reference: Hugging Face directory of the same model.
-    allow: kinds of problems that become warnings. uncalibrated: what experts whose inputs calibration never saw get.
-    corrections: `facts.KEY=VALUE` and the like. grafts: patterns of names that are taken from the reference.
+    Attributes:
+        dumps: Directories that, together, hold all ranks.
+        hf_reference: Hugging Face directory of the same model.
+        allow: Kinds of problems that become warnings.
+        uncalibrated: What experts get whose inputs calibration never saw.
+        corrections: `facts.KEY=VALUE` and the like.
+        grafts: Patterns of the names of tensors that are taken from the reference.
     """
 
     dumps: Sequence[str | Path]

@@ -1,1 +1,1 @@
-"""What a worker process imports to write shards: no ledger, no Arrow."""
+"""Writes shards, in worker processes that import neither the ledger nor Arrow."""

@@ -76,7 +76,7 @@ def assemble(task: ShardTask, folder: Path, staging_bytes: int = STAGING_BYTES) 
 
 @dataclass(slots=True)
 class SourceFiles:
-    """Files that pieces are read from: at most OPEN_FILES are open, the least recently used is closed first."""
+    """The open files that pieces are read from: at most OPEN_FILES, the least recently used is closed first."""
 
     files: OrderedDict[str, int] = field(default_factory=OrderedDict)
 
@@ -90,10 +90,19 @@ class SourceFiles:
         self.files.clear()
 
     def read(self, piece: SourcePiece, skip_bytes: int, into: memoryview) -> int:
-        """Fill `into` with bytes of a piece, `skip_bytes` after its first.
+        """Read bytes of a piece.
 
-        Returns the open file, which may be closed by the next read.
-        Raises CorruptFileError if the file ends before.
+        Args:
+            piece: Says where they are.
+            skip_bytes: How many bytes of the piece come before them.
+            into: Memory that is filled whole.
+
+        Returns:
+            The open file, which the next read may close.
+
+        Raises:
+            CorruptFileError: The file ends before.
+            OSError: Reading fails.
         """
         file = self._file(piece.path)
         position = piece.begin + skip_bytes
@@ -152,7 +161,7 @@ class Assembler:
         return checksum
 
     def _place(self, progress: PieceProgress, offset: Shape, band: Bytes) -> None:
-        """Put what a piece has in the band at `offset` where it belongs.
+        """Put what a piece has in the band at `offset` where it belongs there.
 
         Bands ascend, so a piece is read front to back.
         """
@@ -192,6 +201,7 @@ def bands(shape: Shape, max_bytes: int) -> Iterator[tuple[Shape, Shape]]:
 
 
 def _begun(tensor: TensorTask, piece: SourcePiece) -> PieceProgress:
+    """Return a piece of which nothing has been read."""
     return PieceProgress(piece, _in_bytes(tensor, piece.offset, 0), _in_bytes(tensor, piece.shape, 1))
 
 
@@ -207,7 +217,7 @@ def _in_bytes(tensor: TensorTask, sizes: Shape, scalar: int) -> Shape:
 
 
 def _compare(tensor: TensorTask, pieces: list[PieceProgress]) -> None:
-    """Raises CorruptFileError for the first piece that does not have its checksum."""
+    """Raise CorruptFileError for the first piece that does not have its checksum."""
     for progress in pieces:
         piece, got = progress.piece, progress.checksum.hexdigest()
         if got != piece.xxh3_128:

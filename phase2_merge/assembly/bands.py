@@ -1,7 +1,7 @@
-"""The file that a shard becomes, written once in ascending order: a thread hashes and writes what was gathered before.
+"""The file that a shard becomes, written once in ascending order, by a thread that also hashes.
 
-Two bands of memory take turns. Small tensors share a band, so that a thousand scales are one write. Whole pages are
-written; what a band has beyond them begins the next one.
+Two bands of memory take turns: one is filled while the thread works on the other. Small tensors share a band, so that a
+thousand scales are one write. Whole pages are written, and what a band has beyond them begins the next one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CLONE_BYTES = 1 << 20  # of one run: less is written sooner than cloned, and wou
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Bytes `begin` to `end` of a band that an open file has too, from its byte `at`."""
+    """Bytes `begin` to `end` of a band that an open file holds as well, from its byte `at`."""
 
     begin: int
     end: int
@@ -35,7 +35,7 @@ class Run:
 class Band:
     """Memory that is filled from its front.
 
-    `parts` are runs of its bytes with the checksum that each goes into; `runs` are bytes that files have too.
+    `parts` are runs of its bytes with the checksum that each goes into; `runs` are bytes that other files hold as well.
     """
 
     data: Bytes
@@ -68,11 +68,11 @@ class BandedFile:
 
     @property
     def band_bytes(self) -> int:
-        """Bytes that fit in a band behind what the other one had left over."""
+        """How many bytes fit into a band behind what the other one left over."""
         return len(self.bands[0].data) - PAGE
 
     def room(self, num_bytes: int) -> Bytes:
-        """Memory for the next bytes of the file, at most `band_bytes`. The caller fills it before it asks again."""
+        """Return memory for the next bytes of the file, at most `band_bytes`. It is filled before the next call."""
         if self.bands[self.turn].used + num_bytes > len(self.bands[self.turn].data):
             self.flush()
         band = self.bands[self.turn]
@@ -80,7 +80,7 @@ class BandedFile:
         return band.data[band.used - num_bytes : band.used]
 
     def add(self, data: memoryview, checksum: Any) -> None:
-        """Say that bytes of `room` are filled, and which checksum they go into."""
+        """Append bytes that were filled into what `room` returned. `checksum` is updated with them."""
         self.bands[self.turn].parts.append((checksum, data))
 
     def reflink_from(self, file: int, at: int, data: Bytes) -> None:
@@ -99,7 +99,7 @@ class BandedFile:
             band.runs.append(Run(begin, begin + data.nbytes, os.dup(file), at))
 
     def flush(self) -> None:
-        """Hand what is filled to the thread; go on in the other band, once that was written."""
+        """Hand what is filled to the thread, and go on in the other band once that was written."""
         band, other = self.bands[self.turn], self.bands[1 - self.turn]
         pages = band.used // PAGE * PAGE
         band.written = self.thread.submit(self._write, band, pages)
@@ -116,7 +116,7 @@ class BandedFile:
         self.end.finish(last.data[: last.used].data)
 
     def _write(self, band: Band, pages: int) -> None:
-        """In the thread: hash all that was added, and write or reflink the first `pages` bytes."""
+        """Hash all that was added, and write or reflink the first `pages` bytes. Runs in the thread."""
         for checksum, data in band.parts:
             checksum.update(data)
         done = 0

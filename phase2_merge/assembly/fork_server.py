@@ -1,4 +1,4 @@
-"""The server that workers are forked from: spawned once, so it holds no thread and no lock of ours, and imports once.
+"""The server that workers are forked from: spawned once, it has none of our threads and locks, and imports once.
 
 A spawned worker takes a quarter of a second to import what it needs; a fork of a process that has it takes none.
 """
@@ -15,7 +15,7 @@ PRELOADED = ["shardmerge.phase2_merge.assembly.workers", "shardmerge.common.comm
 
 
 def default_workers() -> int:
-    """How many workers a merge has by default: as many as this process may use cores."""
+    """Return how many workers a merge has by default: as many as this process may use cores."""
     return len(os.sched_getaffinity(0))
 
 

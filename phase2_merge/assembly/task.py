@@ -1,4 +1,4 @@
-"""What a worker is told: a shard, the tensors in it, and the pieces of files that each is made of.
+"""The task of a worker: a shard, the tensors in it, and the pieces of files that each is made of.
 
 Plain values that are pickled to other processes and hosts, so they name files by path and hold no ledger and no Arrow.
 """
@@ -38,7 +38,7 @@ class TensorTask:
 
 @dataclass(frozen=True, slots=True)
 class ShardTask:
-    """A shard: its file name and its tensors in the order of their bytes. `check`: compare every piece's checksum.
+    """A shard: its file name and its tensors in the order of their bytes. `check`: compare the checksum of each piece.
 
     `plan_digest` goes into the receipt, so that a later merge knows whether the shard is of its plan.
     """

@@ -29,7 +29,7 @@ IN_HAND = 64  # tasks that are submitted and not done: they name every piece of 
 
 
 class InProcess(Executor):
-    """Runs every task at once, here: for one worker, and for debugging."""
+    """Runs every task in this process when it is submitted: for a single worker, and for debugging."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()
@@ -106,17 +106,17 @@ def follow_parent() -> None:
     """Leave Ctrl-C to the parent, and end when it is gone: if it was killed, no task will ever come."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
-    def wait_for_it() -> None:
+    def end_with_parent() -> None:
         if parent := multiprocessing.parent_process():
             parent.join()
             os._exit(1)  # what it wrote has a temporary name; nobody is there to hear of it
 
-    threading.Thread(target=wait_for_it, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 @contextmanager
 def pool(workers: int) -> Iterator[Executor]:
-    """An executor of `workers` processes, or of this one for 1. Its processes are gone when the block ends."""
+    """Run an executor of `workers` processes, or of this one for 1. Its processes end with the block."""
     if workers <= 1:
         yield InProcess()
         return

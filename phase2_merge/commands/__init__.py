@@ -1,1 +1,1 @@
-"""A module for each command: its story and its report."""
+"""A module for each command of phase two: the story of what it does, step by step, and its report."""

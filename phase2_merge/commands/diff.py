@@ -1,7 +1,7 @@
 """The story of `diff`: which tensors differ between two dumps or outputs, by the checksums that were recorded.
 
-A dump and an output have a checksum for every rectangle or tensor; no tensor byte is read. Tensors that the two hold
-in other cuts cannot be told by checksum, and are counted as such, never as equal.
+A dump and an output have a checksum for every rectangle or tensor, so no byte of a tensor is read. Tensors that the two
+hold in other cuts cannot be compared by checksum, and are counted as such, never as equal.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Tensors: TypeAlias = Mapping[str, frozenset[tuple[Place, str]]]
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Names of tensors by what became of them; `recut` have the same shape in other pieces."""
+    """How the tensors of A and B differ, by name. `recut`: same dtype and shape, in other pieces."""
 
     a: str
     b: str
@@ -72,9 +72,9 @@ def diff(a: str | Path, b: str | Path) -> Difference:
 
     Raises BadInputError for what is neither or has no recorded checksums, and what reading it raises.
     """
-    of_a, of_b = tensors_of(Path(a)), tensors_of(Path(b))
-    common = sorted(of_a.keys() & of_b.keys())
-    kinds = {name: _kind(of_a[name], of_b[name]) for name in common}
+    in_a, in_b = tensors_of(Path(a)), tensors_of(Path(b))
+    common = sorted(in_a.keys() & in_b.keys())
+    kinds = {name: _kind(in_a[name], in_b[name]) for name in common}
     chosen = {
         kind: tuple(n for n in common if kinds[n] == kind) for kind in ("differing", "retyped", "recut")
     }
@@ -82,13 +82,14 @@ def diff(a: str | Path, b: str | Path) -> Difference:
         a=str(a),
         b=str(b),
         equal=sum(kind == "equal" for kind in kinds.values()),
-        only_a=tuple(sorted(of_a.keys() - of_b.keys())),
-        only_b=tuple(sorted(of_b.keys() - of_a.keys())),
+        only_a=tuple(sorted(in_a.keys() - in_b.keys())),
+        only_b=tuple(sorted(in_b.keys() - in_a.keys())),
         **chosen,
     )
 
 
 def _kind(a: frozenset[tuple[Place, str]], b: frozenset[tuple[Place, str]]) -> str:
+    """Return how two records of a tensor differ: "equal", "differing", "retyped" or "recut"."""
     if a == b:
         return "equal"
     if {place[:2] for place, _ in a} != {place[:2] for place, _ in b}:
@@ -97,7 +98,7 @@ def _kind(a: frozenset[tuple[Place, str]], b: frozenset[tuple[Place, str]]) -> s
 
 
 def tensors_of(path: Path) -> Tensors:
-    """What a dump or an output recorded of every tensor."""
+    """Return what a dump or an output recorded of every tensor. Raises BadInputError for anything else."""
     if path.is_dir() and any(path.glob(MANIFESTS)):
         return _of_dump(path)
     if not places.records(path).is_dir():
@@ -119,11 +120,11 @@ def _of_dump(path: Path) -> Tensors:
 
 
 def _of_output(path: Path) -> Tensors:
-    kept_ledger = places.records(path) / LEDGER
-    whole = parquet.whole_checksums(kept_ledger) if kept_ledger.is_file() else {}
+    ledger = places.records(path) / LEDGER
+    in_ledger = parquet.whole_checksums(ledger) if ledger.is_file() else {}
     tensors: dict[str, frozenset[tuple[Place, str]]] = {}
     for file in references.weight_files(path):
-        known = kept.tensors if (kept := receipts.read(path, file.name)) else whole
+        known = receipt.tensors if (receipt := receipts.read(path, file.name)) else in_ledger
         for entry in references.read_header(file).entries:
             if entry.name not in known:
                 raise BadInputError(f"{file} has no recorded checksum of {entry.name}", "Merge it again.")

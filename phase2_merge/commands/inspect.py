@@ -54,7 +54,7 @@ def inspect(path: str | Path) -> Inspection:
 
 
 def _unfinished(path: Path) -> tuple[tuple[int, ...], dict[int, str]]:
-    """Ranks that are writing, and what failed ranks recorded."""
+    """Return the ranks that are writing, and what failed ranks recorded."""
     entries = sorted(path.iterdir())
     running = tuple(int(match[1]) for entry in entries if (match := RANK_PARTIAL.fullmatch(entry.name)))
     failed = {
@@ -96,7 +96,7 @@ def _dump(path: Path, running: tuple[int, ...], failed: dict[int, str]) -> Inspe
 
 
 def _shares(ledger: Ledger) -> dict[str, float]:
-    """Covered elements of every tensor over all of its elements."""
+    """Return, by name, the covered elements of every tensor over all of its elements."""
     rows = ledger.rows
     written = np.flatnonzero(rows.written)
     ids = rows.name[written]
@@ -104,8 +104,8 @@ def _shares(ledger: Ledger) -> dict[str, float]:
     whole = np.zeros(len(ledger.names))
     whole[ids] = _product(rows.global_shape, written)
     return {
-        ledger.names[at]: float(covered[at] / whole[at]) if whole[at] else 1.0
-        for at in np.unique(ids).tolist()
+        ledger.names[tensor]: float(covered[tensor] / whole[tensor]) if whole[tensor] else 1.0
+        for tensor in np.unique(ids).tolist()
     }
 
 
@@ -119,9 +119,10 @@ def _by_number(names: tuple[str, ...], codes: Array, sizes: Array) -> dict[str, 
 
 
 def _summed(keys: Array, sizes: Array) -> dict[int, int]:
+    """Return the sum of the sizes that have each key."""
     total = np.zeros(int(keys.max(initial=-1)) + 1, np.int64)
     np.add.at(total, keys, sizes)
-    return {at: int(total[at]) for at in np.unique(keys).tolist()}
+    return {key: int(total[key]) for key in np.unique(keys).tolist()}
 
 
 def _output(path: Path) -> Inspection:

@@ -28,7 +28,7 @@ from ..shards.plan import MAX_SHARD_BYTES, Plan, plan_shards
 from ..shards.run import AssemblyOptions, Written
 from .metadata import refuse_other, republish
 from .report import MergeReport, Stages, Verification, check_report, finished, merge_report
-from .rewriting import final_config
+from .rewritten_files import final_config
 
 
 def merge(
@@ -98,7 +98,7 @@ def merge(
 
 
 def _write(plan: Plan, folder: Path, options: AssemblyOptions, stages: Stages) -> Written:
-    """Write all shards but those that a merge which was killed had finished."""
+    """Write all shards but those that a killed merge had finished."""
     resume.clear(folder, plan)
     return run.write(plan, plan.shards, folder, options, stages.end)
 
@@ -124,14 +124,15 @@ def _with_shards(report: MergeReport, written: Written) -> MergeReport:
 
 
 def _describe(proof: Proof, plan: Plan, report: MergeReport, folder: Path) -> None:
-    """Write what stands beside the shards: the ledger while the rest waits for the disk; last the index."""
+    """Write what stands beside the shards, the index last. The ledger is written while the rest waits for the disk."""
     records = places.records(folder)
     with ThreadPoolExecutor(1) as thread:
         written = thread.submit(parquet.write, proof.ledger, records / LEDGER)
         durable.write_file(records / PLAN, canonical_json.encode(plan.facts(), indent=2))
         report = replace(report, sidecars=sidecars.copy(proof.reference.path, folder))
         durable.write_file(records / REPORT, canonical_json.encode(report.published(), indent=2))
-        both = json_files.both(proof.quantization, ((one.name, one.shape) for one in proof.expected))
+        weights = ((tensor.name, tensor.shape) for tensor in proof.expected)
+        both = json_files.both(proof.quantization, weights)
         hf_quant_config, declared = json_files.corrected_both(*both, proof.given)
         config = final_config(proof.reference.config, _plain_dtype(proof), declared, proof.given)
         config_json.write(folder, config, hf_quant_config)
@@ -141,7 +142,7 @@ def _describe(proof: Proof, plan: Plan, report: MergeReport, folder: Path) -> No
 
 
 def _plain_dtype(proof: Proof) -> str:
-    """What plain weights are: the dtype of the model beside quantized ones, else the dtype of most bytes.
+    """Return the dtype of plain weights: beside quantized ones the dtype of the model, else that of most bytes.
 
     A float32 router bias does not make a float32 checkpoint.
     """

@@ -1,4 +1,4 @@
-"""The story of `merge --part`: this part's share of the shards, into OUT.partial, which the parts have in common."""
+"""The story of `merge --part`: write one part's share of the shards into OUT.partial, which all parts share."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from .report import Verification
 
 @dataclass(frozen=True, slots=True)
 class PartReport:
-    """A part of a merge that is complete."""
+    """What `merge --part` says of a part that is complete."""
 
     out: str
     part: str
@@ -43,8 +43,8 @@ class PartReport:
         return asdict(self)
 
     def text(self) -> str:
-        kept = f" ({self.kept_shards:,} were there already)" if self.kept_shards else ""
-        size = f"{self.num_shards:,} shards{kept}, {show(self.num_bytes)}, in {self.seconds:.1f} s"
+        already = f" ({self.kept_shards:,} were there already)" if self.kept_shards else ""
+        size = f"{self.num_shards:,} shards{already}, {show(self.num_bytes)}, in {self.seconds:.1f} s"
         return (
             f"Part {self.part} of {self.out} is complete: {size}. "
             "When all parts are, the same command with --finalize instead of --part publishes it."
@@ -125,7 +125,7 @@ def _write(
     folder: Path,
     options: AssemblyOptions,
 ) -> tuple[int, Adoption]:
-    """Write the shards of a part, then its record: adopted ones only if an earlier attempt did not complete it.
+    """Write the shards of a part, and then its record. If an earlier attempt completed it, adopted ones stay.
 
     Returns how many shards were there already, and how the adopted ones were adopted, now or then.
     """

@@ -1,6 +1,6 @@
-"""The story of `metadata`: everything of a published output but its shards, written again in seconds.
+"""The story of `metadata`: write everything of a published output but its shards again, in seconds.
 
-What is decided is in `rewriting`; how files are replaced is in `output`. A merge into its own output does the same.
+`rewritten_files` decides what the files become, and `output` replaces them. A merge into its own output does the same.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from ..ledger.published import PublishedPlan, PublishedRecords
 from ..output import journal
 from ..quantization import declaration
 from ..shards.plan import Plan
-from .rewriting import JsonFiles, decide
+from .rewritten_files import JsonFiles, decide
 
 STATEMENTS = ("quant_algo", "kv_cache_quant_algo", "exclude_modules")  # what a merge always writes
 
 
 @dataclass(frozen=True, slots=True)
 class MetadataReport:
-    """What was written again."""
+    """What `metadata` wrote again."""
 
     out: str
     num_tensors: int
@@ -78,20 +78,20 @@ def metadata(
     if not published.is_output(out):
         published.read(out)  # says what is missing
     with journal.rewriting(out):
-        kept = published.read(out)
-        earlier = correcting.replayed(kept.report.corrections)
+        records = published.read(out)
+        earlier = correcting.replayed(records.report.corrections)
         stay = [correction for correction in earlier if reference is None or correction.part != "config"]
         newer = {correction.key for correction in given}
         return _rewrite(
             out,
-            kept,
+            records,
             reference,
             (*(correction for correction in stay if correction.key not in newer), *given),
         )
 
 
 def republish(out: Path, plan: Plan, reference: Path, given: tuple[Correction, ...]) -> MetadataReport:
-    """Do what a merge does whose output was published before: the same dump in the same shards, metadata anew.
+    """Write the metadata again for a merge whose output was published before, from the same dump in the same shards.
 
     Args:
         out: What the merge would publish.
@@ -108,14 +108,14 @@ def republish(out: Path, plan: Plan, reference: Path, given: tuple[Correction, .
     """
     refuse_other(out)
     with journal.rewriting(out):
-        kept = published.read(out)
-        if kept.plan.facts != plan.facts():
-            raise OutputExistsError(str(out), _difference(kept.plan, plan.facts()))
-        return _rewrite(out, kept, reference, given)
+        records = published.read(out)
+        if records.plan.facts != plan.facts():
+            raise OutputExistsError(str(out), _difference(records.plan, plan.facts()))
+        return _rewrite(out, records, reference, given)
 
 
 def published_plan(out: Path) -> dict[str, Any]:
-    """The plan of a published output. Raises OutputExistsError if shardmerge did not publish it."""
+    """Return the plan of a published output. Raises OutputExistsError if shardmerge did not publish it."""
     refuse_other(out)
     return published.read(out).plan.facts
 
@@ -127,16 +127,16 @@ def refuse_other(out: Path) -> None:
 
 
 def _rewrite(
-    out: Path, kept: PublishedRecords, reference: Path | None, corrections: tuple[Correction, ...]
+    out: Path, records: PublishedRecords, reference: Path | None, corrections: tuple[Correction, ...]
 ) -> MetadataReport:
     """Read, decide, replace. Called while `out` is locked."""
     started = time.monotonic()
-    decided = decide(kept, _read(out, reference), corrections)
+    decided = decide(records, _read(out, reference), corrections)
     changed = journal.replace(out, decided.files, decided.gone)
     return MetadataReport(
         out=str(out),
-        num_tensors=len(kept.names),
-        num_shards=len(kept.plan.shards),
+        num_tensors=len(records.names),
+        num_shards=len(records.plan.shards),
         changed=changed,
         corrections=decided.corrections,
         seconds=round(time.monotonic() - started, 3),
@@ -144,7 +144,10 @@ def _rewrite(
 
 
 def _read(out: Path, reference: Path | None) -> JsonFiles:
-    """Raises MissingConfigError, CorruptFileError for what cannot be read or is not a declaration."""
+    """Read the JSON files of the output and of the reference.
+
+    Raises MissingConfigError, and CorruptFileError for what cannot be read or is not a declaration.
+    """
     reference_config = references.read_config(reference) if reference else None
     config = references.read_config(out)
     declaration.read(out, config)  # says what is wrong with both
@@ -156,19 +159,20 @@ def _read(out: Path, reference: Path | None) -> JsonFiles:
 
 
 def _hf_quant_config(out: Path) -> dict[str, Any] | None:
-    """hf_quant_config.json, None if there is none. Raises CorruptFileError if it lacks what a merge writes."""
+    """Return hf_quant_config.json, None if there is none. Raises CorruptFileError if it lacks what a merge writes."""
     path = out / HF_QUANT_CONFIG
     if not path.is_file():
         return None
     content = canonical_json.read_object(path)
-    said = content.get("quantization")
-    lacks = {*STATEMENTS} - set(said) if isinstance(said, dict) else {"quantization"}
+    stated = content.get("quantization")
+    lacks = {*STATEMENTS} - set(stated) if isinstance(stated, dict) else {"quantization"}
     if lacks or "producer" not in content:
         raise CorruptFileError(str(path), f"it lacks {min({*lacks, 'producer'})}")
     return content
 
 
 def _difference(old: PublishedPlan, new: dict[str, Any]) -> str:
+    """Return in words how the plan of an output differs from a new one."""
     if old.ledger_digest != new["ledger_digest"]:
         return "it was merged from another dump"
     return "it was merged from this dump into other shards (layout, shard size or selection differ)"

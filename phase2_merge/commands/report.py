@@ -1,4 +1,4 @@
-"""What `check` and `merge` found out and how long it took, for people and for machines.
+"""The reports of `check` and `merge`: what they found and how long it took, for people and for machines.
 
 The part that is published holds no time, host or path.
 """
@@ -39,13 +39,13 @@ class Stages:
         return round(time.monotonic() - self.started, 3)
 
     def end(self, stage: str) -> None:
-        """A stage ends, which began when the one before it ended."""
+        """End a stage, which began when the one before it ended."""
         self.ended[stage] = round(self.seconds - sum(self.ended.values()), 3)
 
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
-    """A dump that is whole."""
+    """What `check` says of a dump that is whole."""
 
     run_id: str
     step: int | None
@@ -72,7 +72,7 @@ class CheckReport:
         return "\n".join([*self.lines(), *self.remarks()])
 
     def lines(self) -> list[str]:
-        """The dump in two lines."""
+        """Return two lines about the dump."""
         size = f"{self.num_tensors:,} tensors, {self.num_parameters:,} parameters, {show(self.total_bytes)}"
         return [
             f"Whole: {self.architecture}, run {self.run_id}, step {self.step}, {self.world_size:,} ranks.",
@@ -80,7 +80,7 @@ class CheckReport:
         ]
 
     def remarks(self) -> list[str]:
-        """What phase one left out; what is not the dump's own, grafts and corrections; then warnings."""
+        """Return lines about what phase one left out, about grafts and corrections, and then the warnings."""
         grafts = f"Taken from the reference, {show(self.grafted_bytes)}: {summary(self.grafted)}."
         return [
             *(
@@ -95,7 +95,7 @@ class CheckReport:
 
 @dataclass(frozen=True, slots=True)
 class MergeReport:
-    """A checkpoint that was published, or with `dry_run` planned."""
+    """What `merge` says of a checkpoint that was published, or with `dry_run` planned."""
 
     check: CheckReport
     out: str
@@ -119,7 +119,7 @@ class MergeReport:
         return asdict(self)
 
     def published(self) -> dict[str, Any]:
-        """What report.json in the output holds: the same for the same input, wherever and whenever it was merged."""
+        """Return what report.json holds: the same for the same input, wherever and whenever it was merged."""
         local = {
             "out", "adopted_by", "copied_bytes", "cloned_bytes", "dry_run", "seconds", "stages", "rewritten",
             "kept_shards",
@@ -129,12 +129,14 @@ class MergeReport:
     def text(self) -> str:
         if self.rewritten is not None:
             return "\n".join([*self.check.lines(), self._rewritten(), *self.check.remarks()])
-        means = ", ".join(f"{count} by {how}" for how, count in self.adopted_by.items())
-        shards = (
-            f"{self.num_shards:,} shards, {self.adopted_shards:,} adopted{f' ({means})' if means else ''}"
-        )
+        by_method = ", ".join(f"{count} by {method}" for method, count in self.adopted_by.items())
+        shards = f"{self.num_shards:,} shards, {self.adopted_shards:,} adopted{f' ({by_method})' if by_method else ''}"
         verb = "Would publish" if self.dry_run else "Published"
-        lines = [*self.check.lines(), f"{verb} {self.out}: {shards}, in {self.seconds:.1f} s.", self._moved()]
+        lines = [
+            *self.check.lines(),
+            f"{verb} {self.out}: {shards}, in {self.seconds:.1f} s.",
+            self._written(),
+        ]
         if self.num_shards > MANY_SHARDS and self.adopted_shards:
             lines.append(
                 f"{self.num_shards:,} shards are slow to open: --layout canonical writes few, full ones, "
@@ -146,8 +148,8 @@ class MergeReport:
             lines += [f"  {name}  {show(size)}" for name, size in self.largest_shards]
         return "\n".join([*lines, *self.check.remarks()])
 
-    def _moved(self) -> str:
-        """Bytes written, as a share of a full copy, and seconds of each stage."""
+    def _written(self) -> str:
+        """Return a line about bytes written, as a share of a full copy, and about the seconds of each stage."""
         written = self.assembled_bytes - self.cloned_bytes + self.copied_bytes
         total = self.assembled_bytes + self.adopted_bytes
         parts = [f"{show(self.adopted_bytes - self.copied_bytes)} not copied"]
@@ -165,9 +167,9 @@ class MergeReport:
 
 
 def check_report(proof: Proof, verification: Verification) -> CheckReport:
-    """What a proof says."""
+    """Return the report of a proof."""
     first = proof.ledger.heads[0].manifest
-    kept = proof.verdict.kept
+    in_checkpoint = proof.verdict.kept
     rows = proof.ledger.rows
     return CheckReport(
         run_id=first.run_id,
@@ -178,9 +180,9 @@ def check_report(proof: Proof, verification: Verification) -> CheckReport:
         ledger_digest=proof.ledger.digest,
         num_tensors=len(proof.expected),
         num_parameters=proof.expected.num_elements(),
-        num_rectangles=int(kept.sum()),
+        num_rectangles=int(in_checkpoint.sum()),
         num_fragments=len(proof.fragments),
-        total_bytes=int((rows.end - rows.begin)[kept].sum()),
+        total_bytes=int((rows.end - rows.begin)[in_checkpoint].sum()),
         verification=verification,
         warnings=proof.warnings,
         corrections=proof.corrections,
@@ -193,13 +195,15 @@ def check_report(proof: Proof, verification: Verification) -> CheckReport:
 
 
 def merge_report(plan: Plan, check: CheckReport, out: str, *, dry_run: bool) -> MergeReport:
-    """What a plan says. How fragments were adopted is added when they were, how long it took by `finished`.
+    """Return the report of a merge as far as its plan says it.
+
+    How fragments were adopted is added once they are, how long the merge took by `finished`.
 
     Args:
         plan: All shards.
         check: What the proof says.
         out: Where the checkpoint appears.
-        dry_run: Whether it does not.
+        dry_run: Whether nothing is published.
 
     Returns:
         The report of a merge that has taken no time yet.
@@ -222,12 +226,12 @@ def merge_report(plan: Plan, check: CheckReport, out: str, *, dry_run: bool) -> 
 
 
 def finished(report: MergeReport, stages: Stages) -> MergeReport:
-    """The report with how long it took."""
+    """Return the report with how long the merge took."""
     return replace(report, seconds=stages.seconds, stages=dict(stages.ended))
 
 
 def warning_lines(warnings: Sequence[str]) -> list[str]:
-    """The first warnings, and how many more there are."""
+    """Return a line for each of the first warnings, and one that counts the others."""
     more = len(warnings) - SHOWN
     shown = [f"Warning: {text}" for text in warnings[:SHOWN]]
     return shown + ([f"... and {more} more warnings (--report FILE holds all)"] if more > 0 else [])

@@ -1,6 +1,6 @@
 """The story of `verify`: is a Hugging Face directory what its index, its JSON files and its records say?
 
-Works on any directory, also one that shardmerge did not write; then there are no checksums to compare.
+Works on any directory. One that shardmerge did not write has no recorded checksums to compare.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ Shards = dict[str, Header]
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """A directory in which nothing contradicts itself."""
+    """What `verify` says of a directory in which nothing contradicts itself."""
 
     path: str
     num_shards: int
@@ -61,10 +61,12 @@ class VerifyReport:
         return asdict(self)
 
     def text(self) -> str:
-        told = f"{self.checksums_compared:,} tensors have the checksum that was recorded."
+        compared = f"{self.checksums_compared:,} tensors have the checksum that was recorded."
         lines = [
             f"Sound: {self.path}, {self.num_shards:,} shards, {self.num_tensors:,} tensors, {show(self.total_bytes)}.",
-            told if self.checksums_compared else "Bytes were NOT compared: only index, headers and sizes.",
+            compared
+            if self.checksums_compared
+            else "Bytes were NOT compared: only index, headers and sizes.",
         ]
         return "\n".join([*lines, *warning_lines(self.warnings)])
 
@@ -89,7 +91,7 @@ class Directory:
 
     @cached_property
     def stored(self) -> scales.StoredAs:
-        """Weights and scales beside what is declared of them."""
+        """How weights and scales are stored, compared with what is declared of them."""
         hf, in_config = self.declared
         return scales.judge(hf or in_config or declaration.UNDECLARED, self.entries)
 
@@ -105,6 +107,9 @@ def verify(
         scan: read all numbers too. NaN and infinities are problems, tensors of zeros warnings.
         talk: progress goes here.
 
+    Returns:
+        What was looked at, and warnings.
+
     Raises:
         MissingConfigError: it holds no config.json.
         BadInputError: it holds no weights.
@@ -117,19 +122,19 @@ def verify(
         raise BadInputError(f"{out} holds neither {INDEX} nor {SINGLE}", "Give a directory with safetensors.")
     shards, unreadable = _headers(files)
     directory = Directory(out, config, files, shards)
-    found = Findings.together([unreadable, *(check(directory) for check in CHECKS)])
-    raise_problems(found.problems)
+    findings = Findings.together([unreadable, *(check(directory) for check in CHECKS)])
+    raise_problems(findings.problems)
     compared = _compare_bytes(out, shards, talk) if verify == "full" and places.records(out).is_dir() else 0
     numbers_seen = _scan(directory, talk) if scan else Findings()
     raise_problems(numbers_seen.problems)
     total = sum(header.entries[-1].end for header in shards.values() if header.entries)
     count = sum(len(header.entries) for header in shards.values())
-    warnings = (*journal.interrupted(out), *found.warnings, *numbers_seen.warnings)
+    warnings = (*journal.interrupted(out), *findings.warnings, *numbers_seen.warnings)
     return VerifyReport(str(out), len(shards), count, total, verify, compared, warnings)
 
 
 def _headers(files: tuple[Path, ...]) -> tuple[Shards, Findings]:
-    """The headers that can be read, by the name of the file, and what is wrong with the others."""
+    """Read all headers. Returns those that can be read, by the file's name, and what is wrong with the others."""
     shards: Shards = {}
     problems: list[ShardmergeError] = []
     for file in files:
@@ -141,7 +146,7 @@ def _headers(files: tuple[Path, ...]) -> tuple[Shards, Findings]:
 
 
 def _scan(directory: Directory, talk: TextIO | None) -> Findings:
-    """Look at all numbers."""
+    """Look at all numbers. Returns what is strange about them."""
     shards = directory.shards
     progress = Progress("scanning", sum(header.file_bytes for header in shards.values()), talk)
     try:
@@ -159,12 +164,12 @@ def _scan(directory: Directory, talk: TextIO | None) -> Findings:
 
 
 def _check_index(directory: Directory) -> Findings:
-    """The index against headers, if there is one; and files beside those that it names."""
-    return Findings(tuple(_index_problems(directory)), tuple(_strangers(directory)))
+    """Compare the index, if there is one, with the headers, and look for files that it does not name."""
+    return Findings(tuple(_index_problems(directory)), tuple(_unlisted(directory)))
 
 
 def _index_problems(directory: Directory) -> Iterator[ShardmergeError]:
-    """Dangling and unindexed tensors, sub-folders, and total_size; nothing to compare if there is one file only."""
+    """Yield tensors that dangle or are not in the index, files in sub-folders, and a total_size that is wrong."""
     index, shards = directory.path / INDEX, directory.shards
     if not index.is_file():
         return
@@ -178,13 +183,14 @@ def _index_problems(directory: Directory) -> Iterator[ShardmergeError]:
     for name, file in sorted(held - set(mapped.items())):
         why = f"it says {mapped[name]}" if name in mapped else "it does not name it"
         yield CorruptIndexError(str(index), f"{file} holds {name}, but {why}")
-    said = references.total_size(index)
+    stated = references.total_size(index)
     total = sum(entry.end - entry.begin for header in shards.values() for entry in header.entries)
-    if said is not None and said != total:
-        yield CorruptIndexError(str(index), f"total_size is {said:,}, the tensors have {total:,} bytes")
+    if stated is not None and stated != total:
+        yield CorruptIndexError(str(index), f"total_size is {stated:,}, the tensors have {total:,} bytes")
 
 
-def _strangers(directory: Directory) -> Iterator[str]:
+def _unlisted(directory: Directory) -> Iterator[str]:
+    """Yield a warning for each file that readers may take for a part of the checkpoint."""
     known = {file.name for file in directory.files}
     for path in sorted(directory.path.glob(SHARDS)):
         if path.name not in known:
@@ -192,7 +198,7 @@ def _strangers(directory: Directory) -> Iterator[str]:
 
 
 def _check_quantization(directory: Directory) -> Findings:
-    """What both JSON files say of it, against each other and against weights and scales."""
+    """Compare what both JSON files declare, with each other and with weights and scales."""
     stored, (hf, in_config) = directory.stored, directory.declared
     warning = declaration.only_one(hf, in_config)
     return Findings(
@@ -202,63 +208,76 @@ def _check_quantization(directory: Directory) -> Findings:
 
 
 def _check_config(directory: Directory) -> Findings:
-    """Every tensor against config.json. Packed weights count unpacked, and scales are not looked for."""
-    said = tuple(_dtype_warning(directory))
+    """Compare every tensor with config.json. Packed weights count as unpacked, and scales are not looked for."""
+    warnings = tuple(_dtype_warning(directory))
     try:
         table = blueprint(directory.config)
     except (UnsupportedArchitectureError, BadInputError) as error:
-        return Findings(warnings=(*said, f"shapes were not compared with config.json: {error.message()}"))
+        return Findings(warnings=(*warnings, f"shapes were not compared with config.json: {error.message()}"))
     compared = config_shapes.against_tensors(table, _plain_shapes(directory))
     strange = (
         f"{table.architecture.name} with this config.json has no {line}"
         for line in grouped(sorted(compared.strange))
     )
-    return Findings(compared.problems, (*said, *strange))
+    return Findings(compared.problems, (*warnings, *strange))
 
 
 def _plain_shapes(directory: Directory) -> dict[str, Shape | None]:
-    """The shapes that config.json may be compared with, None for a weight that is packed in a way nobody describes."""
+    """Return shapes to compare with config.json, None for a weight that is packed in a way nobody describes."""
     stored, quantized = directory.stored, "quantization_config" in directory.config
-    found: dict[str, Shape | None] = {}
+    shapes: dict[str, Shape | None] = {}
     for name, entry in directory.entries.items():
         if name not in stored.accounted:
             known = entry.dtype in PLAIN_FLOATS or not quantized
-            found[name] = stored.plain_shapes.get(name, entry.shape if known else None)
-    return found
+            shapes[name] = stored.plain_shapes.get(name, entry.shape if known else None)
+    return shapes
 
 
 def _dtype_warning(directory: Directory) -> Iterator[str]:
+    """Yield a warning if config.json says another dtype than that of most bytes."""
     config = directory.config
     sizes: Counter[str] = Counter()
     for header in directory.shards.values():
         for entry in header.entries:
             sizes[entry.dtype] += byte_size(entry.dtype, entry.shape)
-    said = config.get("dtype", config.get("torch_dtype"))
+    stated = config.get("dtype", config.get("torch_dtype"))
     most = TORCH_NAMES.get(max(sizes, key=lambda dtype: sizes[dtype], default=""))
-    if said and most and "quantization_config" not in config and said != most:
-        yield f"config.json says {said}, most bytes are {most}"
+    if stated and most and "quantization_config" not in config and stated != most:
+        yield f"config.json says {stated}, most bytes are {most}"
 
 
-CHECKS = (_check_index, _check_quantization, _check_config)  # all are run, and what any of them finds is told
+CHECKS = (
+    _check_index,
+    _check_quantization,
+    _check_config,
+)  # all run, and everything that they find is reported
 
 
 # ---- bytes ----------------------------------------------------------------------------------------------------------
 
 
 def _compare_bytes(out: Path, shards: Shards, talk: TextIO | None) -> int:
-    """Read what has a recorded checksum; how many tensors that were. Raises CorruptFileError, or several."""
-    book = places.records(out) / LEDGER
-    whole = parquet.whole_checksums(book) if book.is_file() else {}
-    known = {file: (kept.tensors if (kept := receipts.read(out, file)) else whole) for file in shards}
+    """Read every tensor that has a recorded checksum. Returns how many there are.
+
+    Raises CorruptFileError, or several as ProblemsFoundError.
+    """
+    ledger = places.records(out) / LEDGER
+    in_ledger = parquet.whole_checksums(ledger) if ledger.is_file() else {}
+    known = {
+        file: (receipt.tensors if (receipt := receipts.read(out, file)) else in_ledger) for file in shards
+    }
     entries = {file: [e for e in header.entries if e.name in known[file]] for file, header in shards.items()}
     parts = [
-        (file, of[part]) for file, of in entries.items() for part in stretches([(e.begin, e.end) for e in of])
+        (file, recorded[stretch])
+        for file, recorded in entries.items()
+        for stretch in stretches([(entry.begin, entry.end) for entry in recorded])
     ]
     progress = Progress("verifying", sum(header.file_bytes for header in shards.values()), talk)
     try:
         raise_problems(
             in_threads(
-                lambda file, of: _compare(out / file, shards[file], of, known[file], progress.advance), parts
+                lambda file, part: _compare(out / file, shards[file], part, known[file], progress.advance),
+                parts,
             )
         )
     finally:
@@ -269,6 +288,7 @@ def _compare_bytes(out: Path, shards: Shards, talk: TextIO | None) -> int:
 def _compare(
     path: Path, header: Header, entries: Sequence[Entry], known: dict[str, str], advance: Advance
 ) -> ShardmergeError | None:
+    """Return an error for the first entry whose bytes do not have the checksum that is known."""
     spans = [(header.data_offset + entry.begin, header.data_offset + entry.end) for entry in entries]
     for entry, got in zip(entries, checksums(path, spans, advance), strict=True):
         if got != known[entry.name]:

@@ -1,1 +1,1 @@
-"""Linux and its file systems, and nothing of ours: a newcomer may skip this room."""
+"""Linux and its file systems, and nothing about checkpoints: a newcomer may skip this room."""

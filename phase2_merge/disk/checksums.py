@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 def checksums(path: Path, spans: Iterable[Span], advance: Advance) -> Iterator[str]:
-    """Hash spans of a file. Ascending spans are read without going back.
+    """Yield the checksum of each span of a file. Ascending spans are read without going back.
 
     Args:
         path: The file.
@@ -33,7 +33,7 @@ def checksums(path: Path, spans: Iterable[Span], advance: Advance) -> Iterator[s
         advance: Called with numbers of bytes as they are read.
 
     Returns:
-        xxh3_128 of each span, hexadecimal.
+        An iterator over xxh3_128 of each span, hexadecimal.
 
     Raises:
         CorruptFileError: The file ends before a span does.
@@ -43,19 +43,20 @@ def checksums(path: Path, spans: Iterable[Span], advance: Advance) -> Iterator[s
     filled_from = filled_to = 0
     with open(path, "rb", buffering=0) as file:
         for begin, end in spans:
-            at, state = begin, xxhash.xxh3_128()
-            while at < end:
-                if not filled_from <= at < filled_to:
-                    filled_from, filled_to = at, at + _fill(file.fileno(), buffer, at, path)
-                    advance(filled_to - filled_from)
-                part = buffer[at - filled_from : min(end, filled_to) - filled_from]
-                state.update(part)
-                at += len(part)
-            yield state.hexdigest()
+            position, checksum = begin, xxhash.xxh3_128()
+            while position < end:
+                if not filled_from <= position < filled_to:
+                    count = _fill(file.fileno(), buffer, position, path)
+                    filled_from, filled_to = position, position + count
+                    advance(count)
+                part = buffer[position - filled_from : min(end, filled_to) - filled_from]
+                checksum.update(part)
+                position += len(part)
+            yield checksum.hexdigest()
 
 
 def wrong_bytes(what: str, got: str, expected: str) -> str:
-    """The reason of a CorruptFileError for bytes that changed after they were written.
+    """Return the reason of a CorruptFileError for bytes that changed after they were written.
 
     Args:
         what: Names the bytes.
@@ -69,7 +70,7 @@ def wrong_bytes(what: str, got: str, expected: str) -> str:
 
 
 def stretches(spans: Sequence[Span]) -> Iterator[slice]:
-    """Which consecutive spans of a file are read by one thread: about STRETCH_BYTES together."""
+    """Yield which consecutive spans of a file one thread reads: about STRETCH_BYTES together."""
     first = size = 0
     for number, (begin, end) in enumerate(spans, start=1):
         size += end - begin
@@ -97,8 +98,9 @@ def in_threads(
         pool.shutdown(cancel_futures=True)
 
 
-def _fill(file: int, buffer: memoryview, at: int, path: Path) -> int:
-    count = os.preadv(file, [buffer], at)
+def _fill(file: int, buffer: memoryview, position: int, path: Path) -> int:
+    """Read from a position on. Returns how many bytes were read, at least one. Raises CorruptFileError, OSError."""
+    count = os.preadv(file, [buffer], position)
     if not count:
-        raise CorruptFileError(str(path), f"it ends at byte {at:,}")
+        raise CorruptFileError(str(path), f"it ends at byte {position:,}")
     return count

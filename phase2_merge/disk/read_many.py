@@ -1,8 +1,8 @@
 """Reads many small files: one after the other while they come at once, else many at the same time.
 
-A network file system answers late, but many together. Where it does not matter threads are in each other's way: every
-call of one waits for the interpreter that another holds. So reading and working on what was read take turns, and
-threads are used only after files were seen to come slowly. A local disk is told some files ahead what is wanted.
+A network file system answers late, but many requests together. Where files come at once, threads are in each other's
+way: every call of one waits for the interpreter that another holds. So reading and working on what was read take turns,
+and threads are used only after files were seen to come slowly. A local disk learns some files ahead what is wanted.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ R = TypeVar("R")
 def read_many(
     read: Callable[[T], R], items: Iterable[T], announce: Callable[[T], None]
 ) -> Iterator[tuple[T, R]]:
-    """Read many items, in order.
+    """Yield many items with what was read of each, in order.
 
     Args:
         read: Reads one item. It may be called in threads, several at a time.
         items: What is read.
-        announce: Says that an item is read soon, as `announced` does for a file.
+        announce: Called with an item that is read soon, as `announced` is with a file.
 
     Returns:
-        Each item with what `read` returned. Raises what a read raised.
+        An iterator over each item and what `read` returned of it. It raises what a read raised.
     """
     waiting, slow = iter(items), False
     with ThreadPoolExecutor(READERS) as pool:
@@ -48,7 +48,10 @@ def read_many(
 
 
 def announced(path: Path, num_bytes: int = 0) -> None:
-    """Have the kernel read the first bytes of a file, all for 0, meanwhile. Whoever reads it learns what is wrong."""
+    """Have the kernel read the first bytes of a file in the background, all of them for 0.
+
+    Raises nothing: whoever reads the file learns what is wrong with it.
+    """
     with suppress(OSError):
         file = os.open(path, os.O_RDONLY)
         try:

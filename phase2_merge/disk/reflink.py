@@ -1,4 +1,4 @@
-"""Files that share blocks with others, on file systems that can (XFS, btrfs): no byte moves, and both stay as they are.
+"""Files that share blocks with others, on file systems that can do so (XFS, btrfs): no byte moves.
 
 Source: ioctl_ficlonerange(2); the numbers are those of linux/fs.h.
 """
@@ -18,8 +18,8 @@ CANNOT_CLONE = {
 
 
 def clone(new: int, old: int) -> bool:
-    """Make an open file share all of another's blocks; False where that cannot be. Raises OSError."""
-    return _tried(new, FICLONE, old)
+    """Make an open file share all of another's blocks. Returns False where that cannot be. Raises OSError."""
+    return _is_cloned(new, FICLONE, old)
 
 
 def clone_range(new: int, to: int, old: int, at: int, num_bytes: int) -> bool:
@@ -38,10 +38,11 @@ def clone_range(new: int, to: int, old: int, at: int, num_bytes: int) -> bool:
     Raises:
         OSError: Anything else.
     """
-    return _tried(new, FICLONERANGE, struct.pack("=qQQQ", old, at, num_bytes, to))
+    return _is_cloned(new, FICLONERANGE, struct.pack("=qQQQ", old, at, num_bytes, to))
 
 
-def _tried(new: int, request: int, argument: int | bytes) -> bool:
+def _is_cloned(new: int, request: int, argument: int | bytes) -> bool:
+    """Ask the kernel to share blocks. Returns False where they cannot be shared. Raises OSError for anything else."""
     try:
         fcntl.ioctl(new, request, argument)
     except OSError as error:

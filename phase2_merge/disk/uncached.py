@@ -26,7 +26,7 @@ CANNOT_BYPASS = {errno.EINVAL, errno.EOPNOTSUPP}  # no O_DIRECT here, or only in
 
 
 def aligned(num_bytes: int) -> Bytes:
-    """Memory that begins on a page."""
+    """Return memory that begins on a page."""
     memory = np.empty(num_bytes + PAGE, np.uint8)
     begin = -memory.ctypes.data % PAGE
     return memory[begin : begin + num_bytes]
@@ -34,7 +34,7 @@ def aligned(num_bytes: int) -> Bytes:
 
 @dataclass(slots=True)
 class Uncached:
-    """An open file that grows at its `end`, which is on a page now."""
+    """An open file that grows at its end, which lies on a page until `finish`."""
 
     end: durable.Appending
     direct: bool = field(init=False)
@@ -52,7 +52,7 @@ class Uncached:
             except OSError as error:
                 if error.errno not in CANNOT_BYPASS:
                     raise
-                self._give_up()
+                self._use_the_cache()
             else:
                 self.end.wrote(count)
                 pages = pages[count:]
@@ -81,16 +81,16 @@ class Uncached:
 
     def finish(self, rest: memoryview) -> None:
         """Write what is left, less than a page. Raises OSError."""
-        self._give_up()
+        self._use_the_cache()
         self.end.write(rest)
 
-    def _give_up(self) -> None:
+    def _use_the_cache(self) -> None:
         _switch(self.end.file, on=False)
         self.direct = False
 
 
 def _switch(file: int, *, on: bool) -> bool:
-    """Whether the file is now written past the cache."""
+    """Switch O_DIRECT on or off. Returns whether the file is now written past the cache."""
     flags = fcntl.fcntl(file, fcntl.F_GETFL) & ~os.O_DIRECT
     try:
         fcntl.fcntl(file, fcntl.F_SETFL, flags | (os.O_DIRECT if on else 0))

@@ -1,1 +1,1 @@
-"""What readers of a checkpoint find beside its shards. Knows neither dump, nor ledger, nor plan."""
+"""What readers of a checkpoint find beside its shards. Must not know dump, ledger or plan."""

@@ -50,5 +50,5 @@ def edited(
 
 
 def readable(value: dict[str, Any]) -> bytes:
-    """JSON as people read it, in the order that it has."""
+    """Return JSON as people read it, with keys in the order that they have."""
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

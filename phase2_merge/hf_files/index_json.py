@@ -1,4 +1,7 @@
-"""model.safetensors.index.json: which shard holds which tensor. By orjson: json takes seconds for a million names."""
+"""model.safetensors.index.json: which shard holds which tensor.
+
+Decides how it is written: by orjson, because the standard library takes seconds for a million names.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ def write(folder: Path, weight_map: dict[str, str], num_parameters: int, total_b
 
 
 def encode(weight_map: dict[str, str], num_parameters: int, total_bytes: int) -> bytes:
-    """The index as the Hub's tools write it, sorted by name.
+    """Return the index as the Hub's tools write it, sorted by name.
 
     Args:
         weight_map: Name of each tensor to the name of its shard.

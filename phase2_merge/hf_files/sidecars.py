@@ -1,7 +1,7 @@
-"""What a reader needs beside weights and config.json: tokenizer, chat template, generation and processor configs,
-and the Python files that `auto_map` names. Always the reference's; nothing executable ever comes from a dump.
+"""Sidecars: what a reader needs beside weights and config.json, such as tokenizer and chat template.
 
-Never an index, weights, hf_quant_config.json or a file called consolidated*: they describe another checkpoint.
+They are the reference's, with the Python files that `auto_map` names: nothing executable ever comes from a dump. An
+index, weights, hf_quant_config.json and files called consolidated* are not sidecars: they describe another checkpoint.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def copy(reference: Path, folder: Path) -> tuple[str, ...]:
 
 
 def names(reference: Path) -> tuple[str, ...]:
-    """Names of the sidecars that a reference holds, sorted."""
+    """Return the names of the sidecars that a reference holds, sorted."""
     return tuple(sorted({*_data_files(reference), *_modules(reference)}))
 
 
@@ -40,7 +40,7 @@ def _data_files(reference: Path) -> Iterator[str]:
 
 
 def _modules(reference: Path) -> set[str]:
-    """Files that auto_map names and that lie here, and what they import from beside them."""
+    """Return the files that auto_map names and that lie here, and what they import from beside them."""
     modules: set[str] = set()
     to_read = {name for file in WITH_AUTO_MAP for name in _named(reference / file)}
     while to_read:
@@ -55,6 +55,7 @@ def _modules(reference: Path) -> set[str]:
 
 
 def _named(path: Path) -> Iterator[str]:
+    """Yield the Python files that the auto_map of a JSON file names."""
     try:
         auto_map = canonical_json.read_object(path).get("auto_map")
     except (FileNotFoundError, ValueError):  # not there, or not ours to judge: it is copied as it is

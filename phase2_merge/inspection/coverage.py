@@ -1,4 +1,4 @@
-"""How much of every layer and expert is there: a map of layers x experts. Pure; knows no file.
+"""How much of every layer and expert is there: a map of layers x experts. Must not know any file.
 
 Without a reference nothing says what ought to be there, so a cell is measured by its fullest sibling: an expert that
 has fewer tensors than another is not whole. The proof is `check`; this is what a person looks at.
@@ -30,15 +30,21 @@ class LayerCover:
 
 
 def cover(shares: Mapping[str, float], num_layers: int = 0, num_experts: int = 0) -> tuple[LayerCover, ...]:
-    """shares: tensor name to covered elements over all of its elements; above 1 if some are there twice.
+    """Draw the map of layers and experts from how much of each tensor is there.
 
-    num_layers, num_experts: how many there must be at least, where that is known.
+    Args:
+        shares: Name of each tensor to its covered elements over all of its elements. Above 1 if some are there twice.
+        num_layers: How many layers there must be at least, 0 where that is not known.
+        num_experts: How many routed experts an MoE layer must have at least, 0 where that is not known.
+
+    Returns:
+        All layers, ascending, with as many experts for each MoE layer as any of them has.
     """
     cells: dict[tuple[int, int | None], list[float]] = defaultdict(list)
     for name, share in shares.items():
         if (layer := layer_of(name)) is not None:
             cells[layer, expert_of(name)].append(share)
-    routed = {at: of for at, of in cells.items() if at[1] is not None}
+    routed = {cell: covered for cell, covered in cells.items() if cell[1] is not None}
     most = max(map(len, routed.values()), default=0)
     experts = max([num_experts, *(expert + 1 for _, expert in routed if expert is not None)])
     moe = {layer for layer, _ in routed}
@@ -54,6 +60,7 @@ def cover(shares: Mapping[str, float], num_layers: int = 0, num_experts: int = 0
 
 
 def _state(shares: list[float], most: int) -> str:
+    """Return the state of a cell from its tensors, of which the fullest cell of its kind has `most`."""
     if not shares:
         return NONE
     if max(shares) > 1:
@@ -62,15 +69,15 @@ def _state(shares: list[float], most: int) -> str:
 
 
 def drawn(layers: Iterable[LayerCover]) -> list[str]:
-    """A line per layer, coloured; click.echo takes the colour away where there is no terminal."""
+    """Return a line per layer, coloured. click.echo takes the colour away where there is no terminal."""
     return [
-        f"{one.layer:>5} {_sign(one.rest)} {''.join(map(_sign, _columns(one.experts)))}".rstrip()
-        for one in layers
+        f"{cover.layer:>5} {_sign(cover.rest)} {''.join(map(_sign, _columns(cover.experts)))}".rstrip()
+        for cover in layers
     ]
 
 
 def _columns(experts: tuple[str, ...]) -> list[str]:
-    """At most MAX_COLUMNS: several experts share one, and the worst of them is shown."""
+    """Return at most MAX_COLUMNS states: where several experts share a column, the worst of them is shown."""
     count = min(len(experts), MAX_COLUMNS)
     edges = [len(experts) * at // count for at in range(count + 1)] if count else []
     order = (NONE, PART, DOUBLE, FULL)

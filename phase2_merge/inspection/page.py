@@ -1,4 +1,7 @@
-"""The page that `inspect --html` writes: one file, nothing loaded from elsewhere. Text in, text out."""
+"""The page that `inspect --html` writes: one file, nothing loaded from elsewhere.
+
+Decides how an inspection looks as HTML. Must not know any file.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ KEY = (("full", "whole"), ("part", "in part"), ("none", "nothing"), ("double", "
 
 
 def page(inspection: Inspection) -> str:
-    """The whole page."""
+    """Return the whole page, as HTML."""
     title = f"{inspection.kind} {inspection.path}"
     parts = [
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>',

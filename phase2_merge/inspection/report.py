@@ -1,4 +1,4 @@
-"""What `inspect` found out about a dump or an output, for people and for machines."""
+"""The report of `inspect` on a dump or an output, for people and for machines."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LEGEND = (
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """Who has a manifest, who is writing, who failed and why; empty for an output."""
+    """Which ranks have a manifest, which are writing, which failed and why. An output has none."""
 
     world_size: int = 0
     done: tuple[int, ...] = ()
@@ -36,7 +36,10 @@ class Ranks:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """`sizes` are bytes by rank or by shard, `head` is run, step and the like, `topology` sizes by axis."""
+    """What was seen of a dump or an output.
+
+    `sizes` are bytes by rank or by shard, `head` is run, step and the like, `topology` sizes by axis.
+    """
 
     path: str
     kind: str
@@ -69,7 +72,7 @@ class Inspection:
         return "\n".join(lines + ([f"... and {more} more (--report FILE holds all)"] if more > 0 else []))
 
     def lines(self) -> list[str]:
-        """Everything but the map and the problems."""
+        """Return all lines but those of the map and of the problems."""
         head = ", ".join(f"{key} {value}" for key, value in self.head.items() if value is not None)
         size = f"{show(self.total_bytes)}, {self.num_tensors:,} tensors in {self.num_rectangles:,} rectangles"
         lines = [f"{self.kind.capitalize()} {self.path}: {head or 'no manifest yet'}."]

@@ -1,4 +1,4 @@
-"""The columns of the ledger as one table. Everything that is done with all columns follows from it.
+"""The columns of the ledger, as one table. Everything that is done with all columns follows from it.
 
 That is how a manifest's columns become arrays, what their numbers may be, how the columns of several ranks are joined
 (here), and how the ledger is written (`parquet`). A column has the same test whether it belongs to one rank or to a
@@ -67,14 +67,14 @@ class Column:
 
 # In the order of ledger.parquet. `begin`, `end` and geometry have no limit here: the proof judges them, over all ranks.
 COLUMNS = (
-    Column("name", np.int64, "integers", limit=lambda of: len(of.names), least=0),
+    Column("name", np.int64, "integers", limit=lambda rank: len(rank.names), least=0),
     Column("rank", np.int32),
-    Column("file", np.int32, "integers", limit=lambda of: of.num_files),
-    Column("dtype", np.int8, "integers", limit=lambda of: len(of.dtypes), least=0),
-    Column("ndim", np.int8, "integers", limit=lambda of: of.dims + 1, least=0),
+    Column("file", np.int32, "integers", limit=lambda rank: rank.num_files),
+    Column("dtype", np.int8, "integers", limit=lambda rank: len(rank.dtypes), least=0),
+    Column("ndim", np.int8, "integers", limit=lambda rank: rank.dims + 1, least=0),
     Column("begin", np.int64, "integers"),
     Column("end", np.int64, "integers"),
-    Column("owner", np.int32, "integers", limit=lambda of: of.world_size, least=0),
+    Column("owner", np.int32, "integers", limit=lambda rank: rank.world_size, least=0),
     Column("xxh3_128", np.uint64, "hexadecimal"),
     Column("global_shape", np.int64, "integers by dimension", absent=ABSENT["global_shape"], letter="g"),
     Column("local_shape", np.int64, "integers by dimension", absent=ABSENT["local_shape"], letter="s"),
@@ -90,7 +90,7 @@ INTEGERS = FLAT + GEOMETRY
 
 
 def with_arrays(given: Mapping[str, Json]) -> dict[str, Json]:
-    """Returns a manifest's columns with arrays in place of its lists of integers, for a parser to build.
+    """Return a manifest's columns with arrays in place of its lists of integers, for a parser to build.
 
     Fractions are cut off and true becomes 1 here, so the parser has to rule them out itself.
     Raises KeyError, TypeError, ValueError, OverflowError.
@@ -99,7 +99,7 @@ def with_arrays(given: Mapping[str, Json]) -> dict[str, Json]:
 
 
 def of_json(given: Json) -> Arrays:
-    """Returns a manifest's columns as arrays, after testing their form: none is missing, all have the same length.
+    """Return a manifest's columns as arrays, after testing their form: none is missing, all have the same length.
 
     `given` holds lists, which are searched for anything but integers, or what `with_arrays` made of them.
     Raises TypeError, ValueError, OverflowError.
@@ -111,12 +111,13 @@ def of_json(given: Json) -> Arrays:
     if not all(isinstance(given[column.name], np.ndarray) for column in INTEGERS):
         _require_integers(given)
         given = with_arrays(given)
-    found = {**given, "xxh3_128": _checksums(given["xxh3_128"])}
-    _require_lengths(found)
-    return found
+    arrays = {**given, "xxh3_128": _checksums(given["xxh3_128"])}
+    _require_lengths(arrays)
+    return arrays
 
 
 def _require_integers(given: Mapping[str, Json]) -> None:
+    """Raise ValueError if a column of integers holds anything else, true and false included."""
     require(set(map(type, given.values())) <= {list}, "a column is not a list")
     for column in INTEGERS:
         parts = given[column.name] if column.absent is not None else [given[column.name]]
@@ -126,7 +127,7 @@ def _require_integers(given: Mapping[str, Json]) -> None:
 
 
 def _checksums(texts: Json) -> Any:
-    """Returns [rows, 2] words."""
+    """Return [rows, 2] words."""
     require(isinstance(texts, list), "a column is not a list")
     require(set(map(type, texts)) <= {str}, "names and checksums are strings")
     words = bytes.fromhex("".join(texts))
@@ -135,24 +136,25 @@ def _checksums(texts: Json) -> Any:
     return np.frombuffer(words, np.uint64).reshape(-1, 2)
 
 
-def _require_lengths(found: Arrays) -> None:
-    geometry = {found[column.name].shape for column in GEOMETRY}
+def _require_lengths(arrays: Arrays) -> None:
+    """Raise ValueError unless all columns have the same length, and geometry the same dimensions."""
+    geometry = {arrays[column.name].shape for column in GEOMETRY}
     dims = next(iter(geometry))[0] if {len(shape) for shape in geometry} == {2} else 0
     alike = len(geometry) == 1 and 1 <= dims <= MAX_DIMS
     require(alike, f"columns of dimensions are not alike, or not 1 to {MAX_DIMS}")
-    rows = {found[column.name].shape for column in FLAT} | {shape[1:] for shape in geometry}
-    require(rows == {(len(found["xxh3_128"]),)}, "columns differ in length")
+    rows = {arrays[column.name].shape for column in FLAT} | {shape[1:] for shape in geometry}
+    require(rows == {(len(arrays["xxh3_128"]),)}, "columns differ in length")
 
 
 def check_ranges(joined: Arrays, ranks: Sequence[RankColumns]) -> None:
     """Raise ValueError if a column of these ranks, which are joined already, holds a number that it may not."""
-    rows = [len(of) for of in ranks]
+    rows = [len(rank) for rank in ranks]
     for column in INTEGERS:
         values = joined[column.name]
         inside = not values.size or (values.min() >= NOT_WRITTEN and values.max() < BOUND)
         require(inside, f"column {column.name} leaves its range")
         if column.limit:
-            limits = np.repeat([column.limit(of) for of in ranks], rows)
+            limits = np.repeat([column.limit(rank) for rank in ranks], rows)
             inside = bool(((values >= column.least) & (values < limits)).all())
             require(inside, _outside(column))
     lacking = np.arange(len(joined["global_shape"]))[:, None] >= joined["ndim"]
@@ -168,7 +170,7 @@ def _outside(column: Column) -> str:
 
 
 def join(column: Column, parts: Sequence[Any]) -> Any:
-    """Returns the arrays of one column, one after the other. Dimensions that a part lacks are added to it."""
+    """Return the arrays of one column, one after the other. Dimensions that a part lacks are added to it."""
     if column.absent is None:
         return np.concatenate(parts)
     dims = max(map(len, parts))

@@ -34,7 +34,7 @@ class Fragment:
 
 
 def fragments(ledger: Ledger) -> list[Fragment]:
-    """All fragments, in the order of ranks, then whole files of the reference."""
+    """Return all fragments, in the order of ranks, then whole files of the reference."""
     rows = ledger.rows
     order = _by_bytes(rows)
     changed = np.flatnonzero(np.diff(rows.rank[order]) | np.diff(rows.file[order])) + 1
@@ -53,14 +53,17 @@ def fragments(ledger: Ledger) -> list[Fragment]:
         for number, file in enumerate(head.manifest.files)
     ]
     return dumped + [
-        Fragment(REFERENCE_RANK, number, one.path, one.file, by_file[REFERENCE_RANK, number])
-        for number, one in enumerate(ledger.grafted)
-        if one.whole
+        Fragment(REFERENCE_RANK, number, grafted.path, grafted.file, by_file[REFERENCE_RANK, number])
+        for number, grafted in enumerate(ledger.grafted)
+        if grafted.whole
     ]
 
 
 def _by_bytes(rows: Rows) -> IntArray:
-    """Written rows by rank, file and place in it. Manifests list them so: sorting ten million again takes seconds."""
+    """Return written rows by rank, file and place in it.
+
+    Manifests list them so, and they are sorted only where not: sorting ten million again takes seconds.
+    """
     written = np.flatnonzero(rows.written)
     keys = [column[written] for column in (rows.rank, rows.file, rows.begin, rows.end)]
     tied = np.ones(max(len(written) - 1, 0), bool)

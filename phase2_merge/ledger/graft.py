@@ -1,4 +1,4 @@
-"""Which tensors are taken from the reference instead of the dump: what training never held, such as a vision tower.
+"""Which tensors are taken from the reference instead of the dump, such as a vision tower that was not trained.
 
 They become rows of the ledger, of REFERENCE_RANK, and are treated as all other rows from there. Their bytes are read
 once, for their checksums; their numbers are never looked at.
@@ -41,7 +41,7 @@ class GraftedFile:
 
 
 def graft(reference: Reference, patterns: Sequence[str]) -> tuple[GraftedFile, ...]:
-    """Returns the files of the reference that hold tensors of these names, and reads the bytes of these tensors once.
+    """Return the files of the reference that hold tensors of these names, and reads the bytes of these tensors once.
 
     In a pattern `*`, `?` and `[...]` mean what they mean in file names. Raises BadInputError for a pattern that no
     tensor's name fits, CorruptFileError, OSError.
@@ -62,21 +62,22 @@ def graft(reference: Reference, patterns: Sequence[str]) -> tuple[GraftedFile, .
 
 
 def tensors(files: Iterable[GraftedFile]) -> dict[str, ReferenceTensor]:
-    """Returns dtype and shape of everything that is grafted, by name."""
+    """Return dtype and shape of everything that is grafted, by name."""
     rectangles = (placed.rectangle for file in files for placed in file.placed)
     return {one.name: ReferenceTensor(one.dtype, one.global_shape) for one in rectangles}
 
 
 def _matching(header: Header, patterns: Sequence[str]) -> list[Entry]:
-    return [one for one in header.entries if any(fnmatchcase(one.name, pattern) for pattern in patterns)]
+    return [entry for entry in header.entries if any(fnmatchcase(entry.name, each) for each in patterns)]
 
 
 def _grafted(number: int, path: Path, header: Header, entries: list[Entry]) -> GraftedFile:
-    spans = [(header.data_offset + one.begin, header.data_offset + one.end) for one in entries]
+    """Return what is taken of a file, the `number`-th of those that are grafted, with checksums of its bytes."""
+    spans = [(header.data_offset + entry.begin, header.data_offset + entry.end) for entry in entries]
     digests = checksums(path, spans, lambda _: None)
     placed = tuple(
-        Placed(_entire(one), number, *span, REFERENCE_RANK, digest)
-        for one, span, digest in zip(entries, spans, digests, strict=True)
+        Placed(_entire(entry), number, *span, REFERENCE_RANK, digest)
+        for entry, span, digest in zip(entries, spans, digests, strict=True)
     )
     with open(path, "rb") as file:
         prefix = file.read(header.data_offset)
@@ -85,5 +86,5 @@ def _grafted(number: int, path: Path, header: Header, entries: list[Entry]) -> G
     return GraftedFile(path, facts, placed, whole)
 
 
-def _entire(one: Entry) -> Rectangle:
-    return Rectangle(one.name, one.dtype, one.shape, (0,) * len(one.shape), one.shape)
+def _entire(entry: Entry) -> Rectangle:
+    return Rectangle(entry.name, entry.dtype, entry.shape, (0,) * len(entry.shape), entry.shape)

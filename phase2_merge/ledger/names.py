@@ -1,4 +1,7 @@
-"""Hugging Face names by layer and expert, so that a thousand tensors can be spoken of in one line."""
+"""Hugging Face names by layer and expert, so that a message can describe a thousand tensors in one line.
+
+Must not know which tensors there are.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +14,19 @@ EXPERT = re.compile(r"\.experts\.(\d+)\.")
 
 
 def layer_of(name: str) -> int | None:
-    """Returns the layer in a name, None for embeddings, final norms and heads."""
+    """Return the layer in a name, None for embeddings, final norms and heads."""
     found = LAYER.search(name)
     return int(found[1]) if found else None
 
 
 def expert_of(name: str) -> int | None:
-    """Returns the routed expert in a name, None if it belongs to none."""
+    """Return the routed expert in a name, None if it belongs to none."""
     found = EXPERT.search(name)
     return int(found[1]) if found else None
 
 
 def ranges(numbers: Iterable[int]) -> str:
-    """Returns numbers as people write them: `0-3, 7 and 9-12`."""
+    """Return numbers as people write them: `0-3, 7 and 9-12`."""
     spans: list[list[int]] = []
     for number in sorted(set(numbers)):
         if spans and number == spans[-1][1] + 1:
@@ -35,7 +38,7 @@ def ranges(numbers: Iterable[int]) -> str:
 
 
 def summary(names: Iterable[str]) -> str:
-    """Returns how many tensors, of which experts and layers: `1,344 tensors, experts 40-47 of layers 24-35`."""
+    """Return how many tensors, of which experts and layers: `1,344 tensors, experts 40-47 of layers 24-35`."""
     tensors = list(names)
     routed = [name for name in tensors if expert_of(name) is not None]
     others = [name for name in tensors if expert_of(name) is None]
@@ -50,7 +53,7 @@ def summary(names: Iterable[str]) -> str:
 
 
 def grouped(names: Iterable[str]) -> list[str]:
-    """Returns a line for names that differ in layer and expert alone: `mlp.up_proj.weight of expert 3 of layer 12`."""
+    """Return a line for names that differ in layer and expert alone: `mlp.up_proj.weight of expert 3 of layer 12`."""
     alike: dict[tuple[str, int | None], list[str]] = defaultdict(list)
     for name in names:
         alike[_pattern(name), layer_of(name) if expert_of(name) is not None else None].append(name)
@@ -70,11 +73,12 @@ def grouped(names: Iterable[str]) -> list[str]:
 
 
 def _pattern(name: str) -> str:
-    """Returns what follows the expert, or else the layer, in a name."""
+    """Return what follows the expert, or else the layer, in a name."""
     return (EXPERT if EXPERT.search(name) else LAYER).split(name)[-1]
 
 
 def _others(names: list[str], beside_experts: bool) -> str:
+    """Return tensors of no expert: those in layers by layer, the others by name."""
     layers = [layer for name in names if (layer := layer_of(name)) is not None]
     parts = [name for name in names if layer_of(name) is None]
     if layers:

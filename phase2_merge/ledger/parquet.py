@@ -1,6 +1,6 @@
-"""ledger.parquet: the ledger as one Arrow table, which every output keeps. Written here, and read for its checksums.
+"""ledger.parquet: the ledger as one Arrow table in every output. Written here, and read for its checksums.
 
-Only this module and `published` know Arrow, which is slow to import: what only proves must not import them.
+Only this module and `published` know Arrow, which is slow to import: what only proves a dump must not import them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def write(ledger: Ledger, path: Path) -> None:
 
 
 def whole_checksums(path: Path) -> dict[str, str]:
-    """Returns xxh3_128 by name of every tensor that was written entire. Raises CorruptFileError, OSError."""
+    """Return xxh3_128 by name of every tensor that was written entire. Raises CorruptFileError, OSError."""
     import pyarrow.compute as pc  # slow to import, and a first merge needs none of it
 
     try:
@@ -63,7 +63,7 @@ def reraise_system_errors(error: Exception) -> None:
 
 
 def dimensions(names: Iterable[str], letter: str) -> list[str]:
-    """Returns the columns of a ledger.parquet that hold the dimensions of the column with this letter."""
+    """Return the columns of a ledger.parquet that hold the dimensions of the column with this letter."""
     return [name for name in names if re.fullmatch(rf"{letter}\d", name)]
 
 
@@ -79,7 +79,7 @@ def _table(ledger: Ledger) -> pa.Table:
 
 
 def _array(ledger: Ledger, column: Column, values: Any) -> pa.Array:
-    """Returns a column without dimensions. Each name is stored once, and a checksum as its 16 bytes."""
+    """Return a column without dimensions. Each name is stored once, and a checksum as its 16 bytes."""
     if column.name == "name":
         return pa.DictionaryArray.from_arrays(
             pa.array(values.astype("int32")), pa.array(ledger.names, pa.string())
@@ -89,12 +89,13 @@ def _array(ledger: Ledger, column: Column, values: Any) -> pa.Array:
     return pa.array(values)
 
 
-def _generation(one: Manifest) -> dict[str, Any]:
+def _generation(manifest: Manifest) -> dict[str, Any]:
+    """Return what every rank's manifest says of the whole dump."""
     return {
-        "run_id": one.run_id,
-        "step": one.step,
-        "attempt": one.attempt,
-        "world_size": one.world_size,
-        "architecture": one.architecture,
-        "facts": one.facts.as_json(),
+        "run_id": manifest.run_id,
+        "step": manifest.step,
+        "attempt": manifest.attempt,
+        "world_size": manifest.world_size,
+        "architecture": manifest.architecture,
+        "facts": manifest.facts.as_json(),
     }

@@ -1,4 +1,4 @@
-"""What a published output keeps of its merge, read back: ledger.parquet, plan.json and report.json.
+"""What a published output records of its merge, read back: ledger.parquet, plan.json and report.json.
 
 Together they say enough to write everything but the shards again. Opens no shard, and needs no dump.
 """
@@ -74,7 +74,7 @@ class PublishedPlan:
     @property
     def shards(self) -> list[str]:
         """The names of all shards, adopted ones first."""
-        return [one.name for one in self.adopted] + [one.name for one in self.assembled]
+        return [shard.name for shard in self.adopted] + [shard.name for shard in self.assembled]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,7 +86,7 @@ class PublishedReport:
     sidecars: tuple[str, ...]
 
     def changed(self, corrections: Mapping[str, Json], sidecars: Iterable[str]) -> Json:
-        """Returns what report.json says once metadata are written again."""
+        """Return what report.json says once metadata are written again."""
         check = {**self.facts["check"], "corrections": corrections}
         return {**self.facts, "sidecars": list(sidecars), "check": check}
 
@@ -124,7 +124,7 @@ class PublishedRecords:
         return DTYPES[int(np.argmax(self.bytes_by_dtype()))]
 
     def bytes_by_dtype(self) -> IntArray:
-        """Returns [DTYPES] the bytes of all tensors of each dtype."""
+        """Return [DTYPES] the bytes of all tensors of each dtype."""
         bits = np.zeros(len(DTYPES), np.int64)
         np.add.at(
             bits, self.dtypes, self.num_elements * np.array([BITS[name] for name in DTYPES])[self.dtypes]
@@ -133,12 +133,12 @@ class PublishedRecords:
 
 
 def is_output(out: Path) -> bool:
-    """Returns whether shardmerge published this directory."""
+    """Whether shardmerge published this directory."""
     return all((out / RECORDS / name).is_file() for name in (LEDGER, PLAN, REPORT))
 
 
 def read(out: Path) -> PublishedRecords:
-    """Read what `out` keeps. Raises BadInputError if shardmerge did not publish it, CorruptFileError, OSError."""
+    """Read what `out` records. Raises BadInputError if shardmerge did not publish it, CorruptFileError, OSError."""
     if not is_output(out):
         raise BadInputError(
             f"{out} holds no {RECORDS}/{LEDGER}", "Give a directory that shardmerge merge published."
@@ -148,9 +148,10 @@ def read(out: Path) -> PublishedRecords:
     return _read(out / RECORDS / LEDGER, lambda path: _records(path, plan, report))
 
 
-def _read(path: Path, how: Callable[[Path], T]) -> T:
+def _read(path: Path, reader: Callable[[Path], T]) -> T:
+    """Read one record. Raises CorruptFileError for what is damaged, OSError."""
     try:
-        return how(path)
+        return reader(path)
     except (*DAMAGED, ArithmeticError) as error:
         reraise_system_errors(error)
         raise CorruptFileError(str(path), f"{type(error).__name__}: {error}") from None
@@ -190,7 +191,10 @@ def _report(path: Path) -> PublishedReport:
 
 
 def _records(path: Path, plan: PublishedPlan, report: PublishedReport) -> PublishedRecords:
-    """One row per tensor is enough: its rectangles agree on dtype and global shape, or nothing was published."""
+    """Read ledger.parquet. Raises what a damaged one makes pyarrow and numpy raise.
+
+    One row per tensor is enough: its rectangles agree on dtype and global shape, or nothing was published.
+    """
     import pyarrow.compute as pc  # slow to import, and a first merge needs none of it
 
     dims = dimensions(pq.read_schema(path).names, "g")
@@ -241,20 +245,20 @@ def _with_filled(table: pa.Table, plan: PublishedPlan) -> pa.Table:
 
 
 def _shapes(sizes: list[IntArray], ndim: IntArray) -> list[Shape]:
-    """Returns [tensors] shapes. Few of them differ, so a million tensors share a few tuples."""
+    """Return [tensors] shapes. Few of them differ, so a million tensors share a few tuples."""
     code = ndim
     for size in sizes:
         different, which = np.unique(size, return_inverse=True)
         code = np.unique(code * len(different) + which, return_inverse=True)[1]
     first = np.unique(code, return_index=True)[1]
     shapes = [tuple(int(size[tensor]) for size in sizes[: ndim[tensor]]) for tensor in first]
-    return [shapes[at] for at in code.tolist()]
+    return [shapes[number] for number in code.tolist()]
 
 
 def _shard_of(
     names: pa.Array, tensor: IntArray, rank: IntArray, file: IntArray, plan: PublishedPlan
 ) -> IntArray:
-    """Which of the plan's shards each tensor is in: adopted ones hold what their fragment holds, the others list it.
+    """Find each tensor's shard. Adopted ones hold what their fragment holds, and the plan lists the others' tensors.
 
     Args:
         names: [tensors] of all tensors.
@@ -264,25 +268,25 @@ def _shard_of(
         plan: What plan.json says.
 
     Returns:
-        [tensors] places in `plan.shards`.
+        [tensors] the place of its shard in `plan.shards`.
 
     Raises:
         ValueError: The plan gives a tensor to no shard.
     """
     import pyarrow.compute as pc  # slow to import, and a first merge needs none of it
 
-    found = np.full(len(names), -1)
+    shard_of = np.full(len(names), -1)
     fragment = (rank.astype(np.int64) << 32) + file  # one number for both
     order = np.argsort(fragment, kind="stable")
     fragment = fragment[order]
     for number, shard in enumerate(plan.adopted):
         key = (shard.rank << 32) + shard.file
         begin, end = np.searchsorted(fragment, key, "left"), np.searchsorted(fragment, key, "right")
-        found[tensor[order[begin:end]]] = number
+        shard_of[tensor[order[begin:end]]] = number
     listed = [name for assembled in plan.assembled for name in assembled.tensors]
     sizes = [len(assembled.tensors) for assembled in plan.assembled]
-    at = pc.index_in(pa.array(listed, pa.string()), value_set=names).to_numpy(zero_copy_only=False)
-    found[at] = np.repeat(np.arange(len(sizes)) + len(plan.adopted), sizes)
-    if (found < 0).any():
-        raise ValueError(f"the plan gives {names[int(np.argmin(found))]} to no shard")
-    return found
+    tensors = pc.index_in(pa.array(listed, pa.string()), value_set=names).to_numpy(zero_copy_only=False)
+    shard_of[tensors] = np.repeat(np.arange(len(sizes)) + len(plan.adopted), sizes)
+    if (shard_of < 0).any():
+        raise ValueError(f"the plan gives {names[int(np.argmin(shard_of))]} to no shard")
+    return shard_of

@@ -1,4 +1,4 @@
-"""Where the ranks of a dump lie: their directories in one or several DUMP folders, and who recorded a failure.
+"""Finds the ranks of a dump: their directories in one or several DUMP folders, and who recorded a failure.
 
 A rank may lie in several folders, for example if node-local disks were copied together. `read` compares the copies.
 """
@@ -33,7 +33,8 @@ def discover(dumps: Sequence[Path]) -> RankDirectories:
             failures[int(rank[1])] = reason(entry)
     if not complete:
         raise BadInputError(
-            f"no rank-NNNNN/{MANIFEST} in {_list(dumps)}{_failed(failures)}", "Give what a dump wrote."
+            f"no rank-NNNNN/{MANIFEST} in {_listed(dumps)}{_first_failure(failures)}",
+            "Give what a dump wrote.",
         )
     return RankDirectories({rank: tuple(complete[rank]) for rank in sorted(complete)}, failures)
 
@@ -47,7 +48,7 @@ def _entries(dumps: Sequence[Path]) -> list[Path]:
 
 
 def reason(path: Path) -> str:
-    """Returns the reason that a failed rank recorded, or that the record cannot be read: the rank failed anyhow."""
+    """Return the reason that a failed rank recorded, or that the record cannot be read: the rank failed anyhow."""
     try:
         failure = canonical_json.read_object(path).get("failure")
     except (ValueError, OSError) as error:
@@ -56,11 +57,11 @@ def reason(path: Path) -> str:
     return str(message or failure or "no reason given")
 
 
-def _list(dumps: Sequence[Path]) -> str:
+def _listed(dumps: Sequence[Path]) -> str:
     return ", ".join(map(str, dumps))
 
 
-def _failed(failures: dict[int, str]) -> str:
+def _first_failure(failures: dict[int, str]) -> str:
     return "".join(
         f"; rank {rank} recorded a failure: {reason}" for rank, reason in sorted(failures.items())[:1]
     )

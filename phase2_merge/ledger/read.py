@@ -1,4 +1,4 @@
-"""Reads manifests: a head per rank, and rows of the ledger for many ranks at a time.
+"""Reads manifests: a head for each rank, and rows of the ledger for many ranks at a time.
 
 A rank may have a few rows only, and a call of numpy costs as much for ten rows as for a thousand. So ranks are
 gathered until they have ROWS_AT_ONCE rows together, and then handled at once. Judges only the form of a manifest;
@@ -69,7 +69,7 @@ def batches(directories: RankDirectories) -> Iterator[Batch]:
 
 
 def grafted_rows(grafted: Sequence[GraftedFile]) -> Iterator[Batch]:
-    """Yields what is grafted, as rows of REFERENCE_RANK. Yields nothing if nothing is grafted."""
+    """Yield what is grafted, as rows of REFERENCE_RANK, and nothing if nothing is grafted."""
     placed = [placed for file in grafted for placed in file.placed]
     if placed:
         names, dtypes, listed = manifests.columns(placed)
@@ -79,7 +79,7 @@ def grafted_rows(grafted: Sequence[GraftedFile]) -> Iterator[Batch]:
 
 
 def _contents(rank: int, directories: tuple[Path, ...]) -> tuple[Path, bytes]:
-    """Returns where a rank's manifest lies, and its bytes. Raises DuplicateRankError if its copies differ, OSError."""
+    """Return where a rank's manifest lies, and its bytes. Raises DuplicateRankError if its copies differ, OSError."""
     copies = [(directory / MANIFEST).read_bytes() for directory in directories]
     if any(copy != copies[0] for copy in copies):
         raise DuplicateRankError(rank, tuple(map(str, directories)))
@@ -87,7 +87,7 @@ def _contents(rank: int, directories: tuple[Path, ...]) -> tuple[Path, bytes]:
 
 
 def _read(rank: int, directory: Path, data: bytes) -> tuple[RankHead, RankColumns]:
-    """Returns a rank's head, and its rectangles apart. Raises CorruptManifestError."""
+    """Return a rank's head, and its rectangles apart. Raises CorruptManifestError."""
     path = directory / MANIFEST
     value = manifests.parsed(data, path, fast_json.decode)
     head = manifests.head(value, path)
@@ -101,6 +101,7 @@ def _read(rank: int, directory: Path, data: bytes) -> tuple[RankHead, RankColumn
 
 
 def _rank_columns(head: Manifest, value: Mapping[str, Any]) -> RankColumns:
+    """Return the rectangles of a parsed manifest. Raises ValueError, TypeError, KeyError, OverflowError."""
     names, dtypes = value["names"], value["dtypes"]
     require(set(map(type, [names, dtypes])) == {list}, "names and dtypes are not lists")
     require(set(map(type, [*names, *dtypes])) <= {str}, "names and checksums are strings")
@@ -112,37 +113,37 @@ def _batch(held: Sequence[tuple[RankHead, RankColumns]]) -> Batch:
     """Test and convert these ranks together. Raises CorruptManifestError for the first whose numbers cannot be."""
     heads, ranks = zip(*held, strict=True)
     try:
-        joined = {c.name: columns.join(c, [of.arrays[c.name] for of in ranks]) for c in GIVEN}
+        joined = {c.name: columns.join(c, [rank.arrays[c.name] for rank in ranks]) for c in GIVEN}
         columns.check_ranges(joined, ranks)
-        health = _health([head.manifest.health for head in heads], [len(of) for of in ranks])
+        health = _health([head.manifest.health for head in heads], [len(rank) for rank in ranks])
         arrays = _ledger_arrays(ranks, joined) | health
     except (ValueError, TypeError, KeyError, OverflowError) as error:
         if len(held) == 1:
             raise CorruptManifestError(str(heads[0].directory / MANIFEST), str(error)) from None
-        for one in held:
-            _batch([one])
+        for each in held:
+            _batch([each])
         raise
-    return Batch(heads, list(chain.from_iterable(of.names for of in ranks)), arrays)
+    return Batch(heads, list(chain.from_iterable(rank.names for rank in ranks)), arrays)
 
 
 def _ledger_arrays(ranks: Sequence[RankColumns], joined: Arrays) -> Arrays:
-    """Returns all columns of the ledger but those of health, given the joined columns of these ranks.
+    """Return all columns of the ledger but those of health, given the joined columns of these ranks.
 
     A rank's names and dtypes were places in its own lists. Now names are places in the lists of all ranks together,
     and dtypes are places in DTYPES.
     """
-    rows = [len(of) for of in ranks]
-    dtypes = np.array([_dtype(dtype) for of in ranks for dtype in of.dtypes], np.int64)
-    found = joined | {
-        "name": joined["name"] + _starts([len(of.names) for of in ranks], rows),
-        "rank": np.repeat([of.rank for of in ranks], rows),
-        "dtype": dtypes[joined["dtype"] + _starts([len(of.dtypes) for of in ranks], rows)],
+    rows = [len(rank) for rank in ranks]
+    dtypes = np.array([_dtype(dtype) for rank in ranks for dtype in rank.dtypes], np.int64)
+    arrays = joined | {
+        "name": joined["name"] + _starts([len(rank.names) for rank in ranks], rows),
+        "rank": np.repeat([rank.rank for rank in ranks], rows),
+        "dtype": dtypes[joined["dtype"] + _starts([len(rank.dtypes) for rank in ranks], rows)],
     }
-    return {c.name: found[c.name].astype(c.kind, copy=False) for c in COLUMNS if c.name in found}
+    return {c.name: arrays[c.name].astype(c.kind, copy=False) for c in COLUMNS if c.name in arrays}
 
 
 def _starts(sizes: Sequence[int], rows: Sequence[int]) -> IntArray:
-    """Returns [sum of rows] how many entries the lists of all ranks before a row's own rank hold."""
+    """Return [sum of rows] how many entries the lists of all ranks before a row's own rank hold."""
     return np.repeat(np.cumsum([0, *sizes[:-1]]), rows)
 
 
@@ -152,14 +153,14 @@ def _dtype(name: str) -> int:
 
 
 def _health(health: Sequence[Health], rows: Sequence[int]) -> Arrays:
-    """Returns the columns of health. Both arguments have an entry per rank; most ranks saw nothing."""
+    """Return the columns of health. Both arguments have an entry per rank; most ranks saw nothing."""
     counts = {name: np.zeros(sum(rows), np.int64) for name in ("nan_count", "inf_count")}
     all_zero = np.zeros(sum(rows), bool)
-    for of, start, size in zip(health, np.cumsum([0, *rows[:-1]]).tolist(), rows, strict=True):
-        for row, nan_count, inf_count in of.nonfinite or ():
-            at = start + _row(row, size)
-            counts["nan_count"][at], counts["inf_count"][at] = nan_count, inf_count
-        for row in of.all_zero or ():
+    for seen, start, size in zip(health, np.cumsum([0, *rows[:-1]]).tolist(), rows, strict=True):
+        for row, nan_count, inf_count in seen.nonfinite or ():
+            place = start + _row(row, size)
+            counts["nan_count"][place], counts["inf_count"][place] = nan_count, inf_count
+        for row in seen.all_zero or ():
             all_zero[start + _row(row, size)] = True
     return {**counts, "all_zero": all_zero}
 

@@ -1,4 +1,7 @@
-"""The rows of the ledger as numpy arrays, and arithmetic on rows that several judges share."""
+"""The rows of the ledger as numpy arrays, and arithmetic on rows that several checks share.
+
+Must not judge any row.
+"""
 
 from __future__ import annotations
 
@@ -46,33 +49,33 @@ class Rows:
         return self.file >= 0
 
     def whole(self) -> BoolArray:
-        """Returns [rows] whether a rectangle is an entire tensor."""
+        """Return [rows] whether a rectangle is an entire tensor."""
         entire = np.ones(len(self), bool)
         for offset, local, whole in zip(self.global_offset, self.local_shape, self.global_shape, strict=True):
             entire &= (offset == 0) & (local == whole)
         return entire
 
     def box(self, row: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Returns (global_offset, local_shape) of one row, without the dimensions that it lacks."""
+        """Return (global_offset, local_shape) of one row, without the dimensions that it lacks."""
         dims = range(int(self.ndim[row]))
         return tuple(int(self.global_offset[d][row]) for d in dims), tuple(
             int(self.local_shape[d][row]) for d in dims
         )
 
     def global_of(self, row: Any) -> tuple[int, ...]:
-        """Returns global_shape of one row, without the dimensions that it lacks."""
+        """Return global_shape of one row, without the dimensions that it lacks."""
         return tuple(int(self.global_shape[d][row]) for d in range(int(self.ndim[row])))
 
     def checksum(self, row: Any) -> str:
-        """Returns xxh3_128 of one row's bytes, as the manifest spells it."""
+        """Return xxh3_128 of one row's bytes, as the manifest spells it."""
         return bytes(self.xxh3_128[row]).hex()
 
     def ranks_of(self, rows: Any) -> tuple[int, ...]:
-        """Returns the ranks of some rows, ascending, each once."""
+        """Return the ranks of some rows, ascending, each once."""
         return tuple(int(rank) for rank in np.unique(self.rank[rows]))
 
 
 def group(ids: IntArray, count: int) -> tuple[IntArray, IntArray]:
-    """Returns (order, start): the rows with id i are `order[start[i]:start[i + 1]]`, in their old order."""
+    """Return (order, start): the rows with id i are `order[start[i]:start[i + 1]]`, in their old order."""
     order = np.argsort(ids, kind="stable")
     return order, np.searchsorted(ids[order], np.arange(count + 1))

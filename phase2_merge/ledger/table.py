@@ -1,4 +1,4 @@
-"""The ledger: all rectangles of all ranks, a row per rectangle, rows in the order of ranks.
+"""The ledger: all rectangles of all ranks, one row for each, in the order of ranks.
 
 Whether ranks agree and tensors are whole is decided by others, over the columns that are here. Must not know Arrow:
 importing it takes longer than many a proof.
@@ -42,34 +42,34 @@ class Ledger:
         return xxhash.xxh3_128_hexdigest("".join(parts).encode())
 
     def name_ids(self, names: Sequence[str]) -> IntArray:
-        """Returns the place of each of these names in `self.names`, -1 for a tensor that is in no manifest."""
+        """Return the place of each of these names in `self.names`, -1 for a tensor that is in no manifest."""
         number = dict(zip(self.names, range(len(self.names)), strict=True))
         return np.fromiter(map(number.get, names, repeat(-1)), np.int64, len(names))
 
     def path(self, rank: int, file: int) -> Path:
-        """Returns where a fragment lies, by its rank and its number among the files of its rank."""
+        """Return where a fragment lies, by its rank and its number among the files of its rank."""
         if rank == REFERENCE_RANK:
             return self.grafted[file].path
         head = self.by_rank(rank)
         return head.directory / head.manifest.files[file].name
 
     def by_rank(self, rank: int) -> RankHead:
-        """Returns the head of a rank that has a manifest."""
+        """Return the head of a rank that has a manifest."""
         return self.heads[int(np.searchsorted(self.rows.present, rank))]
 
 
 def read(directories: RankDirectories, grafted: tuple[GraftedFile, ...] = ()) -> Ledger:
     """Read every manifest. Raises CorruptManifestError, DuplicateRankError, OSError."""
     numbers: Mapping[str, int] = defaultdict(count().__next__)  # a name that comes first gets the next number
-    every_batch = chain(grafted_rows(grafted), batches(directories))
-    parts = [(batch.heads, _numbered(batch, numbers)) for batch in every_batch]
-    heads = tuple(head for of_batch, _ in parts for head in of_batch)
+    all_batches = chain(grafted_rows(grafted), batches(directories))
+    parts = [(batch.heads, _numbered(batch, numbers)) for batch in all_batches]
+    heads = tuple(head for batch_heads, _ in parts for head in batch_heads)
     present = np.array([head.manifest.rank for head in heads], np.int64)
     return Ledger(heads, grafted, _rows(present, [arrays for _, arrays in parts]), tuple(numbers))
 
 
 def _numbered(batch: Batch, numbers: Mapping[str, int]) -> Arrays:
-    """Returns a batch's columns, with names numbered as in the whole ledger."""
+    """Return a batch's columns, with names numbered as in the whole ledger."""
     number = np.fromiter(map(numbers.__getitem__, batch.names), np.int64, len(batch.names))
     return batch.arrays | {"name": number[batch.arrays["name"]]}
 

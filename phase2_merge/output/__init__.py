@@ -1,9 +1,9 @@
-"""OUT on disk: how it appears and how it changes. This is the one place that tells what is atomic.
+"""OUT on disk: how it appears and how it changes. This is the one place that says what is atomic.
 
 `OUT.partial` stands beside OUT, in the same file system. Every file is written under a temporary name `.NAME.PID.tmp`,
 synced and renamed (`common/durable`), except that hard links and ledger.parquet appear under their own name.
 
-**A merge makes OUT**, in this order (`publish`, told by `commands/merge` and `commands/merge_part`):
+**A merge makes OUT**, in this order (`publish`, called by `commands/merge` and `commands/merge_part`):
 
 1.  OUT.partial/ and OUT.partial/.shardmerge/ appear.
 2.  .shardmerge/lock, locked by flock (`lock`): exclusive and with the holder's name in it for a merge, shared for its

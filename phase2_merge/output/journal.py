@@ -2,7 +2,7 @@
 
 New files are prepared in OUT/.shardmerge/next, then the journal names them. Before the journal nothing has changed.
 After it each file is old or new, never half, until the journal goes: if that is interrupted, the next `metadata` or
-`merge` of OUT finishes it, and commands that only read say so. Shards are never replaced. The whole order is told in
+`merge` of OUT finishes it, and commands that only read say so. Shards are never replaced. The whole order stands in
 `output/__init__`.
 """
 
@@ -39,7 +39,7 @@ def rewriting(out: Path) -> Iterator[None]:
 
 
 def interrupted(out: Path) -> tuple[str, ...]:
-    """A warning, for commands that only read, if some files of `out` are old and some new; else none."""
+    """Return a warning, for commands that only read, if some files of `out` are old and some new; else nothing."""
     return (INTERRUPTED.format(out=out),) if (places.records(out) / JOURNAL).is_file() else ()
 
 
@@ -102,7 +102,7 @@ def _finish(out: Path) -> None:
 
 
 def _read(journal: Path) -> tuple[list[str], list[str]]:
-    """Names of the files that are replaced, and of those that are deleted. Raises CorruptFileError."""
+    """Return the names of the files that are replaced, and of those that are deleted. Raises CorruptFileError."""
     try:
         content = canonical_json.read_object(journal)
         return _names(content["replace"]), _names(content["remove"])
@@ -111,7 +111,7 @@ def _read(journal: Path) -> tuple[list[str], list[str]]:
 
 
 def _names(listed: Any) -> list[str]:
-    """The names that a journal lists. Raises ValueError for one that is not of a file that is rewritten."""
+    """Return the names that a journal lists. Raises ValueError for one that is not of a file that is rewritten."""
     if not isinstance(listed, list):
         raise ValueError(f"expected a list of names, got {listed!r:.60}")
     for name in listed:
@@ -121,6 +121,7 @@ def _names(listed: Any) -> list[str]:
 
 
 def _content(path: Path) -> bytes | None:
+    """Return what a file holds, None if there is none."""
     try:
         return path.read_bytes()
     except FileNotFoundError:

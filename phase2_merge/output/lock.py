@@ -1,4 +1,4 @@
-"""The locks of an output: one on OUT.partial while a merge writes it, one on the records of OUT while they change.
+"""The locks of an output: on OUT.partial while a merge writes it, on the records of OUT while they change.
 
 Both are flock: they end with the process that holds them. The first has its holder's name in it, because a lock may
 not reach across hosts.
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TextIO
 
 from shardmerge.common import places
+from shardmerge.common.command.talk import say
 from shardmerge.common.errors import OutputExistsError, OutputLockedError
 
 NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}  # a file system that cannot lock
@@ -29,7 +30,7 @@ def held(partial: Path, talk: TextIO | None, *, shared: bool = False) -> Iterato
 
     Args:
         partial: OUT.partial, which may not be there yet.
-        talk: Where it is said what was taken over.
+        talk: Where to say what was taken over.
         shared: For one of several parts of a merge, which hold it together.
 
     Raises:
@@ -70,14 +71,8 @@ def _acquire(file: int, partial: Path, talk: TextIO | None, *, shared: bool) -> 
 
 
 def _ours(partial: Path) -> bool:
-    """Records, or nothing yet: a merge may be killed before it has written anything."""
+    """Whether it holds records, or nothing yet: a merge may be killed before it has written anything."""
     return partial.is_dir() and (places.records(partial).is_dir() or not any(partial.iterdir()))
-
-
-def say(talk: TextIO | None, text: str) -> None:
-    """Tell a person, if anybody listens."""
-    if talk:
-        print(text, file=talk)
 
 
 @contextlib.contextmanager
@@ -95,6 +90,7 @@ def records_held(out: Path) -> Iterator[None]:
 
 
 def _lock_folder(folder: int, out: Path) -> None:
+    """Lock an open folder, where its file system can. Raises OutputLockedError, OSError."""
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

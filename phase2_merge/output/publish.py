@@ -1,6 +1,6 @@
 """How an output appears: built in OUT.partial beside it under a lock, made durable, renamed once.
 
-Whoever looks sees no OUT or a finished one. What a crash leaves, and who finishes it, is told in `output/__init__`.
+Whoever looks sees no OUT or a finished one. What a crash leaves, and who finishes it, stands in `output/__init__`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TextIO
 
 from shardmerge.common import durable, places
+from shardmerge.common.command.talk import say
 from shardmerge.common.errors import OutputExistsError
 
 from . import lock
-from .lock import say
 
 REMOVALS = 20
 
@@ -31,11 +31,11 @@ def refuse_existing(out: Path) -> None:
 
 @contextlib.contextmanager
 def publishing(out: Path, talk: TextIO | None, *, keep: bool = False) -> Iterator[Path]:
-    """A folder that becomes `out` if the block ends well.
+    """Make a folder that becomes `out` if the block ends well.
 
     Args:
         out: Must not exist.
-        talk: Where it is said what another merge left, and what was removed.
+        talk: Where to say what another merge left, and what was removed.
         keep: Leave the folder if the block raises. Otherwise it is removed then.
 
     Returns:
@@ -63,7 +63,7 @@ def publishing(out: Path, talk: TextIO | None, *, keep: bool = False) -> Iterato
 
 @contextlib.contextmanager
 def sharing(out: Path, talk: TextIO | None) -> Iterator[Path]:
-    """OUT.partial, for one of several parts that write to it at the same time. It stays, however the block ends.
+    """Open OUT.partial for one of several parts, which write to it at the same time. It stays, however the block ends.
 
     Raises OutputExistsError, OutputLockedError (a merge that is not in parts is writing it), OSError.
     """

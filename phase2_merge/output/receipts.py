@@ -1,4 +1,4 @@
-"""What is known of a shard that was written: kept beside the output, so that its bytes can be checked ever after."""
+"""The receipt of a shard: what is recorded of it beside the output, so that its bytes can be checked ever after."""
 
 from __future__ import annotations
 
@@ -16,9 +16,15 @@ DIGEST = "xxh3_128"  # of everything else in a receipt
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """Size of a shard in bytes, xxh3_128 of its header (length bytes included) and of each tensor's bytes.
+    """What is recorded of one shard.
 
-    `checked`: its pieces were compared with the checksums in the manifests.
+    Attributes:
+        shard: Its name.
+        plan_digest: Of the plan that it belongs to.
+        checked: Whether its pieces were compared with the checksums in the manifests.
+        num_bytes: Its size.
+        header_xxh3_128: Of its header, the eight bytes of length included.
+        tensors: xxh3_128 of each tensor's bytes, by name.
     """
 
     shard: str
@@ -35,14 +41,14 @@ class Receipt:
 
 
 def write(out: Path, receipt: Receipt) -> None:
-    """Keep a receipt in `out/.shardmerge/receipts`."""
+    """Write a receipt to `out/.shardmerge/receipts`."""
     facts = asdict(receipt)
     data = canonical_json.encode(facts | {DIGEST: _digest(facts)})
     durable.write_file(places.receipt(out, receipt.shard), data)
 
 
 def read(out: Path, shard: str) -> Receipt | None:
-    """The receipt of a shard, None if it has none. Raises CorruptFileError."""
+    """Return the receipt of a shard, None if it has none. Raises CorruptFileError."""
     path = places.receipt(out, shard)
     try:
         facts = canonical_json.read_object(path)

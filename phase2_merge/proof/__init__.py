@@ -1,1 +1,1 @@
-"""Is the dump whole and undamaged? A list of checks that all answer in one shape."""
+"""Is the dump whole and undamaged? `prove` runs a list of checks, which all return `Findings`."""

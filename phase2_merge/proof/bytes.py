@@ -48,17 +48,25 @@ def check_bytes(ledger: Ledger, fragments: Sequence[Fragment], advance: Advance)
         advance: called with numbers of bytes while they are read.
 
     Returns:
-        Of each fragment the first rectangle that differs. Raises OSError.
+        Of each fragment the first rectangle that differs.
+
+    Raises:
+        OSError: Reading fails.
     """
-    parts = [(one, one.rows[part]) for one in fragments for part in stretches(_spans(ledger, one.rows))]
+    parts = [
+        (fragment, fragment.rows[stretch])
+        for fragment in fragments
+        for stretch in stretches(_spans(ledger, fragment.rows))
+    ]
     problems = in_threads(
-        lambda one, rows: as_problem(one, lambda: _compare(ledger, one.path, rows, advance)), parts
+        lambda fragment, rows: as_problem(fragment, lambda: _compare(ledger, fragment.path, rows, advance)),
+        parts,
     )
     return Findings(tuple(problems))
 
 
 def as_problem(fragment: Fragment, compare: Callable[[], None]) -> ShardmergeError | None:
-    """Returns what looking at this fragment raised about a file, with the rank that wrote it. None if nothing."""
+    """Compare something of a fragment. Returns what that raised about a file, with its rank; None if nothing."""
     try:
         compare()
     except CorruptFileError as error:
@@ -76,8 +84,8 @@ def _spans(ledger: Ledger, rows: IntArray) -> list[Span]:
 
 def _compare(ledger: Ledger, path: Path, rows: IntArray, advance: Advance) -> None:
     """Raise CorruptFileError for the first of these rows whose bytes have another checksum than was recorded."""
-    of = ledger.rows
+    columns = ledger.rows
     for row, got in zip(rows, checksums(path, _spans(ledger, rows), advance), strict=True):
-        if got != of.checksum(row):
-            what = f"{ledger.names[int(of.name[row])]} {place(*of.box(row))}"
-            raise CorruptFileError(str(path), wrong_bytes(what, got, of.checksum(row)))
+        if got != columns.checksum(row):
+            what = f"{ledger.names[int(columns.name[row])]} {place(*columns.box(row))}"
+            raise CorruptFileError(str(path), wrong_bytes(what, got, columns.checksum(row)))

@@ -1,4 +1,4 @@
-"""A dump that is to be proven: what is known of it, and what follows from that. Judges nothing."""
+"""A dump that is to be proven: what is known of it, and what follows from that. Must not judge anything."""
 
 from __future__ import annotations
 
@@ -28,12 +28,17 @@ from .tensors.verdict import Verdict
 
 @dataclass(frozen=True, eq=False)  # no slots: what follows is worked out once, when a check first asks for it
 class Case:
-    """What checks look at: fields were read, with corrections; properties follow from them.
+    """What checks look at. The fields were read and corrected, and the properties follow from them.
 
-    blueprint: the reference's config.json with the table of its architecture.
-    manifests: in the order of `ledger.heads`, whose own facts are as they were dumped.
-    failures: what ranks that failed recorded, by rank.
-    given, corrections: what was to be corrected, and for the report what it was and is.
+    Attributes:
+        asked: The options.
+        reference: With its config.json corrected.
+        blueprint: The reference's config.json with the table of its architecture.
+        ledger: What all ranks wrote, and what is grafted.
+        manifests: In the order of `ledger.heads`, whose own facts are as they were dumped.
+        failures: What ranks that failed recorded, by rank.
+        given: The corrections.
+        corrections: For the report, what was corrected, and what it is now.
     """
 
     asked: Asked
@@ -47,7 +52,7 @@ class Case:
 
     @property
     def quantization(self) -> Quantization | None:
-        """What all ranks together say of it, None for a dump that is not quantized or in formats nobody knows."""
+        """What all ranks say together. None for a dump that is not quantized, or in formats that nobody knows."""
         return self._united[0]
 
     @property
@@ -83,17 +88,17 @@ def read(asked: Asked) -> Case:
     """Read the reference, all manifests, and what is grafted. Raises one error of the tree, OSError."""
     given = parse(asked.corrections)
     reference = references.read(Path(asked.hf_reference))
-    told = recorded("config", reference.config, given)
+    changes = recorded("config", reference.config, given)
     reference = replace(reference, config=corrected("config", reference.config, given))
     described = blueprint(reference.config)
     ranks = discover([Path(dump) for dump in asked.dumps])
     table = ledger.read(ranks, graft.graft(reference, asked.grafts))
     manifests = [head.manifest for head in table.heads]
-    told |= recorded("facts", manifests[0].facts.as_json(), given)
+    changes |= recorded("facts", manifests[0].facts.as_json(), given)
     right = tuple(_corrected(manifest, given) for manifest in manifests)
-    return Case(asked, reference, described, table, right, ranks.failures, given, told)
+    return Case(asked, reference, described, table, right, ranks.failures, given, changes)
 
 
 def _corrected(manifest: Manifest, given: Sequence[Correction]) -> Manifest:
-    """A manifest with its facts as they should be. The file and its digest stay as they are."""
+    """Return a manifest with its facts as they should be. The file and its digest stay as they are."""
     return replace(manifest, facts=corrected_facts(manifest.facts, given))

@@ -1,6 +1,6 @@
 """Does a config.json describe the model that was dumped, and the tensors that are held?
 
-The one comparison of the two: the proof, `metadata` and `verify` all ask here, and decide which answers stop them.
+The only comparison of the two. The proof, `metadata` and `verify` all use it, and decide which differences stop them.
 """
 
 from __future__ import annotations
@@ -21,20 +21,24 @@ MANY = 10_000  # tensors that may be missing by name
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Tensors that are described and not held so, in the order of layers; names that are held and not described."""
+    """What differs.
+
+    `problems`: tensors that are described and not held so, in the order of layers. `strange`: names of tensors that are
+    held and not described.
+    """
 
     problems: tuple[ShardmergeError, ...] = ()
     strange: tuple[str, ...] = ()
 
 
 def check_facts(case: Case) -> Findings:
-    """Architecture and dimensions: one problem for each of them, not one for each tensor."""
+    """Compare architecture and dimensions: one problem for each of them, not one for each tensor."""
     first = case.manifests[0]
     return Findings(tuple(against_facts(case.blueprint, first.architecture, first.facts)))
 
 
 def against_facts(blueprint: Blueprint, architecture: str, facts: Facts) -> Iterator[MismatchError]:
-    """Where config.json describes another model than the one that was dumped.
+    """Yield where config.json describes another model than the one that was dumped.
 
     Args:
         blueprint: the config.json, with the table of its architecture.
@@ -42,11 +46,11 @@ def against_facts(blueprint: Blueprint, architecture: str, facts: Facts) -> Iter
         facts: what the dump says of the model, with corrections; `dimensions` are by name.
 
     Returns:
-        A mismatch of the architecture alone, or of every dimension that differs.
+        An iterator over a mismatch of the architecture alone, or of every dimension that differs.
     """
     if architecture != blueprint.architecture.name:
-        said = f"{architecture}, as dumped"
-        yield MismatchError("config.json", "architecture", blueprint.architecture.name, said)
+        dumped_as = f"{architecture}, as dumped"
+        yield MismatchError("config.json", "architecture", blueprint.architecture.name, dumped_as)
         return
     dumped = facts.dimensions or {}
     for name, value in sorted(blueprint.dimensions.items()):
@@ -59,8 +63,8 @@ def against_tensors(blueprint: Blueprint, held: Mapping[str, Shape | None]) -> C
 
     Args:
         blueprint: the config.json, with the table of its architecture.
-        held: shape by name, of a packed weight [N, K] of what it stands for, None where nobody can tell that. Tensors
-            that no table lists, as scales, are left out.
+        held: name to shape. A packed weight has [N, K], the shape of the weight it stands for, or None where nobody
+            can tell it. Tensors that no table lists, such as scales, are left out.
 
     Returns:
         What differs. A config.json of a far larger model is one mismatch, not one for each of its tensors.
@@ -71,14 +75,14 @@ def against_tensors(blueprint: Blueprint, held: Mapping[str, Shape | None]) -> C
         return Comparison((MismatchError("config.json", what, f"{count:,}", f"about {len(held):,}"),))
     if blueprint.shapes() == held:  # as it should be, and quickly
         return Comparison()
-    left = dict(held)
+    unseen = dict(held)
     problems: list[ShardmergeError] = []
     required_by = TABLE.format(blueprint.architecture.name)
     for name, shape, _ in blueprint.tensors():
-        if name not in left:
+        if name not in unseen:
             problems.append(MissingTensorError(name, shape, required_by))
             continue
-        got = left.pop(name)
+        got = unseen.pop(name)
         if got is not None and got != shape:
             problems.append(MismatchError(name, "shape", str(list(got)), str(list(shape))))
-    return Comparison(tuple(problems), tuple(left))
+    return Comparison(tuple(problems), tuple(unseen))

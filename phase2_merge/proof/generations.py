@@ -1,4 +1,4 @@
-"""Do the ranks' manifests belong together? Facts only: no rectangle is looked at."""
+"""Do the ranks' manifests belong together? Compares facts alone, and looks at no rectangle."""
 
 from __future__ import annotations
 
@@ -15,29 +15,31 @@ ONE_GENERATION = ("run_id", "step", "attempt", "world_size", "architecture")
 
 
 def check(case: Case) -> Findings:
-    """Every field on which ranks do not agree."""
+    """Find every field on which ranks do not agree."""
     return Findings(tuple(disagreements(case.manifests)))
 
 
 def disagreements(manifests: Sequence[Manifest]) -> list[ShardmergeError]:
-    """What the manifests do not agree on, field by field, with the ranks behind each value."""
+    """Return a problem for each field on which manifests do not agree, with the ranks that have each value."""
     problems: list[ShardmergeError] = []
     for name in ONE_GENERATION:
-        problems += _mixed(name, {one.rank: getattr(one, name) for one in manifests})
-    problems += _mixed("topology", {one.rank: _sizes(one) for one in manifests})
-    if all(one.facts == manifests[0].facts for one in manifests):
+        problems += _mixed(name, {manifest.rank: getattr(manifest, name) for manifest in manifests})
+    problems += _mixed("topology", {manifest.rank: _sizes(manifest) for manifest in manifests})
+    if all(manifest.facts == manifests[0].facts for manifest in manifests):
         return problems
-    facts = {one.rank: one.facts.as_json() for one in manifests}
-    for name in sorted({key for said in facts.values() for key in said}):
-        problems += _mixed(f"facts.{name}", {rank: said.get(name) for rank, said in facts.items()})
+    facts = {manifest.rank: manifest.facts.as_json() for manifest in manifests}
+    for name in sorted({key for by_name in facts.values() for key in by_name}):
+        problems += _mixed(f"facts.{name}", {rank: by_name.get(name) for rank, by_name in facts.items()})
     return problems
 
 
-def _sizes(one: Manifest) -> dict[str, int]:
-    return {axis: len(group) for axis, group in one.groups.items()}
+def _sizes(manifest: Manifest) -> dict[str, int]:
+    """Return the size of each axis."""
+    return {axis: len(group) for axis, group in manifest.groups.items()}
 
 
 def _mixed(name: str, by_rank: dict[int, Any]) -> list[ShardmergeError]:
+    """Return one problem if ranks have several values, else none."""
     ranks: dict[str, list[int]] = {}
     for rank, value in by_rank.items():
         ranks.setdefault(_spell(value), []).append(rank)

@@ -1,4 +1,4 @@
-"""Does --graft take only what no rank holds? Of a tensor that both hold nobody could tell which one is meant."""
+"""Does --graft take only what no rank holds? If both hold a tensor, nobody can tell which one is meant."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .case import Case
 
 
 def check(case: Case) -> Findings:
-    """One problem, for the first tensor that ranks and the reference both hold."""
+    """Find the first tensor that ranks hold and that is grafted as well."""
     grafted = {name for file in case.ledger.grafted for name in file.names}
     if not (twice := sorted(grafted & _dumped(case.ledger))):
         return Findings()
@@ -25,7 +25,7 @@ def check(case: Case) -> Findings:
 
 
 def _dumped(ledger: Ledger) -> set[str]:
-    """Names of all tensors that ranks hold, not looked for where nothing is grafted."""
+    """Return the names of all tensors that ranks hold, and none where nothing is grafted."""
     if not ledger.grafted:
         return set()
     dumped = np.unique(ledger.rows.name[ledger.rows.rank != REFERENCE_RANK])

@@ -1,7 +1,7 @@
-"""Are the fragments' sizes and headers what the manifests say? No byte of a tensor is read.
+"""Are the fragments' sizes and headers what the manifests say? Reads no byte of a tensor.
 
-Columns are compared for all fragments at once; a header that is, byte for byte, the one that its rows would get needs
-no parsing, and any other is parsed by the strictest parser there is, which says what is wrong.
+Columns are compared for all fragments at once. A header that is, byte for byte, the one that its rows would get needs
+no parsing. Any other is parsed by the strictest parser there is, which says what is wrong.
 """
 
 from __future__ import annotations
@@ -42,16 +42,15 @@ class FileStart:
 
 
 def check(case: Case) -> Findings:
-    """Size, checksum of the header, and every entry against the manifest's columns."""
-    dumped = [
-        one for one in case.fragments if one.rank != REFERENCE_RANK
-    ]  # what is grafted was read just now
+    """Compare size, checksum of the header, and every entry with the manifest's columns."""
+    # what is grafted was read just now
+    dumped = [fragment for fragment in case.fragments if fragment.rank != REFERENCE_RANK]
     kinds = _kinds(case.ledger, dumped)
-    starts = read_many(_start, dumped, lambda one: announced(one.path, one.file.header_bytes))
-    each = zip(starts, kinds.entire.tolist(), kinds.holed.tolist(), strict=True)
+    starts = read_many(_start, dumped, lambda fragment: announced(fragment.path, fragment.file.header_bytes))
+    read = zip(starts, kinds.entire.tolist(), kinds.holed.tolist(), strict=True)
     problems = (
-        as_problem(one, partial(_compare, case.ledger, one, start, entire, holed))
-        for (one, start), entire, holed in each
+        as_problem(fragment, partial(_compare, case.ledger, fragment, start, entire, holed))
+        for (fragment, start), entire, holed in read
     )
     return Findings(tuple(problem for problem in problems if problem))
 
@@ -65,19 +64,20 @@ class Kinds:
 
 
 def _kinds(ledger: Ledger, fragments: Sequence[Fragment]) -> Kinds:
-    of, counts = ledger.rows, np.array([len(one.rows) for one in fragments], np.int64)
-    rows = np.concatenate([np.zeros(0, np.int64), *(one.rows for one in fragments)])
+    """Classify fragments, all of them at once."""
+    columns, counts = ledger.rows, np.array([len(fragment.rows) for fragment in fragments], np.int64)
+    rows = np.concatenate([np.zeros(0, np.int64), *(fragment.rows for fragment in fragments)])
     stop = np.cumsum(counts)
     start, some = stop - counts, counts > 0
     header, size = (
-        np.array([(one.file.header_bytes, one.file.num_bytes) for one in fragments]).reshape(-1, 2).T
+        np.array([(each.file.header_bytes, each.file.num_bytes) for each in fragments]).reshape(-1, 2).T
     )
-    before = np.roll(of.end[rows], 1)
+    before = np.roll(columns.end[rows], 1)
     before[start[some]] = header[some]
     last = header.copy()
-    last[some] = of.end[rows[stop[some] - 1]]
-    wrong = _any_of(of.begin[rows] != before, start, stop) | (last != size)
-    return Kinds(~_any_of(~of.whole()[rows], start, stop), wrong)
+    last[some] = columns.end[rows[stop[some] - 1]]
+    wrong = _any_of(columns.begin[rows] != before, start, stop) | (last != size)
+    return Kinds(~_any_of(~columns.whole()[rows], start, stop), wrong)
 
 
 def _any_of(flags: BoolArray, start: IntArray, stop: IntArray) -> BoolArray:
@@ -88,6 +88,7 @@ def _any_of(flags: BoolArray, start: IntArray, stop: IntArray) -> BoolArray:
 
 
 def _start(fragment: Fragment) -> FileStart:
+    """Read how a fragment begins."""
     try:
         file = os.open(fragment.path, os.O_RDONLY)
         try:
@@ -109,7 +110,7 @@ def _compare(ledger: Ledger, fragment: Fragment, start: FileStart, entire: bool,
         raise start.error
     _check_file(fragment, start)
     if holed:
-        _tell_hole(ledger, fragment)
+        _raise_hole(ledger, fragment)
     if entire and not _is_as_written(ledger, fragment, start.prefix):
         _check_entries(
             ledger, fragment, safetensors_header.decode(start.prefix, start.num_bytes, fragment.path)
@@ -117,7 +118,7 @@ def _compare(ledger: Ledger, fragment: Fragment, start: FileStart, entire: bool,
 
 
 def _check_file(fragment: Fragment, start: FileStart) -> None:
-    """Size, and the header's length and checksum."""
+    """Raise CorruptFileError unless size, and the header's length and checksum, are what the manifest says."""
     path, want = str(fragment.path), fragment.file
     if start.num_bytes != want.num_bytes:
         raise CorruptFileError(
@@ -128,8 +129,8 @@ def _check_file(fragment: Fragment, start: FileStart) -> None:
         raise CorruptFileError(path, "its header is not the one that the manifest describes")
 
 
-def _tell_hole(ledger: Ledger, fragment: Fragment) -> None:
-    """Raise CorruptFileError: rectangles do not lie one behind the other, from the header to the end of the file."""
+def _raise_hole(ledger: Ledger, fragment: Fragment) -> None:
+    """Raise CorruptFileError for rectangles that do not lie one behind the other, from the header to the end."""
     ends = [fragment.file.header_bytes, *ledger.rows.end[fragment.rows].tolist()]
     begins = [*ledger.rows.begin[fragment.rows].tolist(), fragment.file.num_bytes]
     end, begin = next((end, begin) for end, begin in zip(ends, begins, strict=True) if end != begin)
@@ -144,7 +145,7 @@ def _is_as_written(ledger: Ledger, fragment: Fragment, prefix: bytes) -> bool:
 
 
 def header_json(wanted: Iterable[Wanted], data_offset: int) -> bytes:
-    """The JSON of the header that `safetensors_header.build` gives these tensors, many times as fast.
+    """Return the JSON of the header that `safetensors_header.build` gives these tensors, many times as fast.
 
     Args:
         wanted: the tensors of a file, `begin` and `end` counted from the start of the file.
@@ -168,7 +169,9 @@ def _check_entries(ledger: Ledger, fragment: Fragment, header: Header) -> None:
     wanted = sorted(_wanted(ledger, fragment.rows), key=_by_place)
     for held, want in zip(sorted(got, key=_by_place), wanted, strict=False):
         if held != want:
-            raise CorruptFileError(path, f"its header has {_tell(held)}, the manifest {_tell(want)}")
+            raise CorruptFileError(
+                path, f"its header has {_described(held)}, the manifest {_described(want)}"
+            )
     if len(got) != len(fragment.rows):
         raise CorruptFileError(path, f"it holds {len(got)} tensors, the manifest names {len(fragment.rows)}")
     if header.metadata.get("format") != "pt":
@@ -176,14 +179,15 @@ def _check_entries(ledger: Ledger, fragment: Fragment, header: Header) -> None:
 
 
 def _wanted(ledger: Ledger, rows: IntArray) -> Iterator[Wanted]:
-    """The header's entries as the manifest's columns give them. Plain lists: this is the longest loop of a check."""
-    of = ledger.rows
+    """Yield the header's entries as the manifest's columns give them. From plain lists, since many are made."""
+    columns = ledger.rows
     name, dtype, ndim, begin, end = (
-        column[rows].tolist() for column in (of.name, of.dtype, of.ndim, of.begin, of.end)
+        column[rows].tolist()
+        for column in (columns.name, columns.dtype, columns.ndim, columns.begin, columns.end)
     )
-    sizes = zip(*(column[rows].tolist() for column in of.global_shape), strict=True)
+    sizes = zip(*(column[rows].tolist() for column in columns.global_shape), strict=True)
     shapes = [size[:dims] for size, dims in zip(sizes, ndim, strict=True)]
-    names, dtypes = [ledger.names[at] for at in name], [DTYPES[code] for code in dtype]
+    names, dtypes = [ledger.names[number] for number in name], [DTYPES[code] for code in dtype]
     return zip(names, dtypes, shapes, begin, end, strict=True)
 
 
@@ -191,6 +195,6 @@ def _by_place(entry: Wanted) -> tuple[int, int, str]:
     return entry[3], entry[4], entry[0]
 
 
-def _tell(entry: Wanted) -> str:
+def _described(entry: Wanted) -> str:
     name, dtype, shape, begin, end = entry
     return f"{name} {dtype} {list(shape)} at bytes {begin}:{end}"

@@ -1,4 +1,4 @@
-"""What the dump saw in the numbers, by tensor, layer and expert: NaN, infinities, all zero. Reads no tensor."""
+"""Did the dump see strange numbers: NaN, infinities, all zero? Reads no tensor, only what ranks recorded."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .case import Case
 
 
 def check(case: Case) -> Findings:
-    """NaN and infinities are problems, tensors of zeros are warnings."""
+    """Find NaN and infinities, which are problems, and tensors of zeros, which are warnings."""
     ledger, kept = case.ledger, case.verdict.kept
     return Findings(tuple(_nonfinite(ledger, kept)), tuple(_all_zero(ledger, kept)))
 
 
 def _nonfinite(ledger: Ledger, kept: BoolArray) -> Iterator[NonFiniteError]:
-    """Every tensor with NaN or infinite elements."""
+    """Yield a problem for every tensor with NaN or infinite elements."""
     rows = ledger.rows
     sick = np.flatnonzero(kept & ((rows.nan_count > 0) | (rows.inf_count > 0)))
     for name in np.unique(rows.name[sick]):
@@ -32,40 +32,40 @@ def _nonfinite(ledger: Ledger, kept: BoolArray) -> Iterator[NonFiniteError]:
 
 
 def _all_zero(ledger: Ledger, kept: BoolArray) -> list[str]:
-    """A line per group of tensors that hold nothing but zeros, experts that are zero throughout first."""
+    """Return a line for each group of tensors that are zero throughout, whole experts first."""
     rows = ledger.rows
     count = len(ledger.names)
     pieces = np.bincount(rows.name[kept], minlength=count)
     zeros = np.bincount(rows.name[kept & rows.all_zero], minlength=count)
-    zero = {ledger.names[at] for at in np.flatnonzero((zeros == pieces) & (pieces > 0))}
-    parted = [ledger.names[at] for at in np.flatnonzero((zeros > 0) & (zeros < pieces))]
-    dead = _dead_experts(zero, [ledger.names[at] for at in np.flatnonzero(pieces)]) if zero else set()
+    zero = {ledger.names[name] for name in np.flatnonzero((zeros == pieces) & (pieces > 0))}
+    partly = [ledger.names[name] for name in np.flatnonzero((zeros > 0) & (zeros < pieces))]
+    dead = _dead_experts(zero, [ledger.names[name] for name in np.flatnonzero(pieces)]) if zero else set()
     rest = sorted(name for name in zero if (layer_of(name), expert_of(name)) not in dead)
     lines = _dead_lines(dead)
     lines += [f"{line} {_verb(line)} all zero" for line in grouped(rest)]
-    return lines + [f"{line}: whole rectangles are zero" for line in grouped(sorted(parted))]
+    return lines + [f"{line}: whole rectangles are zero" for line in grouped(sorted(partly))]
 
 
 def _dead_experts(zero: set[str], names: list[str]) -> set[tuple[int, int]]:
-    """(layer, expert) of experts every tensor of which is zero."""
+    """Return (layer, expert) of experts all of whose tensors are zero."""
     alive: dict[tuple[int, int], bool] = defaultdict(bool)
     for name in names:
         layer, expert = layer_of(name), expert_of(name)
         if layer is not None and expert is not None:
             alive[layer, expert] |= name not in zero
-    return {which for which, lives in alive.items() if not lives}
+    return {expert for expert, lives in alive.items() if not lives}
 
 
 def _dead_lines(dead: set[tuple[int, int]]) -> list[str]:
-    """`experts 3 and 17 of layer 12 are all zero`."""
+    """Return a line per layer: `experts 3 and 17 of layer 12 are all zero`."""
     by_layer: dict[int, list[int]] = defaultdict(list)
     for layer, expert in sorted(dead):
         by_layer[layer].append(expert)
     return [
-        f"experts {ranges(of)} of layer {layer} are all zero"
-        if len(of) > 1
-        else f"expert {of[0]} of layer {layer} is all zero"
-        for layer, of in by_layer.items()
+        f"experts {ranges(experts)} of layer {layer} are all zero"
+        if len(experts) > 1
+        else f"expert {experts[0]} of layer {layer} is all zero"
+        for layer, experts in by_layer.items()
     ]
 
 

@@ -1,6 +1,6 @@
 """Looks at every number of a file, for `verify --scan`: NaN, infinities, tensors that are zero throughout.
 
-The only place where phase two looks at numbers. It does so by bit masks alone, and computes with none of them.
+The only place where phase two looks at numbers. It does so by bit masks alone, and must not compute with them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,14 @@ CHUNK_BYTES = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class Bits:
-    """`magnitude`: every bit but the sign. Above `largest` lies NaN; `infinite` if `largest` itself is infinity."""
+    """How numbers of a dtype are told apart by their bits.
+
+    Attributes:
+        kind: The unsigned integer of numpy that has as many bits.
+        magnitude: Every bit but the sign.
+        largest: The largest magnitude that is not NaN.
+        infinite: Whether `largest` is infinity.
+    """
 
     kind: Any
     magnitude: int
@@ -55,34 +62,45 @@ class Numbers:
 
 
 def scan(path: Path, header: Header, advance: Advance) -> list[Numbers]:
-    """Every tensor of a file that is not as weights should be. Raises OSError."""
+    """Look at every number of a file.
+
+    Args:
+        path: The file.
+        header: Its header.
+        advance: Called with numbers of bytes as they are read.
+
+    Returns:
+        What was seen in tensors that are not as weights should be, in the order of the header.
+
+    Raises:
+        OSError: Reading fails.
+    """
     with open(path, "rb", buffering=0) as file:
-        found = [_scan(file, header.data_offset, entry, advance) for entry in header.entries]
-    return [one for one in found if one.nan_count or one.inf_count or one.all_zero]
+        seen = [_scan(file, header.data_offset, entry, advance) for entry in header.entries]
+    return [tensor for tensor in seen if tensor.nan_count or tensor.inf_count or tensor.all_zero]
 
 
 def _scan(file: Any, start: int, entry: Entry, advance: Advance) -> Numbers:
     bits = FLOATS.get(entry.dtype, INTEGER)
     file.seek(start + entry.begin)
     nan_count = inf_count = 0
-    zero = (
-        entry.end > entry.begin and entry.dtype != "F8_E8M0"
-    )  # there all bits zero is the smallest power of two
-    left = entry.end - entry.begin
-    while left:
-        data = file.read(min(left, CHUNK_BYTES))
+    # in F8_E8M0 all bits zero is the smallest power of two
+    zero = entry.end > entry.begin and entry.dtype != "F8_E8M0"
+    bytes_left = entry.end - entry.begin
+    while bytes_left:
+        data = file.read(min(bytes_left, CHUNK_BYTES))
         values = np.frombuffer(data, bits.kind) & np.array(bits.magnitude, bits.kind)
         nan_count += int((values > bits.largest).sum())
         inf_count += int((values == bits.largest).sum()) if bits.infinite else 0
         zero = zero and not values.any()
-        left -= len(data)
+        bytes_left -= len(data)
         advance(len(data))
     return Numbers(entry.name, nan_count, inf_count, zero)
 
 
 def judge(strange: Sequence[Numbers]) -> Findings:
-    """NaN and infinities are problems. Tensors that hold nothing but zeros are warnings, a line for those alike."""
-    sick = (one for one in strange if one.nan_count or one.inf_count)
-    problems = tuple(NonFiniteError(one.name, one.nan_count, one.inf_count, ()) for one in sick)
-    zeros = grouped(sorted(one.name for one in strange if one.all_zero))
+    """Turn what was seen into problems, for NaN and infinities, and warnings, for tensors of zeros."""
+    sick = (tensor for tensor in strange if tensor.nan_count or tensor.inf_count)
+    problems = tuple(NonFiniteError(each.name, each.nan_count, each.inf_count, ()) for each in sick)
+    zeros = grouped(sorted(tensor.name for tensor in strange if tensor.all_zero))
     return Findings(problems, tuple(f"all zero: {line}" for line in zeros))

@@ -28,13 +28,20 @@ from .tensors.verdict import Verdict
 
 # The first that finds a problem ends the proof: ranks, reference and formats must belong together.
 GATES = (generations.check, config_shapes.check_facts, quantization.check_formats, grafts.check)
-# All are run, and what any of them finds is told.
-CHECKS = (quantization.check_values, completeness.check, replicas.check, health.check, headers.check)
+# All run, and everything that they find is reported, in this order.
+CHECKS = (
+    quantization.check_values,
+    completeness.check,
+    quantization.check_filled_in,
+    replicas.check,
+    health.check,
+    headers.check,
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Proof:
-    """What was proven, and what a plan is made of. `given` are the corrections, `corrections` what they changed."""
+    """What was proven, which a plan is made of. `given` are the corrections, `corrections` what they changed."""
 
     reference: Reference
     blueprint: Blueprint
@@ -57,7 +64,7 @@ def prove(asked: Asked) -> Proof:
         case = cases.read(asked)
         gates = [_passed(gate(case)) for gate in GATES]
         checks = [check(case) for check in CHECKS]
-        found = _passed(Findings.together((*gates, *checks)).allowing(asked.allow))
+        passed = _passed(Findings.together((*gates, *checks)).allowing(asked.allow))
         return Proof(
             case.reference,
             case.blueprint,
@@ -65,21 +72,21 @@ def prove(asked: Asked) -> Proof:
             case.expected,
             case.verdict,
             case.fragments,
-            found.warnings,
+            passed.warnings,
             case.corrections | _corrected_quantization(case),
             case.given,
             case.quantization,
         )
 
 
-def _passed(found: Findings) -> Findings:
-    """Raise what was found wrong. Returns what else was found."""
-    raise_problems(found.problems)
-    return found
+def _passed(findings: Findings) -> Findings:
+    """Raise the problems, if there are any. Returns the findings."""
+    raise_problems(findings.problems)
+    return findings
 
 
 def _corrected_quantization(case: Case) -> Recorded:
-    """For the report: what the quantization was and is. Raises BadInputError for a key that it does not have."""
+    """Return for the report what the quantization was and is. Raises BadInputError for a key that it does not have."""
     if not of_part("quantization", case.given):
         return {}
     weights = ((tensor.name, tensor.shape) for tensor in case.expected)

@@ -1,4 +1,4 @@
-"""Do replicas hold the same bytes? Ranks that hold a rectangle which another wrote recorded its checksum."""
+"""Do replicas hold the same bytes? A rank that holds what another wrote recorded the checksum of its own bytes."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def check(case: Case) -> Findings:
 
 
 def _partners(rows: Rows, held: IntArray, written: IntArray) -> IntArray:
-    """[held] a row of `written` that is the same rectangle, -1 where there is none."""
+    """Return [held] a row of `written` that is the same rectangle, -1 where there is none."""
     both = np.concatenate([written, held])
-    columns = [column[both] for of in (rows.global_offset, rows.local_shape) for column in of]
+    columns = [column[both] for column in (*rows.global_offset, *rows.local_shape)]
     keys = [*columns, rows.dtype[both], rows.name[both]]
     order = np.lexsort(keys)  # stable: of equal rectangles the written one comes first
     changed = np.zeros(len(both), bool)
@@ -45,11 +45,12 @@ def _partners(rows: Rows, held: IntArray, written: IntArray) -> IntArray:
     first = order[np.maximum.accumulate(np.where(changed, np.arange(len(both)), 0))]
     same = np.empty(len(both), np.int64)
     same[order] = first
-    found = same[len(written) :]
-    return np.where(found < len(written), both[found], -1)
+    partner = same[len(written) :]
+    return np.where(partner < len(written), both[partner], -1)
 
 
 def _mismatches(ledger: Ledger, held: IntArray, written: IntArray) -> Iterator[ReplicaMismatchError]:
+    """Yield a problem for each written rectangle that replicas contradict, with their ranks."""
     rows = ledger.rows
     for partner in np.unique(written):
         ranks = rows.ranks_of(held[written == partner])

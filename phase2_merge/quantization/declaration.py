@@ -32,7 +32,16 @@ IN_CONFIG = "config.json's quantization_config"
 
 @dataclass(frozen=True)  # no slots: names and patterns are made once, when they are first asked for
 class Declaration:
-    """`algorithm` of all linears, or `layers` one for each module; `exclude` are names, or patterns with a star."""
+    """What one of the two files declares.
+
+    Attributes:
+        file: Which file, for messages.
+        algorithm: Of all linears, or MIXED_PRECISION, or None for none.
+        layers: The algorithm of each module, for a mixture.
+        exclude: Names of modules that are not quantized, or patterns with a star.
+        kv_cache: The algorithm of KV caches.
+        group_sizes: All sizes of groups that it mentions.
+    """
 
     file: str
     algorithm: str | None = None
@@ -45,27 +54,28 @@ class Declaration:
     def unknown(self) -> tuple[str, ...]:
         """What it says that no row of the table of formats has."""
         caches = {self.kv_cache} - {None, *KV_CACHES}
-        return (*self.unknown_algorithms, *(f"KV cache {one}" for one in caches))
+        return (*self.unknown_algorithms, *(f"KV cache {cache}" for cache in caches))
 
     @property
     def unknown_algorithms(self) -> tuple[str, ...]:
-        told = {self.algorithm, *self.layers.values()} - {None, MIXED_PRECISION, *BY_ALGORITHM}
-        return tuple(sorted(str(word) for word in told))
+        """Algorithms that no row of the table of formats has."""
+        unknown = {self.algorithm, *self.layers.values()} - {None, MIXED_PRECISION, *BY_ALGORITHM}
+        return tuple(sorted(str(word) for word in unknown))
 
     def format_of(self, module: str) -> Format | None:
-        """The row that a module's weight is declared to have, None for none."""
+        """Return the row that a module's weight is declared to have, None for none."""
         if self.algorithm == MIXED_PRECISION:
             return BY_ALGORITHM.get(self.layers.get(module, ""))
         return None if self.excludes(module) else BY_ALGORITHM.get(self.algorithm or "")
 
     def excludes(self, module: str) -> bool:
-        """Whether it is named, or something that it is a part of, or matched by a pattern."""
+        """Whether a module, or something that it is a part of, is excluded by name, or a pattern matches it."""
         parts = module.split(".")
         above = (".".join(parts[: at + 1]) for at in range(len(parts)))
         return any(name in self._names for name in above) or bool(self._patterns.fullmatch(module))
 
     def says_of(self, module: str) -> str:
-        """In words, for messages."""
+        """Return in words, for messages, what is declared of a module."""
         if self.algorithm == MIXED_PRECISION:
             return f"{self.file} lists {module} as {self.layers.get(module, 'nothing')}"
         if self.algorithm is None:
@@ -87,40 +97,41 @@ UNDECLARED = Declaration("config.json")
 
 
 def read(out: Path, config: Json) -> tuple[Declaration | None, Declaration | None]:
-    """(hf_quant_config.json, config.json["quantization_config"]), None for what is not there.
+    """Read both declarations. Returns (hf_quant_config.json's, config.json's), None for what is not there.
 
     Raises CorruptFileError if either is something else than a declaration.
     """
     path = out / HF_QUANT_CONFIG
-    found: list[Declaration | None] = [None, None]
+    hf: Declaration | None = None
+    in_config: Declaration | None = None
     try:
         if path.is_file():
-            found[0] = _of_modelopt(canonical_json.read_object(path), HF_QUANT_CONFIG)
+            hf = _of_modelopt(canonical_json.read_object(path), HF_QUANT_CONFIG)
         path = out / CONFIG
         if (declared := config.get("quantization_config")) is not None:
-            found[1] = _of_config(declared)
+            in_config = _of_config(declared)
     except UNREADABLE as error:
         raise CorruptFileError(str(path), f"its quantization cannot be read: {error}") from None
-    return found[0], found[1]
+    return hf, in_config
 
 
 def refuse_unreadable(statements: Json) -> None:
     """Raise BadInputError for corrected statements that cannot be read, or name a format they cannot declare."""
     try:
-        found = _of_modelopt(statements, HF_QUANT_CONFIG)
+        declared = _of_modelopt(statements, HF_QUANT_CONFIG)
     except UNREADABLE as error:
         raise BadInputError(
             f"the corrected quantization cannot be read: {error}", "Correct it otherwise."
         ) from None
-    if found.algorithm == MIXED_PRECISION and not found.layers:
+    if declared.algorithm == MIXED_PRECISION and not declared.layers:
         raise BadInputError(
             f"the corrected quantization is {MIXED_PRECISION} without quantized_layers", "Set them first."
         )
     known = sorted(word for word, row in BY_ALGORITHM.items() if isinstance(row.form, ModeloptForm))
-    said = set(found.layers.values())
-    if found.algorithm not in (None, MIXED_PRECISION):
-        said.add(found.algorithm)
-    if unknown := sorted(said - {*known}):
+    algorithms = set(declared.layers.values())
+    if declared.algorithm not in (None, MIXED_PRECISION):
+        algorithms.add(declared.algorithm)
+    if unknown := sorted(algorithms - {*known}):
         raise BadInputError(
             f"the corrected quantization says {', '.join(unknown)}",
             f"Known: {', '.join(known)}, {MIXED_PRECISION}.",
@@ -128,7 +139,7 @@ def refuse_unreadable(statements: Json) -> None:
 
 
 def only_one(hf: Declaration | None, config: Declaration | None) -> str | None:
-    """A warning if one file declares what the other does not, unless the format is declared in config.json only."""
+    """Return a warning if only one file declares anything, unless the format is declared in config.json only."""
     if config is None and hf is not None:
         return f"only {hf.file} declares the quantization, config.json does not: some readers look there only"
     row = BY_ALGORITHM.get(config.algorithm or "") if config is not None else None
@@ -138,7 +149,7 @@ def only_one(hf: Declaration | None, config: Declaration | None) -> str | None:
 
 
 def differences(hf: Declaration | None, config: Declaration | None) -> Iterator[ShardmergeError]:
-    """What the two files say differently, a problem for each key."""
+    """Yield a problem for each key of which the two files say different things."""
     if hf is None or config is None:
         return
     for key, ours, theirs in (
@@ -153,7 +164,7 @@ def differences(hf: Declaration | None, config: Declaration | None) -> Iterator[
 
 
 def _listed(key: str, ours: Mapping[str, str], theirs: Mapping[str, str]) -> Iterator[ShardmergeError]:
-    """One problem for a list that differs, naming what stands in one of the two only."""
+    """Yield one problem for a list that differs, naming what stands in only one of the two."""
     only = (sorted(dict(ours.items() - theirs.items())), sorted(dict(theirs.items() - ours.items())))
     if any(only):
         yield DeclarationMismatchError(key, *(_some(names) for names in only))
@@ -175,47 +186,49 @@ def _of_config(declared: Json) -> Declaration:
     return Declaration(IN_CONFIG, f"{method} in blocks of {size}" if size else str(method))
 
 
-def _of_modelopt(told: Json, file: str) -> Declaration:
-    """Both spellings: `exclude_modules` or `ignore`, `kv_cache_quant_algo` or `kv_cache_scheme`."""
-    told = told.get("quantization", told)
-    layers = {_text(name): one["quant_algo"] for name, one in (told.get("quantized_layers") or {}).items()}
+def _of_modelopt(declared: Json, file: str) -> Declaration:
+    """Read either spelling: `exclude_modules` or `ignore`, `kv_cache_quant_algo` or `kv_cache_scheme`."""
+    declared = declared.get("quantization", declared)
+    layers = {
+        _text(name): layer["quant_algo"] for name, layer in (declared.get("quantized_layers") or {}).items()
+    }
     return Declaration(
         file,
-        _text(told.get("quant_algo") or "") or None,
+        _text(declared.get("quant_algo") or "") or None,
         {name: _text(algorithm) for name, algorithm in layers.items()},
-        _names(told.get("exclude_modules", told.get("ignore"))),
-        _kv_cache(told.get("kv_cache_quant_algo", told.get("kv_cache_scheme"))),
-        _group_sizes(told),
+        _names(declared.get("exclude_modules", declared.get("ignore"))),
+        _kv_cache(declared.get("kv_cache_quant_algo", declared.get("kv_cache_scheme"))),
+        _group_sizes(declared),
     )
 
 
-def _group_sizes(told: Json) -> frozenset[int]:
-    groups = (one.get("weights", {}) for one in told.get("config_groups", {}).values())
-    places = [told, *groups, *(told.get("quantized_layers") or {}).values()]
-    return frozenset(_number(one["group_size"]) for one in places if one.get("group_size"))
+def _group_sizes(declared: Json) -> frozenset[int]:
+    groups = (group.get("weights", {}) for group in declared.get("config_groups", {}).values())
+    places = [declared, *groups, *(declared.get("quantized_layers") or {}).values()]
+    return frozenset(_number(place["group_size"]) for place in places if place.get("group_size"))
 
 
-def _kv_cache(told: Any) -> str | None:
-    if isinstance(told, dict):
-        numbers = (told["type"], told["num_bits"])
-        known = (name for name, one in KV_CACHES.items() if (one["type"], one["num_bits"]) == numbers)
-        return next(known, f"{told['type']}{told['num_bits']}".upper())
-    return _text(told) if told else None
+def _kv_cache(value: Any) -> str | None:
+    if isinstance(value, dict):
+        numbers = (value["type"], value["num_bits"])
+        known = (name for name, row in KV_CACHES.items() if (row["type"], row["num_bits"]) == numbers)
+        return next(known, f"{value['type']}{value['num_bits']}".upper())
+    return _text(value) if value else None
 
 
-def _names(told: Any) -> tuple[str, ...]:
-    if not isinstance(told, list | None):
-        raise TypeError(f"expected a list of modules, got {told!r:.60}")
-    return tuple(_text(name) for name in told or ())
+def _names(names: Any) -> tuple[str, ...]:
+    if not isinstance(names, list | None):
+        raise TypeError(f"expected a list of modules, got {names!r:.60}")
+    return tuple(_text(name) for name in names or ())
 
 
-def _number(told: Any) -> int:
-    if type(told) is not int:
-        raise TypeError(f"expected a number, got {told!r:.60}")
-    return told
+def _number(value: Any) -> int:
+    if type(value) is not int:
+        raise TypeError(f"expected a number, got {value!r:.60}")
+    return value
 
 
-def _text(told: Any) -> str:
-    if not isinstance(told, str):
-        raise TypeError(f"expected a name, got {told!r:.60}")
-    return told
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"expected a name, got {value!r:.60}")
+    return value

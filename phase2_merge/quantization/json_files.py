@@ -1,7 +1,7 @@
 """Both JSON files of a quantized checkpoint, hf_quant_config.json and config.json["quantization_config"].
 
-Pure functions from one structure; readers disagree on which file they trust, so both say the same. What a format is
-called there stands in its row.
+Decides what they say, from one structure: readers disagree on which file they trust, so both say the same. What a
+format is called there stands in its row. Must not read or write any file.
 Source: nvidia-modelopt 0.47, torch/export/quant_utils.py (`process_layer_quant_config`) and convert_hf_config.py;
 config.json of deepseek-ai/DeepSeek-V3.
 """
@@ -24,62 +24,65 @@ Json = dict[str, Any]
 
 
 def excluded(weights: Iterable[tuple[str, Shape]], layers: Mapping[str, str]) -> list[str]:
-    """Every module with a matrix that stays as it is, by its final name: routers, embeddings, lm_head, MTP linears."""
+    """Return all modules with a matrix that stays as it is: routers, embeddings, lm_head, MTP linears."""
     modules = {module_of(name) for name, shape in weights if len(shape) > 1}
     return sorted(module for module in modules if module is not None and module not in layers)
 
 
-def both(found: Quantization | None, weights: Iterable[tuple[str, Shape]]) -> tuple[Json | None, Json | None]:
-    """Both files of a checkpoint with these tensors under their plain names.
+def both(
+    quantization: Quantization | None, weights: Iterable[tuple[str, Shape]]
+) -> tuple[Json | None, Json | None]:
+    """Declare the quantization of a checkpoint that holds these tensors under their plain names.
 
-    Returns (hf_quant_config.json, quantization_config); the first is None for a format that is declared in
-    config.json only, and both are for a checkpoint that is not quantized.
+    Returns (hf_quant_config.json, quantization_config). The first is None for a format that is declared in
+    config.json only, and both are None for a checkpoint that is not quantized.
     """
-    if found is None:
+    if quantization is None:
         return None, None
-    exclude = excluded(weights, found.layers)
-    forms = [FORMATS[name].form for name in sorted(set(found.layers.values()))]
+    exclude = excluded(weights, quantization.layers)
+    forms = [FORMATS[name].form for name in sorted(set(quantization.layers.values()))]
     if len(forms) == 1 and isinstance(alone := forms[0], ConfigForm):
         return None, {**alone.statements, alone.excluded: exclude}
-    hf = hf_quant_config(found, exclude)
+    hf = hf_quant_config(quantization, exclude)
     return hf, quantization_config(hf)
 
 
-def hf_quant_config(found: Quantization, exclude: list[str]) -> Json:
-    """hf_quant_config.json of formats of modelopt's form."""
-    layers = {name: _of_modelopt(FORMATS[name]).layer for name in sorted(set(found.layers.values()))}
-    told: Json = {"quant_algo": None, "kv_cache_quant_algo": next(iter(found.kv_cache.values()), None)}
+def hf_quant_config(quantization: Quantization, exclude: list[str]) -> Json:
+    """Return hf_quant_config.json for formats of modelopt's form."""
+    modules = quantization.layers
+    layers = {name: _of_modelopt(FORMATS[name]).layer for name in sorted(set(modules.values()))}
+    said: Json = {"quant_algo": None, "kv_cache_quant_algo": next(iter(quantization.kv_cache.values()), None)}
     if len(layers) == 1:
-        told |= next(iter(layers.values()))
+        said |= next(iter(layers.values()))
     elif layers:
-        told["quant_algo"] = MIXED_PRECISION
-        told["quantized_layers"] = {module: layers[name] for module, name in sorted(found.layers.items())}
-    return {"producer": dict(found.producer), "quantization": told | {"exclude_modules": exclude}}
+        said["quant_algo"] = MIXED_PRECISION
+        said["quantized_layers"] = {module: layers[name] for module, name in sorted(modules.items())}
+    return {"producer": dict(quantization.producer), "quantization": said | {"exclude_modules": exclude}}
 
 
 def quantization_config(hf: Json) -> Json:
-    """config.json["quantization_config"] for what hf_quant_config.json says."""
-    told = hf["quantization"]
-    found: Json = {"config_groups": _groups(told), "ignore": told["exclude_modules"]}
-    if told["quant_algo"] == MIXED_PRECISION:
-        found["quantized_layers"] = told["quantized_layers"]
-    if told["quant_algo"]:
-        found["quant_algo"] = told["quant_algo"]
-    if cache := told["kv_cache_quant_algo"]:
+    """Return config.json["quantization_config"] for what hf_quant_config.json says."""
+    said = hf["quantization"]
+    declared: Json = {"config_groups": _groups(said), "ignore": said["exclude_modules"]}
+    if said["quant_algo"] == MIXED_PRECISION:
+        declared["quantized_layers"] = said["quantized_layers"]
+    if said["quant_algo"]:
+        declared["quant_algo"] = said["quant_algo"]
+    if cache := said["kv_cache_quant_algo"]:
         known = KV_CACHES.get(cache) if isinstance(cache, str) else None
-        found["kv_cache_scheme"] = cache if known is None else dict(known)
-    return found | {"producer": hf["producer"], "quant_method": "modelopt"}
+        declared["kv_cache_scheme"] = cache if known is None else dict(known)
+    return declared | {"producer": hf["producer"], "quant_method": "modelopt"}
 
 
 def statements(hf: Json | None, declared: Json | None) -> Json:
-    """What `--set quantization.KEY` corrects: hf_quant_config.json's statements, or config.json's where that is all."""
+    """Return what `--set quantization.KEY` corrects: what hf_quant_config.json says, or else config.json."""
     return dict(hf["quantization"]) if hf else dict(declared or {})
 
 
 def corrected_both(
     hf: Json | None, declared: Json | None, corrections: Sequence[Correction]
 ) -> tuple[Json | None, Json | None]:
-    """Both files with corrections; the second follows from the first.
+    """Correct both files. The second follows from the first.
 
     Args:
         hf: hf_quant_config.json, None if there is none.
@@ -102,14 +105,14 @@ def corrected_both(
     return hf, quantization_config(hf)
 
 
-def _groups(told: Json) -> Json:
-    """One group for each format: all linears of a uniform checkpoint, the named modules of a mixture."""
-    if not told["quant_algo"]:
+def _groups(said: Json) -> Json:
+    """Return a group for each format: all linears of a uniform checkpoint, the named modules of a mixture."""
+    if not said["quant_algo"]:
         return {}
-    if told["quant_algo"] != MIXED_PRECISION:
-        return {"group_0": _of_modelopt(BY_ALGORITHM[told["quant_algo"]]).group | {"targets": ["Linear"]}}
+    if said["quant_algo"] != MIXED_PRECISION:
+        return {"group_0": _of_modelopt(BY_ALGORITHM[said["quant_algo"]]).group | {"targets": ["Linear"]}}
     modules: dict[str, list[str]] = {}
-    for module, layer in told["quantized_layers"].items():
+    for module, layer in said["quantized_layers"].items():
         modules.setdefault(layer["quant_algo"], []).append(module)
     return {
         f"group_{number}": _of_modelopt(BY_ALGORITHM[algorithm]).group | {"targets": sorted(members)}
@@ -118,6 +121,6 @@ def _groups(told: Json) -> Json:
 
 
 def _of_modelopt(row: Format) -> ModeloptForm:
-    """The form of a row that stands in hf_quant_config.json; others were refused before, alone or in a mixture."""
+    """Return the form of a row that stands in hf_quant_config.json. Rows of other forms were refused before."""
     assert isinstance(row.form, ModeloptForm)
     return row.form

@@ -36,7 +36,7 @@ _NUMBER = re.compile(r"\.\d+(?=\.)")
 class StoredAs:
     """How the tensors of a directory are stored, and what is wrong with that.
 
-    `accounted`: scales, which no table of an architecture lists. `plain_shapes`: packed weight -> [N, K].
+    `accounted`: names of scales, which no table of an architecture lists. `plain_shapes`: packed weight -> [N, K].
     """
 
     problems: list[ShardmergeError] = field(default_factory=list)
@@ -47,24 +47,24 @@ class StoredAs:
 
 def judge(declared: Declaration, held: Mapping[str, Entry]) -> StoredAs:
     """Compare every weight and every scale with what is declared of its module."""
-    found = StoredAs()
-    found.accounted = {name for name in held if _SCALE.fullmatch(name) or _CACHE.fullmatch(name)}
+    stored = StoredAs()
+    stored.accounted = {name for name in held if _SCALE.fullmatch(name) or _CACHE.fullmatch(name)}
     if declared.unknown:
-        found.warnings.append(
+        stored.warnings.append(
             f"scales were not compared: {declared.file} says {', '.join(declared.unknown)}, which no row describes"
         )
-        return found
+        return stored
     weights = {module: entry for name, entry in held.items() if (module := module_of(name)) is not None}
     stacked = [entry.name for entry in weights.values() if _is_packed(entry) and len(entry.shape) != 2]
     if stacked:
-        found.warnings.append(f"scales were not compared: {len(stacked):,} packed weights are not matrices")
+        stored.warnings.append(f"scales were not compared: {len(stacked):,} packed weights are not matrices")
     matrices = {module: entry for module, entry in weights.items() if len(entry.shape) == 2}
-    _judge_matrices(declared, matrices, held, found)
-    found.problems += _undeclared(declared, matrices, held, {name.removesuffix(SUFFIX) for name in stacked})
-    _judge_caches(declared, weights, held, found)
+    _judge_matrices(declared, matrices, held, stored)
+    stored.problems += _undeclared(declared, matrices, held, {name.removesuffix(SUFFIX) for name in stacked})
+    _judge_caches(declared, weights, held, stored)
     if absent := sorted(set(declared.layers) - set(weights)):
-        found.warnings += [f"{declared.file} lists, but no tensor is: {line}" for line in grouped(absent)]
-    return found
+        stored.warnings += [f"{declared.file} lists, but no tensor is: {line}" for line in grouped(absent)]
+    return stored
 
 
 def _is_packed(entry: Entry) -> bool:
@@ -72,28 +72,28 @@ def _is_packed(entry: Entry) -> bool:
 
 
 def _judge_matrices(
-    declared: Declaration, matrices: Mapping[str, Entry], held: Mapping[str, Entry], found: StoredAs
+    declared: Declaration, matrices: Mapping[str, Entry], held: Mapping[str, Entry], stored: StoredAs
 ) -> None:
-    """Packed ones against their format, plain ones against the others of their kind."""
+    """Compare packed matrices with their format, and plain ones with the others of their kind."""
     packed = {module for module, entry in matrices.items() if _is_packed(entry)}
     kinds = {_kind(module) for module in packed}
     plain: list[str] = []
     for module, entry in matrices.items():
         row = declared.format_of(module)
         if module in packed:
-            found.problems += _packed_problems(declared, module, entry, row, held, found)
+            stored.problems += _packed_problems(declared, module, entry, row, held, stored)
         elif row is not None and (declared.algorithm == MIXED_PRECISION or _kind(module) in kinds):
-            found.problems.append(_otherwise(declared, module, entry, row.weight.dtype))
+            stored.problems.append(_otherwise(declared, module, entry, row.weight.dtype))
         elif row is not None and "embed" not in module:
             plain.append(entry.name)
     if plain and not packed:
         what = f"no weight is {declared.algorithm}, {len(plain):,} are not"
-        found.problems.append(
+        stored.problems.append(
             StoredOtherwiseError("every weight", "storage", "plain", "packed", f"{declared.file}: {what}")
         )
     elif plain:
-        told = f"{declared.file} says {declared.algorithm} of all but what it excludes, but stored plain is"
-        found.warnings += [f"{told} {line}" for line in grouped(plain)]
+        what = f"{declared.file} says {declared.algorithm} of all but what it excludes, but stored plain is"
+        stored.warnings += [f"{what} {line}" for line in grouped(plain)]
 
 
 def _packed_problems(
@@ -102,30 +102,30 @@ def _packed_problems(
     entry: Entry,
     row: Format | None,
     held: Mapping[str, Entry],
-    found: StoredAs,
+    stored: StoredAs,
 ) -> Iterator[ShardmergeError]:
-    """A weight that is stored packed: declared so, and with every scale in its shape?"""
+    """Yield what is wrong with a packed weight: whether it is declared so, and has every scale in its shape."""
     if row is None or entry.dtype != row.weight.dtype:
         yield _otherwise(declared, module, entry, "plain" if row is None else row.weight.dtype)
         return
     shape = _unpacked(entry.shape, row.weight)
-    found.plain_shapes[entry.name] = shape
-    of_suffix = {one.suffix: one for one in row.companions}
+    stored.plain_shapes[entry.name] = shape
+    by_suffix = {companion.suffix: companion for companion in row.companions}
     for name, want, dtype in companions_of(module, shape, row):
         there = held.get(name)
         if there is None:
             yield MissingScaleError(name, want, row.name, declared.file)
         elif there.shape != want and not (want == () and there.shape == (1,)):
-            told = declared.says_of(module)
-            yield StoredOtherwiseError(name, "shape", str(list(there.shape)), str(list(want)), told)
-        elif there.dtype != dtype and of_suffix[name.rpartition(".")[2]].divisors is not None:
+            said = declared.says_of(module)
+            yield StoredOtherwiseError(name, "shape", str(list(there.shape)), str(list(want)), said)
+        elif there.dtype != dtype and by_suffix[name.rpartition(".")[2]].divisors is not None:
             yield StoredOtherwiseError(name, "dtype", there.dtype, dtype, declared.says_of(module))
 
 
 def _undeclared(
     declared: Declaration, matrices: Mapping[str, Entry], held: Mapping[str, Entry], stacked: set[str]
 ) -> Iterator[ShardmergeError]:
-    """Scales of what is not quantized, or not in a format that has them."""
+    """Yield scales of what is not quantized, or not in a format that has them."""
     for name in held:
         parts = _SCALE.fullmatch(name)
         if parts is None or parts[1] in stacked:
@@ -140,24 +140,26 @@ def _undeclared(
 
 
 def _judge_caches(
-    declared: Declaration, weights: Mapping[str, Entry], held: Mapping[str, Entry], found: StoredAs
+    declared: Declaration, weights: Mapping[str, Entry], held: Mapping[str, Entry], stored: StoredAs
 ) -> None:
-    """Scales of KV caches: all or none. Without any, readers that are told of a cache take 1."""
+    """Compare the scales of KV caches: all or none are there. Without any, readers take 1."""
     scales = {name for name in held if _CACHE.fullmatch(name)}
     if declared.kv_cache is None:
-        found.problems += [
+        stored.problems += [
             UndeclaredScaleError(name, f"{declared.file} declares no KV cache") for name in sorted(scales)
         ]
         return
     attentions = sorted(module.removesuffix(".k_proj") for module in weights if module.endswith(".k_proj"))
     wanted = [f"{attention}.{suffix}" for attention in attentions for suffix in KV_CACHE_TENSORS]
     if not scales:
-        told = f"{declared.file} declares a KV cache of {declared.kv_cache}, but it has no scale"
-        found.warnings.append(f"{told}: readers take 1")
+        what = f"{declared.file} declares a KV cache of {declared.kv_cache}, but it has no scale"
+        stored.warnings.append(f"{what}: readers take 1")
         return
     for name in wanted:
         if name not in scales:
-            found.problems.append(MissingScaleError(name, (), f"KV cache {declared.kv_cache}", declared.file))
+            stored.problems.append(
+                MissingScaleError(name, (), f"KV cache {declared.kv_cache}", declared.file)
+            )
 
 
 def _otherwise(declared: Declaration, module: str, entry: Entry, expected: str) -> ShardmergeError:
@@ -165,11 +167,11 @@ def _otherwise(declared: Declaration, module: str, entry: Entry, expected: str) 
 
 
 def _unpacked(shape: Shape, weight: Companion) -> Shape:
-    """[N, K] of a weight that is stored as `shape`."""
+    """Return [N, K] of a weight that is stored as `shape`."""
     divisors = weight.divisors or (1, 1)
     return tuple(size * by for size, by in zip(shape, divisors, strict=True))
 
 
 def _kind(module: str) -> str:
-    """The same for all layers and experts."""
+    """Return the module without its numbers, so that it is the same for all layers and experts."""
     return _NUMBER.sub(".*", f"{module}.")

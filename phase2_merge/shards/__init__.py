@@ -1,1 +1,1 @@
-"""Which shards there will be, from what, and who writes them: the parent's side of a merge."""
+"""Which shards there will be, from what, and who writes them: the parent process's side of a merge."""

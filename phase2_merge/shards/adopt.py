@@ -34,7 +34,7 @@ COPY_BYTES = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class Adoption:
-    """How many shards were adopted by which means, and how many bytes had to be copied for it."""
+    """How many shards were adopted by LINK, by REFLINK and by COPY, and how many bytes were copied for it."""
 
     by: dict[str, int]
     copied_bytes: int
@@ -45,28 +45,29 @@ def adopt(shards: Sequence[Adopted], folder: Path) -> Adoption:
 
     Returns how it was done. Raises OSError if a copy fails too.
     """
-    means: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     copied_bytes = 0
     for shard in shards:
         target = folder / shard.name
         target.unlink(missing_ok=True)
         how = _adopt(shard.fragment.path, target)
-        means[how] += 1
+        counts[how] += 1
         copied_bytes += shard.num_bytes if how == COPY else 0
-    return Adoption({how: means[how] for how in (LINK, REFLINK, COPY) if means[how]}, copied_bytes)
+    return Adoption({how: counts[how] for how in (LINK, REFLINK, COPY) if counts[how]}, copied_bytes)
 
 
 def together(adoptions: Iterable[Adoption]) -> Adoption:
-    """The sum of what several parts of a merge did."""
-    means: Counter[str] = Counter()
+    """Return the sum of what several parts of a merge did."""
+    counts: Counter[str] = Counter()
     copied_bytes = 0
     for adoption in adoptions:
-        means.update(adoption.by)
+        counts.update(adoption.by)
         copied_bytes += adoption.copied_bytes
-    return Adoption(dict(means), copied_bytes)
+    return Adoption(dict(counts), copied_bytes)
 
 
 def _adopt(source: Path, target: Path) -> str:
+    """Give a fragment its name as a shard. Returns LINK, REFLINK or COPY. Raises OSError."""
     try:
         os.link(source.resolve() if source.is_symlink() else source, target)
     except OSError as error:

@@ -17,7 +17,7 @@ CONNECT_SECONDS = 30
 
 @contextmanager
 def cluster(address: str) -> Iterator[Executor]:
-    """An executor on the cluster of this scheduler. The cluster goes on when the block ends.
+    """Open an executor on the cluster of this scheduler. The cluster goes on when the block ends.
 
     Raises BadInputError (dask is not installed, nobody answers), WorkerDiedError (a task killed several workers).
     """

@@ -1,4 +1,4 @@
-"""A merge cut into parts, for an array of jobs: which shards a part writes, and what it records when it has.
+"""A merge cut into parts, for an array of jobs: which shards a part writes, and what it records at the end.
 
 The same plan gives the same shares on every host, so parts need not know of each other. A part's record comes last: it
 is the mark that the part is complete.
@@ -58,13 +58,13 @@ def parse(text: str) -> MergePart:
 
 
 def share(plan: Plan, part: MergePart) -> tuple[Adopted | Assembled, ...]:
-    """The shards of a part, in the order of the plan."""
+    """Return the shards of a part, in the order of the plan."""
     numbers = _numbers(plan, part.count)
     return tuple(shard for shard in plan.shards if numbers[shard.name] == part.number)
 
 
 def _numbers(plan: Plan, count: int) -> dict[str, int]:
-    """The part of each shard: the largest first, each to the part that has the fewest bytes so far."""
+    """Give each shard to a part: the largest first, each to the part that has the fewest bytes so far."""
     loads = [(0, number) for number in range(1, count + 1)]
     numbers: dict[str, int] = {}
     for shard in sorted(plan.shards, key=lambda shard: (-shard.num_bytes, shard.name)):
@@ -75,7 +75,7 @@ def _numbers(plan: Plan, count: int) -> dict[str, int]:
 
 
 def write(folder: Path, record: PartRecord) -> None:
-    """Keep the record of a part that is complete."""
+    """Write the record of a part that is complete."""
     durable.write_file(places.part_record(folder, record.part), canonical_json.encode(asdict(record)))
 
 
@@ -84,7 +84,7 @@ def records(folder: Path, plan_digest: str, *, check: bool) -> Iterator[PartReco
 
     Args:
         folder: OUT.partial.
-        plan_digest: Of the plan; records of other plans are passed over.
+        plan_digest: Of the plan. Records of other plans are passed over.
         check: Pass over parts that did not compare checksums.
 
     Raises:
@@ -96,7 +96,20 @@ def records(folder: Path, plan_digest: str, *, check: bool) -> Iterator[PartReco
 
 
 def find(folder: Path, plan_digest: str, part: MergePart, *, check: bool) -> PartRecord | None:
-    """The record of one part, None if it is not complete. Arguments and errors as for `records`."""
+    """Return the record of one part.
+
+    Args:
+        folder: OUT.partial.
+        plan_digest: Of the plan. Records of other plans are passed over.
+        part: Which part.
+        check: Pass over a part that did not compare checksums.
+
+    Returns:
+        Its record, None if the part is not complete.
+
+    Raises:
+        CorruptFileError: A record, also that of another part, cannot be read.
+    """
     named = {record.part: record for record in records(folder, plan_digest, check=check)}
     return named.get(str(part))
 
@@ -131,7 +144,7 @@ def require(plan: Plan, recorded: Sequence[PartRecord], finished: Collection[str
 
 
 def _absent_parts(plan: Plan, absent: list[str], recorded: Sequence[PartRecord]) -> tuple[str, ...]:
-    """The parts that owe something, as far as those that are there tell how many there are."""
+    """Return the parts that owe something, as far as those that are there know how many there are."""
     parts: list[str] = []
     for count in sorted({int(record.part.partition("/")[2]) for record in recorded}):
         numbers = _numbers(plan, count)
@@ -140,7 +153,7 @@ def _absent_parts(plan: Plan, absent: list[str], recorded: Sequence[PartRecord])
 
 
 def _all(folder: Path) -> Iterator[tuple[Path, PartRecord]]:
-    """Raises CorruptFileError."""
+    """Yield all records with their paths, of whatever plan. Raises CorruptFileError."""
     for path in sorted(places.receipts(folder).glob(PART_RECORDS)):
         try:
             yield path, _record(**canonical_json.read_object(path))

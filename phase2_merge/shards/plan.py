@@ -1,4 +1,4 @@
-"""Which shard holds which tensor, and where its bytes come from. Pure: opens no file, and never sees a byte.
+"""Decides which shard holds which tensor, and where its bytes come from. Pure: must not open any file.
 
 A fragment of entire tensors, every one of which is wanted, is adopted as it is, in the order of ranks, unless it has
 less than `min_shard_bytes`. All other tensors are assembled, in the order of layers, into shards of at most
@@ -38,7 +38,7 @@ MANY_SHARDS = 1_000
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Adopted:
-    """A shard that is a fragment; `tensors` number its expected tensors, in the order of the fragment's bytes."""
+    """A shard that is a fragment. `tensors` number its expected tensors, in the order of the fragment's bytes."""
 
     name: str
     fragment: Fragment
@@ -51,16 +51,16 @@ class Adopted:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Assembled:
-    """A shard that is written; `tensors` number its expected tensors, in the order of its bytes."""
+    """A shard that is written. `tensors` number its expected tensors, in the order of its bytes."""
 
     name: str
     tensors: IntArray
     num_bytes: int
 
 
-@dataclass(frozen=True, eq=False)  # no slots: the digest is kept
+@dataclass(frozen=True, eq=False)  # no slots: the digest is computed once
 class Plan:
-    """All shards. `order` and `start` find the kept rows of a tensor."""
+    """All shards. `order` and `start` find the rows of a tensor, see `rows_of`."""
 
     ledger: Ledger
     expected: Expected
@@ -81,16 +81,16 @@ class Plan:
         return sum(shard.num_bytes for shard in self.shards)
 
     def rows_of(self, tensor: int) -> IntArray:
-        """The kept rectangles of a tensor."""
+        """Return the rows of a tensor that are part of the checkpoint."""
         return self.order[self.start[tensor] : self.start[tensor + 1]]
 
     def weight_map(self) -> dict[str, str]:
-        """Tensor name to shard name."""
+        """Return tensor name to shard name."""
         return {name: shard.name for shard in self.shards for name in self._names_in(shard)}
 
     def facts(self) -> dict[str, Any]:
-        """What plan.json holds: enough, with the ledger, to do the same again."""
-        adopted = [{"shard": shard.name, **_which(shard.fragment)} for shard in self.adopted]
+        """Return what plan.json holds: enough, with the ledger, to do the same again."""
+        adopted = [{"shard": shard.name, **_fragment_facts(shard.fragment)} for shard in self.adopted]
         assembled = [{"shard": shard.name, "tensors": self._names_in(shard)} for shard in self.assembled]
         return {
             "schema_version": 1,
@@ -105,7 +105,7 @@ class Plan:
 
     @cached_property
     def digest(self) -> str:
-        """The same plan of the same ledger gives the same: finished shards may then be kept."""
+        """The digest of `facts`. If it is the same, shards that another attempt finished can be used."""
         return xxhash.xxh3_128_hexdigest(canonical_json.encode(self.facts()))
 
     def _names_in(self, shard: Adopted | Assembled) -> list[str]:
@@ -123,7 +123,7 @@ def plan_shards(
 
     Args:
         proof: Of a dump that is whole.
-        max_shard_bytes: Bytes of data in a shard that is assembled; a larger tensor stands alone.
+        max_shard_bytes: Bytes of data in a shard that is assembled. A larger tensor stands alone.
         min_shard_bytes: A fragment with less is not adopted.
         layout: ADOPT or CANONICAL.
 
@@ -178,7 +178,7 @@ def _is_shard(fragment: Fragment, wanted: BoolArray, min_bytes: int) -> bool:
 
 
 def task(plan: Plan, shard: Assembled, *, check: bool, plan_digest: str = "") -> ShardTask:
-    """All that a worker needs to write a shard, and no ledger.
+    """Return all that a worker needs to write a shard, which is not the ledger.
 
     Args:
         plan: What is published.
@@ -240,7 +240,7 @@ def _in_order(members: list[tuple[tuple[int, str], int]]) -> IntArray:
 
 
 def _dtypes(ledger: Ledger, verdict: Verdict, expected: Expected) -> list[str]:
-    """The dtype of each expected tensor, as its rectangles have it."""
+    """Return the dtype of each expected tensor, as its rectangles have it."""
     codes = np.zeros(len(expected), np.int64)
     codes[verdict.tensor[verdict.kept]] = ledger.rows.dtype[verdict.kept]
     for tensor, row in verdict.filled_from.items():
@@ -249,15 +249,17 @@ def _dtypes(ledger: Ledger, verdict: Verdict, expected: Expected) -> list[str]:
 
 
 def _by_tensor(verdict: Verdict, count: int) -> tuple[IntArray, IntArray]:
-    """Kept rows by tensor, those of one tensor in the order of ranks."""
-    kept = np.flatnonzero(verdict.kept)
+    """Return (order, start) of the rows of each tensor as `Plan` has them, those of a tensor in the order of ranks."""
+    in_checkpoint = np.flatnonzero(verdict.kept)
     filled = verdict.filled_from
-    rows = np.concatenate([kept, np.array(list(filled.values()), np.int64)])
-    order, start = group(np.concatenate([verdict.tensor[kept], np.array(list(filled), np.int64)]), count)
+    rows = np.concatenate([in_checkpoint, np.array(list(filled.values()), np.int64)])
+    tensors = np.concatenate([verdict.tensor[in_checkpoint], np.array(list(filled), np.int64)])
+    order, start = group(tensors, count)
     return rows[order], start
 
 
 def _names(count: int) -> Iterator[str]:
+    """Return the names of so many shards, in order. Raises BadInputError for more than can be numbered."""
     if count > MAX_SHARDS:
         raise BadInputError(
             f"{count:,} shards", f"At most {MAX_SHARDS:,} can be numbered: use a larger --max-shard-size."
@@ -265,8 +267,8 @@ def _names(count: int) -> Iterator[str]:
     return (places.shard(number, count) for number in range(1, count + 1))
 
 
-def _which(fragment: Fragment) -> dict[str, Any]:
-    """For people, and as the ledger numbers it."""
+def _fragment_facts(fragment: Fragment) -> dict[str, Any]:
+    """Return which fragment it is, by a name for people and by the numbers that the ledger gives it."""
     folder = "reference" if fragment.rank == REFERENCE_RANK else rank_name(fragment.rank)
     name = f"{folder}/{fragment.file.name}"
     return {"fragment": name, "rank": fragment.rank, "file": fragment.number}

@@ -1,17 +1,7 @@
-"""What a merge that was killed left in OUT.partial: finished shards stay, other names of ours go, strangers stay.
+"""What a killed merge left in OUT.partial: finished shards and foreign files stay, other files of ours go.
 
 A shard that is assembled is finished if its receipt, which is written last, belongs to the same plan, its size is
 right, and its pieces were compared with their checksums if this merge asks for that. Its bytes are not read again.
-
-`clear` removes files only, and only these names, which a merge creates (`common/places`):
-
-- in OUT.partial: `*.safetensors`, the temporary files `.NAME.PID.tmp`, config.json, hf_quant_config.json, the index,
-  and what a reference's sidecars can be called (`places.is_sidecar`);
-- in OUT.partial/.shardmerge: ledger.parquet, plan.json, report.json and temporary files;
-- in OUT.partial/.shardmerge/receipts: `*.safetensors.json`, `part-*.json` and temporary files.
-
-Shards of the plan and their receipts stay, finished or not. Writing a shard replaces it by a rename, after its receipt
-is gone (`forget`): a receipt never stands beside a shard of another plan.
 """
 
 from __future__ import annotations
@@ -32,6 +22,16 @@ RECORDS = {places.LEDGER, places.PLAN, places.REPORT}
 
 def clear(folder: Path, plan: Plan, *, keep_adopted: bool = False) -> None:
     """Remove from OUT.partial what another merge or an earlier attempt left, and no shard that `plan` assembles.
+
+    Removes files only, and only these names, which a merge creates (`common/places`):
+
+    - in OUT.partial: `*.safetensors`, the temporary files `.NAME.PID.tmp`, config.json, hf_quant_config.json, the
+      index, and what a reference's sidecars can be called (`places.is_sidecar`);
+    - in OUT.partial/.shardmerge: ledger.parquet, plan.json, report.json and temporary files;
+    - in OUT.partial/.shardmerge/receipts: `*.safetensors.json`, `part-*.json` and temporary files.
+
+    Shards of the plan and their receipts stay, finished or not. Writing a shard replaces it by a rename, after its
+    receipt is gone (`forget`): a receipt never stands beside a shard of another plan.
 
     Args:
         folder: OUT.partial, locked by the caller.
@@ -78,7 +78,7 @@ def is_adopted(folder: Path, shard: Adopted) -> bool:
 
 
 def complete_shards(folder: Path, plan: Plan, *, check: bool) -> frozenset[str]:
-    """Names of the plan's shards that need not be written again, for a merge whose parts wrote them.
+    """Return the names of the plan's shards that need not be written again, for a merge whose parts wrote them.
 
     Args:
         folder: OUT.partial.

@@ -1,6 +1,6 @@
 """Writes shards of a plan into OUT.partial: adopts fragments, has workers assemble the rest.
 
-Shards that an earlier attempt finished are kept. When a worker is killed, the others go on from the receipts.
+Shards that an earlier attempt finished stay. When a worker is killed, the others go on from the receipts.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 from shardmerge.common.command.progress import Progress
+from shardmerge.common.command.talk import say
 from shardmerge.common.errors import WorkerDiedError
 
 from ..assembly import fork_server
@@ -31,8 +32,12 @@ MAX_POOLS = 3  # a worker that is killed again and again lacks memory, and no ne
 class AssemblyOptions:
     """What writing shards may use.
 
-    workers: processes that assemble, one per core if None. executor: used instead of a pool of our own.
-    staging_bytes: memory for data, per worker. check: compare all bytes with their checksums. talk: for progress.
+    Attributes:
+        workers: Processes that assemble, one per core if None.
+        executor: Used instead of a pool of our own.
+        staging_bytes: Memory for data, in bytes, per worker.
+        check: Whether all bytes are compared with their checksums.
+        talk: Where progress goes.
     """
 
     workers: int | None = None
@@ -42,7 +47,7 @@ class AssemblyOptions:
     talk: TextIO | None = None
 
     def num_workers(self, num_shards: int) -> int:
-        """How many processes of our own assemble so many shards. 0 and 1 mean none but this one."""
+        """Return how many processes of our own assemble so many shards. 0 and 1 mean none but this one."""
         return 0 if self.executor else min(self.workers or fork_server.default_workers(), num_shards)
 
 
@@ -117,10 +122,7 @@ def _assemble(plan: Plan, unfinished: list[Assembled], folder: Path, options: As
             if not pools_left:
                 raise
             unfinished = [shard for shard in unfinished if receipts.read(folder, shard.name) is None]
-            if options.talk:
-                print(
-                    f"A worker was killed ({error.shards[0]}, ...): {len(unfinished):,} shards left.",
-                    file=options.talk,
-                )
+            killed = f"A worker was killed ({', '.join(error.shards[:1])}, ...)"
+            say(options.talk, f"{killed}: {len(unfinished):,} shards left.")
     progress.close()
     return cloned_bytes

@@ -1,1 +1,1 @@
-"""Is every expected tensor there, whole, once? And who owes what is missing?"""
+"""Is every expected tensor there, whole, once? And which ranks should have written what is missing?"""

@@ -1,4 +1,7 @@
-"""For a tensor that is not tiled: what exactly overlaps, and what is missing. One tensor at a time, for messages."""
+"""What exactly overlaps in a tensor that is not tiled, and what is missing.
+
+Looks at one tensor at a time, for messages. Must not know the ledger.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ MAX_CELLS = 1 << 20
 
 
 def overlapping(boxes: Sequence[Box]) -> tuple[int, int] | None:
-    """Two boxes that share an element, by position, or None."""
+    """Return the positions of two boxes that share an element, or None."""
     order = sorted(range(len(boxes)), key=lambda i: boxes[i])
     for at, i in enumerate(order):
         for j in order[at + 1 :]:
@@ -25,13 +28,13 @@ def overlapping(boxes: Sequence[Box]) -> tuple[int, int] | None:
 
 
 def _end(box: Box) -> Shape:
-    """Where a box ends along its first dimension; past everything for a scalar."""
+    """Return where a box ends along its first dimension, past everything for a scalar."""
     offset, shape = box
     return (offset[0] + shape[0],) if shape else (0,)
 
 
 def missing(boxes: Sequence[Box], global_shape: Shape) -> tuple[Box, ...] | None:
-    """What no box covers, as few large boxes where that is easy. None if the boxes make too fine a grid to tell."""
+    """Return what no box covers, as few large boxes where that is easy. None if the grid of boxes is too fine."""
     cuts = [_cuts(boxes, size, dim) for dim, size in enumerate(global_shape)]
     if prod(len(cut) - 1 for cut in cuts) > MAX_CELLS:
         return None
@@ -44,12 +47,13 @@ def missing(boxes: Sequence[Box], global_shape: Shape) -> tuple[Box, ...] | None
 
 
 def show(boxes: Sequence[Box], shown: int = 4) -> str:
-    """`[0:4, 0:8], [4:8, 0:8] and 3 more`."""
+    """Return the first boxes and how many more there are: `[0:4, 0:8], [4:8, 0:8] and 3 more`."""
     more = len(boxes) - shown
     return ", ".join(place(*box) for box in boxes[:shown]) + (f" and {more} more" if more > 0 else "")
 
 
 def _cuts(boxes: Sequence[Box], size: int, dim: int) -> list[int]:
+    """Return all places along a dimension where a box begins or ends, and its two ends."""
     inner = {edge for offset, shape in boxes for edge in (offset[dim], offset[dim] + shape[dim])}
     return sorted(inner | {0, size})
 
@@ -64,21 +68,21 @@ def _box(cell: tuple[int, ...], cuts: list[list[int]]) -> Box:
 
 
 def _joined(boxes: list[Box]) -> list[Box]:
-    """Neighbours along each dimension, last first, made one."""
+    """Join neighbours along each dimension, the last dimension first."""
     for dim in reversed(range(len(boxes[0][0]) if boxes else 0)):
         boxes = _joined_along(dim, boxes)
     return boxes
 
 
 def _joined_along(dim: int, boxes: list[Box]) -> list[Box]:
-    found: list[Box] = []
+    joined: list[Box] = []
     for box in sorted(boxes, key=lambda box: (_without(box[0], dim), _without(box[1], dim), box[0][dim])):
-        if found and _continues(found[-1], box, dim):
-            offset, shape = found[-1]
-            found[-1] = offset, (*shape[:dim], shape[dim] + box[1][dim], *shape[dim + 1 :])
+        if joined and _continues(joined[-1], box, dim):
+            offset, shape = joined[-1]
+            joined[-1] = offset, (*shape[:dim], shape[dim] + box[1][dim], *shape[dim + 1 :])
         else:
-            found.append(box)
-    return sorted(found)
+            joined.append(box)
+    return sorted(joined)
 
 
 def _continues(before: Box, after: Box, dim: int) -> bool:

@@ -1,7 +1,7 @@
-"""Who owes what is missing: ranks without a manifest, and else ranks that wrote the neighbours of what is missing.
+"""Which ranks owe what is missing: those without a manifest, else those that wrote its neighbours.
 
 Where ranks stood is read from manifests, never from rank arithmetic. A peer's `groups` hold the global ranks along
-each axis through it, so they place a missing rank; ranks of the same pipeline stage tell its layers, ranks at the same
+each axis through it, so they place a missing rank. Ranks of the same pipeline stage show its layers, ranks at the same
 expert coordinate its experts. Neighbours are tensors of the same layer, for a routed expert of the same expert.
 """
 
@@ -40,15 +40,15 @@ def owing(
 
     Returns:
         An error for each rank without a manifest, then the errors of tensors of which no such rank can have held a
-        part. Where their neighbours tell which ranks owe these, they are named.
+        part. Where their neighbours show which ranks owe these, they are named.
     """
     present = set(ledger.rows.present.tolist())
     absent = [rank for rank in range(ledger.heads[0].manifest.world_size) if rank not in present]
     if not absent:
-        return tuple(_with_suspects(ledger, incomplete))
+        return tuple(_with_owing_ranks(ledger, incomplete))
     places = _places(ledger, absent)
     owed = _owed(ledger, places, list(incomplete))
-    axes = _axes_to_tell(ledger)
+    axes = _axes_for_messages(ledger)
     missing = [
         MissingRankError(
             rank,
@@ -60,14 +60,14 @@ def owing(
     ]
     explained = {name for names in owed.values() for name in names}
     rest = {name: error for name, error in incomplete.items() if name not in explained}
-    return (*missing, *_with_suspects(ledger, rest))
+    return (*missing, *_with_owing_ranks(ledger, rest))
 
 
 # ---- ranks without a manifest -------------------------------------------------------------------------------------
 
 
 def _places(ledger: Ledger, absent: Sequence[int]) -> dict[int, Place]:
-    """Where missing ranks stood, on every axis that their peers tell.
+    """Return where missing ranks stood, on every axis that their peers know.
 
     A peer along an axis lists the rank in its group there; on the other axes of the same grid the two stand alike.
     """
@@ -83,7 +83,10 @@ def _places(ledger: Ledger, absent: Sequence[int]) -> dict[int, Place]:
 
 
 def _owed(ledger: Ledger, places: Mapping[int, Place], incomplete: Sequence[str]) -> dict[int, list[str]]:
-    """The incomplete tensors that each rank may have held a part of; ranks of one stage and expert group share."""
+    """Return the incomplete tensors that each rank may have held a part of.
+
+    Ranks of one stage and expert coordinate share a list.
+    """
     layers, experts = _seen(ledger, "pp", layer_of), _seen(ledger, "ep", expert_of)
     ids = [(name, layer_of(name), expert_of(name)) for name in incomplete]
     last = max(len(head.manifest.groups.get("pp", [0])) for head in ledger.heads) - 1
@@ -120,61 +123,61 @@ class SeenIds:
 
 
 def _seen(ledger: Ledger, axis: str, number_of: Callable[[str], int | None]) -> SeenIds:
-    """What present ranks hold, by their coordinate on the axis."""
+    """Return what present ranks hold, by their coordinate on the axis."""
     numbers = np.array([-1 if (n := number_of(name)) is None else n for name in ledger.names], np.int64)
     rows = ledger.rows
     by_coordinate: dict[int, set[int]] = defaultdict(set)
     anywhere: set[int] = set()
-    at_rank = {head.manifest.rank: head.manifest.coordinates.get(axis) for head in ledger.heads}
+    coordinates = {head.manifest.rank: head.manifest.coordinates.get(axis) for head in ledger.heads}
     for rank, number in np.unique(np.stack([rows.rank, numbers[rows.name]]), axis=1).T.tolist():
         if number >= 0:
             anywhere.add(number)
-            if (coordinate := at_rank.get(rank)) is not None:  # what is grafted is nobody's
+            if (coordinate := coordinates.get(rank)) is not None:  # no rank wrote what is grafted
                 by_coordinate[coordinate].add(number)
     return SeenIds(dict(by_coordinate), anywhere)
 
 
-def _axes_to_tell(ledger: Ledger) -> list[str]:
-    """Axes for messages: without those of size one, and without those that repeat an earlier one."""
+def _axes_for_messages(ledger: Ledger) -> list[str]:
+    """Return the axes for messages: without those of size one, and without those that repeat an earlier one."""
     groups = {axis: [head.manifest.groups.get(axis, []) for head in ledger.heads] for axis in AXES}
-    telling: list[str] = []
+    distinct: list[str] = []
     for axis in AXES:
         divides = any(len(group) > 1 for group in groups[axis])
-        if divides and all(groups[axis] != groups[other] for other in telling):
-            telling.append(axis)
-    return telling
+        if divides and all(groups[axis] != groups[other] for other in distinct):
+            distinct.append(axis)
+    return distinct
 
 
 # ---- ranks that wrote the neighbours ------------------------------------------------------------------------------
 
 
-def _with_suspects(ledger: Ledger, incomplete: Mapping[str, Incomplete]) -> list[Incomplete]:
-    """The same errors, with the ranks that wrote other tensors of the same layer or expert, but nothing of this one."""
+def _with_owing_ranks(ledger: Ledger, incomplete: Mapping[str, Incomplete]) -> list[Incomplete]:
+    """Return the errors with the ranks that wrote other tensors of the same layer or expert, but not this one."""
     wanted = {where for name in incomplete if (where := _neighbourhood(name)) is not None}
     if not wanted:
         return list(incomplete.values())
-    holders, axes = _holders(ledger, wanted), _axes_to_tell(ledger)
+    holders, axes = _holders(ledger, wanted), _axes_for_messages(ledger)
     places = {head.manifest.rank: head.manifest.coordinates for head in ledger.heads}
 
-    def suspected(name: str, error: Incomplete) -> Incomplete:
+    def with_ranks(name: str, error: Incomplete) -> Incomplete:
         wrote = error.ranks if isinstance(error, UncoveredTensorError) else ()
         owed_by = tuple(sorted(holders.get(_neighbourhood(name), set()) - set(wrote)))
         place = places[owed_by[0]] if len(owed_by) == 1 else {}
         where = ", ".join(f"{axis} {place[axis]}" for axis in axes if axis in place)
         return replace(error, owed_by=owed_by, where=where)
 
-    return [suspected(name, error) for name, error in incomplete.items()]
+    return [with_ranks(name, error) for name, error in incomplete.items()]
 
 
 def _neighbourhood(name: str) -> Neighbourhood | None:
-    """Layer and routed expert; None for what is in no layer, whose neighbours may be on another stage."""
+    """Return layer and routed expert. None for what is in no layer, whose neighbours may be on another stage."""
     layer = layer_of(name)
     return None if layer is None else (layer, expert_of(name))
 
 
 def _holders(ledger: Ledger, wanted: Iterable[Neighbourhood]) -> dict[Neighbourhood | None, set[int]]:
-    """The ranks that have a rectangle of each of these neighbourhoods."""
-    number = {where: at for at, where in enumerate(wanted)}
+    """Return the ranks that have a rectangle of each of these neighbourhoods."""
+    number = {where: place for place, where in enumerate(wanted)}
     of_name = np.array(
         [number.get(where, -1) if (where := _neighbourhood(name)) else -1 for name in ledger.names]
     )
@@ -183,6 +186,6 @@ def _holders(ledger: Ledger, wanted: Iterable[Neighbourhood]) -> dict[Neighbourh
     pairs = np.unique(np.stack([of_name[rows.name][there], rows.rank[there]]), axis=1)
     holders: dict[Neighbourhood | None, set[int]] = defaultdict(set)
     known = list(number)
-    for at, rank in pairs.T.tolist():
-        holders[known[at]].add(rank)
+    for place, rank in pairs.T.tolist():
+        holders[known[place]].add(rank)
     return holders

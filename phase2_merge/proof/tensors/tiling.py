@@ -20,10 +20,16 @@ LARGEST_KEY = 1 << 62
 def untiled(
     tensor: IntArray, offset: list[IntArray], local: list[IntArray], whole: list[IntArray]
 ) -> IntArray:
-    """The tensors, ascending, whose rectangles do not tile them. Tensors without any rectangle are not looked at.
+    """Find tensors whose rectangles do not tile them. Tensors without any rectangle are not looked at.
 
-    tensor: [rows] number of the rectangle's tensor. offset, local: per dimension [rows].
-    whole: per dimension [tensors], global_shape. Rectangles must lie inside their tensors.
+    Args:
+        tensor: [rows] the number of each rectangle's tensor.
+        offset: Per dimension [rows] global_offset. Rectangles must lie inside their tensors.
+        local: Per dimension [rows] local_shape.
+        whole: Per dimension [tensors] global_shape.
+
+    Returns:
+        The numbers of these tensors, ascending.
     """
     if not len(tensor):
         return tensor
@@ -44,25 +50,25 @@ def untiled(
 def _cut_dims(
     tensor: IntArray, offset: list[IntArray], local: list[IntArray], whole: list[IntArray]
 ) -> IntArray:
-    """[tensors] bit mask of the dimensions that any rectangle cuts: where none does, nothing is to be proven."""
+    """Return [tensors] a bit mask of the dimensions that any rectangle cuts. The others need no proof."""
     masks = np.zeros(len(tensor), np.int64)
-    for dim, (start, size, of) in enumerate(zip(offset, local, whole, strict=True)):
-        masks |= ((start != 0) | (size != of[tensor])).astype(np.int64) << dim
-    found = np.zeros(len(whole[0]), np.int64)
-    np.bitwise_or.at(found, tensor, masks)
-    return found
+    for dim, (start, size, entire) in enumerate(zip(offset, local, whole, strict=True)):
+        masks |= ((start != 0) | (size != entire[tensor])).astype(np.int64) << dim
+    cuts = np.zeros(len(whole[0]), np.int64)
+    np.bitwise_or.at(cuts, tensor, masks)
+    return cuts
 
 
 def _batches(tensor: IntArray, rows: IntArray) -> Iterator[IntArray]:
-    """Rows sorted by tensor, in parts of about BATCH_ROWS that never divide a tensor."""
+    """Yield rows sorted by tensor, in parts of about BATCH_ROWS that never divide a tensor."""
     rows = rows[np.argsort(tensor[rows], kind="stable")]
     ids = tensor[rows]
-    at = 0
-    while at < len(rows):
-        end = min(at + BATCH_ROWS, len(rows))
+    begin = 0
+    while begin < len(rows):
+        end = min(begin + BATCH_ROWS, len(rows))
         end = int(np.searchsorted(ids, ids[end - 1], side="right"))
-        yield rows[at:end]
-        at = end
+        yield rows[begin:end]
+        begin = end
 
 
 def _take(
@@ -75,21 +81,21 @@ def _take(
 def _uncancelled(
     tensor: IntArray, offset: list[IntArray], local: list[IntArray], whole: list[IntArray]
 ) -> IntArray:
-    """Tensors at which some corner's signs do not add up to zero."""
+    """Return the tensors at which some corner's signs do not add up to zero."""
     ids = np.unique(tensor)
-    boxes = [of[ids] for of in whole]
-    origin = [np.zeros_like(of) for of in boxes]
+    boxes = [size[ids] for size in whole]
+    origin = [np.zeros_like(size) for size in boxes]
     pieces, expected = _corners(tensor, offset, local, 1), _corners(ids, origin, boxes, -1)
     points = [np.concatenate(pair) for pair in zip(pieces[0], expected[0], strict=True)]
     signs = np.concatenate([pieces[1], expected[1]])
-    sizes = [int(of.max()) + 1 for of in boxes]
+    sizes = [int(size.max()) + 1 for size in boxes]
     if (int(ids[-1]) + 1) * prod(sizes) < LARGEST_KEY:
         return _unbalanced_keys(points, signs, sizes)
     return _unbalanced_points(points, signs)
 
 
 def _unbalanced_keys(points: list[IntArray], signs: IntArray, sizes: list[int]) -> IntArray:
-    """A corner as one number, its sign the last bit: numbers are sorted without an order to carry along."""
+    """Do so with a corner as one number, its sign the last bit: sorting numbers needs no order to carry along."""
     key = points[-1]
     for axis, size in zip(points[:-1], sizes, strict=True):
         key = key * size + axis
@@ -101,7 +107,7 @@ def _unbalanced_keys(points: list[IntArray], signs: IntArray, sizes: list[int]) 
 
 
 def _unbalanced_points(points: list[IntArray], signs: IntArray) -> IntArray:
-    """The same where such a number would not fit into 63 bits."""
+    """Do the same where such a number would not fit into 63 bits."""
     order = np.lexsort(points)
     changed = np.zeros(len(order), bool)
     changed[0] = True
@@ -116,7 +122,7 @@ def _unbalanced_points(points: list[IntArray], signs: IntArray) -> IntArray:
 def _corners(
     tensor: IntArray, offset: list[IntArray], local: list[IntArray], sign: int
 ) -> tuple[list[IntArray], IntArray]:
-    """All corners of boxes: ([coordinates per dimension..., tensor], signs), each 2 ** dims times as long."""
+    """Return all corners of boxes: ([coordinates per dimension..., tensor], signs), 2 ** dims times as long."""
     dims = len(offset)
     far = [bool(corner >> dim & 1) for corner in range(1 << dims) for dim in range(dims)]
     points: list[list[IntArray]] = [[] for _ in range(dims)]
@@ -126,13 +132,22 @@ def _corners(
         for dim, bit in enumerate(bits):
             points[dim].append(offset[dim] + local[dim] if bit else offset[dim])
         signs.append(np.full(len(tensor), sign * (-1) ** sum(bits), np.int64))
-    every = [np.concatenate(coordinates) for coordinates in points]
-    return [*every, np.tile(tensor, 1 << dims)], np.concatenate(signs)
+    axes = [np.concatenate(coordinates) for coordinates in points]
+    return [*axes, np.tile(tensor, 1 << dims)], np.concatenate(signs)
 
 
 def outside(offset: list[IntArray], local: list[IntArray], whole: list[IntArray]) -> BoolArray:
-    """[rows] rectangles that leave their tensor; whole: per dimension [rows]."""
-    found = np.zeros(len(offset[0]), bool)
-    for start, size, of in zip(offset, local, whole, strict=True):
-        found |= (start < 0) | (size < 0) | (start > of) | (size > of - start)
-    return found
+    """Find rectangles that leave their tensor.
+
+    Args:
+        offset: Per dimension [rows] global_offset.
+        local: Per dimension [rows] local_shape.
+        whole: Per dimension [rows] global_shape.
+
+    Returns:
+        [rows] whether a rectangle leaves its tensor.
+    """
+    leaves = np.zeros(len(offset[0]), bool)
+    for start, size, entire in zip(offset, local, whole, strict=True):
+        leaves |= (start < 0) | (size < 0) | (start > entire) | (size > entire - start)
+    return leaves

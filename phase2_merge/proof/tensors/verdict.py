@@ -1,4 +1,4 @@
-"""What was written beside what is expected: is every tensor there, whole, once, in its dtype, and nothing else?
+"""Compares what was written with what is expected: every tensor there, whole, once, and nothing else.
 
 Cheap tests over all rows come first; a tensor that fails one is named for that and left out of the next, so that
 one fault gives one message. Only tensors that do not tile are looked at rectangle by rectangle. No byte is read.
@@ -41,10 +41,13 @@ Incomplete: TypeAlias = MissingTensorError | UncoveredTensorError
 class Verdict:
     """Which rows make the checkpoint, and what is wrong with its tensors.
 
-    tensor: [rows] the number of each row's expected tensor, UNKNOWN for a row of no expected tensor.
-    kept: [rows] whether a row is a part of the checkpoint.
-    incomplete: tensors whose only fault is a missing part, which a missing rank may explain.
-    filled_from: number of an expected tensor that nobody wrote -> the row whose bytes it gets.
+    Attributes:
+        tensor: [rows] the number of each row's expected tensor, UNKNOWN for a row of no expected tensor.
+        kept: [rows] whether a row is a part of the checkpoint.
+        problems: What is wrong with tensors, but for those that are incomplete.
+        incomplete: Errors of tensors whose only fault is a missing part, which a missing rank may explain.
+        warnings: Of rectangles that were written twice.
+        filled_from: Number of an expected tensor that nobody wrote -> the row whose bytes it gets.
     """
 
     tensor: IntArray
@@ -59,7 +62,8 @@ class Verdict:
 class _Compared:
     """Both sides of the comparison, and how far it is: `kept` and `sound` change while it goes on.
 
-    sound: [tensors] nothing wrong was found so far.
+    kept: [rows] as in `Verdict`.
+    sound: [tensors] whether nothing wrong was found so far.
     """
 
     ledger: Ledger
@@ -93,24 +97,26 @@ def judge(ledger: Ledger, expected: Expected, architecture: str, filled_from: Ma
         problems += test(compared)
     overlaps, incomplete, warnings = _judge_tiling(compared)
     incomplete |= _missing(compared)
-    filled = _filled(compared, filled_from)
-    for number in filled:
+    row_of_filled = _rows_to_fill_from(compared, filled_from)
+    for number in row_of_filled:
         incomplete.pop(expected.names[number], None)
-    return Verdict(tensor, kept, (*problems, *overlaps), incomplete, tuple(warnings), filled)
+    return Verdict(tensor, kept, (*problems, *overlaps), incomplete, tuple(warnings), row_of_filled)
 
 
-def _filled(compared: _Compared, filled_from: Mapping[str, str]) -> dict[int, int]:
-    """Number of each tensor that gets the bytes of another -> the one row in which that other is whole."""
+def _rows_to_fill_from(compared: _Compared, filled_from: Mapping[str, str]) -> dict[int, int]:
+    """Return number of each tensor that gets the bytes of another -> the one row in which that other is whole."""
     if not filled_from:
         return {}
     rows, names = compared.ledger.rows, compared.ledger.names
-    number = {name: at for at, name in enumerate(compared.expected.names) if name in filled_from}
+    names_expected = enumerate(compared.expected.names)
+    number_of = {name: number for number, name in names_expected if name in filled_from}
     whole = np.flatnonzero(compared.kept & rows.whole())
     row_of = {names[rows.name[row]]: int(row) for row in whole}
-    return {number[name]: row_of[source] for name, source in filled_from.items() if source in row_of}
+    return {number_of[name]: row_of[source] for name, source in filled_from.items() if source in row_of}
 
 
 def _unexpected(compared: _Compared, architecture: str) -> Iterator[ShardmergeError]:
+    """Yield tensors that nothing expects."""
     ledger, rows = compared.ledger, compared.ledger.rows
     strange = np.flatnonzero(compared.tensor == UNKNOWN)
     order, start = group(rows.name[strange], len(ledger.names))
@@ -120,7 +126,7 @@ def _unexpected(compared: _Compared, architecture: str) -> Iterator[ShardmergeEr
 
 
 def _outside(compared: _Compared) -> Iterator[ShardmergeError]:
-    """Rectangles that leave the tensor they say they are part of."""
+    """Yield tensors with rectangles that leave the tensor they say they are part of."""
     rows = compared.ledger.rows
     bad = compared.kept & outside(list(rows.global_offset), list(rows.local_shape), list(rows.global_shape))
     for members, name in _by_tensor(compared, bad):
@@ -129,6 +135,7 @@ def _outside(compared: _Compared) -> Iterator[ShardmergeError]:
 
 
 def _misshapen(compared: _Compared) -> Iterator[ShardmergeError]:
+    """Yield tensors that do not have the expected global_shape."""
     rows, kept, tensor = compared.ledger.rows, compared.kept, compared.tensor
     sizes, ndim = compared.expected.shapes(len(rows.global_shape))
     bad = kept & (rows.ndim != ndim[tensor])
@@ -140,7 +147,7 @@ def _misshapen(compared: _Compared) -> Iterator[ShardmergeError]:
 
 
 def _mistyped(compared: _Compared) -> Iterator[ShardmergeError]:
-    """Not the expected dtype; where none is expected, not that of the tensor's first rectangle."""
+    """Yield tensors not of the expected dtype, or where none is expected, not of that of their first rectangle."""
     rows, tensor, expected = compared.ledger.rows, compared.tensor, compared.expected
     known = [UNKNOWN if kind.dtype is None else DTYPES.index(kind.dtype) for kind in expected.kinds]
     want = np.array(known, np.int64)[expected.kind]
@@ -157,7 +164,10 @@ def _mistyped(compared: _Compared) -> Iterator[ShardmergeError]:
 
 
 def _missized(compared: _Compared) -> Iterator[ShardmergeError]:
-    """begin and end that do not hold what dtype and shape need. In floats first: a wrong shape may not overflow."""
+    """Yield tensors with rectangles whose bytes are not as many as dtype and shape need.
+
+    Sizes are computed in floats first, since those of a wrong shape may overflow integers.
+    """
     rows, kept = compared.ledger.rows, compared.kept
     bits = np.array([BITS[dtype] for dtype in DTYPES])[rows.dtype]
     sizes = [np.where(kept, size, 1) for size in rows.local_shape]
@@ -173,7 +183,7 @@ def _missized(compared: _Compared) -> Iterator[ShardmergeError]:
 
 
 def _by_tensor(compared: _Compared, bad: BoolArray) -> Iterator[tuple[IntArray, str]]:
-    """(rows, name) of every tensor with bad rows that was sound so far; it is no longer."""
+    """Yield (rows, name) of every tensor with bad rows that was sound so far, and mark it as not sound."""
     strange, sound = np.flatnonzero(bad), compared.sound
     order, start = group(compared.tensor[strange], len(sound))
     for tensor in np.unique(compared.tensor[strange]):
@@ -185,12 +195,13 @@ def _by_tensor(compared: _Compared, bad: BoolArray) -> Iterator[tuple[IntArray, 
 def _judge_tiling(
     compared: _Compared,
 ) -> tuple[list[ShardmergeError], dict[str, Incomplete], list[str]]:
-    """(tensors that are covered twice, tensors with holes, warnings of rectangles that were written twice)."""
+    """Return tensors that are covered twice, tensors with holes, and warnings of rectangles written twice."""
     rows, expected = compared.ledger.rows, compared.expected
     tested = np.flatnonzero(compared.kept)
     tested = tested[compared.sound[compared.tensor[tested]]]
     tensor = compared.tensor[tested]
-    offset, local = [[column[tested] for column in of] for of in (rows.global_offset, rows.local_shape)]
+    offset = [column[tested] for column in rows.global_offset]
+    local = [column[tested] for column in rows.local_shape]
     failing = untiled(tensor, offset, local, expected.shapes(len(offset))[0])
     order, start = group(tensor, len(expected))
     overlaps: list[ShardmergeError] = []
@@ -208,7 +219,7 @@ def _judge_tiling(
 
 
 def _without_repeats(compared: _Compared, members: IntArray, repeated: dict[str, list[str]]) -> IntArray:
-    """Of rectangles written twice with the same bytes the first stays; the others are no longer kept."""
+    """Return rows without those that repeat an earlier one, bytes included. These are then not kept either."""
     ledger, rows, stay = compared.ledger, compared.ledger.rows, []
     seen: dict[tuple[Any, ...], int] = {}
     for row in members:
@@ -226,7 +237,7 @@ def _without_repeats(compared: _Compared, members: IntArray, repeated: dict[str,
 def _judge_pieces(
     ledger: Ledger, expected: ExpectedTensor, members: IntArray
 ) -> OverlapError | UncoveredTensorError | None:
-    """What two rectangles of a tensor both cover, or else what none of them covers. None if they tile it."""
+    """Find what two rectangles of a tensor both cover, or else what none of them covers. None if they tile it."""
     rows, boxes = ledger.rows, [ledger.rows.box(row) for row in members]
     clash = gaps.overlapping(boxes)
     if clash is not None:
@@ -244,7 +255,7 @@ def _judge_pieces(
 
 
 def _missing(compared: _Compared) -> dict[str, Incomplete]:
-    """Expected tensors of which nobody wrote anything."""
+    """Return errors of expected tensors of which nobody wrote anything, by name."""
     present = np.zeros(len(compared.expected), bool)
     present[compared.tensor[compared.kept]] = True
     absent = (compared.expected[number] for number in np.flatnonzero(~present).tolist())

@@ -1,7 +1,7 @@
-"""What the files of a published output become when its metadata are written again. Pure: reads and writes no file.
+"""Decides what the files of a published output become when its metadata are written again.
 
-Names, shapes and dtypes come from the kept ledger, places from the kept plan, the rest from a reference and from
-corrections. What does not fit the tensors that are there is refused.
+Names, shapes and dtypes come from the output's ledger, places from its plan, the rest from a reference and from
+corrections. What does not fit the tensors that are there is refused. Pure: must not read or write any file.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class JsonFiles:
-    """What is read before anything is decided.
+    """The JSON files that a decision needs, as they are now.
 
-    config, hf_quant_config: of the output, None for a file that it does not have.
-    reference_config, sidecars: of the reference, None without one: then those of the output stay.
+    config, hf_quant_config: Of the output, None for a file that it does not have.
+    reference_config, sidecars: Of the reference. None without one, and then those of the output stay.
     """
 
     config: Json
@@ -45,19 +45,26 @@ class JsonFiles:
 
 
 @dataclass(frozen=True, slots=True)
-class Rewriting:
-    """Files by name, in the order in which they are replaced; names that go; and what was corrected."""
+class RewrittenFiles:
+    """What becomes of the files of an output.
+
+    files: What each holds, by name, in the order in which they are replaced.
+    gone: Names of the files that are deleted.
+    corrections: What was corrected.
+    """
 
     files: dict[str, bytes]
     gone: tuple[str, ...]
     corrections: Recorded
 
 
-def decide(kept: PublishedRecords, present: JsonFiles, corrections: Sequence[Correction]) -> Rewriting:
+def decide(
+    records: PublishedRecords, present: JsonFiles, corrections: Sequence[Correction]
+) -> RewrittenFiles:
     """Decide what every file but the shards becomes.
 
     Args:
-        kept: What the output kept of its merge.
+        records: What the output recorded of its merge.
         present: The JSON files of the output, and of a reference if one was given.
         corrections: What config.json, facts or quantization say wrongly.
 
@@ -71,88 +78,90 @@ def decide(kept: PublishedRecords, present: JsonFiles, corrections: Sequence[Cor
     """
     declared = present.config.get("quantization_config")
     base = present.config if present.reference_config is None else present.reference_config
-    facts = correcting.corrected_facts(kept.facts, corrections)
+    facts = correcting.corrected_facts(records.facts, corrections)
     config = correcting.corrected("config", base, corrections)
     hf_quant_config, declares = json_files.corrected_both(present.hf_quant_config, declared, corrections)
-    raise_problems(problems(kept, facts, blueprint(config)))
+    raise_problems(problems(records, facts, blueprint(config)))
     if present.reference_config is not None or correcting.of_part("quantization", corrections):
-        dtype = (kept.facts.dtype or "") if declared else kept.dominant_dtype
+        dtype = (records.facts.dtype or "") if declared else records.dominant_dtype
         config = final_config(config, dtype, declares, corrections)
     statements = json_files.statements(present.hf_quant_config, declared)
-    recorded = _recorded(kept, base, statements, corrections)
-    before = kept.report.sidecars
+    recorded = _recorded(records, base, statements, corrections)
+    before = records.report.sidecars
     sidecars = sorted(present.sidecars) if present.sidecars is not None else list(before)
     files = dict(sorted(present.sidecars.items())) if present.sidecars is not None else {}
-    files |= _own_files(kept, config, hf_quant_config)
-    files[f"{RECORDS}/{REPORT}"] = _report(kept, recorded, sidecars)
-    files |= _index(kept)
+    files |= _own_files(records, config, hf_quant_config)
+    files[f"{RECORDS}/{REPORT}"] = _report(records, recorded, sidecars)
+    files |= _index(records)
     gone = tuple(name for name in before if name not in sidecars and places.is_sidecar(name))
-    return Rewriting(files, gone, recorded)
+    return RewrittenFiles(files, gone, recorded)
 
 
 def final_config(
     config: Json, dtype: str, quantization_config: Json | None, corrections: Sequence[Correction]
 ) -> Json:
-    """What config.json holds: corrections have the last word, also over what a merge writes into it.
+    """Return what config.json holds. Corrections have the last word, also over what a merge writes into it.
 
     Args:
         config: The reference's.
         dtype: What plain weights are, as safetensors spells it.
         quantization_config: What the checkpoint declares of itself, None for nothing.
-        corrections: Those of other parts are passed over.
+        corrections: All that were given. Those of other parts are ignored.
 
     Returns:
-        A new dict. Raises BadInputError for a correction that leads through something that is not an object.
+        A new dict.
+
+    Raises:
+        BadInputError: A correction leads through something that is not an object.
     """
     edited = config_json.edited(config, dtype, quantization_config)
     return correcting.corrected("config", edited, corrections)
 
 
-def problems(kept: PublishedRecords, facts: Facts, table: Blueprint) -> Iterator[ShardmergeError]:
-    """What a config.json contradicts.
+def problems(records: PublishedRecords, facts: Facts, table: Blueprint) -> Iterator[ShardmergeError]:
+    """Yield what a config.json contradicts.
 
     Args:
-        kept: What the output kept of its merge: its tensors.
+        records: What the output recorded of its merge: its tensors.
         facts: Of the dump, corrected.
         table: The config.json, with the table of its architecture.
 
     Returns:
         Errors that are not raised: another architecture or dimension than was dumped, tensors that differ.
     """
-    yield from config_shapes.against_facts(table, kept.architecture, facts)
+    yield from config_shapes.against_facts(table, records.architecture, facts)
     # packed weights have shapes of their own, and companions: the merge compared them
-    if table.architecture.name != kept.architecture or not kept.plain:
+    if table.architecture.name != records.architecture or not records.plain:
         return
-    compared = config_shapes.against_tensors(table, dict(zip(kept.names, kept.shapes, strict=True)))
+    compared = config_shapes.against_tensors(table, dict(zip(records.names, records.shapes, strict=True)))
     yield from compared.problems
-    strange = (
-        name for name in compared.strange if name not in kept.plan.grafted
-    )  # grafts may be outside the table
+    # grafts may be outside the table
+    strange = (name for name in compared.strange if name not in records.plan.grafted)
     yield from (UnexpectedTensorError(name, (), table.architecture.name) for name in strange)
 
 
-def _own_files(kept: PublishedRecords, config: Json, hf_quant_config: Json | None) -> dict[str, bytes]:
+def _own_files(records: PublishedRecords, config: Json, hf_quant_config: Json | None) -> dict[str, bytes]:
     files = {} if hf_quant_config is None else {HF_QUANT_CONFIG: config_json.readable(hf_quant_config)}
     return files | {CONFIG: config_json.readable(config)}
 
 
-def _report(kept: PublishedRecords, recorded: Recorded, sidecars: Sequence[str]) -> bytes:
-    return canonical_json.encode(kept.report.changed(recorded, sidecars), indent=2)
+def _report(records: PublishedRecords, recorded: Recorded, sidecars: Sequence[str]) -> bytes:
+    return canonical_json.encode(records.report.changed(recorded, sidecars), indent=2)
 
 
-def _index(kept: PublishedRecords) -> dict[str, bytes]:
-    """The index, unless there is one shard."""
-    if len(kept.plan.shards) == 1:
+def _index(records: PublishedRecords) -> dict[str, bytes]:
+    """Return the index, and nothing if there is only one shard."""
+    if len(records.plan.shards) == 1:
         return {}
-    return {INDEX: index_json.encode(kept.weight_map, kept.num_parameters, kept.total_bytes)}
+    return {INDEX: index_json.encode(records.weight_map, records.num_parameters, records.total_bytes)}
 
 
 def _recorded(
-    kept: PublishedRecords, base: Json, statements: Json, corrections: Sequence[Correction]
+    records: PublishedRecords, base: Json, statements: Json, corrections: Sequence[Correction]
 ) -> Recorded:
-    """What was corrected; of a key that was corrected before, what it was at first."""
+    """Return what was corrected. A key that was corrected before has what it was at first."""
     now = correcting.recorded("config", base, corrections)
-    now |= correcting.recorded("facts", kept.facts.as_json(), corrections)
+    now |= correcting.recorded("facts", records.facts.as_json(), corrections)
     now |= correcting.recorded("quantization", statements, corrections)
-    earlier = kept.report.corrections
+    earlier = records.report.corrections
     return {key: {**values, "was": earlier.get(key, values)["was"]} for key, values in now.items()}
