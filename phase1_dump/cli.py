@@ -21,7 +21,7 @@ from shardmerge.common.manifest import Manifest
 from shardmerge.common.places import rank_name
 
 from .dump_model import dump as dump_rank
-from .fragments.rank_directory import forget_failure, record_failure, wait_for_others
+from .fragments.failed_ranks import forget_failure, record_failure, wait_for_others
 from .fragments.write_rank import MAX_FRAGMENT_BYTES
 
 RANK_NAMES = ("RANK", "SLURM_PROCID")

@@ -13,7 +13,8 @@ from torch import nn
 
 from shardmerge.common.manifest import Manifest
 
-from .fragments.rank_directory import forget_failure, record_failure, refuse_existing
+from .fragments.failed_ranks import forget_failure, record_failure
+from .fragments.rank_directory import refuse_existing
 from .fragments.write_rank import MAX_FRAGMENT_BYTES, write_rank
 from .generation import Generation, attempt_of
 from .sources.live_model import Options, live_model

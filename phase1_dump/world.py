@@ -5,9 +5,8 @@ Holds plain numbers and must not know where they come from: `sources/process_gro
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-from shardmerge.common.ownership import replica_group
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,3 +31,15 @@ class World:
         if not cut:
             axes.append("etp" if routed_expert else "tp")
         return replica_group(self.rank, *(self.groups[axis] for axis in axes))
+
+
+def replica_group(rank: int, *groups: Sequence[int]) -> tuple[int, ...]:
+    """Return the global ranks that differ from `rank` only along the axes of `groups`.
+
+    Each group holds the global ranks along one axis through `rank`. Megatron lays its ranks out as a grid
+    (megatron/core/parallel_state.py, `RankGenerator`), so steps along two axes add up.
+    """
+    members = {rank}
+    for group in groups:
+        members = {member + step - rank for member in members for step in group}
+    return tuple(sorted(members))

@@ -1,9 +1,17 @@
 """All errors of shardmerge as one tree: a class per fault, its facts as fields, an exit code per branch.
 
-`tree` holds the root and the branches, each other module the faults of one subject. All are imported from here.
+`exit_codes` holds the root and the branches, each other module the faults of one subject. All are imported from here.
 """
 
-from .dump import CorruptManifestError, DuplicateRankError, MissingRankError, MixedGenerationsError
+from .exit_codes import (
+    SHOWN,
+    ConflictError,
+    IncompleteError,
+    OutputError,
+    ShardmergeError,
+    UnsupportedError,
+    UsageError,
+)
 from .files import CorruptFileError, CorruptIndexError
 from .findings import Findings
 from .model import (
@@ -27,6 +35,7 @@ from .quantization import (
     UndeclaredScaleError,
     UnsupportedQuantizationError,
 )
+from .ranks import CorruptManifestError, DuplicateRankError, MissingRankError, MixedGenerationsError
 from .several import ProblemsFoundError, raise_problems
 from .tensors import (
     MismatchError,
@@ -36,15 +45,6 @@ from .tensors import (
     ReplicaMismatchError,
     UncoveredTensorError,
     UnexpectedTensorError,
-)
-from .tree import (
-    SHOWN,
-    ConflictError,
-    IncompleteError,
-    OutputError,
-    ShardmergeError,
-    UnsupportedError,
-    UsageError,
 )
 from .usage import BadInputError, MissingConfigError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .tree import ConflictError
+from .exit_codes import ConflictError
 
 
 @dataclass(eq=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from .tree import ShardmergeError
+from .exit_codes import ShardmergeError
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .tree import ConflictError, UnsupportedError, UsageError
+from .exit_codes import ConflictError, UnsupportedError, UsageError
 
 
 @dataclass(eq=False)

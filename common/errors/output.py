@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .tree import SHOWN, IncompleteError, OutputError, ShardmergeError
+from .exit_codes import SHOWN, IncompleteError, OutputError, ShardmergeError
 
 
 @dataclass(eq=False)

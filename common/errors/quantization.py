@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .tree import SHOWN, ConflictError, IncompleteError, UnsupportedError
+from .exit_codes import SHOWN, ConflictError, IncompleteError, UnsupportedError
 from .wording import first_ranks
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .tree import SHOWN, ShardmergeError
+from .exit_codes import SHOWN, ShardmergeError
 
 
 @dataclass(eq=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .tree import UsageError
+from .exit_codes import UsageError
 
 
 @dataclass(eq=False)

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shardmerge.common.manifest import NOT_WRITTEN, Placed
-from shardmerge.common.ownership import Candidate, owners
 
 from ..source import Holding, Source
+from .replica_owner import Candidate, owners
 from .writer import checksums
 
 

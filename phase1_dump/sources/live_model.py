@@ -29,8 +29,8 @@ from ..rectangles.quantization_facts import KVCache, facts_of
 from ..rectangles.written_dtypes import dtype_chooser
 from ..source import Holding, ManifestFacts, Stream
 from ..world import World
-from .agreement import check_agreement
 from .host_buffers import HostBuffers
+from .megatron_config import check_agreement
 from .modules import local_experts, router_bias_dtypes, unwrap
 from .parameters import parameters_of
 from .reading import read

@@ -26,7 +26,7 @@ from shardmerge.common.dtypes import BITS
 from shardmerge.common.errors import BadInputError, CorruptFileError
 from shardmerge.common.rectangle import Shape, place
 
-from ..disk.checksums import wrong_bytes
+from ..disk.hashing import wrong_bytes
 from ..disk.uncached import Bytes
 from ..output.receipts import Receipt
 from .bands import BandedFile, writing

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TextIO
 
 from ..options import Asked, Uncalibrated
-from ..proof.bytes import verify_bytes
+from ..proof.checksums import verify_bytes
 from ..proof.prove import prove
 from .report import CheckReport, Verification, check_report
 

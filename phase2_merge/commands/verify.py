@@ -32,7 +32,7 @@ from shardmerge.common.rectangle import Shape
 from shardmerge.common.reference import PLAIN_FLOATS
 from shardmerge.common.safetensors_header import Entry, Header
 
-from ..disk.checksums import Advance, checksums, in_threads, stretches, wrong_bytes
+from ..disk.hashing import Advance, checksums, in_threads, stretches, wrong_bytes
 from ..hf_files.config_json import TORCH_NAMES
 from ..ledger import parquet
 from ..ledger.names import grouped

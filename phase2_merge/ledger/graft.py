@@ -21,7 +21,7 @@ from shardmerge.common.rectangle import Rectangle
 from shardmerge.common.reference import Reference, ReferenceTensor
 from shardmerge.common.safetensors_header import Entry, Header
 
-from ..disk.checksums import checksums
+from ..disk.hashing import checksums
 
 REFERENCE_RANK = -1  # in place of a rank, for what is grafted
 

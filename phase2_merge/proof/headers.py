@@ -26,8 +26,8 @@ from ..ledger.fragments import Fragment
 from ..ledger.graft import REFERENCE_RANK
 from ..ledger.rows import BoolArray, IntArray
 from ..ledger.table import Ledger
-from .bytes import as_problem
 from .case import Case
+from .checksums import as_problem
 
 Wanted: TypeAlias = tuple[str, str, tuple[int, ...], int, int]  # name, dtype, shape, begin, end
 

@@ -15,7 +15,7 @@ import numpy as np
 from shardmerge.common.errors import Findings, NonFiniteError
 from shardmerge.common.safetensors_header import Entry, Header
 
-from ..disk.checksums import Advance
+from ..disk.hashing import Advance
 from ..ledger.names import grouped
 
 CHUNK_BYTES = 4 << 20

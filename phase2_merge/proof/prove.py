@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shardmerge.common import collector
 from shardmerge.common.architectures import Blueprint
 from shardmerge.common.errors import Findings, raise_problems
 from shardmerge.common.reference import Reference
@@ -20,7 +19,7 @@ from ..options import Asked
 from ..quantization import json_files
 from ..quantization.united import Quantization
 from . import case as cases
-from . import config_shapes, generations, grafts, headers, health, quantization, replicas
+from . import config_shapes, garbage_collector, generations, grafts, headers, health, quantization, replicas
 from .case import Case
 from .tensors import completeness
 from .tensors.expected import Expected
@@ -60,7 +59,7 @@ def prove(asked: Asked) -> Proof:
 
     Raises the one problem that was found, all of them as ProblemsFoundError, or OSError.
     """
-    with collector.paused():
+    with garbage_collector.paused():
         case = cases.read(asked)
         gates = [_passed(gate(case)) for gate in GATES]
         checks = [check(case) for check in CHECKS]

@@ -20,7 +20,7 @@ from ..assembly import fork_server
 from ..assembly.assemble import STAGING_BYTES
 from ..assembly.workers import pool, write_shards
 from ..output import receipts
-from ..proof.bytes import verify_bytes
+from ..proof.checksums import verify_bytes
 from .adopt import Adoption, adopt
 from .plan import Adopted, Assembled, Plan, task
 from .resume import forget, is_finished

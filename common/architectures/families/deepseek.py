@@ -9,9 +9,9 @@ megatron/core/transformer/multi_latent_attention.py.
 from __future__ import annotations
 
 from ..blocks.embeddings import EMBEDDINGS, NORMS
-from ..blocks.experts import biased_router
 from ..blocks.mla import LATENT_ATTENTION
 from ..blocks.mlp import DENSE_MLP, gated_mlp
+from ..blocks.router import biased_router
 from ..dimensions import common_dimensions, common_flags, set_flags
 from ..keys import EXPERT, HF_LAYER, LAYER
 from ..rows import Architecture, Config, Layers

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from ..blocks.attention import grouped_query_attention
 from ..blocks.embeddings import embeddings
-from ..blocks.experts import biased_router
 from ..blocks.mamba import mamba
 from ..blocks.mlp import plain_mlp
+from ..blocks.router import biased_router
 from ..dimensions import common_dimensions, common_flags, set_flags
 from ..keys import EXPERT, LAYER
 from ..rows import Architecture, Config, Layers, Row, Target, same

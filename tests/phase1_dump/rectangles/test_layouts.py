@@ -12,7 +12,7 @@ from shardmerge.common.errors import MismatchError
 from shardmerge.common.reference import read_config
 from shardmerge.phase1_dump.rectangles.layouts import LAYOUTS, pieces_of
 from shardmerge.phase1_dump.rectangles.layouts.box import Box, Piece
-from shardmerge.phase1_dump.sources.agreement import ATTRIBUTES
+from shardmerge.phase1_dump.sources.megatron_config import ATTRIBUTES
 from tests.phase1_dump.conftest import References
 from tests.worlds.families import FAMILIES, Family
 

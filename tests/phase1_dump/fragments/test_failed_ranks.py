@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from shardmerge.phase1_dump.fragments import rank_directory
-from shardmerge.phase1_dump.fragments.rank_directory import wait_for_others
+from shardmerge.phase1_dump.fragments import failed_ranks
+from shardmerge.phase1_dump.fragments.failed_ranks import wait_for_others
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rank_directory, "LOOK_EVERY_SECONDS", 0.01)
+    monkeypatch.setattr(failed_ranks, "LOOK_EVERY_SECONDS", 0.01)
 
 
 def steps(*actions: Callable[[], object]) -> Callable[[float], None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .tree import ConflictError, IncompleteError
+from .exit_codes import ConflictError, IncompleteError
 from .wording import first_ranks
 
 

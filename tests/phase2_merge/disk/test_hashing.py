@@ -8,7 +8,7 @@ import pytest
 
 from shardmerge.common.errors import CorruptFileError
 from shardmerge.phase2_merge import verify
-from shardmerge.phase2_merge.disk import checksums
+from shardmerge.phase2_merge.disk import hashing as checksums
 from tests.dumps.dumps import Topology
 from tests.dumps.refusals import problems
 from tests.dumps.worlds import MakeWorld

@@ -7,7 +7,8 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardmerge.common.ownership import Candidate, owners, replica_group
+from shardmerge.phase1_dump.fragments.replica_owner import Candidate, owners
+from shardmerge.phase1_dump.world import replica_group
 
 
 def test_the_largest_is_given_first_and_to_the_least_loaded() -> None:

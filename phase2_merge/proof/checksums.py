@@ -13,7 +13,7 @@ from shardmerge.common.command.progress import Progress
 from shardmerge.common.errors import CorruptFileError, Findings, ShardmergeError, raise_problems
 from shardmerge.common.rectangle import place
 
-from ..disk.checksums import Advance, Span, checksums, in_threads, stretches, wrong_bytes
+from ..disk.hashing import Advance, Span, checksums, in_threads, stretches, wrong_bytes
 from ..ledger.fragments import Fragment
 from ..ledger.rows import IntArray
 from ..ledger.table import Ledger

@@ -1,14 +1,14 @@
 """Decides which of the ranks that hold the same rectangle writes it; every rank computes this alone.
 
 All members of a replica group list the group's rectangles in the same order (bytes descending, then key) and give
-each to the least loaded member, the lowest rank among equals; so with R replicas each writes about 1/R, nobody
-asks anybody, and the merge can compute what a missing rank should have written.
+each to the least loaded member, the lowest rank among equals. So with R replicas each writes about 1/R, and nobody
+asks anybody.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -34,15 +34,3 @@ def owners(candidates: Iterable[Candidate]) -> dict[str, int]:
             load[owner] += candidate.num_bytes
             owner_of[candidate.key] = owner
     return owner_of
-
-
-def replica_group(rank: int, *groups: Sequence[int]) -> tuple[int, ...]:
-    """Return the global ranks that differ from `rank` only along the axes of `groups`.
-
-    Each group holds the global ranks along one axis through `rank`. Megatron lays its ranks out as a grid
-    (megatron/core/parallel_state.py, `RankGenerator`), so steps along two axes add up.
-    """
-    members = {rank}
-    for group in groups:
-        members = {member + step - rank for member in members for step in group}
-    return tuple(sorted(members))
