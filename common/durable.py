@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import places
+
 WRITE_BYTES = (
     256 << 10
 )  # of one call: for larger ones Linux 6.18 looks for large folios, which took 5 times as long
@@ -33,7 +35,7 @@ def appearing(path: Path) -> Iterator[Path]:
 
     If the block raises, the file is removed.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = places.temporary(path)
     try:
         yield temporary
         temporary.rename(path)

@@ -5,6 +5,7 @@ Holds names and patterns only; must not know what the files hold.
 
 from __future__ import annotations
 
+import os
 import re
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -50,12 +51,23 @@ RECEIPTS = "receipts"
 PART_RECORDS = "part-*.json"
 LOCK = "lock"
 JOURNAL, NEXT = "journal.json", "next"
-TEMPORARY = re.compile(r"\..+\.\d+\.tmp")  # of `durable`, for any file: .NAME.PID.tmp
+TEMPORARY = re.compile(r"\.(?P<name>.+)\.\d+\.tmp")  # of `durable`, for any file: .NAME.PID.tmp
 
 
 def is_sidecar(name: str) -> bool:
     """Whether a merge can have copied a file of this name from a reference: data by SIDECARS, or a Python module."""
     return any(fnmatchcase(name, pattern) for pattern in SIDECARS) or MODULE.fullmatch(name) is not None
+
+
+def temporary(path: Path) -> Path:
+    """Return what a file is called while this process writes it."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def is_temporary_of(name: str, path: Path) -> bool:
+    """Whether a file of this name was, or is, to become `path`."""
+    parts = TEMPORARY.fullmatch(name)
+    return parts is not None and parts["name"] == path.name
 
 
 def rank_name(rank: int) -> str:

@@ -103,7 +103,7 @@ def write_fragment(
 
     Raises:
         OSError: the file could not be written; nothing is cleaned up here.
-        RuntimeError: the source ended before all holdings were delivered.
+        RuntimeError: the source ended before all holdings were delivered, or was wrong about the size of one.
     """
     with (
         open(folder / fragment.name, "xb", buffering=0) as file,
@@ -139,9 +139,7 @@ def _hashed(
         checksum, num_bytes = xxhash.xxh3_128(), 0
         for block in stream:
             if isinstance(block, Seen):
-                assert num_bytes == holding.rectangle.num_bytes, (
-                    f"the source is wrong about {holding.rectangle}"
-                )
+                _require_size(holding, num_bytes)
                 yield Written(checksum.hexdigest(), block)
                 break
             checksum.update(block)
@@ -149,3 +147,11 @@ def _hashed(
             num_bytes += len(block)
         else:
             raise RuntimeError(f"the source ended before it had delivered {holding.rectangle.fragment_key}")
+
+
+def _require_size(holding: Holding, num_bytes: int) -> None:
+    """Raise RuntimeError if a source delivered more or less than the rectangle has: all that follows would be moved."""
+    expected = holding.rectangle.num_bytes
+    if num_bytes != expected:
+        key = holding.rectangle.fragment_key
+        raise RuntimeError(f"the source delivered {num_bytes:,} bytes of {key}, which has {expected:,}")

@@ -97,7 +97,8 @@ def _finish(out: Path) -> None:
         journal.unlink()
         durable.sync_folder(records)
     shutil.rmtree(waiting, ignore_errors=True)
-    for stale in (places.lock(out), *records.glob(f".{JOURNAL}.*.tmp")):
+    unfinished = [path for path in records.iterdir() if places.is_temporary_of(path.name, journal)]
+    for stale in (places.lock(out), *unfinished):
         stale.unlink(missing_ok=True)
 
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -127,4 +128,23 @@ def test_a_source_that_ends_too_early_is_refused_and_leaves_nothing(
     source = kind(whole.world, whole.generation, whole.facts, whole.holdings)
     with pytest.raises(RuntimeError, match="the source ended before it had delivered model"):
         write_rank(source, tmp_path / "dump", check_replicas=True)
+    assert list((tmp_path / "dump").iterdir()) == []
+
+
+class Short(ArraySource):
+    """It leaves out the last block of the first holding that has two."""
+
+    def read(self, holdings: Sequence[Holding], *, inspect: bool = True) -> Iterator[memoryview | Seen]:
+        blocks = 0
+        for block, after in pairwise([*super().read(holdings, inspect=inspect), Seen()]):
+            blocks = 0 if isinstance(block, Seen) else blocks + 1
+            if not (blocks == 2 and isinstance(after, Seen)):
+                yield block
+
+
+def test_a_source_that_delivers_too_few_bytes_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    whole = sources(model_of(moe_config()))[0]
+    source: ArraySource = Short(whole.world, whole.generation, whole.facts, whole.holdings)
+    with pytest.raises(RuntimeError, match=r"the source delivered \d+ bytes of model"):
+        write_rank(source, tmp_path / "dump")
     assert list((tmp_path / "dump").iterdir()) == []
