@@ -20,7 +20,7 @@ from shardmerge.common.architectures import Blueprint, blueprint
 from ..generation import Generation
 from ..quantization import modelopt
 from ..quantization.element_types import dtype_name
-from ..quantization.packing import kv_caches, pack_claims
+from ..quantization.packed_claims import kv_caches, pack_claims
 from ..rectangles.claims import Claimed, claim_all
 from ..rectangles.expert_ids import check_expert_ids
 from ..rectangles.holdings import holdings_of
