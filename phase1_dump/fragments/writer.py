@@ -103,7 +103,7 @@ def write_fragment(
 
     Raises:
         OSError: the file could not be written; nothing is cleaned up here.
-        RuntimeError: the source ended before all holdings were delivered, or was wrong about the size of one.
+        RuntimeError: the source delivered less or more than the holdings, or was wrong about the size of one.
     """
     with (
         open(folder / fragment.name, "xb", buffering=0) as file,
@@ -125,7 +125,7 @@ def write_fragment(
 def checksums(holdings: Sequence[Holding], source: Source) -> list[str]:
     """Return the xxh3_128 of the bytes that would be written, for rectangles that another rank writes.
 
-    Raises RuntimeError if the source ended before all holdings were delivered.
+    Raises RuntimeError if the source delivered less or more than the holdings, or was wrong about the size of one.
     """
     with closing(source.read(holdings, inspect=False)) as stream:
         return [written.xxh3_128 for written in _hashed(holdings, stream, lambda _block: None)]
@@ -147,6 +147,10 @@ def _hashed(
             num_bytes += len(block)
         else:
             raise RuntimeError(f"the source ended before it had delivered {holding.rectangle.fragment_key}")
+    if next(stream, None) is not None:
+        raise RuntimeError(
+            f"the source delivered more than the {len(holdings):,} rectangles it was asked for"
+        )
 
 
 def _require_size(holding: Holding, num_bytes: int) -> None:

@@ -131,6 +131,32 @@ def test_a_source_that_ends_too_early_is_refused_and_leaves_nothing(
     assert list((tmp_path / "dump").iterdir()) == []
 
 
+class TooMuch(ArraySource):
+    """It goes on after the `Seen` of the last holding."""
+
+    def read(self, holdings: Sequence[Holding], *, inspect: bool = True) -> Iterator[memoryview | Seen]:
+        yield from super().read(holdings, inspect=inspect)
+        yield memoryview(b"more")
+
+
+class TooManyReplicas(TooMuch):
+    """The same, only where another rank's rectangles are hashed."""
+
+    def read(self, holdings: Sequence[Holding], *, inspect: bool = True) -> Iterator[memoryview | Seen]:
+        return ArraySource.read(self, holdings) if inspect else super().read(holdings, inspect=inspect)
+
+
+@pytest.mark.parametrize("kind", [TooMuch, TooManyReplicas])
+def test_a_source_that_goes_on_too_long_is_refused_and_leaves_nothing(
+    tmp_path: Path, kind: type[ArraySource]
+) -> None:
+    whole = sources(model_of(moe_config()))[0]
+    source = kind(whole.world, whole.generation, whole.facts, whole.holdings)
+    with pytest.raises(RuntimeError, match=r"the source delivered more than the \d+ rectangles"):
+        write_rank(source, tmp_path / "dump", check_replicas=True)
+    assert list((tmp_path / "dump").iterdir()) == []
+
+
 class Short(ArraySource):
     """It leaves out the last block of the first holding that has two."""
 
