@@ -56,7 +56,12 @@ TEMPORARY = re.compile(r"\.(?P<name>.+)\.\d+\.tmp")  # of `durable`, for any fil
 
 def is_sidecar(name: str) -> bool:
     """Whether a merge can have copied a file of this name from a reference: data by SIDECARS, or a Python module."""
-    return any(fnmatchcase(name, pattern) for pattern in SIDECARS) or MODULE.fullmatch(name) is not None
+    return is_sidecar_data(name) or MODULE.fullmatch(name) is not None
+
+
+def is_sidecar_data(name: str) -> bool:
+    """Whether SIDECARS has a file of this name."""
+    return any(fnmatchcase(name, pattern) for pattern in SIDECARS)
 
 
 def temporary(path: Path) -> Path:

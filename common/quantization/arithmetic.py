@@ -19,7 +19,12 @@ def companion_shape(companion: Companion, shape: Shape) -> Shape:
     """Return the shape of a companion of a weight [N, K], whose last blocks may be incomplete."""
     if companion.divisors is None:
         return ()
-    return tuple(-(-size // by) for size, by in zip(shape, companion.divisors, strict=True))
+    return in_blocks(shape, companion.divisors)
+
+
+def in_blocks(shape: Shape, block: Shape) -> Shape:
+    """Return how many blocks each dimension of `shape` has, counting an incomplete last one."""
+    return tuple(-(-size // by) for size, by in zip(shape, block, strict=True))
 
 
 def companions_of(module: str, shape: Shape, row: Format) -> Iterator[tuple[str, Shape, str]]:

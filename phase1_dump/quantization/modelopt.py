@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from shardmerge.common.errors import BadScaleError, UnsupportedParameterError
+from shardmerge.common.quantization.arithmetic import in_blocks
 from shardmerge.common.quantization.formats import FORMATS, KV_CACHES, by_modelopt_name
 from shardmerge.common.quantization.rows import INPUT_SCALE, Companion, Format, ScaleSource
 
@@ -324,8 +325,7 @@ def _calibrated(quantizers: Quantizers, row: Format, known: Mapping[str, float])
         value = known.get("weight_scale_2", known.get("weight_scale"))
         return None if value is None else torch.tensor(value, dtype=torch.float32, device=device)
     scale: torch.Tensor = quant_utils.get_weight_scaling_factor(quantizers.module(quantizers.weight))
-    blocks = (-(-size // by) for size, by in zip(quantizers.weight.shape, row.block, strict=True))
-    return scale.to(device).reshape(tuple(blocks))
+    return scale.to(device).reshape(in_blocks(quantizers.weight.shape, row.block))
 
 
 def _scale(quantizers: Quantizers, weight: torch.Tensor) -> torch.Tensor:
@@ -340,8 +340,8 @@ def _compressed_parts(quantizers: Quantizers, row: Format) -> Mapping[str, Reada
     """Return what modelopt packed: plain bytes, and the scales that its quantizer stores in the weight's dtype."""
     weight, scale = row.companions
     scales = quantizers.weight_quantizer._scale.detach().float()
-    blocks = (-(-size // by) for size, by in zip(quantizers.weight.shape, row.block, strict=True))
-    return {weight.suffix: quantizers.weight.data, scale.suffix: scales.reshape(tuple(blocks))}
+    blocks = in_blocks(quantizers.weight.shape, row.block)
+    return {weight.suffix: quantizers.weight.data, scale.suffix: scales.reshape(blocks)}
 
 
 def _of_blocks(calibrated: torch.Tensor | None, row: Format, rows: slice, columns: slice) -> torch.Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from shardmerge.common.quantization.arithmetic import in_blocks
 from shardmerge.common.quantization.formats import FORMATS
 from shardmerge.common.quantization.rows import Format
 
@@ -65,7 +66,7 @@ def te_parts(tensor: Any) -> Mapping[str, Readable]:
     row, facts = te_format(tensor), tensor.get_metadata()
     data, scale = facts["rowwise_data"], facts["rowwise_scale_inv"]
     weight, scales = row.companions
-    rows, columns = (-(-size // by) for size, by in zip(data.shape, scales.divisors or (1, 1), strict=True))
+    rows, columns = in_blocks(data.shape, row.block)
     return {weight.suffix: data.view(TORCH[weight.dtype]), scales.suffix: scale[:rows, :columns]}
 
 

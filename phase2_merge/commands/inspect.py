@@ -28,6 +28,7 @@ from ..output import journal
 from ..proof import generations
 
 Array: TypeAlias = NDArray[Any]
+# as the summary shows them; a manifest has an order of its own
 AXES = ("pp", "tp", "cp", "dp", "ep", "etp", "edp")
 
 

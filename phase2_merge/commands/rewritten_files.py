@@ -90,7 +90,7 @@ def decide(
     before = records.report.sidecars
     sidecars = sorted(present.sidecars) if present.sidecars is not None else list(before)
     files = dict(sorted(present.sidecars.items())) if present.sidecars is not None else {}
-    files |= _own_files(records, config, hf_quant_config)
+    files |= _own_files(config, hf_quant_config)
     files[f"{RECORDS}/{REPORT}"] = _report(records, recorded, sidecars)
     files |= _index(records)
     gone = tuple(name for name in before if name not in sidecars and places.is_sidecar(name))
@@ -140,7 +140,7 @@ def problems(records: PublishedRecords, facts: Facts, table: Blueprint) -> Itera
     yield from (UnexpectedTensorError(name, (), table.architecture.name) for name in strange)
 
 
-def _own_files(records: PublishedRecords, config: Json, hf_quant_config: Json | None) -> dict[str, bytes]:
+def _own_files(config: Json, hf_quant_config: Json | None) -> dict[str, bytes]:
     files = {} if hf_quant_config is None else {HF_QUANT_CONFIG: config_json.readable(hf_quant_config)}
     return files | {CONFIG: config_json.readable(config)}
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from shardmerge.common import canonical_json, durable
-from shardmerge.common.places import CONFIG, SIDECARS
+from shardmerge.common.places import CONFIG, is_sidecar_data
 
 WITH_AUTO_MAP = (CONFIG, "tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
 MODULE = re.compile(r"(\w+)\.\w+")
@@ -35,7 +34,7 @@ def names(reference: Path) -> tuple[str, ...]:
 
 def _data_files(reference: Path) -> Iterator[str]:
     for entry in reference.iterdir():
-        if entry.is_file() and any(fnmatch(entry.name, pattern) for pattern in SIDECARS):
+        if entry.is_file() and is_sidecar_data(entry.name):
             yield entry.name
 
 
