@@ -5,10 +5,11 @@ Holds names and patterns only; must not know what the files hold.
 
 from __future__ import annotations
 
-import os
 import re
 from fnmatch import fnmatchcase
 from pathlib import Path
+
+from .owner import new_token
 
 # DUMP/rank-00003/manifest.json               the mark that rank 3 is complete
 # DUMP/rank-00003/whole-00001.safetensors     tensors that the rank holds entirely
@@ -51,7 +52,8 @@ RECEIPTS = "receipts"
 PART_RECORDS = "part-*.json"
 LOCK = "lock"
 JOURNAL, NEXT = "journal.json", "next"
-TEMPORARY = re.compile(r"\.(?P<name>.+)\.\d+\.tmp")  # of `durable`, for any file: .NAME.PID.tmp
+TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{16}\.tmp")  # of `durable`, for any file: .NAME.TOKEN.tmp
+NAME_BYTES = 255  # of one name, on all file systems that we know
 
 
 def is_sidecar(name: str) -> bool:
@@ -65,8 +67,10 @@ def is_sidecar_data(name: str) -> bool:
 
 
 def temporary(path: Path) -> Path:
-    """Return what a file is called while this process writes it."""
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Return what a file is called while it is being written: a name that no other process has, on any host."""
+    end = f".{new_token()}.tmp"
+    begin = f".{path.name}".encode()[: NAME_BYTES - len(end)].decode(errors="ignore")
+    return path.with_name(begin + end)
 
 
 def is_temporary_of(name: str, path: Path) -> bool:

@@ -99,7 +99,7 @@ def test_finished_shards_are_kept_as_they_are_and_a_spoiled_one_is_written_again
     before = {path.name: path.stat() for path in shards}
     shards[0].write_bytes(shards[0].read_bytes()[:-1])
     (partial / "stranger.safetensors").write_text("")
-    (partial / f".{shards[1].name}.123.tmp").write_text("")
+    (partial / f".{shards[1].name}.0123456789abcdef.tmp").write_text("")
     report = one.merge(max_shard_bytes=500)
     assert report.kept_shards == len(shards) - 1
     assert f"{len(shards) - 1:,} shards were finished by a merge that was killed" in report.text()
@@ -168,10 +168,19 @@ def test_names_that_no_merge_creates_stay_in_a_partial_output(world: MakeWorld) 
         "vocab.json",
         "tokenizer.model.v3",
     ]
-    ours += ["modeling_tiny.py", "stale.safetensors", ".config.json.77.tmp", ".shardmerge/plan.json"]
-    ours += [".shardmerge/report.json", ".shardmerge/ledger.parquet", ".shardmerge/.plan.json.7.tmp"]
+    ours += [
+        "modeling_tiny.py",
+        "stale.safetensors",
+        ".config.json.0123456789abcdef.tmp",
+        ".shardmerge/plan.json",
+    ]
+    ours += [
+        ".shardmerge/report.json",
+        ".shardmerge/ledger.parquet",
+        ".shardmerge/.plan.json.0123456789abcdef.tmp",
+    ]
     ours += [".shardmerge/receipts/stale.safetensors.json", ".shardmerge/receipts/part-1-of-2.json"]
-    ours += [".shardmerge/receipts/.part-1-of-2.json.9.tmp"]
+    ours += [".shardmerge/receipts/.part-1-of-2.json.0123456789abcdef.tmp"]
     (partial / "folder.safetensors").mkdir()
     for name in mine + ours:
         (partial / name).write_text(f"{name}, of another attempt")

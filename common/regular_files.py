@@ -1,0 +1,120 @@
+"""Opens files of a folder that somebody else may have filled: regular files of a plausible size, inside that folder.
+
+A FIFO would wait for ever, a device answers without end, and a symbolic link may lead anywhere. A link is followed only
+if it stays inside the folder that was given, or leads from a snapshot of the Hugging Face cache to its blobs.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from .errors import CorruptFileError
+
+SNAPSHOTS, BLOBS = "snapshots", "blobs"  # CACHE/models--NAME/snapshots/COMMIT/FILE -> ../../blobs/SHA
+KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def open_for_reading(path: Path, root: Path) -> int:
+    """Open a regular file of the folder `root`.
+
+    Args:
+        path: The file, below `root`.
+        root: The folder that was given: a dump, a reference, an output.
+
+    Returns:
+        An open file, which the caller closes.
+
+    Raises:
+        CorruptFileError: It is not a regular file, or is reached by a link that leads out of `root`.
+        FileNotFoundError: There is none. OSError: It cannot be opened.
+    """
+    real = located(path, root)
+    _refuse_special(os.lstat(real).st_mode, path)
+    file = os.open(real, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+    try:
+        _refuse_special(os.fstat(file).st_mode, path)  # it may have been replaced in between
+    except BaseException:
+        os.close(file)
+        raise
+    return file
+
+
+def read(path: Path, root: Path, max_bytes: int) -> bytes:
+    """Return what a regular file of the folder `root` holds.
+
+    Args:
+        path: The file, below `root`.
+        root: The folder that was given.
+        max_bytes: The largest size that is plausible.
+
+    Returns:
+        All of its bytes.
+
+    Raises:
+        CorruptFileError: It is larger, not a regular file, or reached by a link that leads out of `root`.
+        FileNotFoundError: There is none. OSError: It cannot be read.
+    """
+    with open(open_for_reading(path, root), "rb", buffering=0) as file:
+        num_bytes = os.fstat(file.fileno()).st_size
+        data = b"" if num_bytes > max_bytes else file.read(max_bytes + 1)
+        while data and len(data) <= max_bytes and (more := file.read(max_bytes + 1 - len(data))):
+            data += more
+    if max(num_bytes, len(data)) > max_bytes:
+        raise CorruptFileError(
+            str(path), f"it has {max(num_bytes, len(data)):,} bytes, and at most {max_bytes:,} are plausible"
+        )
+    return data
+
+
+def exists(path: Path, root: Path) -> bool:
+    """Whether `open_for_reading` would find a regular file. Raises CorruptFileError for anything else that is there."""
+    try:
+        _refuse_special(os.lstat(located(path, root)).st_mode, path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def located(path: Path, root: Path) -> Path:
+    """Return where a file lies, links followed.
+
+    Args:
+        path: Below `root`, which may itself be a link.
+        root: The folder that was given.
+
+    Returns:
+        A path whose last part is not a link. `path` itself if no part of it below `root` is one.
+
+    Raises:
+        CorruptFileError: A link leads out of `root`, and not to the blobs of its cache.
+        FileNotFoundError: A link leads nowhere.
+    """
+    if not _has_link(path, root):
+        return path
+    real = Path(os.path.realpath(path, strict=True))
+    base = Path(os.path.realpath(root))
+    allowed = [base, base.parents[1] / BLOBS] if base.parent.name == SNAPSHOTS else [base]
+    if not any(real.is_relative_to(folder) for folder in allowed):
+        raise CorruptFileError(str(path), f"it is reached by a symbolic link that leads out of {root}")
+    return real
+
+
+def _has_link(path: Path, root: Path) -> bool:
+    """Whether a part of `path` below `root` is a symbolic link."""
+    below = path.relative_to(root)
+    return any(os.path.islink(root / part) for part in (below, *below.parents) if part.parts)
+
+
+def _refuse_special(mode: int, path: Path) -> None:
+    """Raise CorruptFileError for anything but a regular file."""
+    if not stat.S_ISREG(mode):
+        kind = KINDS.get(stat.S_IFMT(mode), "something strange")
+        raise CorruptFileError(str(path), f"it is {kind}, not a regular file")
