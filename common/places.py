@@ -21,7 +21,9 @@ from .owner import new_token
 # OUT/model.safetensors.index.json, config.json, hf_quant_config.json, and the sidecars of the reference
 # OUT/.shardmerge/{ledger.parquet,plan.json,report.json}      what the merge proved, planned and reported
 # OUT/.shardmerge/receipts/{SHARD.json,part-1-of-16.json}     shards, and parts of a merge, that are complete
-# OUT/.shardmerge/{lock,journal.json,next/}                   while something is being written
+# OUT/.shardmerge/commit.json                                 the mark that it was proven and published
+# OUT/.shardmerge/lock                                        what a writer locks; it holds nothing and is never removed
+# OUT/.shardmerge/{owners/TOKEN.json,journal.json,next/}      while something is being written
 
 # ---- DUMP
 MANIFEST = "manifest.json"
@@ -35,8 +37,10 @@ RANK_PARTIAL = re.compile(r"\.rank-(\d{5,})\.partial")
 CONFIG = "config.json"
 HF_QUANT_CONFIG = "hf_quant_config.json"
 INDEX = "model.safetensors.index.json"
+JSON_FILES = (HF_QUANT_CONFIG, CONFIG, INDEX)  # those that a merge writes itself
 SINGLE = "model.safetensors"
 SHARDS = "*.safetensors"
+SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")  # what a merge calls one
 SIDECARS = (
     "added_tokens.json", "chat_template.jinja", "chat_template.json", "generation_config.json", "merges.txt",
     "preprocessor_config.json", "processor_config.json", "sentencepiece.bpe.model", "special_tokens_map.json",
@@ -50,7 +54,9 @@ RECORDS = ".shardmerge"
 LEDGER, PLAN, REPORT = "ledger.parquet", "plan.json", "report.json"
 RECEIPTS = "receipts"
 PART_RECORDS = "part-*.json"
+COMMIT = "commit.json"
 LOCK = "lock"
+OWNERS = "owners"
 JOURNAL, NEXT = "journal.json", "next"
 TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{16}\.tmp")  # of `durable`, for any file: .NAME.TOKEN.tmp
 NAME_BYTES = 255  # of one name, on all file systems that we know
@@ -132,3 +138,18 @@ def part_record(out: Path, part: str) -> Path:
 def lock(out: Path) -> Path:
     """Return the path of the lock of an output."""
     return out / RECORDS / LOCK
+
+
+def owners(out: Path) -> Path:
+    """Return the folder in which those who write an output say who they are."""
+    return out / RECORDS / OWNERS
+
+
+def owner_record(out: Path, token: str) -> Path:
+    """Return the path of the record of one who writes an output."""
+    return owners(out) / f"{token}.json"
+
+
+def commit(out: Path) -> Path:
+    """Return the path of the record that an output was proven, which is written last."""
+    return out / RECORDS / COMMIT

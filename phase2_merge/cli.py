@@ -33,6 +33,13 @@ SET = click.option(
 )
 
 
+BREAK_LOCK = click.option(
+    "--break-lock",
+    is_flag=True,
+    help="Take the lock of OUT from commands on other hosts, once they are known to have ended.",
+)
+
+
 def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that check and merge both take."""
     for option in (
@@ -122,6 +129,7 @@ def check(dumps: tuple[Path, ...], **options: Any) -> Outcome:
 )
 @click.option("--finalize", is_flag=True, help="Publish what all parts wrote.")
 @click.option("--dry-run", is_flag=True, help="Prove and plan, show the plan, write nothing.")
+@BREAK_LOCK
 @reported
 def merge(
     dumps: tuple[Path, ...],
@@ -165,6 +173,7 @@ def merge(
     help="Where config.json and sidecars come from.  [default: those of OUT stay]",
 )
 @SET
+@BREAK_LOCK
 @reported
 def metadata(out: Path, **options: Any) -> Outcome:
     """Write config.json, index, tokenizer and report of OUT again, in seconds; shards are not touched.
@@ -176,7 +185,7 @@ def metadata(out: Path, **options: Any) -> Outcome:
     Example:
       shardmerge metadata /scratch/run7/hf --set config.rope_theta=1000000
     """
-    return phase2_merge.metadata(out, **options)
+    return phase2_merge.metadata(out, talk=sys.stderr, **options)
 
 
 @click.command(context_settings=HELP)

@@ -22,7 +22,14 @@ from .model import (
     UnsupportedArchitectureError,
     UnsupportedParameterError,
 )
-from .output import MissingPartsError, OutputExistsError, OutputLockedError, WorkerDiedError
+from .output import (
+    LockLostError,
+    MissingPartsError,
+    OutputExistsError,
+    OutputLockedError,
+    ShardsChangedError,
+    WorkerDiedError,
+)
 from .quantization import (
     BadScaleError,
     CutInsideBlockError,
@@ -62,6 +69,7 @@ __all__ = [
     "ExpertIdsError",
     "Findings",
     "IncompleteError",
+    "LockLostError",
     "MismatchError",
     "MissingConfigError",
     "MissingPartsError",
@@ -80,6 +88,7 @@ __all__ = [
     "ReplicaMismatchError",
     "ScalarMismatchError",
     "ShardmergeError",
+    "ShardsChangedError",
     "StaleParametersError",
     "StoredOtherwiseError",
     "UncalibratedError",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .exit_codes import SHOWN, IncompleteError, OutputError, ShardmergeError
+from .exit_codes import SHOWN, ConflictError, IncompleteError, OutputError, ShardmergeError
 
 
 @dataclass(eq=False)
@@ -20,21 +20,45 @@ class OutputExistsError(OutputError):
 class OutputLockedError(OutputError):
     path: str
     holder: str
+    may_have_ended: bool = False
 
     def message(self) -> str:
-        return f"{self.path} is being written by {self.holder}. Wait for it to end; nothing was changed."
+        do = "Wait for it to end"
+        if self.may_have_ended:
+            do = (
+                "Whether it still runs cannot be seen from here. Wait for it to end, or give --break-lock if it is "
+                "known to have ended"
+            )
+        return f"{self.path} is being written by {self.holder}. {do}; nothing was changed."
+
+
+@dataclass(eq=False)
+class LockLostError(OutputError):
+    path: str
+
+    def message(self) -> str:
+        return (
+            f"The lock of {self.path} was taken away while this command held it, by --break-lock or by hand. It "
+            "published nothing more and removed nothing more. See who else writes there, and run again."
+        )
 
 
 @dataclass(eq=False)
 class MissingPartsError(IncompleteError):
+    """Shards were not written by any part, or are not what a part wrote: then `reasons` say so."""
+
     parts: tuple[str, ...]
     absent_shards: int
     num_shards: int
+    reasons: tuple[str, ...] = ()
 
     def message(self) -> str:
         which = f"Parts {', '.join(self.parts)} are" if self.parts else "No part is complete: all are"
-        what = f"{self.absent_shards:,} of {self.num_shards:,} shards were not written. {which} to be run"
-        return f"{what}, with --part and otherwise this command. What is written stays."
+        what = f"{self.absent_shards:,} of {self.num_shards:,} shards were not written, or are not as they were written"
+        why = "".join(f"; {reason}" for reason in self.reasons[:SHOWN])
+        return (
+            f"{what}{why}. {which} to be run, with --part and otherwise this command. What is written stays."
+        )
 
 
 @dataclass(eq=False)
@@ -46,3 +70,22 @@ class WorkerDiedError(ShardmergeError):
             f"A worker process was killed while it wrote {', '.join(self.shards[:SHOWN])} (out of memory?). Nothing "
             "was published. Run again, with fewer --workers if memory is short."
         )
+
+
+@dataclass(eq=False)
+class ShardsChangedError(ConflictError):
+    """Shards in an output are not what was planned."""
+
+    path: str
+    reasons: tuple[str, ...]
+    published: bool
+
+    def message(self) -> str:
+        more = len(self.reasons) - SHOWN
+        listed = "; ".join(self.reasons[:SHOWN]) + (f"; and {more:,} more" if more > 0 else "")
+        do = (
+            "Move it away and merge again"
+            if self.published
+            else "Run the same command again: it writes them anew"
+        )
+        return f"{self.path} does not hold exactly its shards: {listed}. {do}; nothing was published."

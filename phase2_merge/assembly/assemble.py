@@ -8,10 +8,8 @@ share blocks it is not even written: the shard shares those of the fragment. Byt
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections import OrderedDict
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from math import prod
@@ -22,14 +20,13 @@ import numpy as np
 import xxhash
 
 from shardmerge.common import durable, safetensors_header
-from shardmerge.common.dtypes import BITS
-from shardmerge.common.errors import BadInputError, CorruptFileError
-from shardmerge.common.rectangle import Shape, place
+from shardmerge.common.errors import CorruptFileError
+from shardmerge.common.rectangle import Shape
 
-from ..disk.hashing import wrong_bytes
 from ..disk.uncached import Bytes
 from ..output.receipts import Receipt
 from .bands import BandedFile, writing
+from .pieces import PieceProgress, bands, begun, compare, in_bytes, overlap
 from .task import ShardTask, SourcePiece, TensorTask
 
 STAGING_BYTES = 48 << 20
@@ -55,8 +52,9 @@ def assemble(task: ShardTask, folder: Path, staging_bytes: int = STAGING_BYTES) 
     head, header = safetensors_header.build((t.name, t.dtype, t.shape) for t in task.tensors)
     third = max(1, staging_bytes // 3)
     with (
+        durable.naming(folder / task.name),
         durable.appearing(folder / task.name) as temporary,
-        open(temporary, "wb", buffering=0) as file,
+        open(temporary, "xb", buffering=0) as file,
         SourceFiles() as sources,
         writing(file.fileno(), head, third) as shard,
     ):
@@ -122,17 +120,6 @@ class SourceFiles:
         return self.files[path]
 
 
-@dataclass(slots=True)
-class PieceProgress:
-    """A piece and how much of it has been read. In `offset` and `shape` the last dimension counts bytes."""
-
-    piece: SourcePiece
-    offset: Shape
-    shape: Shape
-    done_bytes: int = 0
-    checksum: Any = field(default_factory=xxhash.xxh3_128)
-
-
 @dataclass(slots=True, eq=False)
 class Assembler:
     """Moves tensors from `sources` to the end of `shard`.
@@ -148,8 +135,8 @@ class Assembler:
 
     def move(self, tensor: TensorTask) -> Any:
         """Append a tensor. Returns its running checksum, which is complete when the shard is."""
-        shape = _in_bytes(tensor, tensor.shape, 1)
-        pieces = [_begun(tensor, piece) for piece in tensor.pieces if prod(piece.shape)]
+        shape = in_bytes(tensor, tensor.shape, 1)
+        pieces = [begun(tensor, piece) for piece in tensor.pieces if prod(piece.shape)]
         checksum = xxhash.xxh3_128()
         for offset, size in bands(shape, self.shard.band_bytes):
             band = self.shard.room(prod(size)).reshape(size)
@@ -157,7 +144,7 @@ class Assembler:
                 self._place(progress, offset, band)
             self.shard.add(band.reshape(-1).data, checksum)
         if self.check:
-            _compare(tensor, pieces)
+            compare(tensor, pieces)
         return checksum
 
     def _place(self, progress: PieceProgress, offset: Shape, band: Bytes) -> None:
@@ -165,14 +152,12 @@ class Assembler:
 
         Bands ascend, so a piece is read front to back.
         """
-        begin = tuple(max(a, b) for a, b in zip(offset, progress.offset, strict=True))
-        spans = zip(offset, band.shape, progress.offset, progress.shape, strict=True)
-        size = tuple(min(a + n, b + m) - at for at, (a, n, b, m) in zip(begin, spans, strict=True))
-        if min(size) <= 0:
+        where = overlap(progress, offset, band.shape)
+        if where is None:
             return
-        target = band[tuple(slice(at - a, at - a + n) for at, a, n in zip(begin, offset, size, strict=True))]
+        target = band[where]
         straight = target.flags.c_contiguous
-        staged = target if straight else self.buffer[: prod(size)].reshape(size)
+        staged = target if straight else self.buffer[: target.size].reshape(target.shape)
         data = staged.reshape(-1).data
         file = self.sources.read(progress.piece, progress.done_bytes, data)
         if straight:
@@ -182,44 +167,3 @@ class Assembler:
             progress.checksum.update(data)
         if not straight:
             target[...] = staged
-
-
-def bands(shape: Shape, max_bytes: int) -> Iterator[tuple[Shape, Shape]]:
-    """Cut a tensor's bytes into runs of at most `max_bytes`. Yields (offset, shape) of each, ascending.
-
-    A band is a range of one dimension, entire in later ones, one index in earlier ones. Together they are all of it.
-    """
-    if not prod(shape):
-        return
-    dim = next(d for d in range(len(shape)) if prod(shape[d + 1 :]) <= max_bytes)
-    step = max_bytes // prod(shape[dim + 1 :])
-    inner = shape[dim + 1 :]
-    for outer in itertools.product(*map(range, shape[:dim])):
-        for at in range(0, shape[dim], step):
-            size = min(step, shape[dim] - at)
-            yield (*outer, at, *(0 for _ in inner)), (*(1 for _ in outer), size, *inner)
-
-
-def _begun(tensor: TensorTask, piece: SourcePiece) -> PieceProgress:
-    """Return a piece of which nothing has been read."""
-    return PieceProgress(piece, _in_bytes(tensor, piece.offset, 0), _in_bytes(tensor, piece.shape, 1))
-
-
-def _in_bytes(tensor: TensorTask, sizes: Shape, scalar: int) -> Shape:
-    """Count the last dimension in bytes; a scalar gets one dimension. Raises BadInputError for a cut inside a byte."""
-    *outer, last = sizes or (scalar,)
-    bits = last * BITS[tensor.dtype]
-    if bits % 8:
-        raise BadInputError(
-            f"{tensor.name}: {tensor.dtype} {list(sizes)} lies inside a byte", "Cut at whole bytes."
-        )
-    return (*outer, bits // 8)
-
-
-def _compare(tensor: TensorTask, pieces: list[PieceProgress]) -> None:
-    """Raise CorruptFileError for the first piece that does not have its checksum."""
-    for progress in pieces:
-        piece, got = progress.piece, progress.checksum.hexdigest()
-        if got != piece.xxh3_128:
-            what = f"{tensor.name} {place(piece.offset, piece.shape)}"
-            raise CorruptFileError(piece.path, wrong_bytes(what, got, piece.xxh3_128), piece.rank)

@@ -1,4 +1,4 @@
-"""Runs one task per shard on any `concurrent.futures.Executor`, and stops all of them if one fails.
+"""Runs one task for each shard on any `concurrent.futures.Executor`, and stops all of them if one fails.
 
 Workers import this module: no Arrow, no ledger. The pool is torn down before anybody removes the folder that its
 processes write to.
@@ -14,17 +14,20 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from shardmerge.common.errors import WorkerDiedError
 
+from ..disk.stamp import Stamp, stamp
 from ..output import receipts
 from . import fork_server
 from .assemble import assemble
 from .task import ShardTask
 
+T = TypeVar("T")
 IN_HAND = 64  # tasks that are submitted and not done: they name every piece of a shard
 
 
@@ -40,41 +43,45 @@ class InProcess(Executor):
         return future
 
 
-def write_shards(
-    tasks: Iterator[ShardTask],
-    folder: Path,
-    executor: Executor,
-    staging_bytes: int,
-    advance: Callable[[int], None],
-) -> int:
-    """Write every task's shard and its receipt into `folder`.
+@dataclass(frozen=True, slots=True)
+class WrittenShard:
+    """A shard that a task wrote: its receipt's digest, its stamp, and how many bytes share blocks with the dump."""
+
+    name: str
+    num_bytes: int
+    cloned_bytes: int
+    header_xxh3_128: str
+    receipt_digest: str
+    stamp: Stamp
+
+
+def each(
+    work: Callable[[ShardTask, Path], T], tasks: Iterator[ShardTask], folder: Path, executor: Executor
+) -> Iterator[T]:
+    """Run a task for each shard, and yield what each returned, as they end.
 
     Args:
+        work: What is done with a task, in a process of the executor.
         tasks: Made one by one, as they can be submitted.
         folder: The output that is being built; workers see it under the same path.
-        executor: Runs one task per shard.
-        staging_bytes: Memory for data, in bytes, per task.
-        advance: Called with the bytes of each shard that is finished.
+        executor: Runs the tasks.
 
     Returns:
-        How many bytes of the shards share blocks with the dump.
+        An iterator over what `work` returned.
 
     Raises:
         WorkerDiedError: A process of the executor was killed.
         ShardmergeError, OSError: Whatever a task raised.
     """
-    pending: dict[Future[tuple[int, int]], str] = {}
-    cloned_bytes = 0
+    pending: dict[Future[T], str] = {}
     try:
         while True:
             for task in islice(tasks, IN_HAND - len(pending)):
-                pending[executor.submit(write_shard, task, folder, staging_bytes)] = task.name
+                pending[executor.submit(work, task, folder)] = task.name
             if not pending:
-                return cloned_bytes
+                return
             for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                num_bytes, cloned = future.result()
-                advance(num_bytes)
-                cloned_bytes += cloned
+                yield future.result()
                 del pending[future]
     except BrokenProcessPool as error:
         raise WorkerDiedError(tuple(sorted(pending.values()))) from error
@@ -83,7 +90,7 @@ def write_shards(
             future.cancel()
 
 
-def write_shard(task: ShardTask, folder: Path, staging_bytes: int) -> tuple[int, int]:
+def write_shard(task: ShardTask, folder: Path, staging_bytes: int) -> WrittenShard:
     """Write one shard, and then its receipt, which says that the shard is complete.
 
     Args:
@@ -92,14 +99,21 @@ def write_shard(task: ShardTask, folder: Path, staging_bytes: int) -> tuple[int,
         staging_bytes: Memory for data, in bytes.
 
     Returns:
-        The shard's size in bytes, and how many of them share blocks with the dump.
+        What was written.
 
     Raises:
         CorruptFileError, BadInputError, OSError: See `assemble`.
     """
     receipt, cloned_bytes = assemble(task, folder, staging_bytes)
     receipts.write(folder, receipt)
-    return receipt.num_bytes, cloned_bytes
+    return WrittenShard(
+        name=task.name,
+        num_bytes=receipt.num_bytes,
+        cloned_bytes=cloned_bytes,
+        header_xxh3_128=receipt.header_xxh3_128,
+        receipt_digest=receipts.digest(receipt),
+        stamp=stamp(folder / task.name),
+    )
 
 
 def follow_parent() -> None:

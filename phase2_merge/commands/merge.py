@@ -11,21 +11,25 @@ from typing import TextIO
 
 import numpy as np
 
-from shardmerge.common import canonical_json, durable, places
+from shardmerge.common import canonical_json, durable, owner, places
 from shardmerge.common.dtypes import DTYPES
+from shardmerge.common.errors import ShardsChangedError
 from shardmerge.common.places import LEDGER, PLAN, REPORT
 
 from ..assembly.assemble import STAGING_BYTES
 from ..hf_files import config_json, index_json, sidecars
 from ..ledger import parquet
 from ..options import ADOPT, Asked, Uncalibrated
-from ..output.publish import publishing
+from ..output.lock import Lock
+from ..output.publish import building, commit
 from ..proof.prove import Proof, prove
 from ..quantization import json_files
-from ..shards import parts, resume, run
+from ..shards import final_proof, parts, resume, run
 from ..shards.adopt import together
+from ..shards.assembly_options import AssemblyOptions
+from ..shards.final_proof import Reread
 from ..shards.plan import MAX_SHARD_BYTES, Plan, plan_shards
-from ..shards.run import AssemblyOptions, Written
+from ..shards.run import Written
 from .metadata import refuse_other, republish
 from .report import MergeReport, Stages, Verification, check_report, finished, merge_report
 from .rewritten_files import final_config
@@ -47,6 +51,7 @@ def merge(
     grafts: Sequence[str] = (),
     finalize: bool = False,
     dry_run: bool = False,
+    break_lock: bool = False,
     executor: Executor | None = None,
     staging_bytes: int = STAGING_BYTES,
     talk: TextIO | None = None,
@@ -65,6 +70,7 @@ def merge(
             calls this needs `if __name__ == "__main__":`.
         finalize: Publish what `merge_part` wrote, all parts of it.
         dry_run: Prove (without reading bytes) and plan only.
+        break_lock: Take the lock of the output from commands on other hosts, which are known to have ended.
         executor: Used instead of a pool of our own, and left running.
         staging_bytes: Memory for data, in bytes, per worker.
 
@@ -72,7 +78,8 @@ def merge(
         What was published and how, or with `dry_run` planned.
 
     Raises:
-        ShardmergeError: Any of the tree. `out` then does not exist, or is as it was.
+        ShardmergeError: Any of the tree. `out` then does not exist, or is as it was. What was written stays beside
+            it, and the same call goes on from there.
         OSError: Likewise.
     """
     stages, out = Stages(), Path(os.path.abspath(out))
@@ -87,30 +94,52 @@ def merge(
     if dry_run:
         return finished(report, stages)
     if exists:
-        changed = republish(out, plan, Path(hf_reference), proof.given).changed
+        changed = republish(out, plan, Path(hf_reference), proof.given, talk, break_lock=break_lock).changed
         return finished(replace(report, rewritten=changed), stages)
-    with publishing(out, talk, keep=finalize) as folder:
-        written = (_gather if finalize else _write)(plan, folder, options, stages)
+    me = owner.here("a merge" if not finalize else "a merge with --finalize")
+    with building(out, me, talk, break_lock=break_lock) as held:
+        written = (_gather if finalize else _write)(plan, held, options, stages)
         report = _with_shards(report, written)
-        _describe(proof, plan, report, folder)
+        _describe(proof, plan, report, held.folder)
+        report = replace(report, reread=written.reread + _prove(plan, held.folder, written, options))
+        late = commit(held, out, {"schema_version": 1, "plan_digest": plan.digest})
+        report = replace(report, late_warnings=late)
     stages.end("publishing")
     return finished(report, stages)
 
 
-def _write(plan: Plan, folder: Path, options: AssemblyOptions, stages: Stages) -> Written:
+def _write(plan: Plan, held: Lock, options: AssemblyOptions, stages: Stages) -> Written:
     """Write all shards but those that a killed merge had finished."""
-    resume.clear(folder, plan)
-    return run.write(plan, plan.shards, folder, options, stages.end)
+    resume.clear(held, plan)
+    return run.write(plan, plan.shards, held, options, stages.end)
 
 
-def _gather(plan: Plan, folder: Path, options: AssemblyOptions, stages: Stages) -> Written:
-    """Take the shards that the parts of a merge wrote. Raises MissingPartsError unless all are there."""
-    recorded = tuple(parts.records(folder, plan.digest, check=options.check))
-    parts.require(plan, recorded, resume.complete_shards(folder, plan, check=options.check))
-    resume.clear(folder, plan, keep_adopted=True)
-    adoption = together(record.adoption for record in recorded)
+def _gather(plan: Plan, held: Lock, options: AssemblyOptions, stages: Stages) -> Written:
+    """Take the shards that the parts of a merge wrote. Raises MissingPartsError unless all are there and right.
+
+    Assembled shards were written by other processes, and are read again. Adopted ones are files of the dump, which a
+    part verified: they are read again if they changed since.
+    """
+    recorded = tuple(parts.records(held.folder, plan, check=options.check))
+    parts.require(plan, recorded)
+    adopted = {shard.name for shard in plan.adopted}
+    told = {name: one for record in recorded for name, one in record.shards.items()}
+    proven = final_proof.prove(
+        plan, held.folder, {name: one for name, one in told.items() if name in adopted}, options
+    )
+    parts.require(plan, recorded, proven.wrong or parts.unlike(proven.seen, told))
+    resume.clear(held, plan, keep_parts=True)
     stages.end("gathering")
-    return Written(adoption, kept_shards=0, cloned_bytes=0)
+    adoption = together(record.adoption for record in recorded)
+    return Written(adoption, kept_shards=0, cloned_bytes=0, seen=proven.seen, reread=proven.reread)
+
+
+def _prove(plan: Plan, folder: Path, written: Written, options: AssemblyOptions) -> Reread:
+    """Prove, last of all, that exactly the planned shards are there. Raises ShardsChangedError."""
+    proven = final_proof.prove(plan, folder, written.seen, options)
+    if proven.wrong:
+        raise ShardsChangedError(str(folder), proven.wrong, published=False)
+    return proven.reread
 
 
 def _with_shards(report: MergeReport, written: Written) -> MergeReport:

@@ -10,19 +10,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from shardmerge.common import owner
 from shardmerge.common.command.byte_count import show
 from shardmerge.common.errors import OutputExistsError
 
 from ..assembly.assemble import STAGING_BYTES
 from ..options import ADOPT, Asked, Uncalibrated
-from ..output.publish import sharing
+from ..output.lock import Lock
+from ..output.publish import building
 from ..proof.prove import prove
 from ..shards import parts, run
 from ..shards.adopt import Adoption
+from ..shards.assembly_options import AssemblyOptions
 from ..shards.parts import MergePart, PartRecord
 from ..shards.plan import MAX_SHARD_BYTES, Adopted, Assembled, Plan, plan_shards
-from ..shards.resume import is_adopted
-from ..shards.run import AssemblyOptions
 from .metadata import published_plan
 from .report import Verification
 
@@ -66,6 +67,7 @@ def merge_part(
     uncalibrated: Uncalibrated = "error",
     corrections: Sequence[str] = (),
     grafts: Sequence[str] = (),
+    break_lock: bool = False,
     executor: Executor | None = None,
     staging_bytes: int = STAGING_BYTES,
     talk: TextIO | None = None,
@@ -96,8 +98,9 @@ def merge_part(
     shards = parts.share(plan, this)
     kept_shards, adoption = len(shards), Adoption({}, 0)
     if not _is_published(out, plan):
-        with sharing(out, talk) as folder:
-            kept_shards, adoption = _write(plan, this, shards, folder, options)
+        me = owner.here(f"part {this} of a merge", subject=plan.digest)
+        with building(out, me, talk, break_lock=break_lock) as held:
+            kept_shards, adoption = _write(plan, this, shards, held, options)
     return PartReport(
         out=str(out),
         part=str(this),
@@ -122,23 +125,26 @@ def _write(
     plan: Plan,
     part: MergePart,
     shards: Sequence[Adopted | Assembled],
-    folder: Path,
+    held: Lock,
     options: AssemblyOptions,
 ) -> tuple[int, Adoption]:
-    """Write the shards of a part, and then its record. If an earlier attempt completed it, adopted ones stay.
+    """Write the shards of a part, and then its record.
 
-    Returns how many shards were there already, and how the adopted ones were adopted, now or then.
+    Returns how many shards were there already, and how the adopted ones were adopted.
     """
-    parts.forget_others(folder, plan.digest)
-    adopted = [shard for shard in shards if isinstance(shard, Adopted)]
-    earlier = parts.find(folder, plan.digest, part, check=options.check)
-    if earlier and all(is_adopted(folder, shard) for shard in adopted):
-        assembled = [shard for shard in shards if isinstance(shard, Assembled)]
-        kept_shards, adoption = len(adopted), earlier.adoption
-        kept_shards += run.write(plan, assembled, folder, options).kept_shards
-    else:
-        written = run.write(plan, shards, folder, options)
-        kept_shards, adoption = written.kept_shards, written.adoption
-    names = tuple(sorted(shard.name for shard in shards))
-    parts.write(folder, PartRecord(str(part), plan.digest, options.check, names, adoption))
-    return kept_shards, adoption
+    parts.forget_others(held, plan)
+    written = run.write(plan, shards, held, options)
+    held.confirm()
+    parts.write(
+        held.folder,
+        PartRecord(
+            part=str(part),
+            plan_digest=plan.digest,
+            ledger_digest=plan.ledger.digest,
+            generation=parts.generation_of(plan),
+            checked=options.check,
+            shards=written.seen,
+            adoption=written.adoption,
+        ),
+    )
+    return written.kept_shards, written.adoption

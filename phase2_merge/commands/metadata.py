@@ -10,9 +10,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from shardmerge.common import canonical_json
+from shardmerge.common import canonical_json, owner
 from shardmerge.common import reference as references
 from shardmerge.common.errors import CorruptFileError, OutputExistsError
 from shardmerge.common.places import HF_QUANT_CONFIG
@@ -23,7 +23,9 @@ from ..hf_files import sidecars
 from ..ledger import published
 from ..ledger.published import PublishedPlan, PublishedRecords
 from ..output import journal
+from ..output.lock import Lock
 from ..quantization import declaration
+from ..shards import final_proof
 from ..shards.plan import Plan
 from .rewritten_files import JsonFiles, decide
 
@@ -52,7 +54,12 @@ class MetadataReport:
 
 
 def metadata(
-    out: str | Path, *, hf_reference: str | Path | None = None, corrections: Sequence[str] = ()
+    out: str | Path,
+    *,
+    hf_reference: str | Path | None = None,
+    corrections: Sequence[str] = (),
+    break_lock: bool = False,
+    talk: TextIO | None = None,
 ) -> MetadataReport:
     """Write config.json, index, sidecars and report of the published `out` again; shards are not touched.
 
@@ -63,6 +70,8 @@ def metadata(
         hf_reference: Where config.json and sidecars come from; without it those of `out` stay, with earlier
             corrections.
         corrections: `facts.KEY=VALUE`, `config.KEY=VALUE`, `quantization.KEY=VALUE`; recorded in the report.
+        break_lock: Take the lock of `out` from commands on other hosts, which are known to have ended.
+        talk: Where to say what others left.
 
     Returns:
         Which files changed.
@@ -75,22 +84,30 @@ def metadata(
     """
     given = correcting.parse(corrections)
     out, reference = Path(os.path.abspath(out)), Path(hf_reference) if hf_reference else None
-    if not published.is_output(out):
-        published.read(out)  # says what is missing
-    with journal.rewriting(out):
+    me = owner.here("a rewriting of metadata")
+    with journal.rewriting(out, me, talk, lambda: _require_output(out), break_lock=break_lock) as held:
         records = published.read(out)
+        published.require_shards(out, records)
         earlier = correcting.replayed(records.report.corrections)
         stay = [correction for correction in earlier if reference is None or correction.part != "config"]
         newer = {correction.key for correction in given}
         return _rewrite(
-            out,
+            held,
             records,
             reference,
             (*(correction for correction in stay if correction.key not in newer), *given),
         )
 
 
-def republish(out: Path, plan: Plan, reference: Path, given: tuple[Correction, ...]) -> MetadataReport:
+def republish(
+    out: Path,
+    plan: Plan,
+    reference: Path,
+    given: tuple[Correction, ...],
+    talk: TextIO | None,
+    *,
+    break_lock: bool = False,
+) -> MetadataReport:
     """Write the metadata again for a merge whose output was published before, from the same dump in the same shards.
 
     Args:
@@ -98,20 +115,24 @@ def republish(out: Path, plan: Plan, reference: Path, given: tuple[Correction, .
         plan: Its shards.
         reference: Where config.json and sidecars come from.
         given: Corrections. Earlier ones do not count.
+        talk: Where to say what others left.
+        break_lock: Take the lock of `out` from commands on other hosts.
 
     Returns:
         Which files changed.
 
     Raises:
         OutputExistsError: `out` is anything else.
+        ShardsChangedError: Its shards are not all there, or have other sizes or headers.
         ShardmergeError, OSError: As for `metadata`.
     """
-    refuse_other(out)
-    with journal.rewriting(out):
+    me = owner.here("a merge into what was published before")
+    with journal.rewriting(out, me, talk, lambda: refuse_other(out), break_lock=break_lock) as held:
         records = published.read(out)
         if records.plan.facts != plan.facts():
             raise OutputExistsError(str(out), _difference(records.plan, plan.facts()))
-        return _rewrite(out, records, reference, given)
+        final_proof.require(plan, out)
+        return _rewrite(held, records, reference, given)
 
 
 def published_plan(out: Path) -> dict[str, Any]:
@@ -126,13 +147,19 @@ def refuse_other(out: Path) -> None:
         raise OutputExistsError(str(out))
 
 
+def _require_output(out: Path) -> None:
+    """Raise BadInputError unless shardmerge published `out`."""
+    if not published.is_output(out):
+        published.read(out)  # says what is missing
+
+
 def _rewrite(
-    out: Path, records: PublishedRecords, reference: Path | None, corrections: tuple[Correction, ...]
+    held: Lock, records: PublishedRecords, reference: Path | None, corrections: tuple[Correction, ...]
 ) -> MetadataReport:
-    """Read, decide, replace. Called while `out` is locked."""
-    started = time.monotonic()
+    """Read, decide, replace."""
+    started, out = time.monotonic(), held.folder
     decided = decide(records, _read(out, reference), corrections)
-    changed = journal.replace(out, decided.files, decided.gone)
+    changed = journal.replace(held, decided.files, decided.gone)
     return MetadataReport(
         out=str(out),
         num_tensors=len(records.names),

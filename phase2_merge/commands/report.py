@@ -18,6 +18,7 @@ from .. import corrections
 from ..corrections import Recorded
 from ..ledger.names import summary
 from ..proof.prove import Proof
+from ..shards.final_proof import NOTHING_REREAD, Reread
 from ..shards.plan import MANY_SHARDS, Plan
 
 Verification = Literal["full", "size"]
@@ -114,6 +115,8 @@ class MergeReport:
     sidecars: tuple[str, ...] = ()
     rewritten: tuple[str, ...] | None = None
     kept_shards: int = 0
+    reread: Reread = NOTHING_REREAD
+    late_warnings: tuple[str, ...] = ()
 
     def facts(self) -> dict[str, Any]:
         return asdict(self)
@@ -122,7 +125,7 @@ class MergeReport:
         """Return what report.json holds: the same for the same input, wherever and whenever it was merged."""
         local = {
             "out", "adopted_by", "copied_bytes", "cloned_bytes", "dry_run", "seconds", "stages", "rewritten",
-            "kept_shards",
+            "kept_shards", "reread", "late_warnings",
         }  # fmt: skip
         return {key: value for key, value in asdict(self).items() if key not in local}
 
@@ -143,10 +146,15 @@ class MergeReport:
                 "--min-shard-size joins small ones."
             )
         if self.kept_shards:
-            lines.append(f"{self.kept_shards:,} shards were finished by a merge that was killed, and kept.")
+            lines.append(f"{self.kept_shards:,} shards were finished by an earlier attempt, and kept.")
+        if self.reread.shards:
+            lines.append(
+                f"{self.reread.shards:,} shards that others wrote, or that changed, were read again: "
+                f"{show(self.reread.num_bytes)} in {self.reread.seconds:.1f} s."
+            )
         if self.dry_run:
             lines += [f"  {name}  {show(size)}" for name, size in self.largest_shards]
-        return "\n".join([*lines, *self.check.remarks()])
+        return "\n".join([*lines, *self.check.remarks(), *warning_lines(self.late_warnings)])
 
     def _written(self) -> str:
         """Return a line about bytes written, as a share of a full copy, and about the seconds of each stage."""
@@ -163,7 +171,10 @@ class MergeReport:
 
     def _rewritten(self) -> str:
         what = f"rewrote {', '.join(self.rewritten)}" if self.rewritten else "nothing to change"
-        return f"{self.out} was published before from this dump: {what}; no shard was touched."
+        return (
+            f"{self.out} was published before from this dump: {what}; no shard was touched. "
+            "Sizes and headers of all shards are as planned; their bytes were NOT read."
+        )
 
 
 def check_report(proof: Proof, verification: Verification) -> CheckReport:

@@ -6,6 +6,7 @@ Together they say enough to write everything but the shards again. Opens no shar
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shardmerge.common import canonical_json
+from shardmerge.common import canonical_json, regular_files
 from shardmerge.common.dtypes import BITS, DTYPES
-from shardmerge.common.errors import BadInputError, CorruptFileError
+from shardmerge.common.errors import BadInputError, CorruptFileError, ShardsChangedError
 from shardmerge.common.manifest import NOT_WRITTEN, require
 from shardmerge.common.manifest_facts import Facts
-from shardmerge.common.places import LEDGER, PLAN, RECORDS, REPORT
+from shardmerge.common.places import COMMIT, LEDGER, PLAN, RECORDS, REPORT
 from shardmerge.common.reference import PLAIN_FLOATS, stays_inside
 
 from .parquet import DAMAGED, dimensions, reraise_system_errors
@@ -134,7 +135,7 @@ class PublishedRecords:
 
 def is_output(out: Path) -> bool:
     """Whether shardmerge published this directory."""
-    return all((out / RECORDS / name).is_file() for name in (LEDGER, PLAN, REPORT))
+    return all((out / RECORDS / name).is_file() for name in (LEDGER, PLAN, REPORT, COMMIT))
 
 
 def read(out: Path) -> PublishedRecords:
@@ -146,6 +147,34 @@ def read(out: Path) -> PublishedRecords:
     plan = _read(out / RECORDS / PLAN, _plan)
     report = _read(out / RECORDS / REPORT, _report)
     return _read(out / RECORDS / LEDGER, lambda path: _records(path, plan, report))
+
+
+def require_shards(out: Path, records: PublishedRecords) -> None:
+    """Raise ShardsChangedError unless every shard is there, as large as its header and its tensors are together."""
+    num_bytes = dict.fromkeys(records.plan.shards, 0)
+    sizes = (records.num_elements * np.array([BITS[name] for name in DTYPES])[records.dtypes] // 8).tolist()
+    for name, size in zip(records.names, sizes, strict=True):
+        num_bytes[records.weight_map[name]] += size
+    if wrong := tuple(
+        reason for name, size in num_bytes.items() if (reason := _shard_problem(out, name, size))
+    ):
+        raise ShardsChangedError(str(out), wrong, published=True)
+
+
+def _shard_problem(out: Path, name: str, data_bytes: int) -> str:
+    """Return in words what is wrong with the size of a shard, nothing if it is right."""
+    try:
+        file = regular_files.open_for_reading(out / name, out)
+    except FileNotFoundError:
+        return f"{name} is missing"
+    except CorruptFileError as error:
+        return f"{name} cannot be a shard: {error.reason}"
+    try:
+        there, first = os.fstat(file).st_size, os.pread(file, 8, 0)
+    finally:
+        os.close(file)
+    wanted = 8 + int.from_bytes(first, "little") + data_bytes
+    return "" if there == wanted else f"{name} has {there:,} bytes instead of {wanted:,}"
 
 
 def _read(path: Path, reader: Callable[[Path], T]) -> T:

@@ -9,18 +9,24 @@ After it each file is old or new, never half, until the journal goes: if that is
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from shardmerge.common import canonical_json, durable, places
+from shardmerge.common import canonical_json, durable, places, regular_files
 from shardmerge.common.errors import CorruptFileError
+from shardmerge.common.owner import Owner
 from shardmerge.common.places import JOURNAL, NEXT
-from shardmerge.common.reference import stays_inside
 
 from . import lock
+from .lock import Lock
 
+JOURNAL_BYTES = 1 << 20
+REPORT = f"{places.RECORDS}/{places.REPORT}"
 INTERRUPTED = (
     "a `shardmerge metadata` of {out} was interrupted: some JSON files are old and some new; "
     "run `shardmerge metadata {out}` to finish it"
@@ -28,14 +34,30 @@ INTERRUPTED = (
 
 
 @contextlib.contextmanager
-def rewriting(out: Path) -> Iterator[None]:
+def rewriting(
+    out: Path, me: Owner, talk: TextIO | None, prepare: Callable[[], None], *, break_lock: bool = False
+) -> Iterator[Lock]:
     """Keep others from rewriting `out` while the block runs. First finishes what an interrupted one began.
 
-    Raises OutputLockedError (another command is rewriting it), CorruptFileError (the journal), OSError.
+    Args:
+        out: A published output.
+        me: Who rewrites it.
+        talk: Where to say what others left.
+        prepare: Refuses `out` if it is not an output.
+        break_lock: Take the lock from owners on other hosts.
+
+    Returns:
+        A context manager whose value is the lock of `out`.
+
+    Raises:
+        OutputLockedError: Another command is writing it.
+        CorruptFileError: The journal, or something else is in place of our records.
+        OSError: Reading or writing fails.
     """
-    with lock.records_held(out):
-        _finish(out)
-        yield
+    with lock.held(out, me, talk, prepare=prepare, break_lock=break_lock) as held:
+        _finish(held)
+        held.forget_ended()
+        yield held
 
 
 def interrupted(out: Path) -> tuple[str, ...]:
@@ -43,28 +65,31 @@ def interrupted(out: Path) -> tuple[str, ...]:
     return (INTERRUPTED.format(out=out),) if (places.records(out) / JOURNAL).is_file() else ()
 
 
-def replace(out: Path, files: Mapping[str, bytes], gone: Sequence[str]) -> tuple[str, ...]:
-    """Give `out` these files, in this order, and delete `gone`. Call it inside `rewriting`.
+def replace(held: Lock, files: Mapping[str, bytes], gone: Sequence[str]) -> tuple[str, ...]:
+    """Give an output these files, in this order, and delete `gone`. Call it inside `rewriting`.
 
     Args:
-        out: A published output.
-        files: Names relative to `out`, and what the files hold. Those that hold it already are not touched.
+        held: The lock of the output.
+        files: Names relative to the output, and what the files hold. Those that hold it already are not touched.
         gone: Names to delete, where they are there.
 
     Returns:
         The names that changed, those that were deleted last.
 
     Raises:
+        LockLostError: The lock was taken away.
         OSError: Some file could not be written. If the journal was, the next command finishes it.
     """
-    assert not any(name.endswith(".safetensors") for name in (*files, *gone))
-    changed = [name for name, data in files.items() if _content(out / name) != data]
+    assert all(map(_is_rewritten, (*files, *gone)))
+    out = held.folder
+    changed = [name for name, data in files.items() if not _holds(out / name, data, out)]
     deleted = [name for name in gone if (out / name).is_file()]
     if changed or deleted:
         _prepare(out, {name: files[name] for name in changed})
         journal = {"schema_version": 1, "replace": changed, "remove": deleted}
+        held.confirm()
         durable.write_file(places.records(out) / JOURNAL, canonical_json.encode(journal))
-        _finish(out)
+        _finish(held)
     return (*changed, *deleted)
 
 
@@ -73,22 +98,38 @@ def _prepare(out: Path, files: Mapping[str, bytes]) -> None:
     waiting = places.records(out) / NEXT
     waiting.mkdir()
     for name, data in files.items():
-        (waiting / name).parent.mkdir(parents=True, exist_ok=True)
+        (waiting / name).parent.mkdir(exist_ok=True)
         durable.write_file(waiting / name, data)
-    durable.sync_folder(waiting)  # it may have folders of its own
+        _belong_like(waiting / name, out / name, out)
+    durable.sync_folder(waiting)  # it may have a folder of its own
+    durable.sync_folder(waiting.parent)
 
 
-def _finish(out: Path) -> None:
+def _belong_like(new: Path, old: Path, out: Path) -> None:
+    """Give a new file mode and owner of the one that it replaces, or the owner of `out`: root may work for others."""
+    before = os.lstat(old) if old.is_file() and not old.is_symlink() else None
+    like = before or os.lstat(out)
+    if os.geteuid() == 0:
+        os.chown(new, like.st_uid, like.st_gid)
+    if before:
+        os.chmod(new, stat.S_IMODE(before.st_mode))
+
+
+def _finish(held: Lock) -> None:
     """Do what a journal says and is not done yet, and forget it. Without one, forget what was prepared.
 
     The journal goes when every change is durable, and before what was prepared: without it nothing is left to do.
     """
+    out = held.folder
     records = places.records(out)
     journal, waiting = records / JOURNAL, records / NEXT
-    if journal.is_file():
-        replaced, deleted = _read(journal)
+    if regular_files.exists(journal, out):
+        replaced, deleted = _read(journal, out)
+        if os.path.lexists(waiting):
+            lock.require_folder(waiting)
+        held.confirm()
         for name in replaced:
-            if (waiting / name).is_file():
+            if regular_files.exists(waiting / name, waiting):
                 (waiting / name).replace(out / name)
         for name in deleted:
             (out / name).unlink(missing_ok=True)
@@ -96,16 +137,32 @@ def _finish(out: Path) -> None:
         durable.sync_folder(records)
         journal.unlink()
         durable.sync_folder(records)
-    shutil.rmtree(waiting, ignore_errors=True)
-    unfinished = [path for path in records.iterdir() if places.is_temporary_of(path.name, journal)]
-    for stale in (places.lock(out), *unfinished):
-        stale.unlink(missing_ok=True)
+    held.confirm()
+    _forget_leftovers(out, waiting)
 
 
-def _read(journal: Path) -> tuple[list[str], list[str]]:
+def _forget_leftovers(out: Path, waiting: Path) -> None:
+    """Remove what was prepared for a journal, temporary files, and what a merge left that was killed at its end."""
+    if waiting.is_dir() and not waiting.is_symlink():
+        shutil.rmtree(waiting)
+    for folder, stale in (
+        (places.records(out), _is_temporary),
+        (places.receipts(out), lambda name: _is_temporary(name) or fnmatchcase(name, places.PART_RECORDS)),
+    ):
+        if folder.is_dir() and not folder.is_symlink():
+            for path in folder.iterdir():
+                if stale(path.name) and (path.is_symlink() or path.is_file()):
+                    path.unlink()
+
+
+def _is_temporary(name: str) -> bool:
+    return places.TEMPORARY.fullmatch(name) is not None
+
+
+def _read(journal: Path, out: Path) -> tuple[list[str], list[str]]:
     """Return the names of the files that are replaced, and of those that are deleted. Raises CorruptFileError."""
     try:
-        content = canonical_json.read_object(journal)
+        content = canonical_json.decode(regular_files.read(journal, out, JOURNAL_BYTES))
         return _names(content["replace"]), _names(content["remove"])
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptFileError(str(journal), str(error)) from None
@@ -116,14 +173,18 @@ def _names(listed: Any) -> list[str]:
     if not isinstance(listed, list):
         raise ValueError(f"expected a list of names, got {listed!r:.60}")
     for name in listed:
-        if not isinstance(name, str) or not stays_inside(name) or name.endswith(".safetensors"):
+        if not isinstance(name, str) or not _is_rewritten(name):
             raise ValueError(f"{name!r:.60} is not a file that is rewritten")
     return listed
 
 
-def _content(path: Path) -> bytes | None:
-    """Return what a file holds, None if there is none."""
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None
+def _is_rewritten(name: str) -> bool:
+    """Whether `metadata` ever writes or deletes a file of this name: JSON files, the report, and sidecars."""
+    return name in places.JSON_FILES or name == REPORT or ("/" not in name and places.is_sidecar(name))
+
+
+def _holds(path: Path, data: bytes, out: Path) -> bool:
+    """Whether a file of `out` holds these bytes. Raises CorruptFileError for anything but a regular file."""
+    if not regular_files.exists(path, out) or path.is_symlink() or path.stat().st_size != len(data):
+        return False
+    return regular_files.read(path, out, len(data)) == data

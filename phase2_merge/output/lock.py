@@ -1,7 +1,12 @@
-"""The locks of an output: on OUT.partial while a merge writes it, on the records of OUT while they change.
+"""The lock of an output: one for each, whatever its folder is called at the moment, held by everyone who writes there.
 
-Both are flock: they end with the process that holds them. The first has its holder's name in it, because a lock may
-not reach across hosts.
+It has two halves. `.shardmerge/lock` is locked with flock, which ends with its process, but which some file systems do
+not have and others keep on one host. Beside it everyone who writes leaves a record of himself (`common/owner`), which
+everybody sees, but which outlives him. A record is written first and the others are read then, so of two who come at
+once at most one goes on. He reads his own again before he publishes or removes something: --break-lock takes it away.
+
+The lock file holds nothing, is never removed, and goes with its folder when that is renamed. Therefore whoever has
+locked it looks whether it is still the one at the path, and otherwise begins anew.
 """
 
 from __future__ import annotations
@@ -10,91 +15,232 @@ import contextlib
 import errno
 import fcntl
 import os
-import socket
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from shardmerge.common import places
+from shardmerge.common import canonical_json, durable, owner, places, regular_files
 from shardmerge.common.command.talk import say
-from shardmerge.common.errors import OutputExistsError, OutputLockedError
+from shardmerge.common.errors import CorruptFileError, LockLostError, OutputLockedError
+from shardmerge.common.owner import Owner, State
 
 NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}  # a file system that cannot lock
+RECORD_BYTES = 1 << 16
+SOMEBODY = "another process"
+
+
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """A lock that is held.
+
+    Attributes:
+        folder: OUT.partial or OUT, as it was called when it was locked.
+        owner: This process.
+        records: The folder of all owners' records, open: it stays the same when its path changes.
+        left: Records in it of owners that have ended without removing them.
+    """
+
+    folder: Path
+    owner: Owner
+    records: int
+    left: tuple[str, ...]
+
+    def confirm(self) -> None:
+        """Look whether the lock is still ours, before anything is published or removed. Raises LockLostError."""
+        try:
+            os.close(os.open(_name(self.owner), os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self.records))
+        except FileNotFoundError:
+            raise LockLostError(str(self.folder)) from None
+
+    def forget_ended(self) -> None:
+        """Remove what owners left that have ended, once whatever they left unfinished was looked after."""
+        for name in self.left:
+            with contextlib.suppress(FileNotFoundError):  # another part does the same
+                os.unlink(name, dir_fd=self.records)
 
 
 @contextlib.contextmanager
-def held(partial: Path, talk: TextIO | None, *, shared: bool = False) -> Iterator[None]:
-    """Hold the lock of OUT.partial, which is made if need be, while the block runs.
-
-    What a dead process on this host left is taken over.
+def held(
+    folder: Path,
+    me: Owner,
+    talk: TextIO | None,
+    *,
+    prepare: Callable[[], None],
+    break_lock: bool = False,
+) -> Iterator[Lock]:
+    """Hold the lock of an output while the block runs.
 
     Args:
-        partial: OUT.partial, which may not be there yet.
-        talk: Where to say what was taken over.
-        shared: For one of several parts of a merge, which hold it together.
+        folder: OUT.partial or OUT.
+        me: Who wants it. Owners of one `subject` share it, unless they have the same task.
+        talk: Where to say what others left.
+        prepare: Makes the folder, or refuses it. It is called again when the folder was renamed meanwhile.
+        break_lock: Take it from owners on other hosts, of which nobody can say from here whether they still run.
+
+    Returns:
+        A context manager whose value is the lock.
 
     Raises:
-        OutputExistsError: There is a folder of this name that no merge of shardmerge made.
-        OutputLockedError: Another merge holds it, or its holder is on a host that this lock may not reach.
-        OSError: It cannot be made.
+        OutputLockedError: Another command is writing there.
+        CorruptFileError: Something else is in place of the lock or of our records.
+        OSError: It cannot be made. What `prepare` raises.
     """
-    if os.path.lexists(partial) and not _ours(partial):
-        raise OutputExistsError(str(partial), "it exists, and no merge of shardmerge made it")
-    places.lock(partial).parent.mkdir(parents=True, exist_ok=True)
-    file = os.open(places.lock(partial), os.O_RDWR | os.O_CREAT, 0o666)
+    file, works = _locked(folder, me, prepare)
     try:
-        _acquire(file, partial, talk, shared=shared)
-        yield
+        with _recorded(folder, me) as records:
+            yield Lock(folder, me, records, _ended(folder, me, records, talk, works, break_lock))
     finally:
+        if works:
+            fcntl.flock(file, fcntl.LOCK_UN)  # also for copies that a child of a caller's executor inherited
         os.close(file)
 
 
-def _acquire(file: int, partial: Path, talk: TextIO | None, *, shared: bool) -> None:
-    """Lock an open file, and say in it who holds it. Raises OutputLockedError."""
-    holder = os.pread(file, 4096, 0).decode(errors="replace").strip()
-    reaches = holder.endswith(f" on {socket.gethostname()}")  # a lock may not reach across hosts
+def _locked(folder: Path, me: Owner, prepare: Callable[[], None]) -> tuple[int, bool]:
+    """Open the lock file and lock it. Returns it, and whether the file system can lock."""
+    while True:
+        prepare()
+        try:
+            file = _opened(folder)
+        except FileNotFoundError:  # the folder was renamed just now
+            continue
+        try:
+            works = _flocked(file, folder, me)
+            if _is_at(places.lock(folder), file):
+                return file, works
+        except BaseException:
+            os.close(file)
+            raise
+        os.close(file)
+
+
+def _opened(folder: Path) -> int:
+    """Open the lock file, which is made if need be. Raises CorruptFileError if it is anything but a regular file."""
+    path = places.lock(folder)
+    require_folder(places.records(folder))
     try:
-        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise CorruptFileError(str(path), "it is not a regular file, which a lock is") from None
+        raise
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise CorruptFileError(str(path), "it is not a regular file, which a lock is")
+    return file
+
+
+def require_folder(path: Path) -> None:
+    """Raise CorruptFileError if there is anything but a folder, such as a link that leads to one elsewhere."""
+    if not stat.S_ISDIR(os.lstat(path).st_mode):
+        raise CorruptFileError(str(path), "it is not a folder of its own")
+
+
+def _flocked(file: int, folder: Path, me: Owner) -> bool:
+    """Lock an open file. Returns whether its file system can do that. Raises OutputLockedError, OSError."""
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if me.subject else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise OutputLockedError(str(partial), holder or "another process (a part of it, perhaps)") from None
+        raise OutputLockedError(str(folder), _holder(folder, me)) from None
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
-        reaches = False
-    if holder and not reaches:
-        raise OutputLockedError(str(partial), f"{holder} (if it is dead, remove the folder)")
-    if holder:
-        say(talk, f"{partial} was left by {holder}, which is dead: finished shards are kept.")
-    os.ftruncate(file, 0)
-    if not shared:  # several parts hold it together, and none is the holder
-        os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        return False
+    return True
 
 
-def _ours(partial: Path) -> bool:
-    """Whether it holds records, or nothing yet: a merge may be killed before it has written anything."""
-    return partial.is_dir() and (places.records(partial).is_dir() or not any(partial.iterdir()))
+def _is_at(path: Path, file: int) -> bool:
+    """Whether an open file is the one at `path`."""
+    try:
+        there, opened = os.lstat(path), os.fstat(file)
+    except FileNotFoundError:
+        return False
+    return (there.st_dev, there.st_ino) == (opened.st_dev, opened.st_ino)
+
+
+def _holder(folder: Path, me: Owner) -> str:
+    """Return in words who holds the lock, as far as records say it."""
+    others = [other for other in _others(folder) if other and _excludes(me, other)]
+    running = [other for other in others if other.state() is not State.ENDED]
+    return str((running or others)[0]) if others else SOMEBODY
 
 
 @contextlib.contextmanager
-def records_held(out: Path) -> Iterator[None]:
-    """Lock the folder of records of a published output, which no command ever replaces, while the block runs.
-
-    Raises OutputLockedError, OSError.
-    """
-    folder = os.open(places.records(out), os.O_RDONLY | os.O_DIRECTORY)
+def _recorded(folder: Path, me: Owner) -> Iterator[int]:
+    """Leave the record of an owner while the block runs. The value is the open folder that it lies in."""
+    path = places.owners(folder)
+    path.mkdir(exist_ok=True)
+    require_folder(path)
+    records = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        _lock_folder(folder, out)
-        yield
+        durable.write_file(places.owner_record(folder, me.token), canonical_json.encode(me.as_json()))
+        try:
+            yield records
+        finally:
+            with contextlib.suppress(
+                OSError
+            ):  # it may have been taken away, and one that stays is seen to have ended
+                os.unlink(_name(me), dir_fd=records)
     finally:
-        os.close(folder)
+        os.close(records)
 
 
-def _lock_folder(folder: int, out: Path) -> None:
-    """Lock an open folder, where its file system can. Raises OutputLockedError, OSError."""
+def _ended(
+    folder: Path, me: Owner, records: int, talk: TextIO | None, works: bool, break_lock: bool
+) -> tuple[str, ...]:
+    """Judge the records of all others. Returns the names of those that can go. Raises OutputLockedError."""
+    ended = []
+    for name in sorted(os.listdir(records)):
+        path = places.owners(folder) / name
+        if name == _name(me) or (places.TEMPORARY.fullmatch(name) and (me.subject or not works)):
+            continue  # what has a temporary name may be somebody's who comes just now, unless we have the whole lock
+        other = _record(path, folder)
+        if other is None:  # no owner that runs has such a record: it is durable before it gets its name
+            ended.append(name)
+            continue
+        state = _state(other, me, works=works)
+        if break_lock and state is State.UNKNOWN and _excludes(me, other):
+            os.unlink(name, dir_fd=records)  # at once: its owner, if it still runs, must see that it is gone
+        elif state is State.ENDED:
+            ended.append(name)
+        elif _excludes(me, other):
+            raise OutputLockedError(str(folder), str(other), state is State.UNKNOWN)
+        else:
+            continue
+        say(talk, f"{folder} was left by {other}: finished shards are kept.")
+    return tuple(ended)
+
+
+def _state(other: Owner, me: Owner, *, works: bool) -> State:
+    """Return whether an owner still runs. If we have the whole lock, nobody else under this kernel has a part of it."""
+    state = other.state()
+    if state is State.UNKNOWN and works and not me.subject and other.on_this_kernel():
+        return State.ENDED
+    return state
+
+
+def _excludes(me: Owner, other: Owner) -> bool:
+    """Whether two owners may not write at the same time."""
+    return not me.subject or me.subject != other.subject or me.task == other.task
+
+
+def _others(folder: Path) -> list[Owner | None]:
+    """Return what all records say. They may go while they are read."""
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise OutputLockedError(str(out), "another shardmerge metadata") from None
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
+        names = sorted(os.listdir(places.owners(folder)))
+    except OSError:  # whoever holds the lock has not made it yet
+        return []
+    return [_record(places.owners(folder) / name, folder) for name in names]
+
+
+def _record(path: Path, folder: Path) -> Owner | None:
+    """Return the owner of a record, None for one that is not whole, or gone."""
+    try:
+        return owner.of_json(canonical_json.decode(regular_files.read(path, folder, RECORD_BYTES)))
+    except (ValueError, CorruptFileError, FileNotFoundError):
+        return None
+
+
+def _name(of: Owner) -> str:
+    return f"{of.token}.json"

@@ -8,19 +8,24 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
-from shardmerge.common import durable, places
+from shardmerge.common import canonical_json, durable, places
 from shardmerge.common.command.talk import say
-from shardmerge.common.errors import OutputExistsError
+from shardmerge.common.errors import BadInputError, OutputExistsError
+from shardmerge.common.owner import Owner
 
 from . import lock
+from .lock import Lock
 
-REMOVALS = 20
+APPEARED = {
+    errno.ENOTEMPTY,
+    errno.EEXIST,
+    errno.ENOTDIR,
+}  # what renaming a folder to a name says that is taken
+STAYS = "Nothing was published. What was written stays in {}: the same command goes on from there."
 
 
 def refuse_existing(out: Path) -> None:
@@ -30,78 +35,112 @@ def refuse_existing(out: Path) -> None:
 
 
 @contextlib.contextmanager
-def publishing(out: Path, talk: TextIO | None, *, keep: bool = False) -> Iterator[Path]:
-    """Make a folder that becomes `out` if the block ends well.
+def building(out: Path, me: Owner, talk: TextIO | None, *, break_lock: bool = False) -> Iterator[Lock]:
+    """Hold OUT.partial, which is made if need be. It stays, however the block ends, unless it was published.
 
     Args:
         out: Must not exist.
-        talk: Where to say what another merge left, and what was removed.
-        keep: Leave the folder if the block raises. Otherwise it is removed then.
+        me: Who builds: a merge, or one of several parts, which share it.
+        talk: Where to say what another merge left, and what stays.
+        break_lock: Take the lock from owners on other hosts.
 
     Returns:
-        A context manager whose value is OUT.partial, with the folders of records in it.
+        A context manager whose value is the lock of OUT.partial, in which the folders of records are.
 
     Raises:
         OutputExistsError: There is something at `out`, or an OUT.partial that is not ours.
         OutputLockedError: Another merge is writing it.
-        OSError: Making it durable or renaming it fails.
+        OSError: It cannot be made.
     """
-    refuse_existing(out)
     partial = places.partial(out)
-    with lock.held(partial, talk):
+    with lock.held(partial, me, talk, prepare=lambda: _make(partial, out), break_lock=break_lock) as held:
+        refuse_existing(out)  # another merge may have published it while we asked for the lock
+        _refuse_published(held)
+        held.forget_ended()
+        places.receipts(partial).mkdir(exist_ok=True)
+        lock.require_folder(places.receipts(partial))
         try:
-            refuse_existing(out)  # another merge may have published it while we asked for the lock
-            places.receipts(partial).mkdir(parents=True, exist_ok=True)
-            yield partial
-            _commit(partial, out)
+            yield held
         except BaseException:
-            if not keep:
-                _remove(partial)
-                say(talk, f"Nothing was published: {partial} was removed.")
+            if partial.exists():
+                say(talk, STAYS.format(partial))
             raise
 
 
-@contextlib.contextmanager
-def sharing(out: Path, talk: TextIO | None) -> Iterator[Path]:
-    """Open OUT.partial for one of several parts, which write to it at the same time. It stays, however the block ends.
+def commit(held: Lock, out: Path, facts: Mapping[str, Any]) -> tuple[str, ...]:
+    """Give OUT.partial its name. Everything in it is proven, and whoever calls it holds its lock.
 
-    Raises OutputExistsError, OutputLockedError (a merge that is not in parts is writing it), OSError.
+    Args:
+        held: The lock of OUT.partial.
+        out: The name.
+        facts: What the commit record says.
+
+    Returns:
+        Warnings about what failed when OUT had its name already: it is published all the same.
+
+    Raises:
+        LockLostError: The lock was taken away.
+        OutputExistsError: There is something at `out`.
+        OSError: Making it durable or renaming it fails. OUT.partial is then as it was.
     """
-    partial = places.partial(out)
-    with lock.held(partial, talk, shared=True):
-        refuse_existing(out)  # the other parts may have been published while we asked for the lock
-        places.receipts(partial).mkdir(parents=True, exist_ok=True)
-        yield partial
-
-
-def _remove(partial: Path) -> None:
-    """Remove OUT.partial, if need be several times.
-
-    A task that was cancelled may still run on somebody else's executor, and put a last file there.
-    """
-    for tries_left in reversed(range(REMOVALS)):
-        try:
-            shutil.rmtree(partial)
-        except OSError as error:
-            if not os.path.lexists(partial):  # another merge has just published it
-                return
-            if error.errno not in (errno.ENOTEMPTY, errno.ENOENT) or not tries_left:
-                raise
-            time.sleep(0.1)
-        else:
-            return
-
-
-def _commit(partial: Path, out: Path) -> None:
-    """Give OUT.partial its name, and then remove the lock: a partial output without a lock would be a stranger's."""
+    partial = held.folder
     for folder in (places.receipts(partial), places.records(partial), partial):
         durable.sync_folder(folder)
+    held.confirm()
     refuse_existing(out)
     try:
+        durable.write_file(places.commit(partial), canonical_json.encode(facts))
         partial.rename(out)
-    except OSError as error:
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+    except BaseException as error:
+        places.commit(partial).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in APPEARED:
             raise OutputExistsError(str(out), "it appeared while the merge ran") from error
         raise
-    durable.sync_folder(out.parent)
-    places.lock(out).unlink()
+    return tuple(_after_the_rename(out))
+
+
+def _after_the_rename(out: Path) -> Iterator[str]:
+    """Do what is left when OUT has its name. Yields a warning for what fails."""
+    try:
+        for record in places.receipts(out).glob(places.PART_RECORDS):
+            record.unlink()
+        durable.sync_folder(out.parent)
+    except OSError as error:
+        yield f"{out} is published, but a power loss may still take away its name: {error}"
+
+
+def _make(partial: Path, out: Path) -> None:
+    """Make OUT.partial and its folder of records. Raises BadInputError, OutputExistsError, OSError."""
+    refuse_existing(out)
+    if len(os.fsencode(partial.name)) > places.NAME_BYTES:
+        raise BadInputError(f"{out.name} is too long for a name", f"{partial.name} must fit into one, too.")
+    if os.path.lexists(partial) and not _ours(partial):
+        raise OutputExistsError(str(partial), "it exists, and no merge of shardmerge made it")
+    durable.make_folder(partial.parent)
+    partial.mkdir(exist_ok=True)
+    with contextlib.suppress(
+        FileNotFoundError
+    ):  # it was renamed just now: the lock is not there, and we come again
+        places.records(partial).mkdir(exist_ok=True)
+
+
+def _ours(partial: Path) -> bool:
+    """Whether it holds records, or nothing yet: a merge may be killed before it has written anything."""
+    if partial.is_symlink() or not partial.is_dir():
+        return False
+    return places.records(partial).is_dir() or not any(partial.iterdir())
+
+
+def _refuse_published(held: Lock) -> None:
+    """Raise OutputExistsError for a published checkpoint that is called OUT.partial. Call it under its lock.
+
+    One whose merge was killed between commit record and rename is not published: its owner's record is still there.
+    """
+    record = places.commit(held.folder)
+    if record.exists():
+        if not held.left:
+            raise OutputExistsError(
+                str(held.folder), "it is a checkpoint that was published, not an unfinished one"
+            )
+        record.unlink()
+        durable.sync_folder(record.parent)

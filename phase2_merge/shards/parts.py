@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import heapq
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from shardmerge.common import canonical_json, durable, places
+from shardmerge.common import canonical_json, durable, places, regular_files
 from shardmerge.common.errors import BadInputError, CorruptFileError, MissingPartsError
 from shardmerge.common.places import PART_RECORDS
 
+from ..disk.stamp import Stamp
+from ..output.lock import Lock
 from .adopt import Adoption
+from .final_proof import Seen
 from .plan import Adopted, Assembled, Plan
+
+MAX_BYTES = 64 << 20  # a line for each shard, of which there are at most 99,999
+WRITTEN = re.compile(r"(\d{1,9})/(\d{1,9})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,27 +40,42 @@ class MergePart:
 
 @dataclass(frozen=True, slots=True)
 class PartRecord:
-    """The shards that a part put into the output, and how it adopted those that are adopted.
+    """The shards that a part put into the output.
 
-    `checked`: all bytes were compared with the checksums in the manifests.
+    Attributes:
+        part: As `3/16`.
+        plan_digest: Of the plan.
+        ledger_digest: Of the dump.
+        generation: Run, step and attempt of the dump, in words.
+        checked: All bytes were compared with the checksums in the manifests.
+        shards: What each shard was when it was written or verified, by name.
+        adoption: How those were adopted that are.
     """
 
     part: str
     plan_digest: str
+    ledger_digest: str
+    generation: str
     checked: bool
-    shards: tuple[str, ...]
+    shards: dict[str, Seen]
     adoption: Adoption
 
 
 def parse(text: str) -> MergePart:
     """Read `3/16`. Raises BadInputError."""
-    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
-    part = MergePart(int(match[1]), int(match[2])) if match else MergePart(0, 0)
-    if not 1 <= part.number <= part.count:
+    part = _part(text)
+    if part is None:
         raise BadInputError(
             f"--part {text}", "Write number/count, from 1/16 to 16/16 for an array of 16 jobs."
         )
     return part
+
+
+def _part(text: str) -> MergePart | None:
+    """Return the part that a text names, None if it names none."""
+    match = WRITTEN.fullmatch(text)
+    part = MergePart(int(match[1]), int(match[2])) if match else MergePart(0, 0)
+    return part if 1 <= part.number <= part.count else None
 
 
 def share(plan: Plan, part: MergePart) -> tuple[Adopted | Assembled, ...]:
@@ -74,73 +95,86 @@ def _numbers(plan: Plan, count: int) -> dict[str, int]:
     return numbers
 
 
+def generation_of(plan: Plan) -> str:
+    """Return which dump a plan is of, in words."""
+    manifest = plan.ledger.heads[0].manifest
+    return f"run {manifest.run_id}, step {manifest.step}, attempt {manifest.attempt}"
+
+
 def write(folder: Path, record: PartRecord) -> None:
     """Write the record of a part that is complete."""
     durable.write_file(places.part_record(folder, record.part), canonical_json.encode(asdict(record)))
 
 
-def records(folder: Path, plan_digest: str, *, check: bool) -> Iterator[PartRecord]:
+def records(folder: Path, plan: Plan, *, check: bool) -> Iterator[PartRecord]:
     """Yield the records of parts that are complete.
 
     Args:
         folder: OUT.partial.
-        plan_digest: Of the plan. Records of other plans are passed over.
+        plan: What is published. Records of other plans are passed over.
         check: Pass over parts that did not compare checksums.
 
     Raises:
         CorruptFileError: A record cannot be read.
     """
     for _, record in _all(folder):
-        if record.plan_digest == plan_digest and (record.checked or not check):
+        if _is_of(record, plan) and (record.checked or not check):
             yield record
 
 
-def find(folder: Path, plan_digest: str, part: MergePart, *, check: bool) -> PartRecord | None:
-    """Return the record of one part.
-
-    Args:
-        folder: OUT.partial.
-        plan_digest: Of the plan. Records of other plans are passed over.
-        part: Which part.
-        check: Pass over a part that did not compare checksums.
-
-    Returns:
-        Its record, None if the part is not complete.
-
-    Raises:
-        CorruptFileError: A record, also that of another part, cannot be read.
-    """
-    named = {record.part: record for record in records(folder, plan_digest, check=check)}
-    return named.get(str(part))
-
-
-def forget_others(folder: Path, plan_digest: str) -> None:
+def forget_others(held: Lock, plan: Plan) -> None:
     """Remove, durably, records of other plans: a part is about to replace shards that they promise.
 
-    Raises CorruptFileError, OSError.
+    Raises CorruptFileError, LockLostError, OSError.
     """
-    stale = [path for path, record in _all(folder) if record.plan_digest != plan_digest]
-    for path in stale:
-        path.unlink(missing_ok=True)  # another part may do the same
+    folder = held.folder
+    stale = [path for path, record in _all(folder) if not _is_of(record, plan)]
     if stale:
+        held.confirm()
+        for path in stale:
+            path.unlink(missing_ok=True)  # another part may do the same
         durable.sync_folder(places.receipts(folder))
 
 
-def require(plan: Plan, recorded: Sequence[PartRecord], finished: Collection[str]) -> None:
+def require(plan: Plan, recorded: Sequence[PartRecord], wrong: Sequence[str] = ()) -> None:
     """Refuse to publish unless parts wrote every shard of the plan.
 
     Args:
         plan: What is published.
         recorded: The records of its parts.
-        finished: Names of the shards that are there.
+        wrong: Sentences about shards that are not what was recorded, which begin with their names.
 
     Raises:
-        MissingPartsError: A shard is in no record, or is not there.
+        MissingPartsError: A shard is in no record, or is not what was recorded.
     """
-    written = {name for record in recorded for name in record.shards} & set(finished)
-    absent = [shard.name for shard in plan.shards if shard.name not in written]
+    written = {name for record in recorded for name in record.shards}
+    named = {one.split(" ")[0] for one in wrong}
+    absent = [shard.name for shard in plan.shards if shard.name not in written or shard.name in named]
     if absent:
-        raise MissingPartsError(_absent_parts(plan, absent, recorded), len(absent), len(plan.shards))
+        raise MissingPartsError(
+            _absent_parts(plan, absent, recorded), len(absent), len(plan.shards), tuple(wrong)
+        )
+
+
+def unlike(seen: Mapping[str, Seen], told: Mapping[str, Seen]) -> tuple[str, ...]:
+    """Compare shards with what parts recorded of them.
+
+    Args:
+        seen: What shards are, by name.
+        told: What parts recorded.
+
+    Returns:
+        A sentence for each that is another one.
+    """
+    return tuple(
+        f"{name} is another one than its part recorded"
+        for name, one in seen.items()
+        if (one.num_bytes, one.xxh3_128) != (told[name].num_bytes, told[name].xxh3_128)
+    )
+
+
+def _is_of(record: PartRecord, plan: Plan) -> bool:
+    return (record.plan_digest, record.ledger_digest) == (plan.digest, plan.ledger.digest)
 
 
 def _absent_parts(plan: Plan, absent: list[str], recorded: Sequence[PartRecord]) -> tuple[str, ...]:
@@ -156,12 +190,21 @@ def _all(folder: Path) -> Iterator[tuple[Path, PartRecord]]:
     """Yield all records with their paths, of whatever plan. Raises CorruptFileError."""
     for path in sorted(places.receipts(folder).glob(PART_RECORDS)):
         try:
-            yield path, _record(**canonical_json.read_object(path))
+            yield path, _record(**canonical_json.decode(regular_files.read(path, folder, MAX_BYTES)))
         except FileNotFoundError:  # another part has just removed it
             continue
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, AttributeError) as error:
             raise CorruptFileError(str(path), str(error)) from None
 
 
-def _record(adoption: dict[str, Any], shards: list[str], **rest: Any) -> PartRecord:
-    return PartRecord(adoption=Adoption(**adoption), shards=tuple(shards), **rest)
+def _record(adoption: dict[str, Any], shards: dict[str, Any], **rest: Any) -> PartRecord:
+    """Return the record that a JSON object is. Raises ValueError, TypeError, AttributeError."""
+    seen = {
+        name: Seen(**{**one, "stamp": Stamp(**one["stamp"])})
+        for name, one in shards.items()
+        if isinstance(one, dict)
+    }
+    record = PartRecord(adoption=Adoption(**adoption), shards=seen, **rest)
+    if _part(record.part) is None:
+        raise ValueError(f"it is of part {record.part!r:.60}")
+    return record

@@ -6,75 +6,63 @@ Shards that an earlier attempt finished stay. When a worker is killed, the other
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
-from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TextIO
 
+from shardmerge.common.command.byte_count import show
 from shardmerge.common.command.progress import Progress
 from shardmerge.common.command.talk import say
 from shardmerge.common.errors import WorkerDiedError
 
 from ..assembly import fork_server
-from ..assembly.assemble import STAGING_BYTES
-from ..assembly.workers import pool, write_shards
-from ..output import receipts
-from ..proof.checksums import verify_bytes
-from .adopt import Adoption, adopt
+from ..assembly.workers import WrittenShard, each, write_shard
+from ..output.lock import Lock
+from .adopt import Adoption, refused_links
+from .adopted_bytes import put
+from .assembly_options import AssemblyOptions, running
+from .final_proof import NOTHING_REREAD, Reread, Seen, finished, seen_as_adopted, seen_as_written
 from .plan import Adopted, Assembled, Plan, task
-from .resume import forget, is_finished
+from .resume import forget
 
 MAX_POOLS = 3  # a worker that is killed again and again lacks memory, and no new pool gives it any
-
-
-@dataclass(frozen=True, slots=True)
-class AssemblyOptions:
-    """What writing shards may use.
-
-    Attributes:
-        workers: Processes that assemble, one per core if None.
-        executor: Used instead of a pool of our own.
-        staging_bytes: Memory for data, in bytes, per worker.
-        check: Whether all bytes are compared with their checksums.
-        talk: Where progress goes.
-    """
-
-    workers: int | None = None
-    executor: Executor | None = None
-    staging_bytes: int = STAGING_BYTES
-    check: bool = True
-    talk: TextIO | None = None
-
-    def num_workers(self, num_shards: int) -> int:
-        """Return how many processes of our own assemble so many shards. 0 and 1 mean none but this one."""
-        return 0 if self.executor else min(self.workers or fork_server.default_workers(), num_shards)
+COPIED = (
+    "{} of the dump belong to another user, and this kernel links no files of others: they will be copied."
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """How shards were adopted, how many assembled ones were finished before, and what was shared by reflink."""
+    """What was done.
+
+    Attributes:
+        adoption: How shards were adopted.
+        kept_shards: How many assembled ones were finished before.
+        cloned_bytes: What was shared by reflink.
+        seen: Each shard as it was when its bytes were verified or written, by name.
+        reread: Which shards were read again, because an earlier attempt or another process wrote them.
+    """
 
     adoption: Adoption
     kept_shards: int
     cloned_bytes: int
+    seen: dict[str, Seen]
+    reread: Reread = NOTHING_REREAD
 
 
 def write(
     plan: Plan,
     shards: Sequence[Adopted | Assembled],
-    folder: Path,
+    held: Lock,
     options: AssemblyOptions,
     stage_ended: Callable[[str], None] = lambda stage: None,
 ) -> Written:
-    """Put these shards of a plan into `folder`, with receipts of those that are assembled.
-
-    Bytes of adopted shards are verified before, those of assembled ones as they pass: nothing is read twice.
+    """Put these shards of a plan into an output, with receipts of those that are assembled.
 
     Args:
         plan: What is published.
         shards: All of its shards, or the share of one part of a merge.
-        folder: OUT.partial, locked by the caller.
+        held: The lock of OUT.partial.
         options: What may be used, and whether bytes are compared with their checksums.
         stage_ended: Called with "adopting" and "assembling" when each has ended.
 
@@ -83,46 +71,68 @@ def write(
 
     Raises:
         CorruptFileError: Bytes do not have their checksum; several such as ProblemsFoundError.
+        LockLostError: The lock was taken away.
         WorkerDiedError: Workers were killed again and again.
         OSError: Reading or writing fails.
     """
+    folder = held.folder
     adopted = [shard for shard in shards if isinstance(shard, Adopted)]
     assembled = [shard for shard in shards if isinstance(shard, Assembled)]
-    unfinished = [
-        shard for shard in assembled if not is_finished(folder, shard.name, plan.digest, check=options.check)
-    ]
-    forget(folder, unfinished)
+    if refused_bytes := refused_links(adopted):
+        say(options.talk, COPIED.format(show(refused_bytes)))
+    earlier = finished(plan, assembled, folder, options)
+    unfinished = [shard for shard in assembled if shard.name not in earlier.seen]
+    forget(held, unfinished)
     if options.num_workers(len(unfinished)) > 1:
         fork_server.start()  # it imports while bytes are verified and adopted
-    if options.check:
-        verify_bytes(plan.ledger, [shard.fragment for shard in adopted], options.talk)
-    adoption = adopt(adopted, folder)
+    adoption, stamps = put(plan, adopted, folder, check=options.check, talk=options.talk)
     stage_ended("adopting")
-    cloned_bytes = _assemble(plan, unfinished, folder, options)
+    written = _assemble(plan, unfinished, folder, options)
     stage_ended("assembling")
-    return Written(adoption, len(assembled) - len(unfinished), cloned_bytes)
+    seen = {shard.name: seen_as_adopted(shard, stamps[shard.name]) for shard in adopted}
+    seen |= earlier.seen | {one.name: seen_as_written(one) for one in written}
+    cloned_bytes = sum(one.cloned_bytes for one in written)
+    return Written(adoption, len(earlier.seen), cloned_bytes, seen, earlier.reread)
 
 
-def _assemble(plan: Plan, unfinished: list[Assembled], folder: Path, options: AssemblyOptions) -> int:
-    """Write these shards and their receipts. Returns how many bytes share blocks with the dump.
+def _assemble(
+    plan: Plan, unfinished: list[Assembled], folder: Path, options: AssemblyOptions
+) -> list[WrittenShard]:
+    """Write these shards and their receipts. Returns what was written.
 
     A pool that dies is built anew. Raises what a task raised, WorkerDiedError.
     """
     progress = Progress("assembling", sum(shard.num_bytes for shard in unfinished), options.talk)
-    workers, executor = options.num_workers(len(unfinished)), options.executor
-    for pools_left in reversed(range(1 if executor else MAX_POOLS)):
+    written: list[WrittenShard] = []
+    pools_left = 1 if options.executor else MAX_POOLS
+    while True:
+        pools_left -= 1
         try:
-            with nullcontext(executor) if executor else pool(workers) as running:
-                tasks = (
-                    task(plan, shard, check=options.check, plan_digest=plan.digest) for shard in unfinished
-                )
-                cloned_bytes = write_shards(tasks, folder, running, options.staging_bytes, progress.advance)
+            _write_all(plan, unfinished, folder, options, progress, written)
             break
         except WorkerDiedError as error:
             if not pools_left:
                 raise
-            unfinished = [shard for shard in unfinished if receipts.read(folder, shard.name) is None]
+            done = {one.name for one in written}
+            unfinished = [shard for shard in unfinished if shard.name not in done]
             killed = f"A worker was killed ({', '.join(error.shards[:1])}, ...)"
             say(options.talk, f"{killed}: {len(unfinished):,} shards left.")
     progress.close()
-    return cloned_bytes
+    return written
+
+
+def _write_all(
+    plan: Plan,
+    shards: Sequence[Assembled],
+    folder: Path,
+    options: AssemblyOptions,
+    progress: Progress,
+    written: list[WrittenShard],
+) -> None:
+    """Write shards in one pool, and append each to `written` as it ends. Raises WorkerDiedError, what a task raised."""
+    tasks = (task(plan, shard, check=options.check, plan_digest=plan.digest) for shard in shards)
+    with running(options, len(shards)) as executor:
+        work = partial(write_shard, staging_bytes=options.staging_bytes)
+        for one in each(work, tasks, folder, executor):
+            written.append(one)
+            progress.advance(one.num_bytes)

@@ -16,7 +16,7 @@ from shardmerge.common.errors.wording import first_ranks
 
 SAMPLES: dict[str, Any] = {
     "int": 3, "str": "some text", "str | None": "a reason", "tuple[int, ...]": (1, 2), "tuple[str, ...]": ("a", "b"),
-    "dict[str, int]": {"pp": 2}, "dict[str, tuple[int, ...]]": {"x": (0,), "y": (1,)}, "int | None": 4,
+    "dict[str, int]": {"pp": 2}, "dict[str, tuple[int, ...]]": {"x": (0,), "y": (1,)}, "int | None": 4, "bool": True,
 }  # fmt: skip
 
 

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from shardmerge.common.errors import BadInputError, CorruptFileError
 from shardmerge.phase2_merge.assembly import assemble as module
-from shardmerge.phase2_merge.assembly.assemble import assemble, bands
+from shardmerge.phase2_merge.assembly.assemble import assemble
+from shardmerge.phase2_merge.assembly.pieces import bands
 from shardmerge.phase2_merge.assembly.task import ShardTask, SourcePiece, TensorTask
 from tests.dumps.dumps import SIZES, grid
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from shardmerge.common import durable
+from shardmerge.common import durable, owner
 from shardmerge.common.errors import CorruptFileError, OutputLockedError
 from shardmerge.phase2_merge import diff, inspect, merge, metadata, verify
 from shardmerge.phase2_merge.output import journal
@@ -68,12 +68,13 @@ def inodes(out: Path) -> dict[str, tuple[int, int]]:
     return {
         path.relative_to(out).as_posix(): ((stat := path.lstat()).st_ino, stat.st_mtime_ns)
         for path in out.rglob("*")
+        if path.name != "owners"  # a record came and went
     }
 
 
 def files(out: Path) -> dict[str, bytes]:
     """What a reader finds: all files but our records of a rewriting that is going on."""
-    going_on = (JOURNAL, ".shardmerge/next/", ".shardmerge/.journal.json.")
+    going_on = (JOURNAL, ".shardmerge/next/", ".shardmerge/.journal.json.", ".shardmerge/owners/")
     return {name: data for name, data in tree(out).items() if not name.startswith(going_on)}
 
 
@@ -169,7 +170,7 @@ def test_an_output_behind_a_link_stays_behind_it(world: MakeWorld) -> None:
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    held = os.open(out / ".shardmerge", os.O_RDONLY)
+    held = os.open(out / ".shardmerge" / "lock", os.O_RDWR)
     fcntl.flock(held, fcntl.LOCK_EX)
     try:
         yield
@@ -286,5 +287,6 @@ def test_a_journal_that_is_no_journal_is_told(world: MakeWorld) -> None:
 
 def test_a_shard_can_never_be_replaced(world: MakeWorld) -> None:
     one = published(world)
-    with pytest.raises(AssertionError):
-        journal.replace(one.out, {"model-00001-of-00002.safetensors": b""}, [])
+    held = journal.rewriting(one.out, owner.here("a test"), None, lambda: None)
+    with held as lock, pytest.raises(AssertionError):
+        journal.replace(lock, {"model-00001-of-00002.safetensors": b""}, [])

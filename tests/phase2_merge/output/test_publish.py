@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import time
-from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from io import StringIO
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
-from shardmerge.common.errors import OutputExistsError, OutputLockedError
+from shardmerge.common import durable
+from shardmerge.common.errors import BadInputError, CorruptFileError, OutputExistsError
+from shardmerge.phase2_merge import merge, merge_part
 from shardmerge.phase2_merge.commands import merge as merge_dump
-from shardmerge.phase2_merge.output import lock, publish
-from tests.dumps.dumps import Cut, load
+from tests.dumps.dumps import Topology, load, tree
 from tests.dumps.worlds import MakeWorld
 
 
@@ -47,87 +47,96 @@ def test_an_output_that_appears_meanwhile_is_left_alone(
 ) -> None:
     one = world().write()
     describe = merge_dump._describe
-    monkeypatch.setattr(
-        merge_dump, "_describe", lambda *given: (describe(*given), one.out.write_text("mine"))
-    )
-    with pytest.raises(OutputExistsError):
-        one.merge()
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            merge_dump, "_describe", lambda *given: (describe(*given), one.out.write_text("mine"))
+        )
+        with pytest.raises(OutputExistsError):
+            one.merge()
     assert one.out.read_text() == "mine"
-    assert not (one.folder / "out.partial").exists()
-
-
-def test_the_lock_names_its_holder(world: MakeWorld) -> None:
-    one = world().write()
-    seen = []
-
-    class Nosy(ThreadPoolExecutor):
-        """Tries to merge into the same output in the middle of a merge."""
-
-        def submit(self, fn, /, *args, **kwargs):  # type: ignore[no-untyped-def]
-            with pytest.raises(OutputLockedError) as error:
-                one.merge()
-            seen.append(error.value)
-            return super().submit(fn, *args, **kwargs)
-
-    one.cuts["lm_head.weight"] = [Cut(0, (0, 0), (12, 8)), Cut(0, (12, 0), (12, 8))]
-    shutil.rmtree(one.dump)
-    one.write()
-    with Nosy(1) as executor:
-        one.merge(executor=executor)
-    assert f"process {os.getpid()} on " in seen[0].holder
-    assert seen[0].exit_code == 6
+    one.out.unlink()
+    one.merge()
     assert load(one.out) == one.model.tensors
 
 
-def test_a_lock_of_another_host_is_respected(world: MakeWorld) -> None:
+def test_a_checkpoint_that_was_published_under_the_name_of_a_partial_output_is_left_alone(
+    world: MakeWorld,
+) -> None:
+    """`mv X X.partial` is how people keep an old one."""
     one = world().write()
-    lock = one.folder / "out.partial" / ".shardmerge" / "lock"
-    lock.parent.mkdir(parents=True)
-    lock.write_text("process 12 on another-host\n")
-    with pytest.raises(OutputLockedError, match="process 12 on another-host"):
+    one.merge()
+    one.out.rename(one.folder / "out.partial")
+    before = tree(one.folder / "out.partial")
+    with pytest.raises(OutputExistsError, match="it is a checkpoint that was published"):
         one.merge()
-    assert lock.read_text() == "process 12 on another-host\n"
+    with pytest.raises(OutputExistsError, match="it is a checkpoint that was published"):
+        merge_part([one.dump], one.out, "1/1", hf_reference=one.reference)
+    assert tree(one.folder / "out.partial") == before
+    assert not one.out.exists()
 
 
-def test_a_task_that_cannot_be_stopped_does_not_keep_the_partial_output(world: MakeWorld) -> None:
-    """Somebody else's executor may still run what was cancelled."""
-    one = world().write()
-
-    def go_on(folder: Path) -> None:
-        for number in range(30):
-            if folder.exists():
-                (folder / f"late-{number}").write_text("late")
-                time.sleep(0.01)
-
-    def fail_beside(executor: Executor) -> None:
-        with publish.publishing(one.out, None) as folder:
-            executor.submit(go_on, folder)
-            while not (folder / "late-3").exists():
-                time.sleep(0.001)
-            raise ZeroDivisionError
-
-    with ThreadPoolExecutor(1) as executor, pytest.raises(ZeroDivisionError):
-        fail_beside(executor)
-    assert {path.name for path in one.folder.iterdir()} == {"dump", "reference"}
+def test_a_merge_that_fails_leaves_what_it_wrote_and_the_next_one_goes_on(world: MakeWorld) -> None:
+    one = world(Topology(tp=2)).write()
+    talk = StringIO()
+    with pytest.raises(ZeroDivisionError), failing_description():
+        one.merge(max_shard_bytes=500, talk=talk)
+    assert f"Nothing was published. What was written stays in {one.out}.partial" in talk.getvalue()
+    shards = {path.name: path.stat() for path in (one.folder / "out.partial").glob("*.safetensors")}
+    found = one.merge(max_shard_bytes=500)
+    assert found.kept_shards == found.num_shards - found.adopted_shards > 2
+    for name, before in shards.items():
+        after = (one.out / name).stat()
+        assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
-def test_an_output_that_is_published_while_the_lock_is_asked_for_is_left_alone(
+def failing_description() -> AbstractContextManager[Any]:
+    """Make every merge fail when its shards are written."""
+    return mock.patch.object(merge_dump, "_describe", side_effect=ZeroDivisionError)
+
+
+def test_what_fails_after_the_rename_is_a_warning_for_it_is_published(
     world: MakeWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The lock that is got was that of the merge which has just ended: there is no partial output any more."""
     one = world().write()
-    acquire = lock._acquire
+    sync = durable.sync_folder
 
-    def late(*given: Any, **how: Any) -> None:
-        with monkeypatch.context() as patched:
-            patched.setattr(lock, "_acquire", acquire)
-            one.merge()
-        acquire(*given, **how)
+    def fail(path: Path) -> None:
+        if path == one.folder and one.out.exists():
+            raise OSError(5, "Input/output error", str(path))
+        sync(path)
 
-    monkeypatch.setattr(lock, "_acquire", late)
-    began = time.monotonic()
-    with pytest.raises(OutputExistsError), publish.publishing(one.out, None):
-        pytest.fail("it was published before")
-    assert time.monotonic() - began < 2
+    monkeypatch.setattr(durable, "sync_folder", fail)
+    found = one.merge()
+    assert f"Warning: {one.out} is published, but a power loss may still take away its name" in found.text()
     assert load(one.out) == one.model.tensors
-    assert not (one.folder / "out.partial").exists()
+
+
+@pytest.mark.parametrize(("length", "fits"), [(247, True), (248, False), (255, False)])
+def test_a_name_that_leaves_no_room_for_the_partial_output_is_refused_before_any_work(
+    world: MakeWorld, length: int, fits: bool
+) -> None:
+    one = world().write()
+    out = one.folder / ("x" * length)
+    if fits:
+        merge([one.dump], out, hf_reference=one.reference, workers=1)
+        assert load(out) == one.model.tensors
+    else:
+        with pytest.raises(BadInputError, match="is too long for a name"):
+            merge([one.dump], out, hf_reference=one.reference, workers=1)
+
+
+def test_links_in_place_of_our_folders_are_not_followed(world: MakeWorld) -> None:
+    one = world().write()
+    elsewhere = one.folder / "elsewhere"
+    (elsewhere / "receipts").mkdir(parents=True)
+    partial = one.folder / "out.partial"
+    partial.mkdir()
+    (partial / ".shardmerge").symlink_to(elsewhere)
+    with pytest.raises(CorruptFileError, match="it is not a folder of its own"):
+        one.merge()
+    (partial / ".shardmerge").unlink()
+    (partial / ".shardmerge").mkdir()
+    (partial / ".shardmerge" / "receipts").symlink_to(elsewhere)
+    with pytest.raises(CorruptFileError, match="it is not a folder of its own"):
+        one.merge()
+    assert sorted(elsewhere.rglob("*")) == [elsewhere / "receipts"]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import xxhash
 
+from shardmerge.common import owner, safetensors_header
 from shardmerge.common.errors import (
     BadInputError,
     CorruptFileError,
@@ -19,7 +23,8 @@ from shardmerge.common.errors import (
     OutputLockedError,
 )
 from shardmerge.phase2_merge import merge, merge_part
-from shardmerge.phase2_merge.output import publish
+from shardmerge.phase2_merge.commands import merge as merge_command
+from shardmerge.phase2_merge.output import publish, receipts
 from tests.dumps.dumps import Topology, load, moe_config, tree
 from tests.dumps.worlds import MakeWorld, World
 
@@ -86,12 +91,12 @@ def test_a_part_that_is_complete_is_left_alone(split: World) -> None:
     partial = split.out.with_name("out.partial")
     before = {path.name: path.stat().st_mtime_ns for path in partial.glob("*.safetensors")}
     again = part(split, 1, 2)
-    assert again.kept_shards == again.num_shards == len(before)
+    assert again.kept_shards + sum(again.adoption.by.values()) == again.num_shards == len(before)
     assert {path.name: path.stat().st_mtime_ns for path in partial.glob("*.safetensors")} == before
     part(split, 2, 2)
     split.merge(finalize=True, **SHAPE)
     published = tree(split.out)
-    assert part(split, 1, 2).kept_shards == again.num_shards
+    assert part(split, 1, 2).kept_shards == again.num_shards  # it is published: nothing was looked at again
     assert tree(split.out) == published
 
 
@@ -161,14 +166,112 @@ def test_a_damaged_fragment_fails_the_part_that_adopts_it(split: World) -> None:
 
 
 def test_parts_run_together_but_never_beside_a_whole_merge(split: World) -> None:
-    with publish.sharing(split.out, None):
+    digest = plan_digest(split)
+    with publish.building(split.out, owner.here("part 2/2 of a merge", digest), None):
         assert part(split, 1, 2).num_shards > 0
+        with pytest.raises(OutputLockedError, match=r"by part 2/2 of a merge \(process"):
+            part(split, 2, 2)
         for finalize in (True, False):
             with pytest.raises(OutputLockedError):
                 split.merge(finalize=finalize, **SHAPE)
-    (split.out.with_name("out.partial") / ".shardmerge" / "lock").unlink()
-    with publish.publishing(split.out, None, keep=True), pytest.raises(OutputLockedError):
+    with (
+        publish.building(split.out, owner.here("a merge"), None),
+        pytest.raises(OutputLockedError, match="by a merge"),
+    ):
         part(split, 2, 2)
+
+
+def plan_digest(one: World) -> str:
+    digest: str = one.merge(dry_run=True, **SHAPE).plan_digest
+    return digest
+
+
+def test_parts_of_two_dumps_never_write_at_the_same_time(split: World) -> None:
+    """Else a shard of one may stand beside a receipt of the other."""
+    other = owner.here("part 2/2 of a merge", "of another plan")
+    with (
+        publish.building(split.out, other, None),
+        pytest.raises(OutputLockedError, match="part 2/2 of a merge"),
+    ):
+        part(split, 1, 2)
+    assert part(split, 1, 2).num_shards > 0
+
+
+@pytest.mark.parametrize("how", ["gone", "cut", "other bytes", "other bytes and size", "receipt"])
+@pytest.mark.parametrize("which", [0, -1], ids=["adopted", "assembled"])
+def test_a_shard_that_changed_since_its_part_wrote_it_is_never_published(
+    split: World, which: int, how: str
+) -> None:
+    part(split, 1, 2)
+    part(split, 2, 2)
+    partial = split.out.with_name("out.partial")
+    shard = sorted(partial.glob("model-*.safetensors"))[which]
+    data = shard.read_bytes()
+    shard.unlink()  # an adopted one is a file of the dump, which stays as it is
+    if how == "cut":
+        shard.write_bytes(data[:-1])
+    elif how == "other bytes":
+        shard.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    elif how == "other bytes and size":
+        shard.write_bytes(b"{}")
+    elif how == "receipt":
+        shard.write_bytes(data)
+        for receipt in (partial / ".shardmerge" / "receipts").glob("model-*.json"):
+            receipt.write_text(receipt.read_text().replace('"checked":true', '"checked":false'))
+    with pytest.raises((MissingPartsError, CorruptFileError)) as found:
+        split.merge(finalize=True, **SHAPE)
+    assert not split.out.exists()
+    assert shard.name in str(found.value) or how == "receipt" or isinstance(found.value, CorruptFileError)
+    for number in (1, 2):
+        part(split, number, 2)
+    split.merge(finalize=True, **SHAPE)
+    assert tree(split.out) == whole(split)
+
+
+def test_a_forged_receipt_beside_a_forged_shard_is_seen(split: World) -> None:
+    """What is believed are the checksums of the ranks alone."""
+    part(split, 1, 1)
+    partial = split.out.with_name("out.partial")
+    shard = sorted(partial.glob("model-*.safetensors"))[-1]
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    header = safetensors_header.read(shard)
+    told = receipts.read(partial, shard.name)
+    assert told is not None
+    sums = {
+        e.name: xxhash.xxh3_128_hexdigest(data[header.data_offset + e.begin : header.data_offset + e.end])
+        for e in header.entries
+    }
+    forged = dataclasses.replace(told, tensors=sums)
+    receipts.write(partial, forged)
+    record = partial / ".shardmerge" / "receipts" / "part-1-of-1.json"
+    record.write_text(record.read_text().replace(receipts.digest(told), receipts.digest(forged)))
+    with pytest.raises(MissingPartsError, match=f"{shard.name} is not what its receipt says"):
+        split.merge(finalize=True, **SHAPE)
+    assert not split.out.exists()
+
+
+def test_a_finalize_that_fails_can_be_repeated(split: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    part(split, 1, 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(merge_command, "_describe", lambda *_: 1 // 0)
+        with pytest.raises(ZeroDivisionError):
+            split.merge(finalize=True, **SHAPE)
+    split.merge(finalize=True, **SHAPE)
+    assert tree(split.out) == whole(split)
+
+
+def test_finalize_says_what_it_read_again_and_what_it_did_not(split: World) -> None:
+    part(split, 1, 1)
+    talk = split.merge(finalize=True, verify="size", **SHAPE).text()
+    assert "were read again" not in talk
+    assert "Bytes were NOT read" in talk
+    shutil.rmtree(split.out)
+    part(split, 1, 1)
+    found = split.merge(finalize=True, **SHAPE)
+    assert found.reread.shards == found.num_shards - found.adopted_shards
+    assert f"{found.reread.shards} shards that others wrote, or that changed, were read again" in found.text()
 
 
 def test_a_part_of_another_output_is_refused(split: World) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import xxhash
 
+from shardmerge.common.errors import OutputExistsError
 from shardmerge.phase2_merge import merge, merge_part, verify
 from shardmerge.phase2_merge.output import receipts
 from tests.dumps.dumps import Topology, tree
@@ -98,11 +99,10 @@ def test_finished_shards_are_kept_as_they_are_and_a_spoiled_one_is_written_again
     shards = [partial / path.stem for path in sorted(receipts)]
     before = {path.name: path.stat() for path in shards}
     shards[0].write_bytes(shards[0].read_bytes()[:-1])
-    (partial / "stranger.safetensors").write_text("")
     (partial / f".{shards[1].name}.0123456789abcdef.tmp").write_text("")
     report = one.merge(max_shard_bytes=500)
     assert report.kept_shards == len(shards) - 1
-    assert f"{len(shards) - 1:,} shards were finished by a merge that was killed" in report.text()
+    assert f"{len(shards) - 1:,} shards were finished by an earlier attempt, and kept" in report.text()
     after = {path.name: path.stat() for path in one.out.glob("*.safetensors")}
     same = [name for name, old in before.items() if _is_same(old, after[name])]
     assert same == [path.name for path in shards[1:]]
@@ -160,7 +160,7 @@ def test_names_that_no_merge_creates_stay_in_a_partial_output(world: MakeWorld) 
         "model.safetensors.bak",
         ".shardmerge/notes.json",
     ]
-    mine += [".shardmerge/receipts/notes.json", "folder.safetensors/config.json"]
+    mine += [".shardmerge/receipts/notes.json"]
     ours = [
         "config.json",
         "hf_quant_config.json",
@@ -170,7 +170,7 @@ def test_names_that_no_merge_creates_stay_in_a_partial_output(world: MakeWorld) 
     ]
     ours += [
         "modeling_tiny.py",
-        "stale.safetensors",
+        "model-00099-of-00099.safetensors",
         ".config.json.0123456789abcdef.tmp",
         ".shardmerge/plan.json",
     ]
@@ -181,16 +181,32 @@ def test_names_that_no_merge_creates_stay_in_a_partial_output(world: MakeWorld) 
     ]
     ours += [".shardmerge/receipts/stale.safetensors.json", ".shardmerge/receipts/part-1-of-2.json"]
     ours += [".shardmerge/receipts/.part-1-of-2.json.0123456789abcdef.tmp"]
-    (partial / "folder.safetensors").mkdir()
     for name in mine + ours:
         (partial / name).write_text(f"{name}, of another attempt")
-    (partial / "link.safetensors").symlink_to(records)
+    (partial / "model.safetensors").symlink_to(records)
     one.merge(max_shard_bytes=500)
     fresh = one.folder / "fresh"
     merge([one.dump], fresh, hf_reference=one.reference, workers=1, max_shard_bytes=500)
     kept = {name: f"{name}, of another attempt".encode() for name in mine}
     assert tree(one.out) == tree(fresh) | kept
-    assert not (one.out / "link.safetensors").is_symlink()
+    assert not (one.out / "model.safetensors").is_symlink()
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link"])
+def test_weights_that_no_merge_made_are_never_published(world: MakeWorld, kind: str) -> None:
+    """Readers that take every safetensors file of a folder would load them."""
+    one = world(Topology(tp=2)).write()
+    stranger = late(one) / "stranger.safetensors"
+    if kind == "file":
+        stranger.write_text("mine")
+    elif kind == "folder":
+        stranger.mkdir()
+    else:
+        stranger.symlink_to(one.reference)
+    with pytest.raises(OutputExistsError, match=r"holds stranger.safetensors, which no merge"):
+        one.merge(max_shard_bytes=500)
+    assert os.path.lexists(stranger)
+    assert not one.out.exists()
 
 
 def test_a_receipt_goes_before_the_shard_that_it_describes_is_written_again(

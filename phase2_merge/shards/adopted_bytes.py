@@ -1,0 +1,132 @@
+"""Adopted shards as they lie in the output: read, compared with the manifests, and made durable.
+
+A fragment is linked first and verified then, under its new name: whatever happens to the name that it had in the dump,
+the bytes that were verified are those that are published. The stamp that a shard had before and after it was read tells
+later whether somebody wrote into it since.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import TextIO
+
+from shardmerge.common.command.progress import Progress
+from shardmerge.common.errors import CorruptFileError, ShardmergeError, raise_problems
+
+from ..disk.hashing import READERS, Advance
+from ..disk.stamp import Stamp, stamp
+from ..proof.checksums import check_bytes
+from .adopt import Adoption, adopt, copies, make_readable
+from .plan import Adopted, Plan
+
+READS = 3  # of a shard that changes while it is read: another merge of the same dump may be linking it
+CHANGED = "it was changed while it was read"
+
+
+def put(
+    plan: Plan, shards: Sequence[Adopted], folder: Path, *, check: bool, talk: TextIO | None
+) -> tuple[Adoption, dict[str, Stamp]]:
+    """Adopt shards, verify them where they lie now, and make their bytes durable.
+
+    Args:
+        plan: What is published.
+        shards: Those of its shards that are adopted here.
+        folder: OUT.partial, locked by the caller.
+        check: Whether their bytes are compared with the checksums in the manifests.
+        talk: Where progress goes.
+
+    Returns:
+        How they were adopted, and the stamp of each, by name.
+
+    Raises:
+        CorruptFileError: Bytes do not have their checksum; several such as ProblemsFoundError.
+        OSError: Copying, reading or syncing fails.
+    """
+    kept = copies(shards, folder) if check else frozenset[str]()
+    adoption = adopt(shards, folder, kept)
+    paths = [folder / shard.name for shard in shards]
+    make_readable(paths)
+    stamps = verified(plan, shards, folder, kept, talk) if check else stamps_of(shards, folder)
+    sync(paths)
+    return adoption, stamps
+
+
+def verified(
+    plan: Plan, shards: Sequence[Adopted], folder: Path, kept: Collection[str], talk: TextIO | None
+) -> dict[str, Stamp]:
+    """Compare adopted shards with the checksums in the manifests.
+
+    Args:
+        plan: What is published.
+        shards: Which of its shards.
+        folder: Where they lie.
+        kept: Names of copies that an earlier attempt left. One that is wrong is made anew.
+        talk: Where progress goes.
+
+    Returns:
+        The stamp of each, by name: it did not change while the shard was read.
+
+    Raises:
+        CorruptFileError: Bytes do not have their checksum; several such as ProblemsFoundError.
+        OSError: Reading fails.
+    """
+    progress = Progress("verifying", sum(shard.fragment.file.num_bytes for shard in shards), talk)
+    stamps: dict[str, Stamp] = {}
+    problems: dict[str, ShardmergeError] = {}
+    waiting, copied = list(shards), {*kept}
+    try:
+        for _ in range(READS):
+            before = stamps_of(waiting, folder)
+            problems |= _wrong(plan, waiting, folder, progress.advance)
+            stamps |= stamps_of(waiting, folder)
+            anew = [shard for shard in waiting if shard.name in problems and shard.name in copied]
+            adopt(anew, folder)
+            copied -= {shard.name for shard in anew}
+            waiting = [
+                shard for shard in waiting if shard in anew or before[shard.name] != stamps[shard.name]
+            ]
+            for shard in waiting:
+                problems.pop(shard.name, None)
+    finally:
+        progress.close()
+    changed = [CorruptFileError(str(shard.fragment.path), CHANGED, shard.fragment.rank) for shard in waiting]
+    raise_problems([*problems.values(), *changed])
+    return stamps
+
+
+def stamps_of(shards: Sequence[Adopted], folder: Path) -> dict[str, Stamp]:
+    """Return the stamps of shards, by name. Raises CorruptFileError, OSError."""
+    return {shard.name: stamp(folder / shard.name) for shard in shards}
+
+
+def sync(paths: Sequence[Path]) -> None:
+    """Make the bytes of files durable. Those that a dump wrote are: it costs as little as looking. Raises OSError."""
+    with ThreadPoolExecutor(READERS) as threads:
+        for _ in threads.map(_sync, paths):
+            pass
+
+
+def _sync(path: Path) -> None:
+    file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _wrong(
+    plan: Plan, shards: Sequence[Adopted], folder: Path, advance: Advance
+) -> dict[str, ShardmergeError]:
+    """Read shards. Returns what is wrong with which, told of the fragment in the dump."""
+    by_path = {str(folder / shard.name): shard for shard in shards}
+    there = [replace(shard.fragment, path=folder / shard.name) for shard in shards]
+    found: dict[str, ShardmergeError] = {}
+    for problem in check_bytes(plan.ledger, there, advance).problems:
+        assert isinstance(problem, CorruptFileError)
+        shard = by_path[problem.path]
+        found[shard.name] = CorruptFileError(str(shard.fragment.path), problem.reason, problem.rank)
+    return found
