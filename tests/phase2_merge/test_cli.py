@@ -179,7 +179,7 @@ def test_ctrl_c_publishes_nothing_and_says_so(world: MakeWorld) -> None:
     assert process.returncode == 130
     assert "Nothing was published" in talk
     assert talk.endswith("Interrupted.\n")
-    assert {path.name for path in one.folder.iterdir()} == {"dump", "reference"}
+    assert {path.name for path in one.folder.iterdir()} == {"dump", "reference", "out.partial"}
 
 
 def test_what_a_killed_merge_left_is_told_and_replaced(world: MakeWorld) -> None:
@@ -189,13 +189,13 @@ def test_what_a_killed_merge_left_is_told_and_replaced(world: MakeWorld) -> None
     assert process.stdout.readline() == "linked\n"
     locked = run(*merge_arguments(one))
     assert locked.exit_code == 6
-    assert f"is being written by process {process.pid} on " in locked.stderr
+    assert f"is being written by a merge (process {process.pid} on " in locked.stderr
     process.kill()
     process.communicate()
-    (one.folder / "out.partial" / "stale.safetensors").write_text("")
+    (one.folder / "out.partial" / "model-00001-of-00009.safetensors").write_text("")
     found = run(*merge_arguments(one))
     assert found.exit_code == 0
-    assert f"was left by process {process.pid} on " in found.stderr
+    assert f"was left by a merge (process {process.pid} on " in found.stderr
     assert {path.name for path in one.out.iterdir()} == {
         "model.safetensors", "config.json", "tokenizer.json", ".shardmerge",
     }  # fmt: skip
@@ -204,17 +204,13 @@ def test_what_a_killed_merge_left_is_told_and_replaced(world: MakeWorld) -> None
 POOLED = """
 import os, sys, threading, time, multiprocessing
 from shardmerge.phase2_merge import merge
-from shardmerge.phase2_merge.shards import run
+from shardmerge.phase2_merge.shards import adopted_bytes
 dump, out, reference = sys.argv[1:]
-adopt = run.adopt
+adopt = adopted_bytes.adopt
 
-def block(shards, folder):
-    for rank in ("rank-00000", "rank-00001"):
-        fragment = os.path.join(dump, rank, "split-00001.safetensors")
-        os.unlink(fragment)
-        os.mkfifo(fragment)
+def block(*given):
     threading.Thread(target=tell).start()
-    return adopt(shards, folder)
+    return adopt(*given)
 
 def tell():
     while len(multiprocessing.active_children()) < 2:
@@ -222,19 +218,43 @@ def tell():
     print(*(child.pid for child in multiprocessing.active_children()), flush=True)
 
 if __name__ == "__main__":
-    run.adopt = block
+    adopted_bytes.adopt = block
     merge([dump], out, hf_reference=reference, workers=2, max_shard_bytes=500, talk=sys.stderr)
+"""
+
+
+# Every process that is started imports this first. Workers wait before they read, while GATE is there.
+GATED = """
+import multiprocessing, os, time
+read = os.preadv
+
+def wait_and_read(*given):
+    while multiprocessing.parent_process() and os.path.exists(os.environ["GATE"]):
+        time.sleep(0.01)
+    return read(*given)
+
+os.preadv = wait_and_read
 """
 
 
 @contextmanager
 def blocked_pool(one: World) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
-    """A merge, in a group of its own, whose two workers wait for fifos in place of fragments; and their ids."""
+    """A merge, in a group of its own, whose two workers wait until `gate(one)` is gone; and their ids."""
+    gate(one).write_text("")
+    site = one.folder.parent / f"{one.folder.name}-site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(GATED)
+    environment = os.environ | {"GATE": str(gate(one)), "PYTHONPATH": str(site)}
     script = one.folder.parent / f"{one.folder.name}-pooled.py"
     script.write_text(POOLED)
     arguments = [sys.executable, str(script), str(one.dump), str(one.out), str(one.reference)]
     with subprocess.Popen(
-        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        arguments,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=environment,
     ) as process:
         assert process.stdout is not None
         try:
@@ -242,6 +262,10 @@ def blocked_pool(one: World) -> Iterator[tuple[subprocess.Popen[str], list[int]]
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
+
+
+def gate(one: World) -> Path:
+    return one.folder.parent / f"{one.folder.name}-gate"
 
 
 def test_ctrl_c_ends_the_workers_too(world: MakeWorld) -> None:
@@ -255,7 +279,7 @@ def test_ctrl_c_ends_the_workers_too(world: MakeWorld) -> None:
     assert "Nothing was published" in talk
     assert talk.count("Traceback") == 1  # the parent's: workers say nothing
     assert not any(alive(pid) for pid in workers)
-    assert {path.name for path in one.folder.iterdir()} == {"dump", "reference"}
+    assert {path.name for path in one.folder.iterdir()} == {"dump", "reference", "out.partial"}
 
 
 def test_a_temporary_folder_too_deep_for_a_socket_does_not_matter(world: MakeWorld, tmp_path: Path) -> None:
@@ -297,15 +321,9 @@ def is_server(pid: int) -> bool:
 
 def test_a_killed_worker_is_survived(world: MakeWorld) -> None:
     one = world(Topology(tp=2)).write()
-    fragments = [one.rank(rank) / "split-00001.safetensors" for rank in range(2)]
-    content = [fragment.read_bytes() for fragment in fragments]
     with blocked_pool(one) as (process, workers):
-        for fragment, data in zip(
-            fragments, content, strict=True
-        ):  # the workers go on waiting for the old fifos
-            fragment.unlink()
-            fragment.write_bytes(data)
         os.kill(workers[0], signal.SIGKILL)
+        gate(one).unlink()
         _, talk = process.communicate(timeout=60)
     assert process.returncode == 0, talk
     assert "A worker was killed (model-00002-of-" in talk
@@ -332,7 +350,7 @@ def test_workers_that_are_killed_again_and_again_end_the_merge_and_name_their_sh
     assert "WorkerDiedError: A worker process was killed while it wrote model-00002-of-" in talk
     assert len(killed) >= 3
     assert not any(alive(pid) for pid in killed)
-    assert {path.name for path in one.folder.iterdir()} == {"dump", "reference"}
+    assert {path.name for path in one.folder.iterdir()} == {"dump", "reference", "out.partial"}
 
 
 def blocks_interrupts(pid: int) -> bool:
