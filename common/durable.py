@@ -22,7 +22,7 @@ WRITEBACK_BYTES = 8 << 20
 
 def write_file(path: Path, data: bytes) -> None:
     """Create or replace `path` with `data`, atomically. File mode follows the umask."""
-    with appearing(path) as temporary, open(temporary, "wb") as file:
+    with naming(path), appearing(path) as temporary, open(temporary, "xb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
@@ -45,12 +45,32 @@ def appearing(path: Path) -> Iterator[Path]:
 
 
 def sync_folder(path: Path) -> None:
-    """Make the names in a folder durable."""
+    """Make the names in a folder durable. Raises OSError."""
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(folder)
+        with naming(path):
+            os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, where they are not there yet, and make their names durable. Raises OSError."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    for folder in reversed(missing):
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give every OSError of the block that names no file this one: a full disk does not say what was being written."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def write_all(file: int, data: memoryview) -> None:
