@@ -15,14 +15,17 @@ from shardmerge.common.errors import OutputExistsError
 from shardmerge.common.places import rank_name, rank_partial
 
 from .attempts import begin, clear_ended, discard, make_way
-from .failed_ranks import forget_failures
+from .failed_ranks import forget_failures, is_complete
 
 
 def refuse_existing(out: Path, rank: int) -> None:
     """Raise OutputExistsError if there is anything where this rank belongs: a live dump never replaces single ranks."""
-    if os.path.lexists(out / rank_name(rank)):
+    final = out / rank_name(rank)
+    if is_complete(out, rank):
         clear_ended(out, rank)  # a process that is killed just after its rank is complete leaves its record
-        raise OutputExistsError(str(out / rank_name(rank)), "this rank was dumped there before")
+        raise OutputExistsError(str(final), "this rank was dumped there before")
+    if os.path.lexists(final):
+        raise OutputExistsError(str(final), "it is not what a dump of this rank leaves")
 
 
 @contextlib.contextmanager
