@@ -66,7 +66,7 @@ def whole_that_stops() -> Any:
     STOPS_AT is the name of an event of sys.audit and a pattern of file names: `os.mkdir .rank-*`.
     """
     wanted, pattern = os.environ["STOPS_AT"].split()
-    stopped = []
+    stopped: list[str] = []
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
         if event == wanted and not stopped and fnmatchcase(os.path.basename(str(arguments[0])), pattern):
