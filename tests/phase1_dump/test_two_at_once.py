@@ -25,6 +25,7 @@ PROVIDERS = "tests.phase1_dump.providers"
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 200
 IN_THE_FIRST_FILE = "open whole-*"
+BEFORE_THE_MANIFEST = "open .manifest.json.*"
 BEFORE_ITS_FOLDER_IS_THERE = "os.mkdir .rank-*"
 BEFORE_ITS_FOLDER_HAS_ITS_NAME = "os.mkdir rank-00000"
 BEFORE_THE_RENAME = "os.rename rank-00000"
@@ -105,7 +106,7 @@ def assert_whole(out: Path, references: References) -> None:
     check([out], hf_reference=references.config("llama"))
 
 
-@pytest.mark.parametrize("moment", [IN_THE_FIRST_FILE, BEFORE_THE_RENAME])
+@pytest.mark.parametrize("moment", [IN_THE_FIRST_FILE, BEFORE_THE_MANIFEST, BEFORE_THE_RENAME])
 def test_a_second_attempt_beside_one_that_runs_is_refused_and_destroys_nothing(
     moment: str, start: Start, second: Callable[[], Result], references: References, tmp_path: Path
 ) -> None:
