@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from enum import Enum
 from functools import cache
 from pathlib import Path
@@ -69,6 +69,13 @@ class Owner:
         if self.namespace != me.namespace:
             return State.UNKNOWN
         return State.RUNS if _started(self.process) == self.started else State.ENDED
+
+    def is_this_process(self) -> bool:
+        """Whether it is the process that asks."""
+        me = here("")
+        return replace(self, token="", since="", task="", subject="") == replace(
+            me, token="", since="", task=""
+        )
 
     def on_this_kernel(self) -> bool:
         """Whether its process runs, or ran, under the kernel that runs this one: a lock of the kernel reaches it."""

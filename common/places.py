@@ -14,7 +14,9 @@ from .owner import new_token
 # DUMP/rank-00003/manifest.json               the mark that rank 3 is complete
 # DUMP/rank-00003/whole-00001.safetensors     tensors that the rank holds entirely
 # DUMP/rank-00003/split-00001.safetensors     parts of tensors
-# DUMP/.rank-00003.partial/                   rank 3 is writing
+# DUMP/.rank-00003.TOKEN.partial/owner.json   who is writing rank 3, or was when its process was killed
+# DUMP/.rank-00003.TOKEN.partial/rank-00003/  what it has written; this folder becomes DUMP/rank-00003
+# DUMP/.rank-00003.TOKEN.tmp/                 the same before it holds its record, or while it is being removed
 # DUMP/rank-00003.failed.json                 rank 3 failed, and why
 # OUT.partial/                                an output that is being written
 # OUT/model-00001-of-00002.safetensors        shards, or model.safetensors if there is only one
@@ -31,7 +33,9 @@ WHOLE, SPLIT = "whole", "split"  # how names of fragments begin: of entire tenso
 MANIFESTS = f"rank-*/{MANIFEST}"  # of all ranks
 RANK = re.compile(r"rank-(\d{5,})")
 RANK_FAILED = re.compile(r"rank-(\d{5,})\.failed\.json")
-RANK_PARTIAL = re.compile(r"\.rank-(\d{5,})\.partial")
+RANK_PARTIAL = re.compile(r"\.rank-(\d{5,})\.[0-9a-f]{16}\.partial")
+OWNER = "owner.json"  # in the folder of an attempt
+FRAGMENT = re.compile(rf"(?:{WHOLE}|{SPLIT})-\d{{5,}}\.safetensors")
 
 # ---- any Hugging Face directory
 CONFIG = "config.json"
@@ -90,9 +94,28 @@ def rank_name(rank: int) -> str:
     return f"rank-{rank:05d}"
 
 
-def rank_partial(dump: Path, rank: int) -> Path:
-    """Return where a rank is built before it gets its name."""
-    return dump / f".{rank_name(rank)}.partial"
+def rank_partial(dump: Path, rank: int, token: str) -> Path:
+    """Return the folder of an attempt at a rank: whose `token` it is builds the rank in it.
+
+    Args:
+        dump: The dump.
+        rank: The rank.
+        token: Of the owner of the attempt.
+
+    Returns:
+        A folder that no other attempt has.
+    """
+    return dump / f".{rank_name(rank)}.{token}.partial"
+
+
+def is_of_rank(name: str) -> bool:
+    """Whether a rank can have written a file of this name into its directory."""
+    return name == MANIFEST or FRAGMENT.fullmatch(name) is not None or is_temporary_of(name, Path(MANIFEST))
+
+
+def is_of_attempt(name: str) -> bool:
+    """Whether an attempt at a rank can have written a file of this name into its folder."""
+    return name == OWNER or is_temporary_of(name, Path(OWNER))
 
 
 def rank_failed(dump: Path, rank: int) -> Path:

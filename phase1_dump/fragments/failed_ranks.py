@@ -5,20 +5,27 @@ It waits because a launcher ends a whole node as soon as one of its processes fa
 
 from __future__ import annotations
 
-import contextlib
+import os
+import stat
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from shardmerge.common import canonical_json, durable
-from shardmerge.common.errors import ShardmergeError
-from shardmerge.common.places import rank_failed, rank_name
+from shardmerge.common import canonical_json, durable, owner, places, regular_files
+from shardmerge.common.command.talk import say
+from shardmerge.common.errors import CorruptFileError, ShardmergeError
+from shardmerge.common.owner import Owner, State
+
+from .attempts import running
 
 LOOK_EVERY_SECONDS = 1.0
+MAX_RECORD_BYTES = 1 << 24
 
 
 def record_failure(out: Path, rank: int, run_id: str, error: BaseException) -> None:
-    """Write rank-NNNNN.failed.json, unless the rank is complete: then only a second attempt failed.
+    """Write rank-NNNNN.failed.json, unless the rank is complete or another attempt at it runs: only this one failed.
 
     If it cannot be written, the error says so in a note: what went wrong first must not be hidden.
 
@@ -28,21 +35,76 @@ def record_failure(out: Path, rank: int, run_id: str, error: BaseException) -> N
         run_id: name of the dump that it belongs to.
         error: what went wrong.
     """
-    if (out / rank_name(rank)).exists():
-        return
-    facts = error.facts() if isinstance(error, ShardmergeError) else {"error": type(error).__name__}
-    record = {"rank": rank, "run_id": run_id, "failure": facts | {"message": str(error)}}
+    path = places.rank_failed(out, rank)
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        durable.write_file(rank_failed(out, rank), canonical_json.encode(record, indent=2))
+        durable.make_folder(out)
+        if is_complete(out, rank) or running(out, rank):
+            return
+        if os.path.lexists(path) and not _is_regular(path):
+            raise FileExistsError("there is something else of that name")
+        durable.write_file(path, canonical_json.encode(_record(rank, run_id, error), indent=2))
     except OSError as refused:
-        error.add_note(f"{rank_failed(out, rank)} could not be written: {refused}")
+        error.add_note(f"{path} could not be written: {refused}")
+
+
+def _record(rank: int, run_id: str, error: BaseException) -> dict[str, Any]:
+    facts = error.facts() if isinstance(error, ShardmergeError) else {"error": type(error).__name__}
+    return {
+        "rank": rank,
+        "run_id": run_id,
+        "failure": facts | {"message": str(error)},
+        "owner": owner.here(f"the dump of rank {rank}").as_json(),
+    }
 
 
 def forget_failure(out: Path, rank: int) -> None:
-    """Remove what an earlier attempt of this rank recorded: otherwise others would take this attempt for failed."""
-    with contextlib.suppress(OSError):
-        rank_failed(out, rank).unlink()
+    """Remove what an earlier attempt of this rank recorded: otherwise others would take this attempt for failed.
+
+    What another process recorded that still runs stays, for those who wait with it.
+    """
+    path = places.rank_failed(out, rank)
+    if _is_regular(path) and not _is_another_that_runs(_recorded_by(path, out)):
+        _remove(path)
+
+
+def forget_failures(out: Path, rank: int) -> None:
+    """Remove what all attempts of this rank recorded, also half of a record: the rank is complete."""
+    path = places.rank_failed(out, rank)
+    try:
+        found = [entry for entry in out.iterdir() if places.is_temporary_of(entry.name, path)]
+    except OSError as error:
+        say(sys.stderr, f"{out} could not be searched for records of failures: {error}")
+        found = []
+    for entry in filter(_is_regular, (path, *found)):
+        _remove(entry)
+
+
+def _remove(path: Path) -> None:
+    """Remove a record, or say that it stays: that is not worth the failure of a rank."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        say(sys.stderr, f"{path} of an earlier attempt could not be removed: {error}")
+
+
+def _recorded_by(path: Path, out: Path) -> Owner | None:
+    """Return who recorded a failure, or None if the record does not tell."""
+    try:
+        record = canonical_json.decode(regular_files.read(path, out, MAX_RECORD_BYTES))
+        return owner.of_json(record.get("owner") if isinstance(record, dict) else None)
+    except (OSError, ValueError, CorruptFileError):
+        return None
+
+
+def _is_another_that_runs(recorded_by: Owner | None) -> bool:
+    if recorded_by is None or recorded_by.is_this_process():
+        return False
+    return recorded_by.state() is State.RUNS
+
+
+def is_complete(out: Path, rank: int) -> bool:
+    """Whether a rank has its manifest."""
+    return os.path.isfile(out / places.rank_name(rank) / places.MANIFEST)
 
 
 def wait_for_others(
@@ -74,4 +136,12 @@ def _unfinished(out: Path, world_size: int) -> tuple[int, ...]:
 
 
 def _is_settled(out: Path, rank: int) -> bool:
-    return (out / rank_name(rank)).exists() or rank_failed(out, rank).exists()
+    return is_complete(out, rank) or _is_regular(places.rank_failed(out, rank))
+
+
+def _is_regular(path: Path) -> bool:
+    """Whether it is a regular file, and no link to one. Nothing is opened: a FIFO would wait for ever."""
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except OSError:  # it is not there, or its folder cannot be looked into
+        return False

@@ -1,4 +1,4 @@
-"""The directory of one rank: built under a temporary name, made durable, renamed when it is complete.
+"""The directory of one rank: built in the folder of an attempt, made durable, renamed when it is complete.
 
 A rank that a killed job left unfinished begins anew; one that is complete is refused.
 """
@@ -7,36 +7,73 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from shardmerge.common import durable
+from shardmerge.common import durable, owner
 from shardmerge.common.errors import OutputExistsError
 from shardmerge.common.places import rank_name, rank_partial
 
-from .failed_ranks import forget_failure
+from .attempts import begin, clear_ended, discard, make_way
+from .failed_ranks import forget_failures, is_complete
 
 
 def refuse_existing(out: Path, rank: int) -> None:
-    """Raise OutputExistsError if this rank was dumped here before: a live dump never replaces single ranks."""
-    if (out / rank_name(rank)).exists():
-        raise OutputExistsError(str(out / rank_name(rank)), "this rank was dumped there before")
+    """Raise OutputExistsError if there is anything where this rank belongs: a live dump never replaces single ranks."""
+    final = out / rank_name(rank)
+    if is_complete(out, rank):
+        clear_ended(out, rank)  # a process that is killed just after its rank is complete leaves its record
+        raise OutputExistsError(str(final), "this rank was dumped there before")
+    if os.path.lexists(final):
+        raise OutputExistsError(str(final), "it is not what a dump of this rank leaves")
 
 
 @contextlib.contextmanager
 def building(out: Path, rank: int) -> Iterator[Path]:
-    """Yield a fresh folder that becomes `out/rank-NNNNN` if the block ends well, and is removed if it does not."""
-    out.mkdir(parents=True, exist_ok=True)
-    final, partial = out / rank_name(rank), rank_partial(out, rank)
-    shutil.rmtree(partial, ignore_errors=True)  # what a killed attempt of this rank left
-    partial.mkdir()
+    """Yield a fresh folder that becomes `out/rank-NNNNN` if the block ends well, and is removed if it does not.
+
+    Raises OutputExistsError if the rank is there, also if another attempt finished first; OutputLockedError if another
+    attempt runs; OSError.
+    """
+    _make_dump(out)
+    refuse_existing(out, rank)
+    make_way(out, rank)
+    mine = owner.here(f"the dump of rank {rank}")
+    attempt = rank_partial(out, rank, mine.token)
     try:
-        yield partial
-        durable.sync_folder(partial)
-        os.rename(partial, final)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        begin(attempt, rank, mine)
+        yield attempt / rank_name(rank)
+        _publish(attempt / rank_name(rank), out / rank_name(rank))
+    finally:
+        discard(attempt, rank)
+    forget_failures(out, rank)
+
+
+def _make_dump(out: Path) -> None:
+    """Make the folder of all ranks, and its name durable.
+
+    Every rank syncs the folder above, not only the one that made it: that one may not have come so far. Where it may
+    not be opened, or is another file system, whoever made it has to.
+    """
+    if os.path.lexists(out) and not out.is_dir():
+        raise OutputExistsError(str(out), "it is not a directory")
+    durable.make_folder(out)
+    above = Path(os.path.realpath(out)).parent
+    if os.access(above, os.R_OK) and not os.path.ismount(out):
+        durable.sync_folder(above)
+
+
+def _publish(folder: Path, final: Path) -> None:
+    """Give a folder its final name, or raise and leave it where it is. The first attempt to do so has the rank."""
+    durable.sync_folder(folder)
+    try:
+        os.rename(folder, final)
+    except OSError as error:
+        if os.path.lexists(final):
+            raise OutputExistsError(str(final), "another attempt at this rank finished first") from error
         raise
-    durable.sync_folder(out)
-    forget_failure(out, rank)
+    try:
+        durable.sync_folder(final.parent)
+    except OSError:
+        os.rename(final, folder)  # whether it survives a loss of power is not known
+        raise

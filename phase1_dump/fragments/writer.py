@@ -34,6 +34,24 @@ class Written:
     seen: Seen
 
 
+@dataclass(frozen=True, slots=True)
+class NamedFile:
+    """A file that grows at its end, and whose name stands in every OSError."""
+
+    path: Path
+    end: durable.Appending
+
+    def write(self, data: memoryview) -> None:
+        """Append all of `data`. Raises OSError."""
+        with durable.naming(self.path):
+            self.end.write(data)
+
+    def sync(self) -> None:
+        """Make everything durable. Raises OSError."""
+        with durable.naming(self.path):
+            os.fsync(self.end.file)
+
+
 @dataclass(slots=True)
 class WriteQueue:
     """Writes to one file, made in order by one thread, `IN_FLIGHT` of them at most.
@@ -105,12 +123,13 @@ def write_fragment(
         OSError: the file could not be written; nothing is cleaned up here.
         RuntimeError: the source delivered less or more than the holdings, or was wrong about the size of one.
     """
+    path = folder / fragment.name
     with (
-        open(folder / fragment.name, "xb", buffering=0) as file,
+        open(path, "xb", buffering=0) as file,
         ThreadPoolExecutor(1) as thread,
         closing(source.read(fragment.holdings)) as stream,
     ):
-        end = durable.Appending(file.fileno())
+        end = NamedFile(path, durable.Appending(file.fileno()))
         end.write(memoryview(fragment.head))
         queue = WriteQueue(end.write, thread, progress)
         try:
@@ -118,7 +137,7 @@ def write_fragment(
             queue.flush()
         finally:
             queue.drain()
-        os.fsync(file.fileno())
+        end.sync()
     return written
 
 

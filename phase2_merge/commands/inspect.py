@@ -17,12 +17,13 @@ from shardmerge.common import reference as references
 from shardmerge.common.architectures import architecture_of
 from shardmerge.common.dtypes import DTYPES
 from shardmerge.common.errors import BadInputError
-from shardmerge.common.places import MANIFESTS, RANK_FAILED, RANK_PARTIAL
+from shardmerge.common.places import MANIFESTS
 
 from ..inspection.coverage import cover
 from ..inspection.report import Inspection, Ranks
+from ..inspection.unfinished import Unfinished, unfinished
 from ..ledger import table
-from ..ledger.rank_directories import discover, reason
+from ..ledger.rank_directories import discover
 from ..ledger.table import Ledger
 from ..output import journal
 from ..proof import generations
@@ -42,33 +43,30 @@ def inspect(path: str | Path) -> Inspection:
         raise BadInputError(f"{path} is not a directory", "Give a dump or a Hugging Face directory.")
     if references.weight_files(path):
         return _output(path)
-    running, failed = _unfinished(path)
+    rest = unfinished(path)
     if any(path.glob(MANIFESTS)):
-        return _dump(path, running, failed)
-    if not running and not failed:
+        return _dump(path, rest)
+    if not rest.writers and not rest.problems:
         raise BadInputError(
             f"{path} holds no rank of a dump and no checkpoint", "Give what a dump or a merge wrote."
         )
     return Inspection(
-        str(path), "dump", {}, {}, Ranks(0, (), running, failed), 0, 0, {}, {}, {}, (), _failures(failed)
+        str(path),
+        "dump",
+        {},
+        {},
+        Ranks(0, (), rest.writers, rest.failed),
+        0,
+        0,
+        {},
+        {},
+        {},
+        (),
+        rest.problems,
     )
 
 
-def _unfinished(path: Path) -> tuple[tuple[int, ...], dict[int, str]]:
-    """Return the ranks that are writing, and what failed ranks recorded."""
-    entries = sorted(path.iterdir())
-    running = tuple(int(match[1]) for entry in entries if (match := RANK_PARTIAL.fullmatch(entry.name)))
-    failed = {
-        int(match[1]): reason(entry) for entry in entries if (match := RANK_FAILED.fullmatch(entry.name))
-    }
-    return running, failed
-
-
-def _failures(failed: dict[int, str]) -> tuple[str, ...]:
-    return tuple(f"rank {rank} failed: {why}" for rank, why in sorted(failed.items()))
-
-
-def _dump(path: Path, running: tuple[int, ...], failed: dict[int, str]) -> Inspection:
+def _dump(path: Path, rest: Unfinished) -> Inspection:
     ledger = table.read(discover([path]))
     manifests = [head.manifest for head in ledger.heads]
     first, rows = manifests[0], ledger.rows
@@ -84,7 +82,7 @@ def _dump(path: Path, running: tuple[int, ...], failed: dict[int, str]) -> Inspe
         kind="dump",
         head={"model": first.architecture, "run": first.run_id, "step": first.step, "attempt": first.attempt},
         topology={axis: len(first.groups[axis]) for axis in AXES if axis in first.groups},
-        ranks=Ranks(first.world_size, tuple(rows.present.tolist()), running, failed),
+        ranks=Ranks(first.world_size, tuple(rows.present.tolist()), rest.writers, rest.failed),
         num_tensors=len(np.unique(rows.name[written])),
         num_rectangles=int(written.sum()),
         bytes_by_dtype=_by_number(DTYPES, rows.dtype, sizes),
@@ -92,7 +90,7 @@ def _dump(path: Path, running: tuple[int, ...], failed: dict[int, str]) -> Inspe
         | {f"rank {rank}": size for rank, size in _summed(rows.rank, sizes).items()},
         drops=dict(drops),
         layers=cover(_shares(ledger), dimensions.get("num_layers", 0), dimensions.get("num_experts", 0)),
-        problems=(*problems, *_failures(failed)),
+        problems=(*problems, *rest.problems),
     )
 
 

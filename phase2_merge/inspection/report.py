@@ -19,12 +19,22 @@ LEGEND = (
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """Which ranks have a manifest, which are writing, which failed and why. An output has none."""
+    """Which ranks have a manifest, who is writing others, which failed and why. An output has none."""
 
     world_size: int = 0
     done: tuple[int, ...] = ()
-    running: tuple[int, ...] = ()
+    writers: dict[int, str] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def running(self) -> tuple[int, ...]:
+        return tuple(sorted(self.writers))
+
+    def lines(self) -> list[str]:
+        """Return how many ranks are done, running, failed and not begun, and who is running."""
+        who = [f"Rank {rank} is being written by {self.writers[rank]}." for rank in self.running[:SHOWN]]
+        more = len(self.running) - SHOWN
+        return [self.text(), *who, *([f"... and {more:,} more are being written."] if more > 0 else [])]
 
     def text(self) -> str:
         absent = set(range(self.world_size)) - {*self.done, *self.running, *self.failed}
@@ -60,7 +70,9 @@ class Inspection:
 
     def facts(self) -> dict[str, Any]:
         facts = asdict(self) | {"total_bytes": self.total_bytes}
-        facts["ranks"]["failed"] = {str(rank): why for rank, why in self.ranks.failed.items()}
+        facts["ranks"]["running"] = self.ranks.running
+        for name in ("writers", "failed"):
+            facts["ranks"][name] = {str(rank): text for rank, text in facts["ranks"][name].items()}
         return facts
 
     def text(self) -> str:
@@ -77,7 +89,7 @@ class Inspection:
         size = f"{show(self.total_bytes)}, {self.num_tensors:,} tensors in {self.num_rectangles:,} rectangles"
         lines = [f"{self.kind.capitalize()} {self.path}: {head or 'no manifest yet'}."]
         if self.kind == "dump":
-            lines += [self.ranks.text()]
+            lines += self.ranks.lines()
         if self.topology:
             lines += [f"Topology: {_listed(self.topology)}."]
         lines += [f"{size}: {', '.join(f'{k} {show(v)}' for k, v in sorted(self.bytes_by_dtype.items()))}."]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -56,3 +58,20 @@ def second_fails_at_once() -> Any:
         raise RuntimeError("rank 1 cannot read its shard")
     time.sleep(SLOW_S)
     return model
+
+
+def whole_that_stops() -> Any:
+    """The same model in a process that stops, as by Ctrl-Z, just before its first call that STOPS_AT describes.
+
+    STOPS_AT is the name of an event of sys.audit and a pattern of file names: `os.mkdir .rank-*`.
+    """
+    wanted, pattern = os.environ["STOPS_AT"].split()
+    stopped: list[str] = []
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == wanted and not stopped and fnmatchcase(os.path.basename(str(arguments[0])), pattern):
+            stopped.append(event)
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    sys.addaudithook(watch)
+    return whole()

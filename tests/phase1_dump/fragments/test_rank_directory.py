@@ -68,20 +68,37 @@ def test_everything_is_durable_before_it_has_its_final_name(
     fsync, rename = os.fsync, os.rename
 
     def recorded_fsync(file: int) -> None:
-        events.append(("fsync", Path(f"/proc/self/fd/{file}").readlink().name))
+        events.append(("fsync", _named(Path(f"/proc/self/fd/{file}").readlink())))
         fsync(file)
 
     def recorded_rename(old: Path, new: Path) -> None:
-        events.append(("rename", Path(new).name))
+        events.append(("rename", _named(Path(new))))
         rename(old, new)
 
     monkeypatch.setattr(os, "fsync", recorded_fsync)
     monkeypatch.setattr(os, "rename", recorded_rename)
-    dumped(model, tmp_path / "out", references.config("llama"))
+    out = tmp_path / "above" / "out"
+    dumped(model, out, references.config("llama"))
 
     at = {event: number for number, event in enumerate(events)}
-    final = at["rename", "rank-00000"]
-    files = [path.name for path in (tmp_path / "out" / "rank-00000").glob("*.safetensors")]
+    final = at["rename", "out/rank-00000"]
+    files = [path.name for path in (out / "rank-00000").glob("*.safetensors")]
     assert files
-    assert all(at["fsync", name] < at["rename", "manifest.json"] for name in files)
-    assert at["rename", "manifest.json"] < at["fsync", ".rank-00000.partial"] < final < at["fsync", "out"]
+    assert all(
+        at["fsync", f"partial/rank-00000/{name}"] < at["rename", "partial/rank-00000/manifest.json"]
+        for name in files
+    )
+    manifest, folder = at["rename", "partial/rank-00000/manifest.json"], at["fsync", "partial/rank-00000"]
+    assert manifest < folder < final < at["fsync", "out"]
+    assert at["fsync", tmp_path.name] < final  # which holds the name `above`
+    assert at["fsync", "above"] < final
+
+
+def _named(path: Path) -> str:
+    """A path from the folder of the attempt on, or from the dump on; only its name above that."""
+    for part in path.parents:
+        if part.suffix == ".partial":
+            return str(Path("partial") / path.relative_to(part))
+        if part.name == "out":
+            return str(Path("out") / path.relative_to(part))
+    return path.name

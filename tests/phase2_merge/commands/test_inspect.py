@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from shardmerge.common import owner
 from shardmerge.common.command.group import main
 from shardmerge.common.errors import BadInputError
 from shardmerge.phase2_merge import inspect
@@ -38,6 +40,15 @@ class Cells(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
+
+
+def attempt(dump: Path, rank: int, **changes: object) -> Path:
+    """The folder of an attempt by this process, or by one that differs from it."""
+    mine = owner.here(f"the dump of rank {rank}")
+    folder = dump / f".rank-{rank:05d}.{mine.token}.partial"
+    folder.mkdir()
+    (folder / "owner.json").write_text(json.dumps(mine.as_json() | changes))
+    return folder
 
 
 def test_a_whole_dump_is_covered_everywhere(world: MakeWorld) -> None:
@@ -75,7 +86,8 @@ def test_a_missing_piece_makes_a_part_and_a_second_one_a_double(world: MakeWorld
 
 def test_a_dump_in_progress_shows_who_is_done_running_and_failed(world: MakeWorld) -> None:
     one = world(Topology(tp=2, pp=2)).write()
-    one.rank(1).rename(one.dump / ".rank-00001.partial")
+    mine = attempt(one.dump, 1)
+    one.rank(1).rename(mine / "rank-00001")
     shutil.rmtree(one.rank(2))
     record = {"rank": 2, "run_id": "run-1", "failure": {"message": "no space left"}}
     (one.dump / "rank-00002.failed.json").write_text(json.dumps(record))
@@ -83,10 +95,53 @@ def test_a_dump_in_progress_shows_who_is_done_running_and_failed(world: MakeWorl
     assert (found.ranks.done, found.ranks.running, found.ranks.failed) == ((0, 3), (1,), {2: "no space left"})
     assert found.problems == ("rank 2 failed: no space left",)
     assert "2 of 4 done, 1 running (1), 1 failed (2)" in found.text()
+    assert f"Rank 1 is being written by the dump of rank 1 (process {os.getpid()} on " in found.text()
+    assert found.facts()["ranks"]["running"] == (1,)
+    assert set(found.facts()["ranks"]["writers"]) == {"1"}
+
+
+def test_a_rank_whose_process_was_killed_is_a_problem_and_not_called_running(world: MakeWorld) -> None:
+    one = world(Topology(tp=2, pp=2)).write()
+    shutil.rmtree(one.rank(1))
+    left = attempt(one.dump, 1, started=1)
+    found = inspect(one.dump)
+    assert found.ranks.running == ()
+    assert "3 of 4 done, 1 not begun (1)" in found.text()
+    (problem,) = found.problems
+    assert problem.startswith("the process that wrote rank 1 has ended: the dump of rank 1 (process ")
+    assert f"{left.name} is left of it, and the next dump of this rank removes it" in problem
+
+
+def test_an_attempt_on_another_host_may_have_ended(world: MakeWorld) -> None:
+    one = world(Topology(tp=2, pp=2)).write()
+    shutil.rmtree(one.rank(1))
+    attempt(one.dump, 1, host="elsewhere")
+    beside = attempt(one.dump, 2, host="elsewhere")
+    found = inspect(one.dump)
+    assert found.ranks.running == (1,)
+    assert "which may have ended: it cannot be seen from here" in found.ranks.writers[1]
+    (problem,) = found.problems
+    assert problem.startswith(
+        f"rank 2 is complete, and {beside.name} beside it belongs to the dump of rank 2"
+    )
+
+
+@pytest.mark.parametrize("held", [None, "fifo", "", "{}", "[" * 100_000, '{"token": 1}'])
+def test_an_attempt_with_a_strange_record_is_shown_and_does_not_hinder(
+    held: str | None, tmp_path: Path
+) -> None:
+    folder = tmp_path / "d" / ".rank-00000.0123456789abcdef.partial"
+    folder.mkdir(parents=True)
+    if held == "fifo":
+        os.mkfifo(folder / "owner.json")
+    elif held is not None:
+        (folder / "owner.json").write_text(held)
+    assert "somebody who left no readable record" in inspect(tmp_path / "d").ranks.writers[0]
 
 
 def test_a_dump_in_which_no_rank_is_done_yet(tmp_path: Path) -> None:
-    (tmp_path / "d" / ".rank-00000.partial").mkdir(parents=True)
+    (tmp_path / "d").mkdir()
+    attempt(tmp_path / "d", 0)
     found = inspect(tmp_path / "d")
     assert found.ranks.running == (0,)
     assert "no manifest yet" in found.text()
