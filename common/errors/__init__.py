@@ -22,7 +22,13 @@ from .model import (
     UnsupportedArchitectureError,
     UnsupportedParameterError,
 )
-from .output import MissingPartsError, OutputExistsError, OutputLockedError, WorkerDiedError
+from .output import (
+    MissingPartsError,
+    MissingRecordError,
+    OutputExistsError,
+    OutputLockedError,
+    WorkerDiedError,
+)
 from .quantization import (
     BadScaleError,
     CutInsideBlockError,
@@ -35,7 +41,13 @@ from .quantization import (
     UndeclaredScaleError,
     UnsupportedQuantizationError,
 )
-from .ranks import CorruptManifestError, DuplicateRankError, MissingRankError, MixedGenerationsError
+from .ranks import (
+    CorruptManifestError,
+    DuplicateRankError,
+    MissingFactsError,
+    MissingRankError,
+    MixedGenerationsError,
+)
 from .several import ProblemsFoundError, raise_problems
 from .tensors import (
     MismatchError,
@@ -64,8 +76,10 @@ __all__ = [
     "IncompleteError",
     "MismatchError",
     "MissingConfigError",
+    "MissingFactsError",
     "MissingPartsError",
     "MissingRankError",
+    "MissingRecordError",
     "MissingScaleError",
     "MissingTensorError",
     "MixedGenerationsError",

@@ -21,7 +21,7 @@ from typing import Any, Self
 import numpy as np
 import xxhash
 
-from shardmerge.common import durable, safetensors_header
+from shardmerge.common import durable, regular_files, safetensors_header
 from shardmerge.common.dtypes import BITS
 from shardmerge.common.errors import BadInputError, CorruptFileError
 from shardmerge.common.rectangle import Shape, place
@@ -117,7 +117,7 @@ class SourceFiles:
         if path not in self.files:
             if len(self.files) >= OPEN_FILES:
                 os.close(self.files.popitem(last=False)[1])
-            self.files[path] = os.open(path, os.O_RDONLY)
+            self.files[path] = regular_files.reopen(Path(path))
         self.files.move_to_end(path)
         return self.files[path]
 

@@ -125,7 +125,7 @@ def _of_output(path: Path) -> Tensors:
     tensors: dict[str, frozenset[tuple[Place, str]]] = {}
     for file in references.weight_files(path):
         known = receipt.tensors if (receipt := receipts.read(path, file.name)) else in_ledger
-        for entry in references.read_header(file).entries:
+        for entry in references.read_header(file, path).entries:
             if entry.name not in known:
                 raise BadInputError(f"{file} has no recorded checksum of {entry.name}", "Merge it again.")
             place = (entry.dtype, entry.shape, (0,) * len(entry.shape), entry.shape)

@@ -128,7 +128,7 @@ def _summed(keys: Array, sizes: Array) -> dict[int, int]:
 
 def _output(path: Path) -> Inspection:
     config = references.read_config(path)
-    shards = {file.name: references.read_header(file) for file in references.weight_files(path)}
+    shards = {file.name: references.read_header(file, path) for file in references.weight_files(path)}
     entries = [entry for header in shards.values() for entry in header.entries]
     dtypes: Counter[str] = Counter()
     for entry in entries:

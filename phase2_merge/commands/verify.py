@@ -120,7 +120,7 @@ def verify(
     files = references.weight_files(out)
     if not files:
         raise BadInputError(f"{out} holds neither {INDEX} nor {SINGLE}", "Give a directory with safetensors.")
-    shards, unreadable = _headers(files)
+    shards, unreadable = _headers(out, files)
     directory = Directory(out, config, files, shards)
     findings = Findings.together([unreadable, *(check(directory) for check in CHECKS)])
     raise_problems(findings.problems)
@@ -133,13 +133,13 @@ def verify(
     return VerifyReport(str(out), len(shards), count, total, verify, compared, warnings)
 
 
-def _headers(files: tuple[Path, ...]) -> tuple[Shards, Findings]:
+def _headers(root: Path, files: tuple[Path, ...]) -> tuple[Shards, Findings]:
     """Read all headers. Returns those that can be read, by the file's name, and what is wrong with the others."""
     shards: Shards = {}
     problems: list[ShardmergeError] = []
     for file in files:
         try:
-            shards[file.name] = references.read_header(file)
+            shards[file.name] = references.read_header(file, root)
         except CorruptFileError as error:
             problems.append(error)
     return shards, Findings(tuple(problems))
