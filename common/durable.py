@@ -22,11 +22,12 @@ WRITEBACK_BYTES = 8 << 20
 
 def write_file(path: Path, data: bytes) -> None:
     """Create or replace `path` with `data`, atomically. File mode follows the umask."""
-    with appearing(path) as temporary, open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    sync_folder(path.parent)
+    with naming(path):
+        with appearing(path) as temporary, open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        sync_folder(path.parent)
 
 
 @contextmanager
@@ -41,6 +42,20 @@ def appearing(path: Path) -> Iterator[Path]:
         temporary.rename(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give an error of the system that the block raises the path of what it was about, unless it names a file itself.
+
+    What fails on an open file, as a full disk does, names none.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
         raise
 
 

@@ -18,8 +18,8 @@ LAUNCHERS = (("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"), ("SLURM_JOB_
 class Generation:
     """The run id, step and attempt of a dump.
 
-    Raises BadInputError unless run id and attempt are non-empty strings that can be printed, and step is an integer. This is checked before
-    anything is written: the merge would refuse a manifest with other types, days later.
+    Raises BadInputError unless run id and attempt are non-empty strings that can be printed, and step is an integer.
+    This is checked before anything is written: the merge would refuse a manifest with other types, days later.
     """
 
     run_id: str
