@@ -80,7 +80,9 @@ def read(path: Path, root: Path | None, columns: Sequence[str] = ()) -> pa.Table
     require(0 <= rows * CHECKSUM_BYTES <= len(data), f"it cannot hold {rows:,} checksums")
     _check_schema(file.schema_arrow)
     parquet_pages.check(memoryview(data), file.metadata)
-    wanted = [name for name in file.schema_arrow.names if not columns or name in columns or name[:-1] in columns]
+    wanted = [
+        name for name in file.schema_arrow.names if not columns or name in columns or name[:-1] in columns
+    ]
     table = file.read(wanted, use_threads=False).unify_dictionaries().combine_chunks()
     require(not any(column.null_count for column in table.columns), "a value is missing")
     table.validate(full=True)
@@ -106,14 +108,19 @@ def whole_checksums(path: Path, root: Path | None = None) -> dict[str, str]:
     """
     try:
         table = read(path, root, ("name", "file", "xxh3_128", "g", "s", "o"))
-        numbers = {name: table[name].to_numpy() for name in table.column_names if name not in ("name", "xxh3_128")}
+        numbers = {
+            name: table[name].to_numpy() for name in table.column_names if name not in ("name", "xxh3_128")
+        }
         whole = numbers["file"] >= 0
         for g, s, o in zip(*(dimensions(table.column_names, letter) for letter in "gso"), strict=True):
             whole &= (numbers[o] == 0) & (numbers[s] == numbers[g])
         coded, rows = coded_names(table), np.flatnonzero(whole)
         names = coded.dictionary.to_pylist()
         checksums = table["xxh3_128"].take(rows).to_pylist()
-        return {names[at]: value.hex() for at, value in zip(coded.indices.to_numpy()[rows], checksums, strict=True)}
+        return {
+            names[at]: value.hex()
+            for at, value in zip(coded.indices.to_numpy()[rows], checksums, strict=True)
+        }
     except DAMAGED as error:
         reraise_system_errors(error)
         raise CorruptFileError(str(path), str(error)) from None
@@ -125,7 +132,9 @@ def _check_schema(schema: pa.Schema) -> None:
     require(1 <= dims <= MAX_DIMS, f"its geometry does not have 1 to {MAX_DIMS} dimensions")
     wanted = [field for column in COLUMNS for field in _fields(column, dims)]
     for name, kind in wanted:
-        require(name in schema.names and schema.field(name).type == kind, f"it has no column {name} of {kind}")
+        require(
+            name in schema.names and schema.field(name).type == kind, f"it has no column {name} of {kind}"
+        )
     require(schema.names == [name for name, _ in wanted], "its columns are not those of a ledger")
 
 

@@ -45,8 +45,13 @@ def check(data: memoryview, metadata: Any) -> None:
 def _check_chunk(data: memoryview, chunk: Any, rows: int) -> None:
     """Raise ValueError unless the pages of a column, one behind the other, have its rows."""
     name = chunk.path_in_schema
-    require(chunk.compression == "UNCOMPRESSED", f"column {name} is compressed: merge again with this shardmerge")
-    require(chunk.physical_type == "BOOLEAN" or chunk.physical_type in LEAST_BYTES, f"column {name} has another type")
+    require(
+        chunk.compression == "UNCOMPRESSED", f"column {name} is compressed: merge again with this shardmerge"
+    )
+    require(
+        chunk.physical_type == "BOOLEAN" or chunk.physical_type in LEAST_BYTES,
+        f"column {name} has another type",
+    )
     offsets = (chunk.data_page_offset, chunk.dictionary_page_offset)
     at = min(offset for offset in offsets if offset is not None)
     end = at + chunk.total_compressed_size
@@ -55,7 +60,9 @@ def _check_chunk(data: memoryview, chunk: Any, rows: int) -> None:
     while at < end:
         header, at = _struct(data[:end], at)
         size = header.get(3, -1)
-        require(header.get(2) == size and 0 <= size <= end - at, f"a page of column {name} has an impossible size")
+        require(
+            header.get(2) == size and 0 <= size <= end - at, f"a page of column {name} has an impossible size"
+        )
         values += _values(header, size, chunk.physical_type)
         at += size
     require(values == rows == chunk.num_values, f"column {name} does not have the rows of the table")
@@ -73,7 +80,10 @@ def _values(header: Fields, size: int, kind: str) -> int:
     first = header.get(1) == DATA
     page = header.get(DATA_HEADER if first else DATA_HEADER_V2, {})
     encoding = page.get(2 if first else 4)
-    require(encoding in (PLAIN, PLAIN_DICTIONARY, RLE, RLE_DICTIONARY), "a page has an encoding that no merge writes")
+    require(
+        encoding in (PLAIN, PLAIN_DICTIONARY, RLE, RLE_DICTIONARY),
+        "a page has an encoding that no merge writes",
+    )
     require(not page.get(7, False) or first, "a page is compressed")
     count = page.get(1, -1)
     require(type(count) is int and count >= 0, "a page has a negative number of values")

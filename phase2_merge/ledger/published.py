@@ -58,7 +58,8 @@ class AssembledShard:
         _require_shard_name(self.name)
         named = isinstance(self.tensors, list) and set(map(type, self.tensors)) <= {str}
         require(
-            named and printable.is_printable(self.tensors), f"the plan lists no names of tensors for {self.name}"
+            named and printable.is_printable(self.tensors),
+            f"the plan lists no names of tensors for {self.name}",
         )
 
 
@@ -164,7 +165,7 @@ def _read(path: Path, reader: Callable[[Path], T]) -> T:
 
 
 def _object(path: Path) -> Json:
-    """Return the JSON object of a record, which lies in OUT/.shardmerge. Raises ValueError, CorruptFileError, OSError."""
+    """Return the JSON object of a record in OUT/.shardmerge. Raises ValueError, CorruptFileError, OSError."""
     return canonical_json.read_object(path, path.parents[1])
 
 
@@ -241,7 +242,10 @@ def _records(path: Path, plan: PublishedPlan, report: PublishedReport) -> Publis
 def _require_tensors(sizes: list[IntArray], ndim: IntArray, dtype: IntArray) -> None:
     """Raise ValueError for numbers that no tensor has: they would be multiplied, or point outside a list."""
     known = not len(ndim) or (ndim.min() >= 0 and ndim.max() <= len(sizes))
-    require(known and not ((dtype < 0) | (dtype >= len(DTYPES))).any(), "a tensor has no dtype or too many dimensions")
+    require(
+        known and not ((dtype < 0) | (dtype >= len(DTYPES))).any(),
+        "a tensor has no dtype or too many dimensions",
+    )
     elements = np.prod([size.astype(np.float64) for size in sizes], axis=0)
     sound = all((size >= 0).all() for size in sizes) and (elements < MAX_BYTES).all()
     require(bool(sound), "a tensor is larger than any")

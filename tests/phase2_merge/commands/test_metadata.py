@@ -19,7 +19,7 @@ from shardmerge.common.errors import (
     UnexpectedTensorError,
 )
 from shardmerge.phase2_merge import merge, metadata
-from tests.dumps.dumps import HIDDEN, VOCAB, Topology, moe_config, tree
+from tests.dumps.dumps import VOCAB, Topology, dense_config, facts_of, moe_config, tree
 from tests.dumps.worlds import MakeWorld, World
 
 INDEX = "model.safetensors.index.json"
