@@ -6,12 +6,15 @@ What is read may be of anybody: no text is so deep or so long that it does anyth
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from . import plausible_sizes, regular_files
 from .errors import printable
 from .plausible_sizes import Plausible
+
+HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")  # or one of two that make a whole one
 
 
 def encode(value: Any, *, indent: int | None = None) -> bytes:
@@ -28,9 +31,16 @@ def readable(value: Any, *, indent: int | None = None) -> bytes:
 
 
 def decode(data: bytes) -> Any:
-    """Parse JSON. Raises ValueError for anything that is not JSON, a duplicate key, or too deep a nesting."""
+    """Parse JSON in UTF-8.
+
+    Raises ValueError for anything that is not JSON, a duplicate key, too deep a nesting, or half of a character, which
+    could not be written again.
+    """
     try:
-        return json.loads(data, object_pairs_hook=_no_duplicates)
+        value = json.loads(str(data, "utf-8"), object_pairs_hook=_no_duplicates)
+        if HALF_CHARACTER.search(data):
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except RecursionError:
         raise ValueError("nested too deeply") from None
 

@@ -208,7 +208,7 @@ def _check_each(values: Collection[Json], kinds: tuple[type, ...], what: str) ->
             raise ValueError(f"{what} holds {_spelt(large)}, which is too large")
 
 
-def _check_texts(texts: Collection[str], what: str) -> None:
+def _check_texts(texts: Collection[Any], what: str) -> None:
     """Raise ValueError if one of these holds a character that cannot be printed."""
     if not printable.is_printable(texts):
         raise ValueError(f"{what} holds a text that cannot be printed")

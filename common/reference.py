@@ -5,7 +5,6 @@ Only headers are read. The reference gives names, shapes and dtypes; its numbers
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,11 +56,7 @@ def read_config(path: Path) -> dict[str, Any]:
     if not regular_files.exists(config_path, path):
         raise MissingConfigError(str(path))
     try:
-        config = canonical_json.read_object(config_path, path, plausible_sizes.CONFIG)
-        json.dumps(
-            config, ensure_ascii=False
-        ).encode()  # it will be written again, which half a character prevents
-        return config
+        return canonical_json.read_object(config_path, path, plausible_sizes.CONFIG)
     except ValueError as error:
         raise BadInputError(f"{config_path} is not valid JSON: {error}", "Correct it.") from None
 

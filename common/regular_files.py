@@ -10,9 +10,11 @@ import os
 import stat
 from pathlib import Path
 
+from . import durable
 from .errors import CorruptFileError
 
 SNAPSHOTS, BLOBS = "snapshots", "blobs"  # CACHE/models--NAME/snapshots/COMMIT/FILE -> ../../blobs/SHA
+MORE_BYTES = 1 << 20  # read at once of a file that grows meanwhile, or of more than the kernel reads at once
 KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a FIFO",
@@ -69,10 +71,10 @@ def read(path: Path, root: Path, max_bytes: int) -> bytes:
         CorruptFileError: It is larger, not a regular file, or reached by a link that leads out of `root`.
         FileNotFoundError: There is none. OSError: It cannot be read.
     """
-    with open(open_for_reading(path, root), "rb", buffering=0) as file:
+    with durable.naming(path), open(open_for_reading(path, root), "rb", buffering=0) as file:
         num_bytes = os.fstat(file.fileno()).st_size
-        data = b"" if num_bytes > max_bytes else file.read(max_bytes + 1)
-        while data and len(data) <= max_bytes and (more := file.read(max_bytes + 1 - len(data))):
+        data = b"" if num_bytes > max_bytes else file.read(num_bytes + 1)  # Python allocates what it asks for
+        while data and len(data) <= max_bytes and (more := file.read(MORE_BYTES)):
             data += more
     if max(num_bytes, len(data)) > max_bytes:
         raise CorruptFileError(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import canonical_json, regular_files
+from . import canonical_json, durable, regular_files
 from .dtypes import BITS, byte_size
 from .errors import BadInputError, CorruptFileError, printable
 
@@ -78,7 +78,7 @@ def read(path: Path, root: Path | None = None) -> Header:
 
     Raises CorruptFileError naming what is wrong, also if it is not a regular file of that folder; OSError.
     """
-    with open(regular_files.open_for_reading(path, root or path.parent), "rb") as file:
+    with durable.naming(path), open(regular_files.open_for_reading(path, root or path.parent), "rb") as file:
         size = os.fstat(file.fileno()).st_size
         first = file.read(8)
         return decode(first + file.read(header_length(first, size, path)), size, path)

@@ -107,7 +107,8 @@ class SourceFiles:
         file = self._file(piece.path)
         position = piece.begin + skip_bytes
         while into:
-            count = os.preadv(file, [into], position)
+            with durable.naming(Path(piece.path)):
+                count = os.preadv(file, [into], position)
             if not count:
                 raise CorruptFileError(piece.path, f"it ends at byte {position:,}", piece.rank)
             into, position = into[count:], position + count

@@ -13,7 +13,7 @@ from typing import TypeAlias, TypeVar
 
 import xxhash
 
-from shardmerge.common import regular_files
+from shardmerge.common import durable, regular_files
 from shardmerge.common.errors import CorruptFileError, ShardmergeError
 
 CHUNK_BYTES = 1 << 20  # stays in the cache of a core until it is hashed
@@ -42,7 +42,7 @@ def checksums(path: Path, spans: Iterable[Span], advance: Advance) -> Iterator[s
     """
     buffer = memoryview(bytearray(CHUNK_BYTES))
     filled_from = filled_to = 0
-    with open(regular_files.reopen(path), "rb", buffering=0) as file:
+    with durable.naming(path), open(regular_files.reopen(path), "rb", buffering=0) as file:
         for begin, end in spans:
             position, checksum = begin, xxhash.xxh3_128()
             while position < end:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import xxhash
 
+from shardmerge.common import durable, regular_files
 from shardmerge.common import reference as references
-from shardmerge.common import regular_files
 from shardmerge.common.errors import BadInputError
 from shardmerge.common.manifest import FragmentFile, Placed
 from shardmerge.common.rectangle import Rectangle
@@ -56,11 +56,11 @@ def graft(reference: Reference, patterns: Sequence[str]) -> tuple[GraftedFile, .
             )
     if not patterns:
         return ()
-    files = references.weight_files(reference.path)
-    headers = [(path, references.read_header(path, reference.path)) for path in files]
-    wanted = [(path, header, _matching(header, patterns)) for path, header in headers]
-    held = [file for file in wanted if file[2]]
-    return tuple(_grafted(reference.path, number, *file) for number, file in enumerate(held))
+    paths = references.weight_files(reference.path)
+    headers = [(path, references.read_header(path, reference.path)) for path in paths]
+    wanted = ((path, header, _matching(header, patterns)) for path, header in headers)
+    files = [file for file in wanted if file[2]]
+    return tuple(_grafted(reference.path, number, *file) for number, file in enumerate(files))
 
 
 def tensors(files: Iterable[GraftedFile]) -> dict[str, ReferenceTensor]:
@@ -81,7 +81,7 @@ def _grafted(root: Path, number: int, path: Path, header: Header, entries: list[
         Placed(_entire(entry), number, *span, REFERENCE_RANK, digest)
         for entry, span, digest in zip(entries, spans, digests, strict=True)
     )
-    with open(regular_files.open_for_reading(path, root), "rb") as file:
+    with durable.naming(path), open(regular_files.open_for_reading(path, root), "rb") as file:
         prefix = file.read(header.data_offset)
     facts = FragmentFile(path.name, header.file_bytes, len(prefix), xxhash.xxh3_128_hexdigest(prefix))
     whole = len(entries) == len(header.entries) and header.metadata.get("format") == "pt"

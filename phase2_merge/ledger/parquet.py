@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shardmerge.common import canonical_json, plausible_sizes, regular_files
+from shardmerge.common import canonical_json, durable, plausible_sizes, regular_files
 from shardmerge.common.errors import CorruptFileError, printable
 from shardmerge.common.manifest import MAX_DIMS, Manifest, require
 
@@ -41,7 +41,7 @@ def write(ledger: Ledger, path: Path) -> None:
     generation = {"digest": ledger.digest, **_generation(ledger.heads[0].manifest)}
     table = _table(ledger).replace_schema_metadata({"shardmerge": canonical_json.encode(generation)})
     indexed = [field.name for field in table.schema if field.name not in PLAIN]
-    with open(path, "xb") as file:
+    with durable.naming(path), open(path, "xb") as file:
         pq.write_table(
             table,
             file,

@@ -16,7 +16,7 @@ import numpy as np
 import orjson
 import xxhash
 
-from shardmerge.common import regular_files, safetensors_header
+from shardmerge.common import durable, regular_files, safetensors_header
 from shardmerge.common.dtypes import DTYPES
 from shardmerge.common.errors import CorruptFileError, Findings
 from shardmerge.common.safetensors_header import METADATA, Header
@@ -92,8 +92,9 @@ def _start(fragment: Fragment) -> FileStart:
     try:
         file = regular_files.open_for_reading(fragment.path, fragment.root)
         try:
-            size = os.fstat(file).st_size
-            return FileStart(os.pread(file, max(8, min(fragment.file.header_bytes, size)), 0), size)
+            with durable.naming(fragment.path):
+                size = os.fstat(file).st_size
+                return FileStart(os.pread(file, max(8, min(fragment.file.header_bytes, size)), 0), size)
         finally:
             os.close(file)
     except (OSError, CorruptFileError) as error:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from shardmerge.common import regular_files
+from shardmerge.common import durable, regular_files
 from shardmerge.common.errors import CorruptFileError, Findings, NonFiniteError
 from shardmerge.common.safetensors_header import Entry, Header
 
@@ -77,7 +77,7 @@ def scan(path: Path, header: Header, advance: Advance) -> list[Numbers]:
         CorruptFileError: It has become shorter.
         OSError: Reading fails.
     """
-    with open(regular_files.reopen(path), "rb", buffering=0) as file:
+    with durable.naming(path), open(regular_files.reopen(path), "rb", buffering=0) as file:
         seen = [_scan(path, file, header.data_offset, entry, advance) for entry in header.entries]
     return [tensor for tensor in seen if tensor.nan_count or tensor.inf_count or tensor.all_zero]
 

@@ -20,7 +20,9 @@ def move_out(path: Path, to: Path) -> Path:
     return to
 
 
-def test_a_rank_that_lies_in_another_folder_is_refused_and_the_message_says_what_to_give(world: MakeWorld) -> None:
+def test_a_rank_that_lies_in_another_folder_is_refused_and_the_message_says_what_to_give(
+    world: MakeWorld,
+) -> None:
     one = written(world)
     other = move_out(one.rank(1), one.folder / "other" / "rank-00001").parent
     assert f"Give {other} as a further DUMP." in check(one, codes=(4,)).stderr
@@ -101,7 +103,12 @@ def test_an_output_with_a_part_that_lies_outside_is_refused(merged: World, name:
 
 def test_what_is_called_as_weights_is_not_a_sidecar(world: MakeWorld) -> None:
     one = written(world)
-    names = ["tokenizer.model.safetensors", "tokenizer.model.bin", "tokenizer.model.index.json", "tokenizer.model.pth"]
+    names = [
+        "tokenizer.model.safetensors",
+        "tokenizer.model.bin",
+        "tokenizer.model.index.json",
+        "tokenizer.model.pth",
+    ]
     for name in names:
         (one.reference / name).write_bytes(b"x")
     (one.reference / "tokenizer.model.v3").write_bytes(b"x")

@@ -1,4 +1,4 @@
-"""Where a report goes that was asked for: into devices and FIFOs, through links, and nothing is lost if it cannot be."""
+"""Where a report goes that was asked for: into devices and FIFOs, through links; and what if it cannot be written."""
 
 from __future__ import annotations
 
@@ -25,7 +25,11 @@ OPTIONS = ["--report", "--html"]
 
 def inspect(one: World, option: str, path: Path | str, code: int = 0) -> subprocess.CompletedProcess[str]:
     found = subprocess.run(
-        in_a_process("inspect", one.dump, option, path), capture_output=True, text=True, check=False, timeout=60
+        in_a_process("inspect", one.dump, option, path),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
     assert found.returncode == code, found.stderr
     assert "Traceback" not in found.stderr

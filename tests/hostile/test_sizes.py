@@ -84,4 +84,6 @@ def test_a_manifest_that_says_how_long_a_header_is_does_not_make_it_read_the_dat
         capture_output=True, text=True, check=False, timeout=60,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY)),
     )  # fmt: skip
-    assert (found.returncode, "10,737,418,240 bytes, the manifest says" in found.stderr) == (4, True), found.stderr
+    assert (found.returncode, "10,737,418,240 bytes, the manifest says" in found.stderr) == (4, True), (
+        found.stderr
+    )

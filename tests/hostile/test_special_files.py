@@ -39,7 +39,9 @@ def test_a_fifo_in_a_rank_is_refused(world: MakeWorld, name: str, command: type)
 def test_a_fifo_as_the_record_of_a_failed_rank_is_said_and_waits_for_nobody(world: MakeWorld) -> None:
     one = written(world)
     put_fifo(one.dump / "rank-00007.failed.json")
-    assert "rank 7 failed: rank-00007.failed.json cannot be read" in run("inspect", one.dump, codes=(0,)).output
+    assert (
+        "rank 7 failed: rank-00007.failed.json cannot be read" in run("inspect", one.dump, codes=(0,)).output
+    )
     check(one, codes=(0,))
 
 
@@ -63,7 +65,9 @@ def test_a_fifo_in_an_output_is_refused(merged: World, name: str) -> None:
     assert "it is a FIFO" in run("verify", merged.out, codes=(4,)).stderr
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json", "model-00001-of-00002.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "model.safetensors.index.json", "model-00001-of-00002.safetensors"]
+)
 def test_a_fifo_in_an_output_is_refused_by_inspect(merged: World, name: str) -> None:
     put_fifo(merged.out / name)
     assert "it is a FIFO" in run("inspect", merged.out, codes=(4,)).stderr
@@ -74,7 +78,9 @@ def test_a_fifo_in_an_output_is_refused_by_diff(merged: World) -> None:
     assert "it is a FIFO" in run("diff", merged.dump, merged.out, codes=(4,)).stderr
 
 
-def test_a_folder_and_a_socket_are_no_manifests(world: MakeWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_and_a_socket_are_no_manifests(
+    world: MakeWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one = written(world)
     path = one.rank(1) / "manifest.json"
     path.unlink()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,9 @@ NASTY = [ESCAPE, "ok\nSound: everything", "\u202egnp.exe", "\x9b31m", "\x7f"]
 
 @pytest.mark.parametrize("text", NASTY)
 @pytest.mark.parametrize("field", ["run_id", "attempt", "architecture"])
-def test_a_manifest_with_a_text_that_cannot_be_printed_is_refused(world: MakeWorld, field: str, text: str) -> None:
+def test_a_manifest_with_a_text_that_cannot_be_printed_is_refused(
+    world: MakeWorld, field: str, text: str
+) -> None:
     one = written(world)
     edit_manifest(one, {field: text})
     assert "a name in it cannot be printed" in check(one, codes=(4,)).stderr
@@ -44,12 +47,13 @@ def test_keys_that_cannot_be_printed_are_refused(world: MakeWorld, field: str) -
 def test_facts_and_quantization_that_cannot_be_printed_are_refused(world: MakeWorld) -> None:
     one = written(world)
     facts = manifest(one)["facts"]
-    for changes in (
+    spoiled: list[dict[str, Any]] = [
         {"facts": facts | {"dtype": ESCAPE}},
         {"facts": facts | {"dimensions": {ESCAPE: 1}}},
         {"facts": facts, "quantization": {"excluded": [ESCAPE]}},
         {"quantization": {"layers": {ESCAPE: []}}},
-    ):
+    ]
+    for changes in spoiled:
         edit_manifest(one, changes)
         assert "that cannot be printed" in check(one, codes=(4,)).stderr
 
@@ -122,7 +126,7 @@ def test_paths_that_are_not_text_are_shown_escaped(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", NASTY)
 @pytest.mark.parametrize("field", ["run_id", "attempt"])
 def test_phase_one_refuses_what_phase_two_would(field: str, text: str) -> None:
-    given = {"run_id": "run-1", "step": 1, "attempt": "0", field: text}
+    given: dict[str, Any] = {"run_id": "run-1", "step": 1, "attempt": "0", field: text}
     with pytest.raises(BadInputError, match="cannot be printed") as error:
         Generation(**given)
     assert error.value.message().isprintable()

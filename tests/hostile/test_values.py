@@ -1,4 +1,4 @@
-"""Values that no program would write, under digests that fit: errors of the tree, whatever is in a manifest or a name."""
+"""Values that no program would write, under digests that fit: errors of the tree, whatever a manifest holds."""
 
 from __future__ import annotations
 
@@ -57,7 +57,9 @@ def test_a_manifest_with_a_value_that_cannot_be_is_refused(world: MakeWorld, nam
     run("inspect", one.dump, codes=(4,))
 
 
-@pytest.mark.parametrize("name", ["begin", "end", "owner", "global_shape", "local_shape", "global_offset", "ndim"])
+@pytest.mark.parametrize(
+    "name", ["begin", "end", "owner", "global_shape", "local_shape", "global_offset", "ndim"]
+)
 @pytest.mark.parametrize("value", [-5, 1 << 62, 1 << 70])
 def test_a_column_with_a_number_that_cannot_be_is_refused(world: MakeWorld, name: str, value: int) -> None:
     one = written(world)
@@ -91,8 +93,10 @@ def test_experts_with_huge_numbers_in_each_layer_make_no_map_of_them(world: Make
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     names = [f"model.layers.{layer}.mlp.experts.999999.w" for layer in range(1000)]
-    dumps.save(folder / "model.safetensors", {name: ("U8", (1,), b"x") for name in names})
-    assert "no map is drawn: tensors are named by layers up to 999" in run("inspect", folder, codes=(0,)).output
+    dumps.save(folder / "model.safetensors", dict.fromkeys(names, ("U8", (1,), b"x")))
+    assert (
+        "no map is drawn: tensors are named by layers up to 999" in run("inspect", folder, codes=(0,)).output
+    )
 
 
 CONFIGS = {
@@ -115,6 +119,14 @@ def test_a_config_that_cannot_be_is_refused(world: MakeWorld, name: str) -> None
 
 def test_json_that_is_deep_or_long_is_refused(world: MakeWorld) -> None:
     one = written(world)
-    for text in ("[" * 10**6, '{"a":' * 10**5, "1" * 10**6, '{"a": ' + "9" * 5000 + "}", '"\\ud800', "\0", ""):
+    for text in (
+        "[" * 10**6,
+        '{"a":' * 10**5,
+        "1" * 10**6,
+        '{"a": ' + "9" * 5000 + "}",
+        '"\\ud800',
+        "\0",
+        "",
+    ):
         (one.reference / "config.json").write_text(text)
         assert "is not valid JSON" in check(one, codes=(2,)).stderr
