@@ -22,11 +22,12 @@ WRITEBACK_BYTES = 8 << 20
 
 def write_file(path: Path, data: bytes) -> None:
     """Create or replace `path` with `data`, atomically. File mode follows the umask."""
-    with naming(path), appearing(path) as temporary, open(temporary, "xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    sync_folder(path.parent)
+    with naming(path):
+        with appearing(path) as temporary, open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        sync_folder(path.parent)
 
 
 @contextmanager
@@ -64,7 +65,10 @@ def make_folder(path: Path) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Give every OSError of the block that names no file this one: a full disk does not say what was being written."""
+    """Give an error of the system that the block raises the path of what it was about, unless it names a file itself.
+
+    What fails on an open file, as a full disk does, names none.
+    """
     try:
         yield
     except OSError as error:

@@ -14,15 +14,18 @@ from typing import Any
 
 import xxhash
 
-from . import canonical_json
-from .errors import BadInputError, CorruptManifestError
+from . import canonical_json, plausible_sizes, regular_files
+from .errors import BadInputError, CorruptManifestError, printable
 from .manifest_facts import Facts, Health, QuantizationFacts
 from .rectangle import Rectangle
+from .reference import stays_inside
+from .safetensors_header import MAX_HEADER_BYTES
 
 FORMAT = "shardmerge-manifest"
 SCHEMA_VERSION = 1
 MAX_DIMS = 5
 MAX_WORLD_SIZE = 1_000_000
+MAX_BYTES = 1 << 62  # of a file
 NOT_WRITTEN = -1
 # parallel axes in the order of messages, in which a later one often repeats an earlier one
 AXES = ("pp", "tp", "cp", "ep", "etp", "dp", "edp")
@@ -157,11 +160,19 @@ def encode(manifest: Manifest) -> bytes:
 
 
 def read(path: Path) -> Manifest:
-    """Parse and validate a manifest. Raises CorruptManifestError naming the reason, OSError if it cannot be read.
+    """Parse and validate a manifest. Raises CorruptManifestError naming the reason, CorruptFileError, OSError.
 
     The columns are not judged here: phase two judges those of many ranks together, in `ledger/columns`.
     """
-    return of_json(parsed(path.read_bytes(), path), path)
+    return of_json(parsed(content(path, path.parent), path), path)
+
+
+def content(path: Path, dump: Path) -> bytes:
+    """Return the bytes of a manifest of the folder `dump`.
+
+    Raises CorruptFileError if it is not a regular file, is too large, or lies outside of the dump. OSError.
+    """
+    return regular_files.read(path, dump, plausible_sizes.MANIFEST.limit(path, path.parent))
 
 
 def parsed(
@@ -223,15 +234,11 @@ def _digest_fits(data: bytes) -> bool:
 def _manifest(value: dict[str, Json]) -> Manifest:
     given = {f.name: value[f.name] for f in fields(Manifest)}
     files = tuple(FragmentFile(**file) for file in given["files"])
-    for file in files:
-        require(
-            Path(file.name).name == file.name and file.name not in ("", ".", ".."), f"file name {file.name!r}"
-        )
     require(
         all(type(given[name]) is dict for name in OBJECTS),
         "coordinates, groups, facts and the like must be objects",
     )
-    # ValueError for NaN, which equals nothing, and for text that cannot be encoded
+    # ValueError for NaN, which equals nothing, for text that cannot be encoded, and for what is too deep
     canonical_json.encode([given["facts"], given["drops"]])
     quantization = given["quantization"]
     manifest = Manifest(
@@ -245,15 +252,36 @@ def _manifest(value: dict[str, Json]) -> Manifest:
 
 
 def _check_head(m: Manifest) -> None:
+    """Raise ValueError for what no rank would write. Whatever becomes an array or a message later is bounded here."""
     require(all(type(n) is int for n in (m.rank, m.world_size)), "rank and world_size must be integers")
     require(0 <= m.rank < m.world_size <= MAX_WORLD_SIZE, f"rank {m.rank} of {m.world_size}")
     require(type(m.run_id) is str and type(m.attempt) is str, "run_id and attempt must be strings")
-    require(m.step is None or type(m.step) is int, "step must be an integer")
+    require(m.step is None or (type(m.step) is int and abs(m.step) < MAX_BYTES), "step must be an integer")
     require(type(m.architecture) is str, "architecture must be a string")
     require(
-        all(type(coordinate) is int for coordinate in m.coordinates.values()), "coordinates must be integers"
+        all(type(count) is int and 0 <= count < MAX_BYTES for count in m.drops.values()),
+        "drops must be counts",
     )
-    require(all(type(count) is int and count >= 0 for count in m.drops.values()), "drops must be counts")
+    shown = (
+        m.run_id,
+        m.attempt,
+        m.architecture,
+        *m.drops,
+        *m.coordinates,
+        *m.groups,
+        *(m.facts.dimensions or ()),
+    )
+    require(printable.is_printable(shown), "a name in it cannot be printed")
+    _check_ranks(m)
+    for file in m.files:
+        _check_file(file)
+
+
+def _check_ranks(m: Manifest) -> None:
+    """Raise ValueError unless coordinates and groups are of ranks in this world."""
+    for axis, coordinate in m.coordinates.items():
+        require(type(coordinate) is int, "coordinates must be integers")
+        require(0 <= coordinate < m.world_size, f"coordinate {axis}")
     for axis, group in m.groups.items():
         require(
             isinstance(group, list)
@@ -261,8 +289,18 @@ def _check_head(m: Manifest) -> None:
             and (not group or 0 <= min(group) <= max(group) < m.world_size),
             f"group {axis}",
         )
-    for file in m.files:
-        require(type(file.num_bytes) is int and type(file.header_bytes) is int, f"sizes of {file.name}")
+
+
+def _check_file(file: FragmentFile) -> None:
+    """Raise ValueError unless it names a file beside the manifest, and its sizes can be those of a fragment."""
+    plausible = type(file.name) is str and "/" not in file.name and stays_inside(file.name)
+    require(plausible, f"file name {file.name!r:.60}")
+    require(all(type(n) is int for n in (file.num_bytes, file.header_bytes)), f"sizes of {file.name}")
+    require(
+        0 <= file.num_bytes < MAX_BYTES and 0 <= file.header_bytes <= 8 + MAX_HEADER_BYTES,
+        f"sizes of {file.name}",
+    )
+    require(type(file.header_xxh3_128) is str, f"checksum of {file.name}")
 
 
 def require(holds: bool, reason: str) -> None:

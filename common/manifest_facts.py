@@ -1,5 +1,7 @@
 """What a manifest says besides where bytes lie: facts of the model, health of its numbers, quantization.
 
+Integers have a bound, since they go into arrays, and texts can be printed, since they go into messages.
+
 Each is an object of the manifest's JSON, here a dataclass. A field is None for a key that is not there, so that an
 object is written again as it was read, and `more` keeps the keys that this shardmerge does not know. Types are
 checked whenever one is made, and ValueError tells what is wrong; what the values mean is judged by others.
@@ -12,6 +14,8 @@ from dataclasses import dataclass, field, fields
 from itertools import chain
 from typing import Any
 
+from .errors import printable
+
 Json = Any
 MORE = "more"
 KINDS = {
@@ -22,6 +26,7 @@ KINDS = {
     list: "a list",
     dict: "an object",
 }
+INTEGERS = 1 << 62  # each is smaller, and above its negative
 ROW_OF_NONFINITE = 3  # row, NaN elements, infinite elements
 
 
@@ -174,6 +179,8 @@ def _check(value: Json, kind: type, what: str) -> None:
     """Raise ValueError unless a value is None or of this type, which true and false are not of int."""
     if value is not None and type(value) is not kind:
         raise ValueError(f"{what} is {_spelt(value)}, which is not {KINDS[kind]}")
+    if kind is str:
+        _check_texts((value or "",), what)
 
 
 def _check_list(value: Json, kinds: tuple[type, ...], what: str) -> None:
@@ -185,6 +192,7 @@ def _check_list(value: Json, kinds: tuple[type, ...], what: str) -> None:
 def _check_object(value: Json, kind: type, what: str) -> None:
     """Raise ValueError unless a value is None or an object whose values have this type."""
     _check(value, dict, what)
+    _check_texts((value or {}).keys(), what)
     _check_each((value or {}).values(), (kind,), what)
 
 
@@ -193,6 +201,17 @@ def _check_each(values: Collection[Json], kinds: tuple[type, ...], what: str) ->
     if not set(map(type, values)) <= {*kinds}:
         strange = next(one for one in values if type(one) not in kinds)
         raise ValueError(f"{what} holds {_spelt(strange)}, which is not {KINDS[kinds[-1]]}")
+    if str in kinds:
+        _check_texts(values, what)
+    if int in kinds and values and not (min(values) > -INTEGERS and max(values) < INTEGERS):
+        for large in (one for one in values if type(one) is int and abs(one) >= INTEGERS):
+            raise ValueError(f"{what} holds {_spelt(large)}, which is too large")
+
+
+def _check_texts(texts: Collection[Any], what: str) -> None:
+    """Raise ValueError if one of these holds a character that cannot be printed."""
+    if not printable.is_printable(texts):
+        raise ValueError(f"{what} holds a text that cannot be printed")
 
 
 def _spelt(value: Json) -> str:

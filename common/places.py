@@ -31,11 +31,11 @@ from .owner import new_token
 MANIFEST = "manifest.json"
 WHOLE, SPLIT = "whole", "split"  # how names of fragments begin: of entire tensors, of parts
 MANIFESTS = f"rank-*/{MANIFEST}"  # of all ranks
-RANK = re.compile(r"rank-(\d{5,})")
-RANK_FAILED = re.compile(r"rank-(\d{5,})\.failed\.json")
-RANK_PARTIAL = re.compile(r"\.rank-(\d{5,})\.[0-9a-f]{16}\.partial")
+RANK = re.compile(r"rank-([0-9]{5,7})")
+RANK_FAILED = re.compile(r"rank-([0-9]{5,7})\.failed\.json")
+RANK_PARTIAL = re.compile(r"\.rank-([0-9]{5,7})\.[0-9a-f]{16}\.partial")
 OWNER = "owner.json"  # in the folder of an attempt
-FRAGMENT = re.compile(rf"(?:{WHOLE}|{SPLIT})-\d{{5,}}\.safetensors")
+FRAGMENT = re.compile(rf"(?:{WHOLE}|{SPLIT})-[0-9]{{5,}}\.safetensors")
 
 # ---- any Hugging Face directory
 CONFIG = "config.json"
@@ -51,6 +51,14 @@ SIDECARS = (
     "spiece.model", "tekken.json", "tokenizer.json", "tokenizer.model*", "tokenizer_config.json",
     "video_preprocessor_config.json", "vocab.json", "vocab.txt", "*.tiktoken",
 )  # fmt: skip
+NEVER_SIDECARS = (
+    ".safetensors",
+    ".index.json",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".gguf",
+)  # weights, whatever they are called
 MODULE = re.compile(r"\w+\.py")  # of Python, which config.json may name
 
 # ---- OUT
@@ -72,7 +80,9 @@ def is_sidecar(name: str) -> bool:
 
 
 def is_sidecar_data(name: str) -> bool:
-    """Whether SIDECARS has a file of this name."""
+    """Whether SIDECARS has a file of this name, and it is not one of weights."""
+    if name.endswith(NEVER_SIDECARS) or not name.isprintable():
+        return False
     return any(fnmatchcase(name, pattern) for pattern in SIDECARS)
 
 

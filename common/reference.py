@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import canonical_json, safetensors_header
-from .errors import BadInputError, CorruptFileError, MissingConfigError
+from . import canonical_json, plausible_sizes, regular_files, safetensors_header
+from .errors import BadInputError, CorruptFileError, MissingConfigError, printable
 from .places import CONFIG, INDEX, SINGLE
 from .safetensors_header import Header
 
+PATH_CHARACTERS = 1024  # of a name with its folders
 PLAIN_FLOATS = ("BF16", "F16", "F32", "F64")
 
 
@@ -47,23 +48,28 @@ def read(path: Path) -> Reference:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Return the config.json of a directory, with its keys in order. Raises MissingConfigError, BadInputError."""
+    """Return the config.json of a directory, with its keys in order.
+
+    Raises MissingConfigError, BadInputError (it is not JSON), CorruptFileError (it is not a plausible file), OSError.
+    """
     config_path = path / CONFIG
-    if not config_path.is_file():
+    if not regular_files.exists(config_path, path):
         raise MissingConfigError(str(path))
     try:
-        return canonical_json.read_object(config_path)
+        return canonical_json.read_object(config_path, path, plausible_sizes.CONFIG)
     except ValueError as error:
         raise BadInputError(f"{config_path} is not valid JSON: {error}", "Correct it.") from None
 
 
 def weight_files(path: Path) -> tuple[Path, ...]:
-    """Return the safetensors files that readers would load from this directory, sorted. There may be none."""
-    index = path / INDEX
-    if index.is_file():
+    """Return the safetensors files that readers would load from this directory, sorted. There may be none.
+
+    Raises CorruptFileError if the index says anything else, OSError.
+    """
+    index, single = path / INDEX, path / SINGLE
+    if regular_files.exists(index, path):
         return tuple(path / name for name in sorted(set(weight_map(index).values())))
-    single = path / SINGLE
-    return (single,) if single.is_file() else ()
+    return (single,) if regular_files.exists(single, path) else ()
 
 
 def weight_map(index: Path) -> dict[str, str]:
@@ -73,6 +79,8 @@ def weight_map(index: Path) -> dict[str, str]:
         raise CorruptFileError(str(index), "no weight_map of file names")
     if strange := [name for name in set(names.values()) if not stays_inside(name)]:
         raise CorruptFileError(str(index), f"{min(strange)[:80]!r} is not the name of a file")
+    if not printable.is_printable(names):
+        raise CorruptFileError(str(index), "the name of a tensor cannot be printed")
     return names
 
 
@@ -80,7 +88,7 @@ def stays_inside(name: str) -> bool:
     """Whether a file of this name lies below the folder that names it, and a file system would take it."""
     parts = name.split("/")
     short = all(part not in {"", ".", ".."} and len(part.encode(errors="replace")) < 256 for part in parts)
-    return short and name.isprintable()
+    return short and len(name) < PATH_CHARACTERS and name.isprintable()
 
 
 def total_size(index: Path) -> int | None:
@@ -92,21 +100,25 @@ def total_size(index: Path) -> int | None:
 
 def _read_index(index: Path) -> dict[str, Any]:
     try:
-        return canonical_json.read_object(index)
+        return canonical_json.read_object(index, index.parent, plausible_sizes.INDEX)
     except ValueError as error:
         raise CorruptFileError(str(index), str(error)) from None
 
 
-def read_header(file: Path) -> Header:
-    """Return the header of one of `weight_files`. Raises CorruptFileError, also if there is no such file."""
-    if not file.is_file():
-        raise CorruptFileError(str(file), f"named by {INDEX}, but missing")
-    return safetensors_header.read(file)
+def read_header(file: Path, root: Path) -> Header:
+    """Return the header of one of the `weight_files` of the directory `root`.
+
+    Raises CorruptFileError, also if there is no such file, OSError.
+    """
+    try:
+        return safetensors_header.read(file, root)
+    except (FileNotFoundError, NotADirectoryError):
+        raise CorruptFileError(str(file), f"named by {INDEX}, but missing") from None
 
 
 def _tensors(path: Path) -> dict[str, ReferenceTensor]:
     tensors: dict[str, ReferenceTensor] = {}
     for file in weight_files(path):
-        for entry in read_header(file).entries:
+        for entry in read_header(file, path).entries:
             tensors[entry.name] = ReferenceTensor(entry.dtype, entry.shape)
     return tensors

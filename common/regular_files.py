@@ -10,9 +10,11 @@ import os
 import stat
 from pathlib import Path
 
+from . import durable
 from .errors import CorruptFileError
 
 SNAPSHOTS, BLOBS = "snapshots", "blobs"  # CACHE/models--NAME/snapshots/COMMIT/FILE -> ../../blobs/SHA
+MORE_BYTES = 1 << 20  # read at once of a file that grows meanwhile, or of more than the kernel reads at once
 KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a FIFO",
@@ -20,6 +22,10 @@ KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+
+
+PUT_BACK = "Put the file there that belongs there."
+TAKE_IT_IN = "Put the file itself in place of the link."
 
 
 def open_for_reading(path: Path, root: Path) -> int:
@@ -38,13 +44,16 @@ def open_for_reading(path: Path, root: Path) -> int:
     """
     real = located(path, root)
     _refuse_special(os.lstat(real).st_mode, path)
-    file = os.open(real, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
-    try:
-        _refuse_special(os.fstat(file).st_mode, path)  # it may have been replaced in between
-    except BaseException:
-        os.close(file)
-        raise
-    return file
+    return _opened(real, path, os.O_NOFOLLOW)
+
+
+def reopen(path: Path) -> int:
+    """Open a file whose place was looked at before, as `open_for_reading` does. Returns an open file.
+
+    Raises CorruptFileError if it is not a regular file any more, OSError.
+    """
+    _refuse_special(os.stat(path).st_mode, path)
+    return _opened(path, path)
 
 
 def read(path: Path, root: Path, max_bytes: int) -> bytes:
@@ -62,10 +71,10 @@ def read(path: Path, root: Path, max_bytes: int) -> bytes:
         CorruptFileError: It is larger, not a regular file, or reached by a link that leads out of `root`.
         FileNotFoundError: There is none. OSError: It cannot be read.
     """
-    with open(open_for_reading(path, root), "rb", buffering=0) as file:
+    with durable.naming(path), open(open_for_reading(path, root), "rb", buffering=0) as file:
         num_bytes = os.fstat(file.fileno()).st_size
-        data = b"" if num_bytes > max_bytes else file.read(max_bytes + 1)
-        while data and len(data) <= max_bytes and (more := file.read(max_bytes + 1 - len(data))):
+        data = b"" if num_bytes > max_bytes else file.read(num_bytes + 1)  # Python allocates what it asks for
+        while data and len(data) <= max_bytes and (more := file.read(MORE_BYTES)):
             data += more
     if max(num_bytes, len(data)) > max_bytes:
         raise CorruptFileError(
@@ -103,18 +112,35 @@ def located(path: Path, root: Path) -> Path:
     base = Path(os.path.realpath(root))
     allowed = [base, base.parents[1] / BLOBS] if base.parent.name == SNAPSHOTS else [base]
     if not any(real.is_relative_to(folder) for folder in allowed):
-        raise CorruptFileError(str(path), f"it is reached by a symbolic link that leads out of {root}")
+        raise CorruptFileError(
+            str(path), f"it is reached by a symbolic link that leads out of {root}, to {real}", do=TAKE_IT_IN
+        )
     return real
 
 
 def _has_link(path: Path, root: Path) -> bool:
-    """Whether a part of `path` below `root` is a symbolic link."""
-    below = path.relative_to(root)
-    return any(os.path.islink(root / part) for part in (below, *below.parents) if part.parts)
+    """Whether a part of `path` below `root` is a symbolic link. Texts, since there may be ten thousand files."""
+    text, end = str(path), 0 if root == Path() else len(str(root))
+    while len(text) > end:
+        if os.path.islink(text):
+            return True
+        text = os.path.dirname(text)
+    return False
+
+
+def _opened(real: Path, path: Path, flags: int = 0) -> int:
+    """Open `real`, which was found for `path`. Nothing waits, and nothing becomes the terminal of this process."""
+    file = os.open(real, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | flags)
+    try:
+        _refuse_special(os.fstat(file).st_mode, path)  # it may have been replaced in between
+    except BaseException:
+        os.close(file)
+        raise
+    return file
 
 
 def _refuse_special(mode: int, path: Path) -> None:
     """Raise CorruptFileError for anything but a regular file."""
     if not stat.S_ISREG(mode):
         kind = KINDS.get(stat.S_IFMT(mode), "something strange")
-        raise CorruptFileError(str(path), f"it is {kind}, not a regular file")
+        raise CorruptFileError(str(path), f"it is {kind}, not a regular file", do=PUT_BACK)

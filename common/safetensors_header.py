@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import canonical_json
+from . import canonical_json, durable, regular_files
 from .dtypes import BITS, byte_size
-from .errors import BadInputError, CorruptFileError
+from .errors import BadInputError, CorruptFileError, printable
 
 PAGE = 4096
 METADATA = {"format": "pt"}
 MAX_HEADER_BYTES = 100_000_000
+MAX_DIMS = 64  # numpy's limit; more would only make long products
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +73,12 @@ def build(tensors: Iterable[tuple[str, str, Sequence[int]]]) -> tuple[bytes, Hea
     return padded.to_bytes(8, "little") + body.ljust(padded), Header(tuple(entries), 8 + padded, METADATA)
 
 
-def read(path: Path) -> Header:
-    """Return the header of a file on disk. Raises CorruptFileError naming what is wrong; OSError if unreadable."""
-    with open(path, "rb") as file:
+def read(path: Path, root: Path | None = None) -> Header:
+    """Return the header of a file on disk, in the folder `root` that was given, by default the one that it lies in.
+
+    Raises CorruptFileError naming what is wrong, also if it is not a regular file of that folder; OSError.
+    """
+    with durable.naming(path), open(regular_files.open_for_reading(path, root or path.parent), "rb") as file:
         size = os.fstat(file.fileno()).st_size
         first = file.read(8)
         return decode(first + file.read(header_length(first, size, path)), size, path)
@@ -143,6 +147,9 @@ def _as_json(entries: list[Entry]) -> dict[str, Any]:
 def _parse(body: Any) -> tuple[Entry, ...]:
     if not isinstance(body, dict):
         raise ValueError("not a JSON object")
+    if not printable.is_printable(body):
+        strange = next(name for name in body if not name.isprintable())
+        raise ValueError(f"{printable.one_line(strange)!r:.80} is not the name of a tensor")
     entries = sorted(
         (_entry(k, v) for k, v in body.items() if k != "__metadata__"), key=lambda e: (e.begin, e.end)
     )
@@ -167,7 +174,12 @@ def _entry(name: str, value: Any) -> Entry:
             pass
         case _:
             raise ValueError(f"{name}: expected dtype, shape and data_offsets")
-    if dtype not in BITS or not all(type(n) is int and 0 <= n < 1 << 63 for n in [*shape, begin, end]):
+    sizes = [*shape, begin, end]
+    if (
+        dtype not in BITS
+        or len(shape) > MAX_DIMS
+        or not all(type(n) is int and 0 <= n < 1 << 63 for n in sizes)
+    ):
         raise ValueError(f"{name}: bad dtype, shape or offsets")
     if end - begin != byte_size(dtype, shape):
         needed = byte_size(dtype, shape)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from shardmerge.common.errors import BadInputError
+from shardmerge.common.errors import BadInputError, printable
 
 # (job id, restart count) as launchers give them to every rank
 # Source: torch/distributed/elastic/agent/server/local_elastic_agent.py; Slurm's sbatch manual, OUTPUT ENVIRONMENT
@@ -18,8 +18,8 @@ LAUNCHERS = (("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"), ("SLURM_JOB_
 class Generation:
     """The run id, step and attempt of a dump.
 
-    Raises BadInputError unless run id and attempt are non-empty strings and step is an integer. This is checked before
-    anything is written: the merge would refuse a manifest with other types, days later.
+    Raises BadInputError unless run id and attempt are non-empty strings that can be printed, and step is an integer.
+    This is checked before anything is written: the merge would refuse a manifest with other types, days later.
     """
 
     run_id: str
@@ -30,6 +30,11 @@ class Generation:
         for name, text in (("run_id", self.run_id), ("attempt", self.attempt)):
             if type(text) is not str or not text:
                 raise BadInputError(f"{name} is {text!r}", "Give every rank the same non-empty string.")
+            if not printable.is_printable([text]):
+                raise BadInputError(
+                    f"{name} is {printable.one_line(text)}, with characters that cannot be printed",
+                    "Give every rank the same text without control characters and ends of lines.",
+                )
         try:
             object.__setattr__(self, "step", operator.index(self.step))  # numpy's integers are not JSON
         except TypeError:

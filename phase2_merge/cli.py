@@ -14,7 +14,6 @@ from typing import Any
 import click
 
 from shardmerge import phase2_merge
-from shardmerge.common import durable
 from shardmerge.common.command import byte_count
 from shardmerge.common.command.outcome import HELP, Outcome, reported
 from shardmerge.common.errors import BadInputError
@@ -233,12 +232,10 @@ def inspect(path: Path, html: Path | None) -> Outcome:
     Example:
       shardmerge inspect /scratch/run7/dump --html dump.html
     """
-    inspection = phase2_merge.inspect(path)
-    if html is not None:
-        from .inspection.page import page
+    from .inspection.page import WithPage
 
-        durable.write_file(html, page(inspection).encode())
-    return inspection
+    inspection = phase2_merge.inspect(path)
+    return inspection if html is None else WithPage(inspection, html)
 
 
 @click.command(context_settings=HELP)

@@ -10,11 +10,9 @@ from .rows import Config
 
 def common_dimensions(config: Config) -> dict[str, int]:
     """Return the dimensions that every decoder has. `q` and `kv` are rows of the projections."""
-    heads, groups = (
-        config["num_attention_heads"],
-        config.get("num_key_value_heads") or config["num_attention_heads"],
-    )
-    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    heads = integer(config, "num_attention_heads")
+    groups = integer(config, "num_key_value_heads", heads)
+    head_dim = integer(config, "head_dim", 0) or integer(config, "hidden_size") // heads
     return {
         "num_layers": config["num_hidden_layers"],
         "num_experts": 0,
@@ -27,6 +25,27 @@ def common_dimensions(config: Config) -> dict[str, int]:
         "kv": groups * head_dim,
         "ffn": config["intermediate_size"],
     }
+
+
+def integer(config: Config, name: str, otherwise: int | None = None) -> int:
+    """Return a number of config.json that others are multiplied by: a text times a number would be a long text.
+
+    Args:
+        config: What config.json holds.
+        name: The key.
+        otherwise: What a key that is absent, null or 0 stands for. None: it must be there.
+
+    Returns:
+        The number.
+
+    Raises:
+        KeyError: It is not there.
+        ValueError: It is not an integer.
+    """
+    value = config[name] if otherwise is None else config.get(name) or otherwise
+    if type(value) is not int:
+        raise ValueError(f"{name} = {value!r:.40}")
+    return value
 
 
 def common_flags(config: Config) -> frozenset[str]:

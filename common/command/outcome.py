@@ -1,26 +1,30 @@
 """Decides how every command ends: what --json and --report get, and which exit code. Knows no command.
 
 Data goes to stdout, talk to stderr. A refusal of the tree exits with its own code; anything unexpected is a defect
-and exits 1 with its traceback.
+and exits 1 with its traceback. What is printed obeys no terminal but its own: see `errors.printable`. Files that were
+asked for are written last, so that nothing that a command found out is lost with them.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import click
 
-from .. import canonical_json, durable
-from ..errors import ShardmergeError
+from .. import canonical_json
+from ..errors import ShardmergeError, printable
+from . import written_files
 
 INTERRUPTED = 130
 FAILED = 1
 HELP = {"help_option_names": ["-h", "--help"]}  # context settings of every command, however it is reached
+STANDS = "Everything else was done, and what was found out is said above."
 DEFECT = "This is a defect of shardmerge. Please report it with the lines above."
 
 
@@ -32,13 +36,21 @@ class Outcome(Protocol):
     def text(self) -> str: ...
 
 
+@runtime_checkable
+class WithFiles(Protocol):
+    """An outcome that was asked for in files too."""
+
+    def files(self) -> Mapping[Path, bytes]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class End:
-    """An outcome or a refusal, ready to be printed and reported."""
+    """An outcome or a refusal, ready to be printed and written."""
 
     exit_code: int
     facts: dict[str, Any]
     text: str
+    files: Mapping[Path, bytes] = field(default_factory=dict)
 
 
 def reported(
@@ -55,34 +67,51 @@ def reported(
     @click.option("--json", "as_json", is_flag=True, help="Print the outcome to stdout as JSON.")
     @functools.wraps(run)
     def command(*, as_json: bool, report: Path | None, **options: Any) -> None:
-        if (
-            report is not None and not report.absolute().parent.is_dir()
-        ):  # said before hours of work, not after
-            raise click.BadParameter(f"{report.parent} is not a directory.", param_hint="--report")
+        if report is not None and not os.path.isdir(report.absolute().parent):
+            # said before hours of work, not after
+            where = printable.one_line(str(report.parent))
+            raise click.BadParameter(f"{where} is not a directory.", param_hint="--report")
         end = _run(lambda: run(**options))
-        if report is not None:
-            durable.write_file(report_path(report), canonical_json.encode(end.facts, indent=2))
         if as_json:
-            click.echo(canonical_json.encode(end.facts), nl=False)
+            click.echo(canonical_json.readable(end.facts), nl=False)
         if end.text and (end.exit_code or not as_json):
-            click.echo(end.text, err=bool(end.exit_code))
-        click.get_current_context().exit(end.exit_code)
+            shown = printable.lines if end.exit_code else printable.coloured_lines
+            click.echo(shown(end.text), err=bool(end.exit_code))
+        files = dict(end.files)
+        if report is not None:
+            files[report_path(report)] = canonical_json.readable(end.facts, indent=2)
+        not_written = [error for path, data in files.items() if (error := _error_of_writing(path, data))]
+        for error in not_written:
+            click.echo(printable.lines(f"Error: {error}. {STANDS}"), err=True)
+        click.get_current_context().exit(end.exit_code or (FAILED if not_written else 0))
 
     return command
+
+
+def _error_of_writing(path: Path, data: bytes) -> OSError | None:
+    """Write a file that was asked for. Returns what went wrong."""
+    try:
+        written_files.write(path, data)
+    except OSError as error:
+        return error
+    return None
 
 
 def _run(run: Callable[[], Outcome]) -> End:
     try:
         outcome = run()
     except ShardmergeError as error:
-        return End(error.exit_code, error.facts(), f"Error: {error.message()}")
+        remarks = getattr(error, "__notes__", [])
+        facts = error.facts() | ({"remarks": remarks} if remarks else {})
+        return End(error.exit_code, facts, "\n".join([f"Error: {error.message()}", *remarks]))
     except KeyboardInterrupt:
         return _end(INTERRUPTED, "Interrupted", "Interrupted.")
     except OSError as error:
         return _end(FAILED, type(error).__name__, f"Error: {error}")
     except Exception as error:  # the one place that catches everything: it reports, and fails
         return _end(FAILED, type(error).__name__, f"{traceback.format_exc()}{DEFECT}")
-    return End(0, outcome.facts(), outcome.text())
+    files = outcome.files() if isinstance(outcome, WithFiles) else {}
+    return End(0, outcome.facts(), outcome.text(), files)
 
 
 def _end(exit_code: int, name: str, text: str) -> End:

@@ -25,6 +25,7 @@ from .model import (
 from .output import (
     LockLostError,
     MissingPartsError,
+    MissingRecordError,
     OutputExistsError,
     OutputLockedError,
     ShardsChangedError,
@@ -42,7 +43,13 @@ from .quantization import (
     UndeclaredScaleError,
     UnsupportedQuantizationError,
 )
-from .ranks import CorruptManifestError, DuplicateRankError, MissingRankError, MixedGenerationsError
+from .ranks import (
+    CorruptManifestError,
+    DuplicateRankError,
+    MissingFactsError,
+    MissingRankError,
+    MixedGenerationsError,
+)
 from .several import ProblemsFoundError, raise_problems
 from .tensors import (
     MismatchError,
@@ -72,8 +79,10 @@ __all__ = [
     "LockLostError",
     "MismatchError",
     "MissingConfigError",
+    "MissingFactsError",
     "MissingPartsError",
     "MissingRankError",
+    "MissingRecordError",
     "MissingScaleError",
     "MissingTensorError",
     "MixedGenerationsError",

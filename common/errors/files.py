@@ -6,17 +6,19 @@ from dataclasses import dataclass
 
 from .exit_codes import ConflictError
 
+AGAIN = "Copy it again from where it was dumped, or dump this run again."
+
 
 @dataclass(eq=False)
 class CorruptFileError(ConflictError):
     path: str
     reason: str
     rank: int | None = None
+    do: str = AGAIN
 
     def message(self) -> str:
         owner = "" if self.rank is None else f" (rank {self.rank})"
-        do = "Copy it again from where it was dumped, or dump this run again."
-        return f"{self.path}{owner} is damaged: {self.reason}. {do}"
+        return f"{self.path}{owner} is damaged: {self.reason}. {self.do}"
 
 
 @dataclass(eq=False)

@@ -62,6 +62,18 @@ class MissingPartsError(IncompleteError):
 
 
 @dataclass(eq=False)
+class MissingRecordError(IncompleteError):
+    path: str
+    without: str
+
+    def message(self) -> str:
+        return (
+            f"{self.path} is missing, which every merge publishes: {self.without}. Copy the output again, with its "
+            "folder .shardmerge, or merge again."
+        )
+
+
+@dataclass(eq=False)
 class WorkerDiedError(ShardmergeError):
     shards: tuple[str, ...]
 

@@ -49,6 +49,17 @@ class MixedGenerationsError(ConflictError):
 
 
 @dataclass(eq=False)
+class MissingFactsError(ConflictError):
+    facts_missing: tuple[str, ...]
+
+    def message(self) -> str:
+        return (
+            f"The manifests do not say {', '.join(self.facts_missing)}: without that nothing shows whether config.json "
+            "describes the model that was trained. Dump this run again with this shardmerge."
+        )
+
+
+@dataclass(eq=False)
 class DuplicateRankError(ConflictError):
     rank: int
     paths: tuple[str, ...]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .exit_codes import SHOWN, ShardmergeError
+from .printable import one_line
 
 
 @dataclass(eq=False)
@@ -39,7 +40,7 @@ class ProblemsFoundError(ShardmergeError):
         for group, share in zip(groups, shares, strict=True):
             more = len(group) - share
             lines.append(f"{len(group):,} x {kind(group[0])}{':' if share else ''}")
-            lines += [f"  {problem.message()}" for problem in group[:share]]
+            lines += [f"  {one_line(problem.message())}" for problem in group[:share]]
             lines += [f"  ... and {more:,} more"] if share and more else []
         if len(self.problems) > SHOWN:
             lines.append("(--report FILE holds all)")

@@ -14,7 +14,15 @@ from shardmerge.common.errors import MismatchError, UnsupportedParameterError
 from ..rectangles.layouts import LAYOUTS
 
 # dimension that a layout needs -> attribute of TransformerConfig
-ATTRIBUTES = {"heads": "num_attention_heads", "groups": "num_query_groups", "head_dim": "kv_channels"}
+ATTRIBUTES = {
+    "heads": "num_attention_heads",
+    "groups": "num_query_groups",
+    "head_dim": "kv_channels",
+    "mamba_groups": "mamba_num_groups",
+    "mamba_state": "mamba_state_dim",
+}
+# size of a section that is a product, which hides its factors -> its factors
+FACTORS = {"state": ("mamba_groups", "mamba_state")}
 
 # Option of TransformerConfig -> what it does to weights that no row undoes.
 # Source: megatron/core/transformer/transformer_config.py
@@ -46,7 +54,8 @@ def check_agreement(config: Any, blueprint: Blueprint, rank: int) -> None:
                 rank,
             )
     for row in blueprint.rows:
-        for dimension in LAYOUTS[row.layout].dimensions:
+        factors = (factor for section in row.sections for factor in FACTORS.get(section, ()))
+        for dimension in (*LAYOUTS[row.layout].dimensions, *factors):
             _check_dimension(config, blueprint, dimension, row.targets[0].name, rank)
 
 

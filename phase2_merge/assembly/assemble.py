@@ -19,7 +19,7 @@ from typing import Any, Self
 import numpy as np
 import xxhash
 
-from shardmerge.common import durable, safetensors_header
+from shardmerge.common import durable, regular_files, safetensors_header
 from shardmerge.common.errors import CorruptFileError
 from shardmerge.common.rectangle import Shape
 
@@ -105,7 +105,8 @@ class SourceFiles:
         file = self._file(piece.path)
         position = piece.begin + skip_bytes
         while into:
-            count = os.preadv(file, [into], position)
+            with durable.naming(Path(piece.path)):
+                count = os.preadv(file, [into], position)
             if not count:
                 raise CorruptFileError(piece.path, f"it ends at byte {position:,}", piece.rank)
             into, position = into[count:], position + count
@@ -115,7 +116,7 @@ class SourceFiles:
         if path not in self.files:
             if len(self.files) >= OPEN_FILES:
                 os.close(self.files.popitem(last=False)[1])
-            self.files[path] = os.open(path, os.O_RDONLY)
+            self.files[path] = regular_files.reopen(Path(path))
         self.files.move_to_end(path)
         return self.files[path]
 

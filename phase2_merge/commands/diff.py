@@ -12,16 +12,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from shardmerge.common import places
 from shardmerge.common import reference as references
 from shardmerge.common.dtypes import DTYPES
 from shardmerge.common.errors import SHOWN, BadInputError
-from shardmerge.common.places import LEDGER, MANIFESTS
+from shardmerge.common.places import MANIFESTS
 
-from ..ledger import parquet, table
+from ..ledger import table
 from ..ledger.names import grouped, layer_of
 from ..ledger.rank_directories import discover
-from ..output import receipts
+from . import records
 
 Place: TypeAlias = tuple[
     str, tuple[int, ...], tuple[int, ...], tuple[int, ...]
@@ -101,7 +100,7 @@ def tensors_of(path: Path) -> Tensors:
     """Return what a dump or an output recorded of every tensor. Raises BadInputError for anything else."""
     if path.is_dir() and any(path.glob(MANIFESTS)):
         return _of_dump(path)
-    if not places.records(path).is_dir():
+    if not records.are_there(path):
         raise BadInputError(
             f"{path} has no recorded checksums",
             "Give a dump, or a directory that shardmerge merge published.",
@@ -120,16 +119,17 @@ def _of_dump(path: Path) -> Tensors:
 
 
 def _of_output(path: Path) -> Tensors:
-    ledger = places.records(path) / LEDGER
-    in_ledger = parquet.whole_checksums(ledger) if ledger.is_file() else {}
+    shards = {file.name: references.read_header(file, path) for file in references.weight_files(path)}
+    known = records.checksums(path, shards)
     tensors: dict[str, frozenset[tuple[Place, str]]] = {}
-    for file in references.weight_files(path):
-        known = receipt.tensors if (receipt := receipts.read(path, file.name)) else in_ledger
-        for entry in references.read_header(file).entries:
-            if entry.name not in known:
-                raise BadInputError(f"{file} has no recorded checksum of {entry.name}", "Merge it again.")
+    for file, header in shards.items():
+        for entry in header.entries:
+            if entry.name not in known[file]:
+                raise BadInputError(
+                    f"{path / file} has no recorded checksum of {entry.name}", "Merge it again."
+                )
             place = (entry.dtype, entry.shape, (0,) * len(entry.shape), entry.shape)
-            tensors[entry.name] = frozenset({(place, known[entry.name])})
+            tensors[entry.name] = frozenset({(place, known[file][entry.name])})
     return tensors
 
 

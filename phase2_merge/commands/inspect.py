@@ -6,7 +6,7 @@ Reads manifests of a dump or headers of an output, never a tensor.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -19,10 +19,11 @@ from shardmerge.common.dtypes import DTYPES
 from shardmerge.common.errors import BadInputError
 from shardmerge.common.places import MANIFESTS
 
-from ..inspection.coverage import cover
+from ..inspection.coverage import LayerCover, cover
 from ..inspection.report import Inspection, Ranks
 from ..inspection.unfinished import Unfinished, unfinished
 from ..ledger import table
+from ..ledger.names import layer_of
 from ..ledger.rank_directories import discover
 from ..ledger.table import Ledger
 from ..output import journal
@@ -77,6 +78,8 @@ def _dump(path: Path, rest: Unfinished) -> Inspection:
     for manifest in manifests:
         drops.update(manifest.drops)
     problems = [error.message() for error in generations.disagreements(manifests)]
+    shares = _shares(ledger)
+    layers = cover(shares, dimensions.get("num_layers", 0), dimensions.get("num_experts", 0))
     return Inspection(
         path=str(path),
         kind="dump",
@@ -89,8 +92,8 @@ def _dump(path: Path, rest: Unfinished) -> Inspection:
         sizes=dict.fromkeys((f"rank {rank}" for rank in rows.present.tolist()), 0)
         | {f"rank {rank}": size for rank, size in _summed(rows.rank, sizes).items()},
         drops=dict(drops),
-        layers=cover(_shares(ledger), dimensions.get("num_layers", 0), dimensions.get("num_experts", 0)),
-        problems=(*problems, *rest.problems),
+        layers=layers,
+        problems=(*problems, *rest.problems, *_undrawn(shares, layers)),
     )
 
 
@@ -126,12 +129,13 @@ def _summed(keys: Array, sizes: Array) -> dict[int, int]:
 
 def _output(path: Path) -> Inspection:
     config = references.read_config(path)
-    shards = {file.name: references.read_header(file) for file in references.weight_files(path)}
+    shards = {file.name: references.read_header(file, path) for file in references.weight_files(path)}
     entries = [entry for header in shards.values() for entry in header.entries]
     dtypes: Counter[str] = Counter()
     for entry in entries:
         dtypes[entry.dtype] += entry.end - entry.begin
     names = Counter(entry.name for entry in entries)
+    layers = cover({name: float(count) for name, count in names.items()})
     return Inspection(
         path=str(path),
         kind="output",
@@ -143,9 +147,16 @@ def _output(path: Path) -> Inspection:
         bytes_by_dtype=dict(dtypes),
         sizes={name: sum(e.end - e.begin for e in header.entries) for name, header in shards.items()},
         drops={},
-        layers=cover({name: float(count) for name, count in names.items()}),
-        problems=(*journal.interrupted(path), *_held_twice(names)),
+        layers=layers,
+        problems=(*journal.interrupted(path), *_held_twice(names), *_undrawn(names, layers)),
     )
+
+
+def _undrawn(names: Iterable[str], layers: tuple[LayerCover, ...]) -> Iterator[str]:
+    """Yield a line if there are layers and no map of them."""
+    far = max((number for name in names if (number := layer_of(name)) is not None), default=None)
+    if far is not None and not layers:
+        yield f"no map is drawn: tensors are named by layers up to {far:,} and their experts, more than any model has"
 
 
 def _held_twice(counts: Mapping[str, int]) -> Iterator[str]:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from shardmerge.common.command.byte_count import show
-from shardmerge.common.errors import SHOWN
+from shardmerge.common.errors import SHOWN, printable
 
 from .. import corrections
 from ..corrections import Recorded
@@ -244,5 +244,5 @@ def finished(report: MergeReport, stages: Stages) -> MergeReport:
 def warning_lines(warnings: Sequence[str]) -> list[str]:
     """Return a line for each of the first warnings, and one that counts the others."""
     more = len(warnings) - SHOWN
-    shown = [f"Warning: {text}" for text in warnings[:SHOWN]]
+    shown = [f"Warning: {printable.one_line(text)}" for text in warnings[:SHOWN]]
     return shown + ([f"... and {more} more warnings (--report FILE holds all)"] if more > 0 else [])

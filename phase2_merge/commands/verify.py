@@ -1,6 +1,7 @@
 """The story of `verify`: is a Hugging Face directory what its index, its JSON files and its records say?
 
-Works on any directory. One that shardmerge did not write has no recorded checksums to compare.
+Works on any directory. One that shardmerge did not write has no recorded checksums to compare, which is said. One that
+has records must have all of them. Nothing is written, and no journal is followed.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TextIO
 
-from shardmerge.common import places
 from shardmerge.common import reference as references
+from shardmerge.common import regular_files
 from shardmerge.common.architectures import blueprint
 from shardmerge.common.command.byte_count import show
 from shardmerge.common.command.progress import Progress
@@ -27,19 +28,19 @@ from shardmerge.common.errors import (
     UnsupportedArchitectureError,
     raise_problems,
 )
-from shardmerge.common.places import INDEX, LEDGER, SHARDS, SINGLE
+from shardmerge.common.places import INDEX, SHARDS, SINGLE
 from shardmerge.common.rectangle import Shape
 from shardmerge.common.reference import PLAIN_FLOATS
 from shardmerge.common.safetensors_header import Entry, Header
 
 from ..disk.hashing import Advance, checksums, in_threads, stretches, wrong_bytes
 from ..hf_files.config_json import TORCH_NAMES
-from ..ledger import parquet
 from ..ledger.names import grouped
-from ..output import journal, receipts
+from ..output import journal
 from ..proof import config_shapes, numbers
 from ..quantization import declaration, scales
 from ..quantization.declaration import Declaration
+from . import records
 from .report import Verification, warning_lines
 
 Shards = dict[str, Header]
@@ -55,20 +56,26 @@ class VerifyReport:
     total_bytes: int
     verification: Verification
     checksums_compared: int
+    without_checksum: int  # tensors whose bytes could not be compared
     warnings: tuple[str, ...]
 
     def facts(self) -> dict[str, Any]:
         return asdict(self)
 
     def text(self) -> str:
-        compared = f"{self.checksums_compared:,} tensors have the checksum that was recorded."
-        lines = [
-            f"Sound: {self.path}, {self.num_shards:,} shards, {self.num_tensors:,} tensors, {show(self.total_bytes)}.",
-            compared
-            if self.checksums_compared
-            else "Bytes were NOT compared: only index, headers and sizes.",
-        ]
+        size = f"{self.num_shards:,} shards, {self.num_tensors:,} tensors, {show(self.total_bytes)}"
+        lines = [f"Sound: {self.path}, {size}.", self._compared()]
         return "\n".join([*lines, *warning_lines(self.warnings)])
+
+    def _compared(self) -> str:
+        """Return a line that says of how many tensors the bytes were compared."""
+        if self.verification == "size":
+            return "Bytes were NOT compared: only index, headers and sizes (--verify size)."
+        if not self.checksums_compared:
+            return "Bytes were NOT compared: only index, headers and sizes. No checksum of a merge is recorded here."
+        compared = f"{self.checksums_compared:,} of {self.num_tensors:,} tensors have the checksum that was recorded."
+        rest = f" Bytes of {self.without_checksum:,} were NOT compared: no checksum of them is recorded."
+        return compared + (rest if self.without_checksum else "")
 
 
 @dataclass(frozen=True, eq=False)  # no slots: what follows is worked out once, when a check first asks for it
@@ -116,30 +123,40 @@ def verify(
         ShardmergeError: what is wrong, as one error or as ProblemsFoundError.
     """
     out = Path(out)
+    try:
+        return _verify(out, verify, talk, scan=scan)
+    except ShardmergeError as error:
+        for warning in journal.interrupted(out):
+            error.add_note(f"Warning: {warning}")
+        raise
+
+
+def _verify(out: Path, verify: Verification, talk: TextIO | None, *, scan: bool) -> VerifyReport:
+    """Do what `verify` says, after which an error is told what else is known."""
     config = references.read_config(out)
     files = references.weight_files(out)
     if not files:
         raise BadInputError(f"{out} holds neither {INDEX} nor {SINGLE}", "Give a directory with safetensors.")
-    shards, unreadable = _headers(files)
+    shards, unreadable = _headers(out, files)
     directory = Directory(out, config, files, shards)
     findings = Findings.together([unreadable, *(check(directory) for check in CHECKS)])
     raise_problems(findings.problems)
-    compared = _compare_bytes(out, shards, talk) if verify == "full" and places.records(out).is_dir() else 0
+    compared = _compare_bytes(out, shards, talk) if verify == "full" and records.are_there(out) else 0
     numbers_seen = _scan(directory, talk) if scan else Findings()
     raise_problems(numbers_seen.problems)
     total = sum(header.entries[-1].end for header in shards.values() if header.entries)
     count = sum(len(header.entries) for header in shards.values())
     warnings = (*journal.interrupted(out), *findings.warnings, *numbers_seen.warnings)
-    return VerifyReport(str(out), len(shards), count, total, verify, compared, warnings)
+    return VerifyReport(str(out), len(shards), count, total, verify, compared, count - compared, warnings)
 
 
-def _headers(files: tuple[Path, ...]) -> tuple[Shards, Findings]:
+def _headers(root: Path, files: tuple[Path, ...]) -> tuple[Shards, Findings]:
     """Read all headers. Returns those that can be read, by the file's name, and what is wrong with the others."""
     shards: Shards = {}
     problems: list[ShardmergeError] = []
     for file in files:
         try:
-            shards[file.name] = references.read_header(file)
+            shards[file.name] = references.read_header(file, root)
         except CorruptFileError as error:
             problems.append(error)
     return shards, Findings(tuple(problems))
@@ -171,7 +188,7 @@ def _check_index(directory: Directory) -> Findings:
 def _index_problems(directory: Directory) -> Iterator[ShardmergeError]:
     """Yield tensors that dangle or are not in the index, files in sub-folders, and a total_size that is wrong."""
     index, shards = directory.path / INDEX, directory.shards
-    if not index.is_file():
+    if not regular_files.exists(index, directory.path):
         return
     mapped = references.weight_map(index)
     for file in sorted({file for file in mapped.values() if Path(file).name != file}):
@@ -246,10 +263,16 @@ def _dtype_warning(directory: Directory) -> Iterator[str]:
         yield f"config.json says {stated}, most bytes are {most}"
 
 
+def _check_records(directory: Directory) -> Findings:
+    """Look whether an output of ours has all of its records and shards."""
+    return records.check(directory.path, directory.shards)
+
+
 CHECKS = (
     _check_index,
     _check_quantization,
     _check_config,
+    _check_records,
 )  # all run, and everything that they find is reported
 
 
@@ -261,11 +284,8 @@ def _compare_bytes(out: Path, shards: Shards, talk: TextIO | None) -> int:
 
     Raises CorruptFileError, or several as ProblemsFoundError.
     """
-    ledger = places.records(out) / LEDGER
-    in_ledger = parquet.whole_checksums(ledger) if ledger.is_file() else {}
-    known = {
-        file: (receipt.tensors if (receipt := receipts.read(out, file)) else in_ledger) for file in shards
-    }
+    known = records.checksums(out, shards)
+    raise_problems(_unrecorded(out, shards, known))
     entries = {file: [e for e in header.entries if e.name in known[file]] for file, header in shards.items()}
     parts = [
         (file, recorded[stretch])
@@ -283,6 +303,14 @@ def _compare_bytes(out: Path, shards: Shards, talk: TextIO | None) -> int:
     finally:
         progress.close()
     return sum(map(len, entries.values()))
+
+
+def _unrecorded(out: Path, shards: Shards, known: records.Checksums) -> Iterator[ShardmergeError]:
+    """Yield a problem for each shard with tensors of which no checksum is recorded: all records are there."""
+    for file, header in shards.items():
+        if without := [entry.name for entry in header.entries if entry.name not in known[file]]:
+            why = f"{len(without):,} of its tensors have no recorded checksum, such as {without[0]}"
+            yield CorruptFileError(str(out / file), why)
 
 
 def _compare(

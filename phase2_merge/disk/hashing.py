@@ -13,6 +13,7 @@ from typing import TypeAlias, TypeVar
 
 import xxhash
 
+from shardmerge.common import durable, regular_files
 from shardmerge.common.errors import CorruptFileError, ShardmergeError
 
 CHUNK_BYTES = 1 << 20  # stays in the cache of a core until it is hashed
@@ -28,7 +29,7 @@ def checksums(path: Path, spans: Iterable[Span], advance: Advance) -> Iterator[s
     """Yield the checksum of each span of a file. Ascending spans are read without going back.
 
     Args:
-        path: The file.
+        path: The file, whose header was read before.
         spans: (begin, end) of each, in bytes.
         advance: Called with numbers of bytes as they are read.
 
@@ -36,12 +37,12 @@ def checksums(path: Path, spans: Iterable[Span], advance: Advance) -> Iterator[s
         An iterator over xxh3_128 of each span, hexadecimal.
 
     Raises:
-        CorruptFileError: The file ends before a span does.
+        CorruptFileError: The file ends before a span does, or is not a regular file.
         OSError: Reading fails.
     """
     buffer = memoryview(bytearray(CHUNK_BYTES))
     filled_from = filled_to = 0
-    with open(path, "rb", buffering=0) as file:
+    with durable.naming(path), open(regular_files.reopen(path), "rb", buffering=0) as file:
         for begin, end in spans:
             position, checksum = begin, xxhash.xxh3_128()
             while position < end:

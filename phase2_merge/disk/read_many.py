@@ -16,6 +16,9 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
+from shardmerge.common import regular_files
+from shardmerge.common.errors import CorruptFileError
+
 READERS = 8
 AT_ONCE = 128  # items in memory; the work on them comes in between
 SLOW_S = 0.001  # for a file
@@ -52,8 +55,8 @@ def announced(path: Path, num_bytes: int = 0) -> None:
 
     Raises nothing: whoever reads the file learns what is wrong with it.
     """
-    with suppress(OSError):
-        file = os.open(path, os.O_RDONLY)
+    with suppress(OSError, CorruptFileError):
+        file = regular_files.reopen(path)
         try:
             os.posix_fadvise(file, 0, num_bytes, os.POSIX_FADV_WILLNEED)
         finally:

@@ -2,6 +2,7 @@
 
 They are the reference's, with the Python files that `auto_map` names: nothing executable ever comes from a dump. An
 index, weights, hf_quant_config.json and files called consolidated* are not sidecars: they describe another checkpoint.
+Nothing is copied that lies outside of the reference, whatever a link or an import says.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from shardmerge.common import canonical_json, durable
+from shardmerge.common import canonical_json, durable, plausible_sizes, regular_files
+from shardmerge.common.errors import CorruptFileError
 from shardmerge.common.places import CONFIG, is_sidecar_data
 
 WITH_AUTO_MAP = (CONFIG, "tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
@@ -20,43 +22,60 @@ RELATIVE_IMPORT = re.compile(r"^\s*from\s+\.(\w+)\s+import", re.MULTILINE)
 
 
 def copy(reference: Path, folder: Path) -> tuple[str, ...]:
-    """Copy all sidecars. Returns their names, sorted. Raises OSError."""
+    """Copy all sidecars. Returns their names, sorted. Raises CorruptFileError, OSError."""
     copied = names(reference)
     for name in copied:
-        durable.write_file(folder / name, (reference / name).read_bytes())
+        durable.write_file(folder / name, content(reference, name))
     return copied
 
 
+def content(reference: Path, name: str) -> bytes:
+    """Return the bytes of a sidecar. Raises CorruptFileError for what is none of the reference's own, OSError."""
+    path = reference / name
+    return regular_files.read(path, reference, plausible_sizes.SIDECAR.limit(path))
+
+
 def names(reference: Path) -> tuple[str, ...]:
-    """Return the names of the sidecars that a reference holds, sorted."""
+    """Return the names of the sidecars that a reference holds, sorted.
+
+    Raises CorruptFileError for one that is not a regular file, lies outside of the reference, or is a link to nothing.
+    """
     return tuple(sorted({*_data_files(reference), *_modules(reference)}))
 
 
 def _data_files(reference: Path) -> Iterator[str]:
     for entry in reference.iterdir():
-        if entry.is_file() and is_sidecar_data(entry.name):
+        if is_sidecar_data(entry.name) and _is_there(entry, reference):
             yield entry.name
+
+
+def _is_there(path: Path, reference: Path) -> bool:
+    """Whether a reference holds a file. Raises CorruptFileError for what only looks so."""
+    there = regular_files.exists(path, reference)
+    if not there and path.is_symlink():
+        raise CorruptFileError(str(path), "it is a link to nothing", do="Download the reference again.")
+    return there
 
 
 def _modules(reference: Path) -> set[str]:
     """Return the files that auto_map names and that lie here, and what they import from beside them."""
     modules: set[str] = set()
-    to_read = {name for file in WITH_AUTO_MAP for name in _named(reference / file)}
+    to_read = {name for file in WITH_AUTO_MAP for name in _named(reference, file)}
     while to_read:
         name = to_read.pop()
         path = reference / name
-        if name not in modules and path.is_file():
+        if name not in modules and _is_there(path, reference):
             modules.add(name)
-            to_read |= {
-                f"{imported}.py" for imported in RELATIVE_IMPORT.findall(path.read_text(errors="replace"))
-            }
+            text = content(reference, name).decode(errors="replace")
+            to_read |= {f"{imported}.py" for imported in RELATIVE_IMPORT.findall(text)}
     return modules
 
 
-def _named(path: Path) -> Iterator[str]:
+def _named(reference: Path, file: str) -> Iterator[str]:
     """Yield the Python files that the auto_map of a JSON file names."""
     try:
-        auto_map = canonical_json.read_object(path).get("auto_map")
+        found = canonical_json.read_object(reference / file, reference, plausible_sizes.CONFIG)
+        auto_map = found.get("auto_map")
     except (FileNotFoundError, ValueError):  # not there, or not ours to judge: it is copied as it is
         return
     for text in _strings(auto_map):

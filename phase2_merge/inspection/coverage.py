@@ -13,11 +13,14 @@ from itertools import pairwise
 
 import click
 
+from shardmerge.common.architectures.blueprint import MAX_EXPERTS, MAX_LAYERS
+
 from ..ledger.names import expert_of, layer_of
 
 NONE, PART, FULL, DOUBLE = "none", "part", "full", "double"
 SIGNS = {NONE: (".", "red"), PART: ("-", "yellow"), FULL: ("#", "green"), DOUBLE: ("2", "magenta")}
 MAX_COLUMNS = 64
+MAX_CELLS = MAX_LAYERS + MAX_EXPERTS  # of a map; the largest models have a twentieth of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,8 @@ def cover(shares: Mapping[str, float], num_layers: int = 0, num_experts: int = 0
         num_experts: How many routed experts an MoE layer must have at least, 0 where that is not known.
 
     Returns:
-        All layers, ascending, with as many experts for each MoE layer as any of them has.
+        All layers, ascending, with as many experts for each MoE layer as any of them has. Nothing if they would be more
+        than any model has: a single name with a large number is enough for that.
     """
     cells: dict[tuple[int, int | None], list[float]] = defaultdict(list)
     for name, share in shares.items():
@@ -49,6 +53,8 @@ def cover(shares: Mapping[str, float], num_layers: int = 0, num_experts: int = 0
     experts = max([num_experts, *(expert + 1 for _, expert in routed if expert is not None)])
     moe = {layer for layer, _ in routed}
     layers = max([num_layers, *(layer + 1 for layer, _ in cells)])
+    if layers > MAX_LAYERS or layers + experts * len(moe) > MAX_CELLS:
+        return ()
     return tuple(
         LayerCover(
             layer,

@@ -5,10 +5,14 @@ Decides how an inspection looks as HTML. Must not know any file.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from html import escape
+from pathlib import Path
+from typing import Any
 
 from shardmerge.common.command.byte_count import show
+from shardmerge.common.errors import printable
 
 from .coverage import LayerCover
 from .report import Inspection
@@ -24,6 +28,24 @@ table { border-collapse: collapse } th { font-weight: normal; color: #666; paddi
 KEY = (("full", "whole"), ("part", "in part"), ("none", "nothing"), ("double", "twice"))
 
 
+@dataclass(frozen=True, slots=True)
+class WithPage:
+    """An inspection that goes into a page too, at the path `html`."""
+
+    inspection: Inspection
+    html: Path
+
+    def facts(self) -> dict[str, Any]:
+        return self.inspection.facts()
+
+    def text(self) -> str:
+        return self.inspection.text()
+
+    def files(self) -> Mapping[Path, bytes]:
+        """Return the page, by where it is written."""
+        return {self.html: page(self.inspection).encode(errors="backslashreplace")}
+
+
 def page(inspection: Inspection) -> str:
     """Return the whole page, as HTML."""
     title = f"{inspection.kind} {inspection.path}"
@@ -36,7 +58,7 @@ def page(inspection: Inspection) -> str:
         *_sizes(inspection.sizes),
         "</body></html>",
     ]
-    return "\n".join(parts) + "\n"
+    return printable.lines("\n".join(parts)) + "\n"
 
 
 def _problems(problems: Iterable[str]) -> list[str]:

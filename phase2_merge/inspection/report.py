@@ -8,6 +8,7 @@ from typing import Any
 
 from shardmerge.common.command.byte_count import show
 from shardmerge.common.errors import SHOWN
+from shardmerge.common.errors.printable import one_line
 
 from ..ledger.names import ranges
 from .coverage import LayerCover, drawn
@@ -80,7 +81,7 @@ class Inspection:
         if self.layers:
             lines += [LEGEND, *drawn(self.layers)]
         more = len(self.problems) - SHOWN
-        lines += [f"Problem: {text}" for text in self.problems[:SHOWN]]
+        lines += [f"Problem: {one_line(text)}" for text in self.problems[:SHOWN]]
         return "\n".join(lines + ([f"... and {more} more (--report FILE holds all)"] if more > 0 else []))
 
     def lines(self) -> list[str]:
@@ -94,7 +95,7 @@ class Inspection:
             lines += [f"Topology: {_listed(self.topology)}."]
         lines += [f"{size}: {', '.join(f'{k} {show(v)}' for k, v in sorted(self.bytes_by_dtype.items()))}."]
         lines += [f"Dropped: {count:,} x {reason}." for reason, count in sorted(self.drops.items())]
-        return lines
+        return [one_line(line) for line in lines]
 
 
 def _listed(sizes: Mapping[str, int]) -> str:

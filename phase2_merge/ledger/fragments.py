@@ -18,11 +18,13 @@ from .table import Ledger
 class Fragment:
     """A file that a manifest names: where it lies and which rows of the ledger it holds, in the order of bytes.
 
-    Rank REFERENCE_RANK: a file of the reference, all of which is grafted.
+    Rank REFERENCE_RANK: a file of the reference, all of which is grafted. No link may lead out of `root`, the dump or
+    the reference.
     """
 
     rank: int
     number: int
+    root: Path
     path: Path
     file: FragmentFile
     rows: IntArray
@@ -45,6 +47,7 @@ def fragments(ledger: Ledger) -> list[Fragment]:
         Fragment(
             head.manifest.rank,
             number,
+            head.dump,
             head.directory / file.name,
             file,
             by_file.get((head.manifest.rank, number), none),
@@ -53,7 +56,9 @@ def fragments(ledger: Ledger) -> list[Fragment]:
         for number, file in enumerate(head.manifest.files)
     ]
     return dumped + [
-        Fragment(REFERENCE_RANK, number, grafted.path, grafted.file, by_file[REFERENCE_RANK, number])
+        Fragment(
+            REFERENCE_RANK, number, grafted.root, grafted.path, grafted.file, by_file[REFERENCE_RANK, number]
+        )
         for number, grafted in enumerate(ledger.grafted)
         if grafted.whole
     ]

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import xxhash
 
+from shardmerge.common import durable, regular_files
 from shardmerge.common import reference as references
-from shardmerge.common import safetensors_header
 from shardmerge.common.errors import BadInputError
 from shardmerge.common.manifest import FragmentFile, Placed
 from shardmerge.common.rectangle import Rectangle
@@ -30,6 +30,7 @@ REFERENCE_RANK = -1  # in place of a rank, for what is grafted
 class GraftedFile:
     """A file of the reference and what is taken from it. If it is taken `whole`, it may become a shard."""
 
+    root: Path
     path: Path
     file: FragmentFile
     placed: tuple[Placed, ...]
@@ -55,10 +56,11 @@ def graft(reference: Reference, patterns: Sequence[str]) -> tuple[GraftedFile, .
             )
     if not patterns:
         return ()
-    headers = [(path, safetensors_header.read(path)) for path in references.weight_files(reference.path)]
-    wanted = [(path, header, _matching(header, patterns)) for path, header in headers]
+    paths = references.weight_files(reference.path)
+    headers = [(path, references.read_header(path, reference.path)) for path in paths]
+    wanted = ((path, header, _matching(header, patterns)) for path, header in headers)
     files = [file for file in wanted if file[2]]
-    return tuple(_grafted(number, *file) for number, file in enumerate(files))
+    return tuple(_grafted(reference.path, number, *file) for number, file in enumerate(files))
 
 
 def tensors(files: Iterable[GraftedFile]) -> dict[str, ReferenceTensor]:
@@ -71,7 +73,7 @@ def _matching(header: Header, patterns: Sequence[str]) -> list[Entry]:
     return [entry for entry in header.entries if any(fnmatchcase(entry.name, each) for each in patterns)]
 
 
-def _grafted(number: int, path: Path, header: Header, entries: list[Entry]) -> GraftedFile:
+def _grafted(root: Path, number: int, path: Path, header: Header, entries: list[Entry]) -> GraftedFile:
     """Return what is taken of a file, the `number`-th of those that are grafted, with checksums of its bytes."""
     spans = [(header.data_offset + entry.begin, header.data_offset + entry.end) for entry in entries]
     digests = checksums(path, spans, lambda _: None)
@@ -79,11 +81,11 @@ def _grafted(number: int, path: Path, header: Header, entries: list[Entry]) -> G
         Placed(_entire(entry), number, *span, REFERENCE_RANK, digest)
         for entry, span, digest in zip(entries, spans, digests, strict=True)
     )
-    with open(path, "rb") as file:
+    with durable.naming(path), open(regular_files.open_for_reading(path, root), "rb") as file:
         prefix = file.read(header.data_offset)
     facts = FragmentFile(path.name, header.file_bytes, len(prefix), xxhash.xxh3_128_hexdigest(prefix))
     whole = len(entries) == len(header.entries) and header.metadata.get("format") == "pt"
-    return GraftedFile(path, facts, placed, whole)
+    return GraftedFile(root, path, facts, placed, whole)
 
 
 def _entire(entry: Entry) -> Rectangle:

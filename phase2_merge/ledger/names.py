@@ -9,8 +9,9 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 
-LAYER = re.compile(r"\.layers\.(\d+)\.")
-EXPERT = re.compile(r"\.experts\.(\d+)\.")
+# as many digits as any model has: a longer number is a part of a name, and numbers no layer
+LAYER = re.compile(r"\.layers\.([0-9]{1,6})\.")
+EXPERT = re.compile(r"\.experts\.([0-9]{1,6})\.")
 
 
 def layer_of(name: str) -> int | None:

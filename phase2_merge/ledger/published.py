@@ -5,7 +5,6 @@ Together they say enough to write everything but the shards again. Opens no shar
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -14,17 +13,17 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from shardmerge.common import canonical_json, regular_files
 from shardmerge.common.dtypes import BITS, DTYPES
-from shardmerge.common.errors import BadInputError, CorruptFileError, ShardsChangedError
-from shardmerge.common.manifest import NOT_WRITTEN, require
+from shardmerge.common.errors import BadInputError, CorruptFileError, ShardsChangedError, printable
+from shardmerge.common.manifest import MAX_BYTES, MAX_WORLD_SIZE, NOT_WRITTEN, require
 from shardmerge.common.manifest_facts import Facts
 from shardmerge.common.places import COMMIT, LEDGER, PLAN, RECORDS, REPORT
 from shardmerge.common.reference import PLAIN_FLOATS, stays_inside
 
-from .parquet import DAMAGED, dimensions, reraise_system_errors
+from . import parquet
+from .parquet import DAMAGED, coded_names, dimensions, reraise_system_errors
 from .rows import IntArray
 
 SCALE = "_scale"  # the end of all names that a merge may fill in
@@ -44,9 +43,9 @@ class AdoptedShard:
 
     def __post_init__(self) -> None:
         _require_shard_name(self.name)
-        require(
-            type(self.rank) is int and type(self.file) is int, f"the plan adopts {self.name} from no file"
-        )
+        numbers = (self.rank, self.file)
+        known = all(type(number) is int and -1 <= number < MAX_WORLD_SIZE for number in numbers)
+        require(known, f"the plan adopts {self.name} from no file")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +58,10 @@ class AssembledShard:
     def __post_init__(self) -> None:
         _require_shard_name(self.name)
         named = isinstance(self.tensors, list) and set(map(type, self.tensors)) <= {str}
-        require(named, f"the plan lists no names of tensors for {self.name}")
+        require(
+            named and printable.is_printable(self.tensors),
+            f"the plan lists no names of tensors for {self.name}",
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -134,8 +136,8 @@ class PublishedRecords:
 
 
 def is_output(out: Path) -> bool:
-    """Whether shardmerge published this directory."""
-    return all((out / RECORDS / name).is_file() for name in (LEDGER, PLAN, REPORT, COMMIT))
+    """Whether shardmerge published this directory. Raises CorruptFileError for what only looks like its records."""
+    return all(regular_files.exists(out / RECORDS / name, out) for name in (LEDGER, PLAN, REPORT, COMMIT))
 
 
 def read(out: Path) -> PublishedRecords:
@@ -144,7 +146,7 @@ def read(out: Path) -> PublishedRecords:
         raise BadInputError(
             f"{out} holds no {RECORDS}/{LEDGER}", "Give a directory that shardmerge merge published."
         )
-    plan = _read(out / RECORDS / PLAN, _plan)
+    plan = read_plan(out)
     report = _read(out / RECORDS / REPORT, _report)
     return _read(out / RECORDS / LEDGER, lambda path: _records(path, plan, report))
 
@@ -177,6 +179,11 @@ def _shard_problem(out: Path, name: str, data_bytes: int) -> str:
     return "" if there == wanted else f"{name} has {there:,} bytes instead of {wanted:,}"
 
 
+def read_plan(out: Path) -> PublishedPlan:
+    """Read plan.json alone. Raises CorruptFileError, OSError."""
+    return _read(out / RECORDS / PLAN, _plan)
+
+
 def _read(path: Path, reader: Callable[[Path], T]) -> T:
     """Read one record. Raises CorruptFileError for what is damaged, OSError."""
     try:
@@ -186,8 +193,13 @@ def _read(path: Path, reader: Callable[[Path], T]) -> T:
         raise CorruptFileError(str(path), f"{type(error).__name__}: {error}") from None
 
 
+def _object(path: Path) -> Json:
+    """Return the JSON object of a record in OUT/.shardmerge. Raises ValueError, CorruptFileError, OSError."""
+    return canonical_json.read_object(path, path.parents[1])
+
+
 def _plan(path: Path) -> PublishedPlan:
-    facts = canonical_json.read_object(path)
+    facts = _object(path)
     return PublishedPlan(
         facts=facts,
         ledger_digest=facts.get("ledger_digest"),
@@ -204,7 +216,7 @@ def _require_shard_name(name: Any) -> None:
 
 
 def _report(path: Path) -> PublishedReport:
-    facts = canonical_json.read_object(path)
+    facts = _object(path)
     canonical_json.encode(facts)  # it will be written again, which infinities do not allow
     check, sidecars = facts.get("check"), facts.get("sidecars", [])
     corrections = check.get("corrections", {}) if isinstance(check, dict) else None
@@ -226,11 +238,13 @@ def _records(path: Path, plan: PublishedPlan, report: PublishedReport) -> Publis
     """
     import pyarrow.compute as pc  # slow to import, and a first merge needs none of it
 
-    dims = dimensions(pq.read_schema(path).names, "g")
-    table = pq.read_table(path, columns=["name", "rank", "file", "dtype", "ndim", *dims])
-    generation = json.loads(table.schema.metadata[b"shardmerge"])
-    table = _with_filled(table, plan)
-    coded = table["name"].combine_chunks()
+    table = parquet.read(path, path.parents[1], ("name", "rank", "file", "dtype", "ndim", "g"))
+    dims = dimensions(table.column_names, "g")
+    generation = canonical_json.decode(table.schema.metadata[b"shardmerge"])
+    architecture = generation["architecture"]
+    require(isinstance(architecture, str) and architecture.isprintable(), "it names no architecture")
+    table = _with_filled(table, plan).combine_chunks()
+    coded = coded_names(table)
     place = np.empty(len(coded.dictionary), np.int64)
     place[pc.sort_indices(coded.dictionary).to_numpy()] = np.arange(len(place))
     tensor = place[coded.indices.to_numpy()]  # [rows] where the tensor stands among all names, sorted
@@ -238,6 +252,7 @@ def _records(path: Path, plan: PublishedPlan, report: PublishedReport) -> Publis
     first = np.unique(tensor, return_index=True)[1]
     columns = {name: table[name].to_numpy() for name in table.column_names if name != "name"}
     sizes = [columns[dim][first] for dim in dims]
+    _require_tensors(sizes, columns["ndim"], columns["dtype"])
     shard = _shard_of(names, tensor, columns["rank"], columns["file"], plan)
     texts = names.to_pylist()
     return PublishedRecords(
@@ -246,11 +261,23 @@ def _records(path: Path, plan: PublishedPlan, report: PublishedReport) -> Publis
         num_elements=np.prod(sizes, axis=0),
         dtypes=columns["dtype"][first].astype(np.int64),
         weight_map=dict(zip(texts, np.array(plan.shards, object)[shard].tolist(), strict=True)),
-        architecture=generation["architecture"],
+        architecture=architecture,
         facts=Facts.of_json(generation["facts"]),
         plan=plan,
         report=report,
     )
+
+
+def _require_tensors(sizes: list[IntArray], ndim: IntArray, dtype: IntArray) -> None:
+    """Raise ValueError for numbers that no tensor has: they would be multiplied, or point outside a list."""
+    known = not len(ndim) or (ndim.min() >= 0 and ndim.max() <= len(sizes))
+    require(
+        known and not ((dtype < 0) | (dtype >= len(DTYPES))).any(),
+        "a tensor has no dtype or too many dimensions",
+    )
+    elements = np.prod([size.astype(np.float64) for size in sizes], axis=0)
+    sound = all((size >= 0).all() for size in sizes) and (elements < MAX_BYTES).all()
+    require(bool(sound), "a tensor is larger than any")
 
 
 def _with_filled(table: pa.Table, plan: PublishedPlan) -> pa.Table:
@@ -259,7 +286,7 @@ def _with_filled(table: pa.Table, plan: PublishedPlan) -> pa.Table:
 
     listed = pa.array([name for shard in plan.assembled for name in shard.tensors], pa.string())
     listed = listed.filter(pc.ends_with(listed, SCALE))
-    known = table["name"].combine_chunks().dictionary
+    known = coded_names(table).dictionary
     filled = listed.filter(pc.is_null(pc.index_in(listed, value_set=known)))
     if not len(filled):
         return table
@@ -314,7 +341,9 @@ def _shard_of(
         shard_of[tensor[order[begin:end]]] = number
     listed = [name for assembled in plan.assembled for name in assembled.tensors]
     sizes = [len(assembled.tensors) for assembled in plan.assembled]
-    tensors = pc.index_in(pa.array(listed, pa.string()), value_set=names).to_numpy(zero_copy_only=False)
+    places = pc.index_in(pa.array(listed, pa.string()), value_set=names)
+    require(not places.null_count, "the plan lists a tensor that the ledger lacks")
+    tensors = places.to_numpy(zero_copy_only=False)
     shard_of[tensors] = np.repeat(np.arange(len(sizes)) + len(plan.adopted), sizes)
     if (shard_of < 0).any():
         raise ValueError(f"the plan gives {names[int(np.argmin(shard_of))]} to no shard")

@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from shardmerge.common import canonical_json
-from shardmerge.common.errors import BadInputError
+from shardmerge.common import canonical_json, plausible_sizes, regular_files
+from shardmerge.common.errors import BadInputError, CorruptFileError, ShardmergeError, printable
 from shardmerge.common.places import MANIFEST, RANK, RANK_FAILED
+
+REASON_CHARACTERS = 2_000  # of what a failed rank recorded
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +25,15 @@ class RankDirectories:
 
 
 def discover(dumps: Sequence[Path]) -> RankDirectories:
-    """Find all ranks. Raises BadInputError if a folder is missing or no manifest is found at all."""
+    """Find all ranks.
+
+    Raises BadInputError if a folder is missing or no manifest is found at all, CorruptFileError for a rank or a
+    manifest that lies outside of the folder that was given, or is not a regular file. OSError.
+    """
     complete: dict[int, list[Path]] = {}
     failures: dict[int, str] = {}
     for entry in _entries(dumps):
-        if (rank := RANK.fullmatch(entry.name)) and (entry / MANIFEST).is_file():
+        if (rank := RANK.fullmatch(entry.name)) and _is_complete(entry):
             complete.setdefault(int(rank[1]), []).append(entry)
         elif rank := RANK_FAILED.fullmatch(entry.name):
             failures[int(rank[1])] = reason(entry)
@@ -47,14 +53,30 @@ def _entries(dumps: Sequence[Path]) -> list[Path]:
     return [entry for dump in unique for entry in sorted(dump.iterdir())]
 
 
-def reason(path: Path) -> str:
-    """Return the reason that a failed rank recorded, or that the record cannot be read: the rank failed anyhow."""
+def _is_complete(rank: Path) -> bool:
+    """Whether a rank's directory holds a manifest. Raises CorruptFileError for a link that leads out of the dump."""
     try:
-        failure = canonical_json.read_object(path).get("failure")
-    except (ValueError, OSError) as error:
-        return f"{path.name} cannot be read ({error})"
+        return regular_files.exists(rank / MANIFEST, rank.parent)
+    except CorruptFileError as error:
+        if not rank.is_symlink():
+            raise
+        do = f"Give {rank.resolve().parent} as a further DUMP."
+        raise CorruptFileError(str(rank), error.reason, do=do) from None
+
+
+def reason(path: Path) -> str:
+    """Return the reason that a failed rank recorded, or that the record cannot be read: the rank failed anyhow.
+
+    It is one line, whatever was recorded.
+    """
+    try:
+        failure = canonical_json.read_object(path, path.parent, plausible_sizes.FAILURE).get("failure")
+    except (ValueError, OSError, ShardmergeError) as error:
+        return printable.one_line(f"{path.name} cannot be read ({error})")
     message = failure.get("message") if isinstance(failure, dict) else None
-    return str(message or failure or "no reason given")
+    text = str(message or failure or "no reason given")
+    more = " ..." if len(text) > REASON_CHARACTERS else ""
+    return printable.one_line(text[:REASON_CHARACTERS]) + more
 
 
 def _listed(dumps: Sequence[Path]) -> str:

@@ -18,7 +18,7 @@ import xxhash
 
 from shardmerge.common import manifest as manifests
 from shardmerge.common.dtypes import DTYPES
-from shardmerge.common.errors import CorruptManifestError, DuplicateRankError
+from shardmerge.common.errors import CorruptManifestError, DuplicateRankError, printable
 from shardmerge.common.manifest import Manifest, require
 from shardmerge.common.manifest_facts import Health
 from shardmerge.common.places import MANIFEST, rank_name
@@ -40,6 +40,11 @@ class RankHead:
     directory: Path
     manifest: Manifest
     digest: str
+
+    @property
+    def dump(self) -> Path:
+        """Return the folder of all ranks, out of which no link may lead."""
+        return self.directory.parent
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,8 +84,11 @@ def grafted_rows(grafted: Sequence[GraftedFile]) -> Iterator[Batch]:
 
 
 def _contents(rank: int, directories: tuple[Path, ...]) -> tuple[Path, bytes]:
-    """Return where a rank's manifest lies, and its bytes. Raises DuplicateRankError if its copies differ, OSError."""
-    copies = [(directory / MANIFEST).read_bytes() for directory in directories]
+    """Return where a rank's manifest lies, and its bytes.
+
+    Raises DuplicateRankError if its copies differ, CorruptFileError if one is not a plausible file. OSError.
+    """
+    copies = [manifests.content(directory / MANIFEST, directory.parent) for directory in directories]
     if any(copy != copies[0] for copy in copies):
         raise DuplicateRankError(rank, tuple(map(str, directories)))
     return directories[0], copies[0]
@@ -105,6 +113,7 @@ def _rank_columns(head: Manifest, value: Mapping[str, Any]) -> RankColumns:
     names, dtypes = value["names"], value["dtypes"]
     require(set(map(type, [names, dtypes])) == {list}, "names and dtypes are not lists")
     require(set(map(type, [*names, *dtypes])) <= {str}, "names and checksums are strings")
+    require(printable.is_printable(names), "the name of a tensor cannot be printed")
     arrays = columns.of_json(value["columns"])
     return RankColumns(head.rank, head.world_size, len(head.files), names, dtypes, arrays)
 

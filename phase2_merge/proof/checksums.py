@@ -70,7 +70,7 @@ def as_problem(fragment: Fragment, compare: Callable[[], None]) -> ShardmergeErr
     try:
         compare()
     except CorruptFileError as error:
-        return CorruptFileError(error.path, error.reason, fragment.rank)
+        return CorruptFileError(error.path, error.reason, fragment.rank, error.do)
     except FileNotFoundError:
         return CorruptFileError(
             str(fragment.path), "it is missing, though the manifest names it", fragment.rank

@@ -9,7 +9,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from shardmerge.common.architectures import Blueprint
-from shardmerge.common.errors import Findings, MismatchError, MissingTensorError, ShardmergeError
+from shardmerge.common.errors import (
+    Findings,
+    MismatchError,
+    MissingFactsError,
+    MissingTensorError,
+    ShardmergeError,
+)
 from shardmerge.common.manifest_facts import Facts
 from shardmerge.common.rectangle import Shape
 
@@ -32,9 +38,24 @@ class Comparison:
 
 
 def check_facts(case: Case) -> Findings:
-    """Compare architecture and dimensions: one problem for each of them, not one for each tensor."""
+    """Compare architecture and dimensions: one problem for each of them, not one for each tensor.
+
+    A dump that does not say what its model is proves nothing.
+    """
     first = case.manifests[0]
-    return Findings(tuple(against_facts(case.blueprint, first.architecture, first.facts)))
+    different: list[ShardmergeError] = [*against_facts(case.blueprint, first.architecture, first.facts)]
+    missing = tuple(_missing(case.blueprint, first.facts))
+    if missing and first.architecture == case.blueprint.architecture.name:
+        different.append(MissingFactsError(missing))
+    return Findings(tuple(different))
+
+
+def _missing(blueprint: Blueprint, facts: Facts) -> Iterator[str]:
+    """Yield what a manifest must say of the model, and does not: its dtype, and each dimension of the table."""
+    if facts.dtype is None:
+        yield "facts.dtype"
+    for name in sorted(blueprint.dimensions.keys() - (facts.dimensions or {}).keys()):
+        yield f"facts.dimensions.{name}"
 
 
 def against_facts(blueprint: Blueprint, architecture: str, facts: Facts) -> Iterator[MismatchError]:

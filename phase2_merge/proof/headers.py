@@ -16,7 +16,7 @@ import numpy as np
 import orjson
 import xxhash
 
-from shardmerge.common import safetensors_header
+from shardmerge.common import durable, regular_files, safetensors_header
 from shardmerge.common.dtypes import DTYPES
 from shardmerge.common.errors import CorruptFileError, Findings
 from shardmerge.common.safetensors_header import METADATA, Header
@@ -38,7 +38,7 @@ class FileStart:
 
     prefix: bytes = b""
     num_bytes: int = 0
-    error: OSError | None = None
+    error: OSError | CorruptFileError | None = None
 
 
 def check(case: Case) -> Findings:
@@ -90,13 +90,14 @@ def _any_of(flags: BoolArray, start: IntArray, stop: IntArray) -> BoolArray:
 def _start(fragment: Fragment) -> FileStart:
     """Read how a fragment begins."""
     try:
-        file = os.open(fragment.path, os.O_RDONLY)
+        file = regular_files.open_for_reading(fragment.path, fragment.root)
         try:
-            size = os.fstat(file).st_size
-            return FileStart(os.pread(file, max(8, min(fragment.file.header_bytes, size)), 0), size)
+            with durable.naming(fragment.path):
+                size = os.fstat(file).st_size
+                return FileStart(os.pread(file, max(8, min(fragment.file.header_bytes, size)), 0), size)
         finally:
             os.close(file)
-    except OSError as error:
+    except (OSError, CorruptFileError) as error:
         return FileStart(error=error)
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from shardmerge.common.errors import Findings, NonFiniteError
+from shardmerge.common import durable, regular_files
+from shardmerge.common.errors import CorruptFileError, Findings, NonFiniteError
 from shardmerge.common.safetensors_header import Entry, Header
 
 from ..disk.hashing import Advance
@@ -65,7 +66,7 @@ def scan(path: Path, header: Header, advance: Advance) -> list[Numbers]:
     """Look at every number of a file.
 
     Args:
-        path: The file.
+        path: The file, from which the header was read.
         header: Its header.
         advance: Called with numbers of bytes as they are read.
 
@@ -73,14 +74,15 @@ def scan(path: Path, header: Header, advance: Advance) -> list[Numbers]:
         What was seen in tensors that are not as weights should be, in the order of the header.
 
     Raises:
+        CorruptFileError: It has become shorter.
         OSError: Reading fails.
     """
-    with open(path, "rb", buffering=0) as file:
-        seen = [_scan(file, header.data_offset, entry, advance) for entry in header.entries]
+    with durable.naming(path), open(regular_files.reopen(path), "rb", buffering=0) as file:
+        seen = [_scan(path, file, header.data_offset, entry, advance) for entry in header.entries]
     return [tensor for tensor in seen if tensor.nan_count or tensor.inf_count or tensor.all_zero]
 
 
-def _scan(file: Any, start: int, entry: Entry, advance: Advance) -> Numbers:
+def _scan(path: Path, file: Any, start: int, entry: Entry, advance: Advance) -> Numbers:
     bits = FLOATS.get(entry.dtype, INTEGER)
     file.seek(start + entry.begin)
     nan_count = inf_count = 0
@@ -89,6 +91,8 @@ def _scan(file: Any, start: int, entry: Entry, advance: Advance) -> Numbers:
     bytes_left = entry.end - entry.begin
     while bytes_left:
         data = file.read(min(bytes_left, CHUNK_BYTES))
+        if not data:
+            raise CorruptFileError(str(path), f"it ends at byte {file.tell():,}")
         values = np.frombuffer(data, bits.kind) & np.array(bits.magnitude, bits.kind)
         nan_count += int((values > bits.largest).sum())
         inf_count += int((values == bits.largest).sum()) if bits.infinite else 0

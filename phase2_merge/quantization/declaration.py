@@ -14,18 +14,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from shardmerge.common import canonical_json
+from shardmerge.common import canonical_json, plausible_sizes, regular_files
 from shardmerge.common.errors import (
     BadInputError,
     CorruptFileError,
     DeclarationMismatchError,
     ShardmergeError,
+    printable,
 )
 from shardmerge.common.places import CONFIG, HF_QUANT_CONFIG
 from shardmerge.common.quantization.formats import BY_ALGORITHM, FORMATS, KV_CACHES, MIXED_PRECISION
 from shardmerge.common.quantization.rows import ConfigForm, Format, ModeloptForm
 
 Json = dict[str, Any]
+MAX_PATTERNS = 10_000  # each is tried on each module
 UNREADABLE = (ValueError, TypeError, AttributeError, KeyError)
 IN_CONFIG = "config.json's quantization_config"
 
@@ -105,8 +107,8 @@ def read(out: Path, config: Json) -> tuple[Declaration | None, Declaration | Non
     hf: Declaration | None = None
     in_config: Declaration | None = None
     try:
-        if path.is_file():
-            hf = _of_modelopt(canonical_json.read_object(path), HF_QUANT_CONFIG)
+        if regular_files.exists(path, out):
+            hf = _of_modelopt(canonical_json.read_object(path, out, plausible_sizes.CONFIG), HF_QUANT_CONFIG)
         path = out / CONFIG
         if (declared := config.get("quantization_config")) is not None:
             in_config = _of_config(declared)
@@ -219,7 +221,10 @@ def _kv_cache(value: Any) -> str | None:
 def _names(names: Any) -> tuple[str, ...]:
     if not isinstance(names, list | None):
         raise TypeError(f"expected a list of modules, got {names!r:.60}")
-    return tuple(_text(name) for name in names or ())
+    texts = tuple(_text(name) for name in names or ())
+    if sum("*" in text for text in texts) > MAX_PATTERNS:
+        raise ValueError(f"more than {MAX_PATTERNS:,} patterns of modules")
+    return texts
 
 
 def _number(value: Any) -> int:
@@ -231,4 +236,6 @@ def _number(value: Any) -> int:
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"expected a name, got {value!r:.60}")
+    if not value.isprintable():
+        raise ValueError(f"{printable.one_line(value):.60} cannot be printed")
     return value

@@ -102,6 +102,25 @@ def shapes_of(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return found
 
 
+def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What phase one says of these two models, written down by hand."""
+    dimensions = {
+        "num_layers": config["num_hidden_layers"],
+        "num_experts": config.get("num_experts", 0),
+        "hidden": HIDDEN,
+        "vocab": VOCAB,
+        "heads": HEADS,
+        "groups": GROUPS,
+        "head_dim": HEAD_DIM,
+        "q": 16,
+        "kv": 8,
+        "ffn": FFN,
+    }
+    if "num_experts" in config:
+        dimensions["moe_ffn"] = config["moe_intermediate_size"]
+    return {"dtype": "BF16", "dimensions": dimensions}
+
+
 def _mlp(at: str, width: int) -> dict[str, tuple[int, ...]]:
     return {
         at + "gate_proj.weight": (width, HIDDEN),
@@ -262,7 +281,7 @@ def write_manifest(
         "coordinates": topology.coordinates(rank),
         "groups": topology.groups(rank),
         "architecture": model.config["architectures"][0],
-        "facts": {"dtype": "BF16"},
+        "facts": facts_of(model.config),
         "health": {},
         "quantization": {},
         "files": tuple(files),

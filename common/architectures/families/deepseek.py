@@ -12,18 +12,19 @@ from ..blocks.embeddings import EMBEDDINGS, NORMS
 from ..blocks.mla import LATENT_ATTENTION
 from ..blocks.mlp import DENSE_MLP, gated_mlp
 from ..blocks.router import biased_router
-from ..dimensions import common_dimensions, common_flags, set_flags
+from ..dimensions import common_dimensions, common_flags, integer, set_flags
 from ..keys import EXPERT, HF_LAYER, LAYER
 from ..rows import Architecture, Config, Layers
 
 
 def _dimensions(config: Config) -> dict[str, int]:
-    heads, nope, rope = config["num_attention_heads"], config["qk_nope_head_dim"], config["qk_rope_head_dim"]
-    value, latent = config["v_head_dim"], config["kv_lora_rank"]
+    heads, moe_ffn = integer(config, "num_attention_heads"), integer(config, "moe_intermediate_size")
+    nope, rope = integer(config, "qk_nope_head_dim"), integer(config, "qk_rope_head_dim")
+    value, latent = integer(config, "v_head_dim"), integer(config, "kv_lora_rank")
     return common_dimensions(config) | {
         "num_experts": config["n_routed_experts"],
-        "moe_ffn": config["moe_intermediate_size"],
-        "shared_ffn": config["moe_intermediate_size"] * (config.get("n_shared_experts") or 0),
+        "moe_ffn": moe_ffn,
+        "shared_ffn": moe_ffn * integer(config, "n_shared_experts", 0),
         "q": heads * (nope + rope),
         "q_latent": config.get("q_lora_rank") or 0,
         "kv_latent": latent,

@@ -13,7 +13,7 @@ from ..blocks.embeddings import embeddings
 from ..blocks.mamba import mamba
 from ..blocks.mlp import plain_mlp
 from ..blocks.router import biased_router
-from ..dimensions import common_dimensions, common_flags, set_flags
+from ..dimensions import common_dimensions, common_flags, integer, set_flags
 from ..keys import EXPERT, LAYER
 from ..rows import Architecture, Config, Layers, Row, Target, same
 
@@ -45,8 +45,9 @@ def _pattern(config: Config) -> str:
 
 def _dimensions(config: Config) -> dict[str, int]:
     pattern = _pattern(config)
-    inner = config["mamba_num_heads"] * config["mamba_head_dim"]
-    state = config["n_groups"] * config["ssm_state_size"]
+    mamba_heads = integer(config, "mamba_num_heads")
+    mamba_groups, mamba_state = integer(config, "n_groups"), integer(config, "ssm_state_size")
+    inner, state = mamba_heads * integer(config, "mamba_head_dim"), mamba_groups * mamba_state
 
     def if_used(letter: str, name: str) -> int:
         return config[name] if letter in pattern else 0
@@ -58,10 +59,12 @@ def _dimensions(config: Config) -> dict[str, int]:
         "shared_ffn": config.get("moe_shared_expert_intermediate_size") or 0,
         "latent": config.get("moe_latent_size") or 0,
         "expert_width": config.get("moe_latent_size") or config["hidden_size"],
-        "mamba_heads": config["mamba_num_heads"],
+        "mamba_heads": mamba_heads,
+        "mamba_groups": mamba_groups,  # no shape shows the factors of `state`, but readers cut it by them
+        "mamba_state": mamba_state,
         "inner": inner,
         "state": state,
-        "in_proj": 2 * inner + 2 * state + config["mamba_num_heads"],
+        "in_proj": 2 * inner + 2 * state + mamba_heads,
         "conv": inner + 2 * state,
         "conv_kernel": config["conv_kernel"],
         "one": 1,

@@ -11,7 +11,7 @@ import pytest
 
 from shardmerge.common import errors as tree
 from shardmerge.phase2_merge import check
-from tests.dumps.dumps import Topology, dense_config
+from tests.dumps.dumps import Topology, dense_config, facts_of
 from tests.dumps.refusals import edit, problems, refusal
 from tests.dumps.worlds import MakeWorld
 
@@ -70,7 +70,7 @@ def test_two_generations_are_named_with_their_ranks(
 
 def test_two_sets_of_facts_name_the_fact(world: MakeWorld) -> None:
     one = world(Topology(tp=2)).write()
-    edit(one.rank(1) / "manifest.json", facts={"dtype": "F32"})
+    edit(one.rank(1) / "manifest.json", facts=facts_of(one.model.config) | {"dtype": "F32"})
     error = refusal(one, tree.MixedGenerationsError, 4)
     assert (error.field, error.values) == ("facts.dtype", {"BF16": (0,), "F32": (1,)})
 
@@ -82,7 +82,8 @@ def test_another_architecture_than_the_references(world: MakeWorld) -> None:
 
 
 def test_other_dimensions_than_the_references_are_one_message_not_a_thousand(world: MakeWorld) -> None:
-    one = world().write(facts={"dtype": "BF16", "dimensions": {"vocab": 23, "hidden": 8}})
+    told = facts_of(dense_config())
+    one = world().write(facts=told | {"dimensions": told["dimensions"] | {"vocab": 23}})
     error = refusal(one, tree.MismatchError, 4)
     assert (error.what, error.got, error.expected) == ("vocab", "24", "23, as dumped")
 

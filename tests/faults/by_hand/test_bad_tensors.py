@@ -103,7 +103,7 @@ def test_the_references_dtype_counts_more_than_the_models(world: MakeWorld) -> N
 
 
 def test_two_dtypes_within_one_tensor(world: MakeWorld) -> None:
-    one = world(Topology(tp=2)).write(facts={})
+    one = world(Topology(tp=2)).write()
     path = one.rank(1) / "manifest.json"
     value = json.loads(path.read_bytes())
     at = [i for i, name in enumerate(value["columns"]["name"]) if value["names"][name] == Q]

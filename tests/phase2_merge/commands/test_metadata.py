@@ -19,7 +19,7 @@ from shardmerge.common.errors import (
     UnexpectedTensorError,
 )
 from shardmerge.phase2_merge import merge, metadata
-from tests.dumps.dumps import HIDDEN, VOCAB, Topology, moe_config, tree
+from tests.dumps.dumps import VOCAB, Topology, dense_config, facts_of, moe_config, tree
 from tests.dumps.worlds import MakeWorld, World
 
 INDEX = "model.safetensors.index.json"
@@ -135,7 +135,8 @@ def test_a_correction_has_the_last_word_on_the_dtype(world: MakeWorld) -> None:
 
 
 def test_a_dump_that_said_the_wrong_vocabulary_size_is_corrected_and_not_edited(world: MakeWorld) -> None:
-    said = {"dtype": "BF16", "dimensions": {"vocab": VOCAB + 1, "hidden": HIDDEN}}
+    said = facts_of(dense_config())
+    said["dimensions"]["vocab"] = VOCAB + 1
     one = world(Topology(tp=2)).write(facts=said)
     manifests = [one.rank(rank).joinpath("manifest.json").read_bytes() for rank in range(2)]
     with pytest.raises(MismatchError, match=r"config.json: vocab is 24, expected 25, as dumped"):
@@ -168,7 +169,8 @@ def test_what_does_not_fit_the_tensors_is_refused_and_nothing_changes(
     with pytest.raises((kind, ProblemsFoundError)) as error:
         metadata(one.out, corrections=[correction])
     found = getattr(error.value, "problems", (error.value,))
-    assert all(isinstance(problem, kind) for problem in found)
+    assert {type(problem) for problem in found} - {MismatchError} <= {kind}
+    assert any(isinstance(problem, kind) for problem in found)
     assert tree(one.out) == before
 
 

@@ -1,0 +1,1 @@
+"""Input that somebody made to hang, to crash or to mislead a command: what the command line does with it."""
