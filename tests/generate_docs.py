@@ -24,7 +24,7 @@ README, CLI, MATRIX = ROOT / "README.md", ROOT / "docs" / "cli.md", ROOT / "docs
 CONSOLIDATION = ROOT / "docs" / "consolidation.md"
 MAP = ROOT / "docs" / "inside" / "map.md"
 FOLDERS = ("common", "phase1_dump", "phase2_merge", "tests", "docs")
-TOP_FILES = ("Makefile", "pyproject.toml", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE")
+TOP_FILES = ("Makefile", "pyproject.toml", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "LICENSE")
 # what cannot describe itself
 DESCRIPTIONS = {
     "Makefile": "The verbs: setup, demo, test, lint and the rest",
@@ -32,6 +32,7 @@ DESCRIPTIONS = {
     "LICENSE": "Apache License 2.0",
     "docs": "What does not fit on the first page",
     "docs/inside": "How it is built, for those who change it",
+    "docs/reference": "What it promises, and which test shows it",
     "docs/matrix.json": "What the last full test run compared: the source of the table above",
     "docs/inspect.png": "The page of `shardmerge inspect --html`, of a dump with three ranks missing",
     "docs/manifest.schema.json": "JSON Schema of a manifest",

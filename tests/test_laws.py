@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("common", "phase1_dump", "phase2_merge")
 TOP_LEVEL = {
     "pyproject.toml", "phase1_dump", "phase2_merge", "common", "tests", "Makefile", "README.md", "CHANGELOG.md",
-    "CONTRIBUTING.md", "LICENSE", "docs",
+    "CONTRIBUTING.md", "SECURITY.md", "LICENSE", "docs",
 }  # fmt: skip
 ONLY_IN = {
     "torch": "phase1_dump",
