@@ -83,6 +83,26 @@ def read(path: Path, root: Path, max_bytes: int) -> bytes:
     return data
 
 
+def read_at(file: int, count: int, offset: int) -> bytes:
+    """Return bytes of an open file, fewer only where it ends. The kernel may return less than it is asked for.
+
+    Args:
+        file: Open for reading.
+        count: How many bytes.
+        offset: Where they begin.
+
+    Returns:
+        The bytes.
+
+    Raises:
+        OSError: Reading fails.
+    """
+    data = os.pread(file, count, offset)
+    while len(data) < count and (more := os.pread(file, count - len(data), offset + len(data))):
+        data += more
+    return data
+
+
 def exists(path: Path, root: Path) -> bool:
     """Whether `open_for_reading` would find a regular file. Raises CorruptFileError for anything else that is there."""
     try:

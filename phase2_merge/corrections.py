@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shardmerge.common.errors import BadInputError
+from shardmerge.common.errors import BadInputError, printable
 from shardmerge.common.manifest_facts import Facts
 
 PARTS = ("facts", "config", "quantization")
@@ -50,7 +50,14 @@ def _parse(text: str) -> Correction:
     part, *path = key.removesuffix(ADDS).split(".")
     if not equals or part not in PARTS or not path or not all(path):
         raise BadInputError(f"--set {text}", HOW)
-    return Correction(part, tuple(path), _value(text, value), key.endswith(ADDS))
+    correction = Correction(part, tuple(path), _value(text, value), key.endswith(ADDS))
+    try:
+        json.dumps([correction.path, correction.value], ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise BadInputError(
+            f"--set {printable.one_line(text)} holds half a character", "Write text that UTF-8 can hold."
+        ) from None
+    return correction
 
 
 def _value(text: str, value: str) -> Json:

@@ -19,9 +19,10 @@ import click
 
 from .. import canonical_json
 from ..errors import ShardmergeError, printable
-from . import written_files
+from . import termination, written_files
 
 INTERRUPTED = 130
+TERMINATED = 143
 FAILED = 1
 HELP = {"help_option_names": ["-h", "--help"]}  # context settings of every command, however it is reached
 STANDS = "Everything else was done, and what was found out is said above."
@@ -99,11 +100,14 @@ def _error_of_writing(path: Path, data: bytes) -> OSError | None:
 
 def _run(run: Callable[[], Outcome]) -> End:
     try:
-        outcome = run()
+        with termination.raising():
+            outcome = run()
     except ShardmergeError as error:
         remarks = getattr(error, "__notes__", [])
         facts = error.facts() | ({"remarks": remarks} if remarks else {})
         return End(error.exit_code, facts, "\n".join([f"Error: {error.message()}", *remarks]))
+    except termination.TerminatedError:
+        return _end(TERMINATED, "Terminated", "Ended by SIGTERM.")
     except KeyboardInterrupt:
         return _end(INTERRUPTED, "Interrupted", "Interrupted.")
     except OSError as error:

@@ -69,8 +69,9 @@ def _read(task: ShardTask, path: Path, folder: Path) -> Receipt:
     with open(regular_files.open_for_reading(path, folder), "rb", buffering=0) as file:
         if os.fstat(file.fileno()).st_size != header.file_bytes:
             raise CorruptFileError(str(path), f"it does not have {header.file_bytes:,} bytes")
-        if file.read(len(head)) != head:
+        if regular_files.read_at(file.fileno(), len(head), 0) != head:
             raise CorruptFileError(str(path), "its header is not the planned one")
+        file.seek(len(head))
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
         memory = np.empty(BAND_BYTES, np.uint8)
         tensors = {tensor.name: _checksum(tensor, file.fileno(), memory, path) for tensor in task.tensors}

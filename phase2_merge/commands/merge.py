@@ -101,6 +101,7 @@ def merge(
         written = (_gather if finalize else _write)(plan, held, options, stages)
         report = _with_shards(report, written)
         _describe(proof, plan, report, held.folder)
+        resume.forget_temporary(held)
         report = replace(report, reread=written.reread + _prove(plan, held.folder, written, options))
         late = commit(held, out, {"schema_version": 1, "plan_digest": plan.digest})
         report = replace(report, late_warnings=late)

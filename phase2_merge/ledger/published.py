@@ -172,7 +172,7 @@ def _shard_problem(out: Path, name: str, data_bytes: int) -> str:
     except CorruptFileError as error:
         return f"{name} cannot be a shard: {error.reason}"
     try:
-        there, first = os.fstat(file).st_size, os.pread(file, 8, 0)
+        there, first = os.fstat(file).st_size, regular_files.read_at(file, 8, 0)
     finally:
         os.close(file)
     wanted = 8 + int.from_bytes(first, "little") + data_bytes

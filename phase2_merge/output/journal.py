@@ -96,7 +96,7 @@ def replace(held: Lock, files: Mapping[str, bytes], gone: Sequence[str]) -> tupl
 def _prepare(out: Path, files: Mapping[str, bytes]) -> None:
     """Put the new files, durable, where they wait for the journal."""
     waiting = places.records(out) / NEXT
-    waiting.mkdir()
+    waiting.mkdir()  # fails where something is left that could not be removed
     for name, data in files.items():
         (waiting / name).parent.mkdir(exist_ok=True)
         durable.write_file(waiting / name, data)
@@ -136,9 +136,11 @@ def _finish(held: Lock) -> None:
         durable.sync_folder(out)
         durable.sync_folder(records)
         journal.unlink()
-        durable.sync_folder(records)
+        with contextlib.suppress(OSError):  # if it is there after a power loss, what it says is done again
+            durable.sync_folder(records)
     held.confirm()
-    _forget_leftovers(out, waiting)
+    with contextlib.suppress(OSError):  # the next command forgets it, or says why it cannot
+        _forget_leftovers(out, waiting)
 
 
 def _forget_leftovers(out: Path, waiting: Path) -> None:

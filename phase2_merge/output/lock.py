@@ -93,7 +93,10 @@ def held(
             yield Lock(folder, me, records, _ended(folder, me, records, talk, works, break_lock))
     finally:
         if works:
-            fcntl.flock(file, fcntl.LOCK_UN)  # also for copies that a child of a caller's executor inherited
+            with contextlib.suppress(OSError):  # closing it is as good, but for what comes now
+                fcntl.flock(
+                    file, fcntl.LOCK_UN
+                )  # also for copies that a child of a caller's executor inherited
         os.close(file)
 
 

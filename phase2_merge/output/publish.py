@@ -53,7 +53,10 @@ def building(out: Path, me: Owner, talk: TextIO | None, *, break_lock: bool = Fa
         OSError: It cannot be made.
     """
     partial = places.partial(out)
-    with lock.held(partial, me, talk, prepare=lambda: _make(partial, out), break_lock=break_lock) as held:
+    with (
+        _not_published(out, partial),
+        lock.held(partial, me, talk, prepare=lambda: _make(partial, out), break_lock=break_lock) as held,
+    ):
         refuse_existing(out)  # another merge may have published it while we asked for the lock
         _refuse_published(held)
         held.forget_ended()
@@ -65,6 +68,21 @@ def building(out: Path, me: Owner, talk: TextIO | None, *, break_lock: bool = Fa
             if partial.exists():
                 say(talk, STAYS.format(partial))
             raise
+
+
+@contextlib.contextmanager
+def _not_published(out: Path, partial: Path) -> Iterator[None]:
+    """Remove an OUT.partial that was made while another merge published OUT, and that holds nothing but a lock."""
+    try:
+        yield
+    except OutputExistsError:
+        if out.exists() and not places.receipts(partial).exists():
+            with contextlib.suppress(OSError):  # it is somebody's, or gone
+                places.owners(partial).rmdir()
+                places.lock(partial).unlink()
+                places.records(partial).rmdir()
+                partial.rmdir()
+        raise
 
 
 def commit(held: Lock, out: Path, facts: Mapping[str, Any]) -> tuple[str, ...]:

@@ -94,7 +94,9 @@ def _start(fragment: Fragment) -> FileStart:
         try:
             with durable.naming(fragment.path):
                 size = os.fstat(file).st_size
-                return FileStart(os.pread(file, max(8, min(fragment.file.header_bytes, size)), 0), size)
+                return FileStart(
+                    regular_files.read_at(file, max(8, min(fragment.file.header_bytes, size)), 0), size
+                )
         finally:
             os.close(file)
     except (OSError, CorruptFileError) as error:

@@ -276,7 +276,7 @@ def _look(plan: Plan, shard: Adopted | Assembled, folder: Path, *, checked: bool
 def _first_bytes(path: Path, folder: Path, count: int) -> bytes:
     file = regular_files.open_for_reading(path, folder)
     try:
-        return os.pread(file, count, 0)
+        return regular_files.read_at(file, count, 0)
     finally:
         os.close(file)
 

@@ -193,7 +193,7 @@ def _all(folder: Path) -> Iterator[tuple[Path, PartRecord]]:
             yield path, _record(**canonical_json.decode(regular_files.read(path, folder, MAX_BYTES)))
         except FileNotFoundError:  # another part has just removed it
             continue
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
             raise CorruptFileError(str(path), str(error)) from None
 
 

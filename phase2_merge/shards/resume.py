@@ -53,6 +53,13 @@ def clear(held: Lock, plan: Plan, *, keep_parts: bool = False) -> None:
     _remove(places.receipts(folder), lambda name: name not in receipts_stay and _is_receipt(name))
 
 
+def forget_temporary(held: Lock) -> None:
+    """Remove files that never got their names, because whoever wrote them was killed. Raises LockLostError, OSError."""
+    held.confirm()
+    for folder in (held.folder, places.records(held.folder), places.receipts(held.folder)):
+        _remove(folder, lambda _name: False)
+
+
 def forget(held: Lock, shards: Iterable[Assembled]) -> None:
     """Remove, durably, receipts of shards that are about to be written again. Raises LockLostError, OSError."""
     folder = held.folder

@@ -169,17 +169,25 @@ def start(code: str, one: World) -> subprocess.Popen[str]:
     )
 
 
-def test_ctrl_c_publishes_nothing_and_says_so(world: MakeWorld) -> None:
+@pytest.mark.parametrize(
+    ("sent", "code", "last"),
+    [(signal.SIGINT, 130, "Interrupted.\n"), (signal.SIGTERM, 143, "Ended by SIGTERM.\n")],
+)
+def test_an_interrupted_merge_publishes_nothing_says_so_and_is_finished_by_the_next(
+    world: MakeWorld, sent: signal.Signals, code: int, last: str
+) -> None:
     one = world().write()
     process = start(SLOW, one)
     assert process.stdout is not None
     assert process.stdout.readline() == "linked\n"
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     _, talk = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert "Nothing was published" in talk
-    assert talk.endswith("Interrupted.\n")
+    assert process.returncode == code
+    assert f"Nothing was published. What was written stays in {one.out}.partial" in talk
+    assert talk.endswith(last)
     assert {path.name for path in one.folder.iterdir()} == {"dump", "reference", "out.partial"}
+    assert run(*merge_arguments(one)).exit_code == 0
+    assert dumps.load(one.out) == one.model.tensors
 
 
 def test_what_a_killed_merge_left_is_told_and_replaced(world: MakeWorld) -> None:
