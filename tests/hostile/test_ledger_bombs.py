@@ -157,9 +157,8 @@ def at_page(path: Path, column: str) -> int:
     group = pq.read_metadata(path).row_group(0)
     names = [group.column(number).path_in_schema for number in range(group.num_columns)]
     chunk = group.column(names.index(column))
-    return min(
-        offset for offset in (chunk.dictionary_page_offset, chunk.data_page_offset) if offset is not None
-    )
+    offsets = [chunk.data_page_offset, chunk.dictionary_page_offset]
+    return int(min(offset for offset in offsets if offset is not None))
 
 
 def varint(value: int) -> bytes:
