@@ -46,6 +46,7 @@ from .ranks import (
     DuplicateRankError,
     MissingFactsError,
     MissingRankError,
+    MissingRanksError,
     MixedGenerationsError,
 )
 from .several import ProblemsFoundError, raise_problems
@@ -79,6 +80,7 @@ __all__ = [
     "MissingFactsError",
     "MissingPartsError",
     "MissingRankError",
+    "MissingRanksError",
     "MissingRecordError",
     "MissingScaleError",
     "MissingTensorError",
