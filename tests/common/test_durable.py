@@ -32,9 +32,12 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(
 
 
 def test_an_error_of_the_system_names_a_file_unless_it_does_already(tmp_path: Path) -> None:
-    with open("/dev/full", "wb", buffering=0) as file:
-        with pytest.raises(OSError, match=r"No space left on device: '.*/x'"), durable.naming(tmp_path / "x"):
-            file.write(b"x")
+    with (
+        open("/dev/full", "wb", buffering=0) as file,
+        pytest.raises(OSError, match=r"No space left on device: '.*/x'"),
+        durable.naming(tmp_path / "x"),
+    ):
+        file.write(b"x")
     with pytest.raises(OSError, match="denied: '/y'"), durable.naming(tmp_path / "x"):
         raise PermissionError(13, "denied", "/y")
 

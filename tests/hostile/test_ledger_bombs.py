@@ -61,10 +61,10 @@ def test_compressed_pages_are_refused(merged: World, path: Path) -> None:
 
 
 def test_a_page_that_would_become_gigabytes_is_refused(merged: World, path: Path) -> None:
-    """A name of a gigabyte, in a file of some kilobytes."""
+    """A name of 128 MB, in a file of some kilobytes, which some rows have."""
     table = pq.read_table(path)
-    names = ["n" * (1 << 30), *table["name"].chunk(0).dictionary.to_pylist()[1:]]
-    name = pa.DictionaryArray.from_arrays(table["name"].chunk(0).indices, pa.array(names, pa.large_string()))
+    names = ["n" * (1 << 27), *table["name"].chunk(0).dictionary.to_pylist()[1:]]
+    name = pa.DictionaryArray.from_arrays(table["name"].chunk(0).indices, pa.array(names))
     write(
         table.set_column(0, "name", name), path, compression="zstd", dictionary_pagesize_limit=(1 << 31) - 1
     )
