@@ -32,6 +32,10 @@ CONFIG = {
     "hidden_size": HIDDEN, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4,
     "intermediate_size": FFN, "vocab_size": VOCAB, "tie_word_embeddings": True,
 }  # fmt: skip
+DIMENSIONS = {
+    "num_layers": 1, "num_experts": 0, "hidden": HIDDEN, "vocab": VOCAB, "heads": 4, "groups": 2, "head_dim": 4,
+    "q": QUERY, "kv": KEY, "ffn": FFN,
+}  # fmt: skip
 LAYER = "model.layers.0."
 # name -> shape and the dimension that tensor parallelism cuts, None if it cuts none
 TENSORS: dict[str, tuple[tuple[int, ...], int | None]] = {
@@ -143,8 +147,8 @@ def _write_rank(dump: Path, rank: int, arrays: dict[str, Array]) -> None:
         run_id="wheel", step=1, attempt="0", rank=rank, world_size=2,
         coordinates={"tp": rank, "cp": 0, "pp": 0, "dp": 0, "ep": 0, "etp": rank, "edp": 0},
         groups={"tp": [0, 1], "cp": [rank], "pp": [rank], "dp": [rank], "ep": [rank], "etp": [0, 1], "edp": [rank]},
-        architecture="LlamaForCausalLM", facts=Facts(dtype="F32"), files=tuple(files), names=names, dtypes=dtypes,
-        columns=columns,
+        architecture="LlamaForCausalLM", facts=Facts(dtype="F32", dimensions=DIMENSIONS), files=tuple(files),
+        names=names, dtypes=dtypes, columns=columns,
     )  # fmt: skip
     (folder / "manifest.json").write_bytes(manifest.encode(made))
 

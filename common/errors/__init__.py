@@ -48,6 +48,7 @@ from .ranks import (
     DuplicateRankError,
     MissingFactsError,
     MissingRankError,
+    MissingRanksError,
     MixedGenerationsError,
 )
 from .several import ProblemsFoundError, raise_problems
@@ -82,6 +83,7 @@ __all__ = [
     "MissingFactsError",
     "MissingPartsError",
     "MissingRankError",
+    "MissingRanksError",
     "MissingRecordError",
     "MissingScaleError",
     "MissingTensorError",

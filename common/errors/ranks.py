@@ -24,6 +24,18 @@ class MissingRankError(IncompleteError):
 
 
 @dataclass(eq=False)
+class MissingRanksError(IncompleteError):
+    absent: int
+    world_size: int
+
+    def message(self) -> str:
+        return (
+            f"{self.absent:,} of {self.world_size:,} ranks have no manifest, too many to name. Give the directories "
+            "of all ranks of this run; `shardmerge inspect` shows which are there."
+        )
+
+
+@dataclass(eq=False)
 class CorruptManifestError(ConflictError):
     path: str
     reason: str

@@ -23,6 +23,7 @@ from .case import Case
 from .tensors.expected import TABLE
 
 MANY = 10_000  # tensors that may be missing by name
+MANY_TIMES = 100  # and so many for each that the ranks of a dump hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,19 @@ def check_facts(case: Case) -> Findings:
     if missing and first.architecture == case.blueprint.architecture.name:
         different.append(MissingFactsError(missing))
     return Findings(tuple(different))
+
+
+def check_number(case: Case) -> Findings:
+    """Look whether config.json describes far more tensors than ranks can hold: one problem, not one for each."""
+    head, held = case.manifests[0], len(case.ledger.names)
+    by_all = MANY + MANY_TIMES * held * -(-head.world_size // len(case.manifests))
+    return Findings(tuple(_far_more(case.blueprint, by_all, held)))
+
+
+def _far_more(blueprint: Blueprint, most: int, held: int) -> Iterator[MismatchError]:
+    if (count := blueprint.num_tensors()) > most:
+        what = "the number of tensors it describes"
+        yield MismatchError("config.json", what, f"{count:,}", f"about {held:,}")
 
 
 def _missing(blueprint: Blueprint, facts: Facts) -> Iterator[str]:
@@ -90,10 +104,8 @@ def against_tensors(blueprint: Blueprint, held: Mapping[str, Shape | None]) -> C
     Returns:
         What differs. A config.json of a far larger model is one mismatch, not one for each of its tensors.
     """
-    count = blueprint.num_tensors()
-    if count > 2 * len(held) + MANY:
-        what = "the number of tensors it describes"
-        return Comparison((MismatchError("config.json", what, f"{count:,}", f"about {len(held):,}"),))
+    if problem := tuple(_far_more(blueprint, 2 * len(held) + MANY, len(held))):
+        return Comparison(problem)
     if blueprint.shapes() == held:  # as it should be, and quickly
         return Comparison()
     unseen = dict(held)

@@ -26,7 +26,13 @@ from .tensors.expected import Expected
 from .tensors.verdict import Verdict
 
 # The first that finds a problem ends the proof: ranks, reference and formats must belong together.
-GATES = (generations.check, config_shapes.check_facts, quantization.check_formats, grafts.check)
+GATES = (
+    generations.check,
+    config_shapes.check_facts,
+    config_shapes.check_number,
+    quantization.check_formats,
+    grafts.check,
+)
 # All run, and everything that they find is reported, in this order.
 CHECKS = (
     quantization.check_values,

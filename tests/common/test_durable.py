@@ -31,6 +31,17 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"x": b"old"}
 
 
+def test_an_error_of_the_system_names_a_file_unless_it_does_already(tmp_path: Path) -> None:
+    with (
+        open("/dev/full", "wb", buffering=0) as file,
+        pytest.raises(OSError, match=r"No space left on device: '.*/x'"),
+        durable.naming(tmp_path / "x"),
+    ):
+        file.write(b"x")
+    with pytest.raises(OSError, match="denied: '/y'"), durable.naming(tmp_path / "x"):
+        raise PermissionError(13, "denied", "/y")
+
+
 def test_data_and_folder_are_synced_before_and_after_the_rename(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,10 +61,10 @@ def test_compressed_pages_are_refused(merged: World, path: Path) -> None:
 
 
 def test_a_page_that_would_become_gigabytes_is_refused(merged: World, path: Path) -> None:
-    """A name of a gigabyte, in a file of some kilobytes."""
+    """A name of 128 MB, in a file of some kilobytes, which some rows have."""
     table = pq.read_table(path)
-    names = ["n" * (1 << 30), *table["name"].chunk(0).dictionary.to_pylist()[1:]]
-    name = pa.DictionaryArray.from_arrays(table["name"].chunk(0).indices, pa.array(names, pa.large_string()))
+    names = ["n" * (1 << 27), *table["name"].chunk(0).dictionary.to_pylist()[1:]]
+    name = pa.DictionaryArray.from_arrays(table["name"].chunk(0).indices, pa.array(names))
     write(
         table.set_column(0, "name", name), path, compression="zstd", dictionary_pagesize_limit=(1 << 31) - 1
     )
@@ -157,10 +157,8 @@ def at_page(path: Path, column: str) -> int:
     group = pq.read_metadata(path).row_group(0)
     names = [group.column(number).path_in_schema for number in range(group.num_columns)]
     chunk = group.column(names.index(column))
-    place: int = min(
-        offset for offset in (chunk.dictionary_page_offset, chunk.data_page_offset) if offset is not None
-    )
-    return place
+    offsets = [chunk.data_page_offset, chunk.dictionary_page_offset]
+    return int(min(offset for offset in offsets if offset is not None))
 
 
 def varint(value: int) -> bytes:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.dumps import dumps
+from tests.dumps.refusals import edit
 from tests.dumps.worlds import MakeWorld
 from tests.hostile.running import check, edit_manifest, manifest, run, written
 
@@ -67,6 +68,21 @@ def test_a_column_with_a_number_that_cannot_be_is_refused(world: MakeWorld, name
     (columns[name][0] if isinstance(columns[name][0], list) else columns[name])[0] = value
     edit_manifest(one, {"columns": columns})
     assert "is not a manifest" in check(one, codes=(4,)).stderr
+
+
+def test_a_million_ranks_of_which_one_is_there_are_one_problem(world: MakeWorld) -> None:
+    one = world().write()
+    edit_manifest(one, {"world_size": 1_000_000})
+    assert "999,999 of 1,000,000 ranks have no manifest" in check(one, codes=(3,)).stderr
+
+
+def test_a_model_of_many_more_tensors_than_the_dump_has_is_one_problem(world: MakeWorld) -> None:
+    one = written(world)
+    config = json.loads((one.reference / "config.json").read_bytes()) | {"num_experts": 100_000}
+    (one.reference / "config.json").write_text(json.dumps(config))
+    for rank in range(4):
+        edit(one.rank(rank) / "manifest.json", facts=dumps.facts_of(config))
+    assert "the number of tensors it describes is 600,021, expected about 45" in check(one, codes=(4,)).stderr
 
 
 def test_a_rank_directory_with_a_huge_number_is_not_a_rank(world: MakeWorld) -> None:

@@ -230,7 +230,7 @@ def _manifest(
         coordinates=coordinates,
         groups=groups,
         architecture=case.config["architectures"][0],
-        facts=Facts(dtype="BF16"),
+        facts=Facts(dtype="BF16", dimensions=blueprint(case.config).dimensions),
         files=tuple(files),
         names=names,
         dtypes=DTYPES,

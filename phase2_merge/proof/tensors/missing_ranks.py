@@ -14,7 +14,12 @@ from typing import TypeAlias
 
 import numpy as np
 
-from shardmerge.common.errors import MissingRankError, ShardmergeError, UncoveredTensorError
+from shardmerge.common.errors import (
+    MissingRankError,
+    MissingRanksError,
+    ShardmergeError,
+    UncoveredTensorError,
+)
 from shardmerge.common.manifest import AXES
 
 from ...ledger.graft import REFERENCE_RANK
@@ -23,6 +28,10 @@ from ...ledger.table import Ledger
 from .verdict import Incomplete
 
 GRIDS = (("pp", "tp", "cp", "dp"), ("pp", "ep", "etp", "edp"))  # megatron lays ranks out twice: experts apart
+MANY, MANY_TIMES = (
+    10_000,
+    10,
+)  # ranks that may be missing by name: so many, and so many for each that is there
 NOTHING = "no tensor is missing without it, but nothing proves that it held none"
 Place: TypeAlias = dict[str, int]  # coordinate by axis
 Neighbourhood: TypeAlias = tuple[int, int | None]  # layer, and for a routed expert the expert
@@ -40,12 +49,15 @@ def owing(
 
     Returns:
         An error for each rank without a manifest, then the errors of tensors of which no such rank can have held a
-        part. Where their neighbours show which ranks owe these, they are named.
+        part. Where their neighbours show which ranks owe these, they are named. One error alone if far more ranks are
+        missing than are there.
     """
     present = set(ledger.rows.present.tolist())
     absent = [rank for rank in range(ledger.heads[0].manifest.world_size) if rank not in present]
     if not absent:
         return tuple(_with_owing_ranks(ledger, incomplete))
+    if len(absent) > MANY + MANY_TIMES * len(present):
+        return (MissingRanksError(len(absent), len(absent) + len(present)),)
     places = _places(ledger, absent)
     owed = _owed(ledger, places, list(incomplete))
     axes = _axes_for_messages(ledger)

@@ -89,7 +89,7 @@ def _merged(folder: Path, model: Model, cuts: dict[str, list[Cut]]) -> str:
     dump, reference, out = folder / "dump", folder / "reference", folder / "out"
     for rank in range(RANKS.size):
         held, of_rank = _model_of_rank(model, rank), _of_rank(cuts, rank)
-        facts = {"facts": {"dtype": model.tensors[TENSOR][0]}}
+        facts = {"facts": dumps.facts_of(model.config) | {"dtype": model.tensors[TENSOR][0]}}
         dumps.write_rank(dump / f"rank-{rank:05d}", held, of_rank, rank, RANKS, (), 1, facts)
     dumps.write_reference(reference, model)
     try:

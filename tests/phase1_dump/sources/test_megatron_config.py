@@ -49,6 +49,18 @@ def test_other_groups_are_a_mismatch(references: References, tmp_path: Path) -> 
     assert "num_query_groups of the model is 2" in message
 
 
+def test_other_groups_of_a_mamba_mixer_are_a_mismatch(references: References, tmp_path: Path) -> None:
+    """4 groups of 10 states are as many rows as 10 groups of 4."""
+    reference = references.edited("nemotron_h", n_groups=10, ssm_state_size=4)
+    with fake_world(SINGLE, 0):
+        model = build_model(by_name("nemotron_h"), SINGLE)[0]
+
+        message = refused_and_recorded(MismatchError, 4, model, tmp_path / "out", reference)
+
+    assert "mamba_num_groups of the model is 4" in message
+    assert "expected 10 by config.json" in message
+
+
 def test_latent_attention_has_no_groups_to_compare(references: References, tmp_path: Path) -> None:
     with fake_world(SINGLE, 0):
         model = build_model(by_name("deepseek_v3"), SINGLE)[0]
