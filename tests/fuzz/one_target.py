@@ -12,6 +12,7 @@ import pkgutil
 import shutil
 import tempfile
 import warnings
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from random import Random
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 HANG_SECONDS = 30
 MEMORY_MB = 4_096
 LONGEST = 1 << 15
+FRESH = 0.3  # how often a mutation begins with a sound input
 PACKAGES = ("shardmerge.common", "shardmerge.phase2_merge")
 
 
@@ -42,9 +44,12 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="fuzz-", dir=given.scratch))
     try:
         sound = import_module("tests.fuzz.sound").make(folder)
-        _write_seeds(target, sound, given.corpus)
+        seeds = target.seeds(sound)
+        _write(seeds, given.corpus)
         found = Findings(given.findings)
-        atheris.Setup(_libfuzzer(given), _one_input(target, sound, found), custom_mutator=_mutator(target))
+        atheris.Setup(
+            _libfuzzer(given), _one_input(target, sound, found), custom_mutator=_mutator(target, seeds)
+        )
         atheris.Fuzz()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -100,10 +105,10 @@ def _import(name: str) -> ModuleType | None:
         return None  # it needs what is not installed here, such as dask
 
 
-def _write_seeds(target: Target, sound: Sound, corpus: Path) -> None:
+def _write(seeds: Sequence[bytes], corpus: Path) -> None:
     """Put sound inputs, made by the code as it is now, into the corpus."""
     corpus.mkdir(parents=True, exist_ok=True)
-    for seed in target.seeds(sound):
+    for seed in seeds:
         (corpus / hashlib.sha1(seed, usedforsecurity=False).hexdigest()).write_bytes(seed)
 
 
@@ -119,9 +124,16 @@ def _one_input(target: Target, sound: Sound, found: Findings) -> object:
     return one_input
 
 
-def _mutator(target: Target) -> object:
+def _mutator(target: Target, seeds: Sequence[bytes]) -> object:
+    """Return what changes an input. Now and then it begins again with a sound one.
+
+    libFuzzer would forget those: all sound files of an output are the same to it, so it keeps the shortest of them.
+    """
+
     def mutator(data: bytes, max_size: int, seed: int) -> bytes:
-        return target.mutation(data, Random(seed), lambda part: _blind(part, max_size))[:max_size]
+        rng = Random(seed)
+        begin = rng.choice(seeds) if rng.random() < FRESH else data
+        return target.mutation(begin, rng, lambda part: _blind(part, max_size))[:max_size]
 
     return mutator
 

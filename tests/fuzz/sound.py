@@ -7,7 +7,8 @@ checkpoint that is written by hand. They are small, because a change must be lik
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -212,30 +213,43 @@ class Files:
         """
         path = self.folder / name
         path.write_bytes(content)
-        before = self._stamps()
+        before = self.stamps | {name: _stamp(os.lstat(path))}
         try:
             yield self.folder
         finally:
-            changed = before != self._stamps()
-            self._put_back()
-        if changed and not may_change:
+            after = self._stamps()
+            after.pop(name, None)  # it is put back in any case
+            del before[name]
+            self._put_back({name} if after == before else self.sound.keys() | after.keys() | {name}, after)
+        if after != before and not may_change:
             raise NotAllowedError(f"a command that only looks has changed something beside {name}")
 
-    def _put_back(self) -> None:
-        now = self._stamps()
-        for name in now.keys() - self.sound.keys():
-            (self.folder / name).unlink()
-        for name, content in self.sound.items():
-            if now.get(name) != self.stamps[name]:
-                (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
-                (self.folder / name).write_bytes(content)
-        self.stamps = self._stamps()
+    def _put_back(self, names: Collection[str], now: dict[str, Stamp]) -> None:
+        """Make these files what they were, unless they are that now."""
+        for name in names:
+            path = self.folder / name
+            if name not in self.sound:
+                path.unlink(missing_ok=True)
+            elif now.get(name) != self.stamps[name]:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(self.sound[name])
+                self.stamps[name] = _stamp(os.lstat(path))
 
     def _stamps(self) -> dict[str, Stamp]:
-        """Return inode, size and time of every file."""
-        found = {}
-        for path in self.folder.rglob("*"):
-            state = path.lstat()
-            if not path.is_dir():
-                found[str(path.relative_to(self.folder))] = (state.st_ino, state.st_size, state.st_mtime_ns)
+        """Return the stamp of every file, by its name relative to the folder."""
+        found: dict[str, Stamp] = {}
+        waiting = [("", str(self.folder))]
+        while waiting:
+            prefix, folder = waiting.pop()
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append((f"{prefix}{entry.name}/", entry.path))
+                    else:
+                        found[prefix + entry.name] = _stamp(entry.stat(follow_symlinks=False))
         return found
+
+
+def _stamp(state: os.stat_result) -> Stamp:
+    """Return inode, size and time of change, one of which differs after a change."""
+    return state.st_ino, state.st_size, state.st_ctime_ns

@@ -113,7 +113,9 @@ def _unfit(error: ShardmergeError) -> Finding | None:
 
 
 def _finding(error: Exception) -> Finding:
-    """Return a finding that is called after the exception and the last line of shardmerge that it passed."""
+    """Return a finding that is called after the exception and the last function of shardmerge that it passed."""
+    if isinstance(error, NotAllowedError):
+        return Finding(str(error).partition(":")[0], "".join(traceback.format_exception(error)))
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if any(f"/{name}/" in frame.filename for name in PACKAGES)] or frames
     where = f"{Path(own[-1].filename).name}:{own[-1].name}" if own else "nowhere"
