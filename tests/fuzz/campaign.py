@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -156,43 +157,19 @@ class Campaign:
                 self._tell_of_deaths(target, log)
 
     def _one_process(self, target: str, seconds: int, log: Path, watch: Watch) -> Run:
-        begin, executions = time.monotonic(), 0
-        process = subprocess.Popen(
-            self._command(target, seconds),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-        )
-        with process, open(log, "w") as copy:
-            assert process.stderr is not None
-            for line in process.stderr:
-                if "INFO: Instrumenting" not in line:
-                    copy.write(line)
-                executions = max(executions, watch.see(line))
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-        used = usage.ru_utime + usage.ru_stime
-        return Run(begin, time.monotonic(), used, executions, process.returncode != 0)
+        """Fuzz in one process, in a folder that goes with it: libFuzzer ends a process without a farewell."""
+        with tempfile.TemporaryDirectory(prefix="fuzz-", dir=self.scratch) as scratch:
+            return _ended(self._command(target, seconds, scratch), log, watch)
 
-    def _command(self, target: str, seconds: int) -> list[str]:
+    def _command(self, target: str, seconds: int, scratch: str) -> list[str]:
         folders = {
             "--corpus": self._folder("corpus", target),
             "--findings": self._folder("findings", target),
             "--seeds": self.seeds / target,
+            "--scratch": scratch,
         }
         options = [str(part) for name, path in folders.items() for part in (name, path)]
-        scratch = ["--scratch", str(self.scratch)] if self.scratch else []
-        return [
-            sys.executable,
-            "-m",
-            "tests.fuzz.one_target",
-            target,
-            *options,
-            *scratch,
-            "--seconds",
-            str(seconds),
-        ]
+        return [sys.executable, "-m", "tests.fuzz.one_target", target, *options, "--seconds", str(seconds)]
 
     def _tell_of_deaths(self, target: str, log: Path) -> None:
         """Write beside each input that killed a process what the process said last."""
@@ -204,3 +181,21 @@ class Campaign:
         folder = self.out.joinpath(*parts)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+
+def _ended(command: list[str], log: Path, watch: Watch) -> Run:
+    """Run one process until it ends. Copies to `log` what it says, and lets `watch` see it."""
+    begin, executions = time.monotonic(), 0
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace"
+    )
+    with process, open(log, "w") as copy:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "INFO: Instrumenting" not in line:
+                copy.write(line)
+            executions = max(executions, watch.see(line))
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    used = usage.ru_utime + usage.ru_stime
+    return Run(begin, time.monotonic(), used, executions, process.returncode != 0)

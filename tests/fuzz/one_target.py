@@ -9,8 +9,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import pkgutil
-import shutil
-import tempfile
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
@@ -41,18 +39,12 @@ def main() -> None:
         _import_all()
         targets = import_module("tests.fuzz.targets")
     target: Target = targets.TARGETS[given.target]
-    folder = Path(tempfile.mkdtemp(prefix="fuzz-", dir=given.scratch))
-    try:
-        sound = import_module("tests.fuzz.sound").make(folder)
-        seeds = target.seeds(sound)
-        _write(seeds, given.corpus)
-        found = Findings(given.findings)
-        atheris.Setup(
-            _libfuzzer(given), _one_input(target, sound, found), custom_mutator=_mutator(target, seeds)
-        )
-        atheris.Fuzz()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    sound = import_module("tests.fuzz.sound").make(given.scratch)
+    seeds = target.seeds(sound)
+    _write(seeds, given.corpus)
+    found = Findings(given.findings)
+    atheris.Setup(_libfuzzer(given), _one_input(target, sound, found), custom_mutator=_mutator(target, seeds))
+    atheris.Fuzz()  # which never returns
 
 
 def _arguments() -> argparse.Namespace:
@@ -63,7 +55,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--seeds", type=Path, help="more inputs to begin with")
     parser.add_argument("--findings", type=Path, required=True, help="where inputs go that found something")
-    parser.add_argument("--scratch", type=Path, help="where files are written; memory is best")
+    parser.add_argument("--scratch", type=Path, required=True, help="an empty folder; in memory is best")
     parser.add_argument("--seconds", type=int, required=True)
     parser.add_argument("--seed", type=int, default=0, help="of the random numbers; 0 for another each time")
     return parser.parse_args()
@@ -76,6 +68,7 @@ def _libfuzzer(given: argparse.Namespace) -> list[str]:
         given.target,
         f"-max_total_time={given.seconds}",
         f"-timeout={HANG_SECONDS}",
+        f"-report_slow_units={HANG_SECONDS + 1}",  # that is judged here
         f"-rss_limit_mb={MEMORY_MB}",
         f"-artifact_prefix={given.findings}/died-",
         f"-max_len={LONGEST}",

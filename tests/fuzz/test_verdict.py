@@ -15,7 +15,7 @@ import pytest
 from shardmerge.common.errors import BadInputError, OutputLockedError, ShardmergeError
 
 from . import campaign, corpus, file_mutations, json_mutations, parquet_recipes
-from .campaign import Done, Run, Watch
+from .campaign import Campaign, Done, Run, Watch
 from .sound import Files
 from .verdict import NotAllowedError, Read, judge
 
@@ -154,6 +154,37 @@ def test_a_campaign_counts_what_libfuzzer_prints() -> None:
     assert watch.added_to(Done(1, 2.0, 10, 99.0, 0)) == Done(81, 82.0, 21, 25.0, 1)
     watch.new_edge_at = None
     assert watch.added_to(Done(1, 2.0, 10, 99.0, 0)).seconds_since_new_edge == 179.0
+
+
+DYING = """
+import os, pathlib, sys
+print("#5\tNEW    cov: 3 ft: 4 corp: 1/2b", file=sys.stderr, flush=True)
+pathlib.Path(sys.argv[1], "died-crash-1").write_bytes(b"input")
+os.abort()
+"""
+
+
+def test_a_process_that_dies_is_counted_and_its_input_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(campaign, "SHORTEST_SECONDS", 1)
+    command = [sys.executable, "-c", DYING, str(tmp_path / "findings" / "owner")]
+    monkeypatch.setattr(Campaign, "_command", lambda *_: command)
+    made = Campaign(tmp_path, tmp_path, seconds=2, jobs=1, targets=["owner"], scratch=tmp_path)
+    made.findings("owner")  # makes the folder
+    done = made.run()["owner"]
+    assert done.deaths >= 1
+    assert done.executions == 5 * done.deaths
+    assert done.edges == 3
+    assert [path.name for path in made.findings("owner")] == ["died-crash-1"]
+    assert (tmp_path / "findings" / "owner" / "died-crash-1.txt").read_text().startswith("died\n")
+
+
+def test_a_target_that_cannot_be_fuzzed_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = [sys.executable, "-c", "raise SystemExit('there is no such reader')"]
+    monkeypatch.setattr(Campaign, "_command", lambda *_: command)
+    with pytest.raises(RuntimeError, match="there is no such reader"):
+        Campaign(tmp_path, tmp_path, seconds=9, jobs=1, targets=["owner"], scratch=tmp_path).run()
 
 
 @pytest.mark.skipif(find_spec("atheris") is None, reason="make fuzz installs atheris")
