@@ -6,6 +6,7 @@ several files is the name of the file.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from shardmerge.common import reference as references
 from shardmerge.common.architectures import blueprint
 from shardmerge.common.errors import ShardmergeError
 from shardmerge.common.manifest_facts import Facts
-from shardmerge.phase2_merge import check, corrections, inspect, metadata, verify
+from shardmerge.phase2_merge import check, corrections, inspect, merge, metadata, verify
 from shardmerge.phase2_merge.hf_files import sidecars
 from shardmerge.phase2_merge.inspection.page import page
 from shardmerge.phase2_merge.ledger import parquet, published, rank_directories, table
@@ -25,7 +26,7 @@ from shardmerge.phase2_merge.quantization import declaration, scales
 from shardmerge.phase2_merge.shards import parts
 
 from .file_mutations import split
-from .sound import LAYER, Files, Sound
+from .sound import LAYER, SHARD_BYTES, Files, Sound
 from .verdict import NotAllowedError, Read
 
 MODULES = (f"{LAYER}up_proj", "model.layers.0.self_attn.q_proj", "lm_head", "")
@@ -209,17 +210,26 @@ def failures(sound: Sound) -> Read:
 
 
 def dump_files(sound: Sound) -> Read:
-    """A file of a dump or of its reference, for `check` and `inspect`. These change nothing."""
+    """A file of a dump or of its reference, for `check` and `inspect`. These change nothing.
+
+    What `check` accepts is merged, and `verify` finds no fault with the result.
+    """
     files = Files(sound.dump.parent)
+    merged = sound.folder / "merged"
 
     def read(data: bytes) -> object:
         name, content = split(data)
         if name not in files.sound:
             return None
-        with files.holding(name, content) as folder:
-            dump, reference = folder / sound.dump.name, folder / sound.reference.name
-            _each(lambda: _looked_at(dump))
-            return check([dump], hf_reference=reference)
+        try:
+            with files.holding(name, content) as folder:
+                dump, reference = folder / sound.dump.name, folder / sound.reference.name
+                _each(lambda: _looked_at(dump))
+                checked = check([dump], hf_reference=reference)
+                _merged_soundly(dump, reference, merged)
+        finally:
+            shutil.rmtree(merged, ignore_errors=True)
+        return checked
 
     return read
 
@@ -270,6 +280,15 @@ def _checkpoint(folder: Path, *, scan: bool = False) -> Read:
             return verify(out, scan=scan)
 
     return read
+
+
+def _merged_soundly(dump: Path, reference: Path, out: Path) -> None:
+    """Merge a dump that was checked. Raises NotAllowedError if that is refused, or gives what `verify` refuses."""
+    try:
+        merge([dump], out, hf_reference=reference, max_shard_bytes=SHARD_BYTES, workers=1)
+        verify(out)
+    except ShardmergeError as error:
+        raise NotAllowedError(f"check accepts what is refused later: {error.message()}") from None
 
 
 def _looked_at(path: Path) -> object:

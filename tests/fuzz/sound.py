@@ -250,5 +250,5 @@ class Files:
 
 
 def _stamp(state: os.stat_result) -> Stamp:
-    """Return inode, size and time of change, one of which differs after a change."""
-    return state.st_ino, state.st_size, state.st_ctime_ns
+    """Return inode, size and time, one of which differs after a change. A hard link to it changes none of them."""
+    return state.st_ino, state.st_size, state.st_mtime_ns
