@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import safetensors
@@ -26,6 +27,7 @@ from shardmerge.phase2_merge.quantization import declaration, scales
 from shardmerge.phase2_merge.shards import parts
 
 from .file_mutations import split
+from .printed import as_command
 from .sound import LAYER, SHARD_BYTES, Files, Sound
 from .verdict import NotAllowedError, Read
 
@@ -312,5 +314,10 @@ def _each(*reads: Callable[[], object]) -> None:
 
 
 def _refusals_can_be_said(refusals: list[ShardmergeError]) -> None:
-    for error in refusals:
-        canonical_json.encode([error.message(), error.facts()])
+    """Print refusals that nobody raises. Raises what printing raises."""
+    for refusal in refusals:
+        as_command(partial(_raise, refusal))
+
+
+def _raise(refusal: ShardmergeError) -> None:
+    raise refusal

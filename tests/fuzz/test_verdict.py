@@ -6,20 +6,36 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 
+import click
 import pytest
 
 from shardmerge.common.errors import BadInputError, OutputLockedError, ShardmergeError
 
 from . import campaign, corpus, file_mutations, json_mutations, parquet_recipes
 from .campaign import Campaign, Done, Run, Watch
+from .printed import as_command
 from .sound import Files
 from .verdict import NotAllowedError, Read, judge
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass
+class Outcome:
+    """What a command found out."""
+
+    held: dict[str, float]
+
+    def facts(self) -> dict[str, float]:
+        return self.held
+
+    def text(self) -> str:
+        return "sound"
 
 
 def test_an_error_of_the_tree_and_one_of_the_system_are_no_findings() -> None:
@@ -38,21 +54,20 @@ def test_any_other_exception_is_a_finding(error: Exception) -> None:
     assert finding.key.startswith(type(error).__name__)
 
 
-def test_a_refusal_that_no_report_can_hold_is_a_finding() -> None:
-    finding = judge(_raising(BadInputError("a name of half a character: \ud800", "Correct it.")), b"")
+@pytest.mark.parametrize("strange", ["\x1b[2J", "\r", "\x9b31m", "\u202e"])
+def test_a_command_that_prints_what_a_terminal_obeys_is_a_finding(strange: str) -> None:
+    def end() -> Outcome:
+        click.echo(f"a name with {strange}")
+        return Outcome({})
+
+    finding = judge(lambda _: as_command(end), b"")
     assert finding is not None
-    assert finding.key.startswith("UnicodeEncodeError")
+    assert finding.key.startswith("a terminal gets")
 
 
 def test_an_outcome_that_cannot_be_printed_is_a_finding() -> None:
-    class Outcome:
-        def facts(self) -> dict[str, float]:
-            return {"rate": float("nan")}
-
-        def text(self) -> str:
-            return "sound"
-
-    finding = judge(lambda _: Outcome(), b"")
+    assert judge(lambda _: Outcome({"rate": 0.5}), b"") is None
+    finding = judge(lambda _: Outcome({"rate": float("nan")}), b"")
     assert finding is not None
     assert finding.key.startswith("ValueError")
 

@@ -2,7 +2,8 @@
 
 An input is accepted or refused. It is refused by an error of the tree, by an OSError with an errno, or by what the
 table of targets allows. Everything else is a finding: another exception, an answer after more than a second of the
-processor, memory out of proportion, an outcome or refusal that cannot be printed. Must not know what is read.
+processor, memory out of proportion, an outcome or refusal that cannot be printed, or that a terminal would obey. Must
+not know what is read.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from shardmerge.common import canonical_json
 from shardmerge.common.errors import ShardmergeError
+
+from .printed import UnprintableError, as_command
 
 SECONDS = 1.0  # of the processor, for one input
 MEMORY_BYTES = 64 << 20
@@ -80,41 +82,43 @@ def _is_slow_again(read: Read, data: bytes, refusals: Refusals) -> bool:
 
 
 def _run(read: Read, data: bytes, refusals: Refusals) -> tuple[bool, Finding | None]:
+    """Return whether an input was accepted, and what went wrong. What a command would say of it is printed too."""
     try:
-        _present(read(data))
+        outcome = read(data)
     except ShardmergeError as error:
-        return False, _unfit(error)
+        return False, _of_refusal(error)
     except refusals:
         return False, None
     except OSError as error:
-        return False, None if error.errno is not None else _finding(error)
+        return False, _of_refusal(error) if error.errno is not None else _finding(error)
     except Exception as error:
         return False, _finding(error)
-    return True, None
+    printable = hasattr(outcome, "facts") and hasattr(outcome, "text")
+    return True, _of_printing(lambda: outcome) if printable else None
 
 
-def _present(outcome: object) -> None:
-    """Make of an outcome what a command prints. Raises if that cannot be done."""
-    if hasattr(outcome, "facts") and hasattr(outcome, "text"):
-        canonical_json.encode(outcome.facts())
-        outcome.text().encode()
+def _of_refusal(refusal: ShardmergeError | OSError) -> Finding | None:
+    """Return what is wrong with a refusal, None if a command can say it."""
+    if isinstance(refusal, ShardmergeError) and refusal.exit_code not in EXIT_CODES:
+        return Finding(f"exit code {refusal.exit_code}", f"{type(refusal).__name__}: {refusal.message()}")
+
+    def end() -> object:
+        raise refusal
+
+    return _of_printing(end)
 
 
-def _unfit(error: ShardmergeError) -> Finding | None:
-    """Return what is wrong with a refusal, None if a command can report it."""
+def _of_printing(end: Callable[[], object]) -> Finding | None:
     try:
-        error.message().encode(errors="backslashreplace")  # as standard error has it
-        canonical_json.encode(error.facts())
-    except Exception as unfit:
-        return _finding(unfit)
-    if error.exit_code not in EXIT_CODES:
-        return Finding(f"exit code {error.exit_code}", f"{type(error).__name__}: {error.message()}")
+        as_command(end)
+    except Exception as error:
+        return _finding(error)
     return None
 
 
 def _finding(error: Exception) -> Finding:
     """Return a finding that is called after the exception and the last function of shardmerge that it passed."""
-    if isinstance(error, NotAllowedError):
+    if isinstance(error, NotAllowedError | UnprintableError):
         return Finding(str(error).partition(":")[0], "".join(traceback.format_exception(error)))
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if any(f"/{name}/" in frame.filename for name in PACKAGES)] or frames
