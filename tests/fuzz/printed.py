@@ -38,7 +38,7 @@ def _printed(end: Callable[[], Any], options: list[str]) -> str:
     command = click.command()(outcome.reported(end))
     out, err = _stream("strict"), _stream("backslashreplace")
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        command.main(options, standalone_mode=False)
+        command.main(options, standalone_mode=False, color=True)  # or click removes what a terminal would get
     return "".join(stream.buffer.getvalue().decode() for stream in map(_flushed, (out, err)))
 
 
