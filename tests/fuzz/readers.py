@@ -24,7 +24,7 @@ from shardmerge.phase2_merge.inspection.page import page
 from shardmerge.phase2_merge.ledger import parquet, published, rank_directories, table
 from shardmerge.phase2_merge.output import receipts
 from shardmerge.phase2_merge.quantization import declaration, scales
-from shardmerge.phase2_merge.shards import parts
+from tests.dumps import dumps
 
 from .file_mutations import split
 from .printed import as_command
@@ -129,14 +129,31 @@ def ledger(sound: Sound) -> Read:
     return read
 
 
-def part_records(sound: Sound) -> Read:
-    """The record of a part of a merge."""
+def parts_files(sound: Sound) -> Read:
+    """A file that parts of a merge left, for `merge --finalize`. What that publishes is what was dumped."""
     files = Files(sound.parts)
-    name = str(places.part_record(Path(), "1/2"))
+    expected = dumps.load(sound.out)
+    out = sound.published
 
     def read(data: bytes) -> object:
-        with files.holding(name, data) as folder:
-            return list(parts.records(folder, "0" * 32, check=False))
+        name, content = split(data)
+        if name not in files.sound:
+            return None
+        try:
+            with files.holding(name, content, may_change=True):
+                report = merge(
+                    [sound.dump],
+                    out,
+                    hf_reference=sound.reference,
+                    max_shard_bytes=SHARD_BYTES,
+                    workers=1,
+                    finalize=True,
+                )
+                if dumps.load(out) != expected:
+                    raise NotAllowedError("what is published is not what was dumped")
+                return report
+        finally:
+            shutil.rmtree(out, ignore_errors=True)
 
     return read
 

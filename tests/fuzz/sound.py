@@ -1,6 +1,6 @@
 """Sound files of every kind, made by the code itself: what fuzzing begins with, and puts back after each input.
 
-A dump, a reference with weights, an output with its records, what one part of a merge leaves, and a quantized
+A dump, a reference with weights, an output with its records, what the parts of a merge leave, and a quantized
 checkpoint that is written by hand. They are small, because a change must be likely to hit something.
 """
 
@@ -102,8 +102,13 @@ class Sound:
 
     @property
     def parts(self) -> Path:
-        """What the first of two parts of a merge leaves."""
-        return places.partial(self.folder / "parts")
+        """What two parts of a merge leave, which is to be published under the name `published`."""
+        return places.partial(self.published)
+
+    @property
+    def published(self) -> Path:
+        """Where nothing lies."""
+        return self.folder / "published"
 
     @property
     def quantized(self) -> Path:
@@ -118,14 +123,15 @@ def make(folder: Path) -> Sound:
     dumps.write_dump(sound.dump, model, dumps.cuts_of(model, topology), topology)
     dumps.write_reference(sound.reference, model)
     merge([sound.dump], sound.out, hf_reference=sound.reference, max_shard_bytes=SHARD_BYTES, workers=1)
-    merge_part(
-        [sound.dump],
-        folder / "parts",
-        "1/2",
-        hf_reference=sound.reference,
-        max_shard_bytes=SHARD_BYTES,
-        workers=1,
-    )
+    for part in ("1/2", "2/2"):
+        merge_part(
+            [sound.dump],
+            sound.published,
+            part,
+            hf_reference=sound.reference,
+            max_shard_bytes=SHARD_BYTES,
+            workers=1,
+        )
     dense, alone = dumps.model_of(dumps.dense_config(1)), dumps.Topology()
     facts: dict[str, Any] = {
         "quantization": FACTS_OF_A_QUANTIZED_RANK,
@@ -211,8 +217,7 @@ class Files:
         Raises:
             NotAllowedError: The block changed a file and may not.
         """
-        path = self.folder / name
-        path.write_bytes(content)
+        _replace(self.folder / name, content)
         before = {other: stamp for other, stamp in self.stamps.items() if other != name}
         try:
             yield self.folder
@@ -231,13 +236,13 @@ class Files:
                 path.unlink(missing_ok=True)
             elif now.get(name) != self.stamps[name]:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(self.sound[name])
+                _replace(path, self.sound[name])
                 self.stamps[name] = _stamp(os.lstat(path))
 
     def _stamps(self) -> dict[str, Stamp]:
         """Return the stamp of every file, by its name relative to the folder."""
         found: dict[str, Stamp] = {}
-        waiting = [("", str(self.folder))]
+        waiting = [("", str(self.folder))] if self.folder.is_dir() else []
         while waiting:
             prefix, folder = waiting.pop()
             with os.scandir(folder) as entries:
@@ -247,6 +252,12 @@ class Files:
                     else:
                         found[prefix + entry.name] = _stamp(entry.stat(follow_symlinks=False))
         return found
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Give a file other content, and its hard links none of it: a shard may be one of a fragment."""
+    path.unlink(missing_ok=True)
+    path.write_bytes(content)
 
 
 def _stamp(state: os.stat_result) -> Stamp:

@@ -136,6 +136,12 @@ TARGETS: dict[str, Target] = {
         _files(lambda sound: sound.out, "*.json", "*.safetensors", "*.parquet"),
         named(BY_NAME),
     ),
+    "parts": Target(
+        "a file that parts of a merge left, for merge --finalize",
+        readers.parts_files,
+        _files(lambda sound: sound.parts, "*"),
+        named(BY_NAME),
+    ),
     "ledger_parquet": Target(
         "ledger.parquet, written by a recipe",
         readers.ledger,
@@ -196,12 +202,6 @@ TARGETS: dict[str, Target] = {
         readers.receipt,
         _file(lambda sound: places.receipts(sound.out), "*.json"),
         json_file(repaired_receipt),
-    ),
-    "part": Target(
-        "the record of a part of a merge",
-        readers.part_records,
-        _file(lambda sound: places.receipts(sound.parts), places.PART_RECORDS),
-        json_file(),
     ),
     "owner": Target(
         "the record of who is writing",
