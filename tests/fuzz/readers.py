@@ -271,18 +271,18 @@ def corrected(sound: Sound) -> Read:
 
     def read(data: bytes) -> object:
         given = corrections.parse(data.decode("utf-8", "surrogateescape").split("\n"))
+        _each(
+            lambda: Facts.of_json(corrections.corrected_facts(facts, given).as_json()),
+            lambda: blueprint(corrections.corrected("config", config, given)),
+            lambda: declaration.refuse_unreadable(corrections.corrected("quantization", declared, given)),
+        )
         recorded = (
             corrections.recorded("config", config, given)
             | corrections.recorded("facts", facts.as_json(), given)
             | corrections.recorded("quantization", declared, given)
         )
-        canonical_json.encode([corrections.lines(recorded), len(corrections.replayed(recorded))])
-        _each(
-            lambda: Facts.of_json(corrections.corrected_facts(facts, given).as_json()),
-            lambda: blueprint(corrections.corrected("config", config, given)),
-        )
-        declaration.refuse_unreadable(corrections.corrected("quantization", declared, given))
-        return given
+        canonical_json.encode(recorded)  # as report.json has it
+        return corrections.lines(recorded), corrections.replayed(recorded)
 
     return read
 
