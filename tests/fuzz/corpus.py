@@ -18,13 +18,14 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
+from shardmerge import common, phase2_merge
+
 from . import sound as sounds
 from .sound import Sound
 from .targets import TARGETS, Target
 from .verdict import judge
 
-ROOT = Path(__file__).resolve().parents[2]
-OWN = tuple(f"{ROOT}/{package}/" for package in ("common", "phase2_merge"))
+OWN = tuple(f"{folder}/" for package in (common, phase2_merge) for folder in package.__path__)
 CORPUS = Path(__file__).parent / "corpus"
 SUFFIX = ".bin"
 FINDING = "finding-"  # how names of inputs begin that found a defect once: these always stay

@@ -11,7 +11,7 @@ from random import Random
 import pytest
 
 from . import sound as sounds
-from .corpus import CORPUS, SUFFIX
+from .corpus import CORPUS, SUFFIX, steps
 from .sound import Sound
 from .targets import TARGETS
 from .verdict import is_accepted, judge
@@ -83,6 +83,13 @@ def flipped(data: bytes, rng: Random) -> bytes:
     """Bytes with one of them changed, removed or added, in place of what atheris would do."""
     at = rng.randrange(len(data) + 1)
     return data[:at] + rng.randbytes(rng.randrange(3)) + data[at + rng.randrange(2) :]
+
+
+def test_an_input_that_is_refused_makes_other_steps_than_a_sound_one(sound: Sound) -> None:
+    target = TARGETS["owner"]
+    read, seed = target.reader(sound), target.seeds(sound)[0]
+    refused = steps(target, read, b"{}") - steps(target, read, seed)
+    assert {code.co_name for code, _, _ in refused} >= {"of_json"}
 
 
 def test_the_corpus_is_small_and_of_known_targets() -> None:
