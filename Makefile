@@ -18,7 +18,10 @@ VLLM_PYTHON ?= python3.11
 MATRIX := build/matrix.json
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
-.PHONY: help setup demo test test-peers test-vllm lint format typecheck bench scale docs clean
+# which versions the environment gets
+PINS = .constraints/$$($(BIN)/python -c 'import sys; print("py311" if sys.version_info[:2] == (3, 11) else "py312")').txt
+
+.PHONY: help setup demo test test-peers test-vllm lint format typecheck bench scale fuzz docs clean
 
 help:  ## List the verbs
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
@@ -65,6 +68,11 @@ bench: setup  ## Print the table of speeds and memory; fail if a bound is broken
 scale: setup  ## Print what checking ten million rectangles on ten thousand ranks costs (needs 10 GB of disk)
 	$(BIN)/python -m tests.scale
 
+fuzz: setup  ## Fuzz the readers of everything that others may have written (SECONDS= TARGET= JOBS=, each job a process)
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || { echo "Installing atheris in $(VENV)"; \
+	    $(BIN)/python -m pip install --quiet --constraint $(PINS) atheris; }
+	$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),600) --jobs $(JOBS) $(addprefix --target ,$(TARGET))
+
 docs: setup  ## Write again what is generated: the CLI reference, the README's matrix and file tree
 	$(BIN)/python -W ignore -m tests.generate_docs $(MATRIX)
 
@@ -81,8 +89,7 @@ $(STAMP): pyproject.toml $(wildcard .constraints/*.txt)
 	         "Name one: make setup PYTHON=python3.11" >&2; exit 2; }
 	@echo "[1/4] environment $(VENV) with $$($(PYTHON) --version)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@pins=.constraints/py312.txt; \
-	    $(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' && pins=.constraints/py311.txt; \
+	@pins=$(PINS); \
 	    echo "[2/4] shardmerge with its extras, pinned by $$pins: some minutes the first time"; \
 	    $(BIN)/python -m pip install --quiet --constraint $$pins --editable '.[dump,modelopt,test]'
 	@echo "[3/4] Transformer Engine's Python classes, in $(VENV)/te-python"
