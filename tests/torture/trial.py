@@ -1,0 +1,185 @@
+"""One point from begin to end: disturb a command, judge, run it again, judge.
+
+Must not know which points there are.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from . import trees
+from .judge import BLOCKED, WRONG, Ends, Problem, judge_end, judge_kept, judge_removed, judge_rerun
+from .outcomes import MissingOutcomeError, Stage
+from .points import MODES, Point, strike
+from .processes import Running
+from .scenes import Step
+from .shim import Strike
+from .trees import Tree
+
+HELD, UNREACHED = "held", "unreached"
+
+
+class Mains(Protocol):
+    """What can cut the power of the file system on which a stage lies."""
+
+    def settle(self) -> None:
+        """Make all that is there durable."""
+
+    def cut(self, *, flushed: bool) -> None:
+        """Cut the power; if `flushed`, after the journal of the file system was written."""
+
+    def restore(self) -> None:
+        """Mount the file system again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of a point: `kind` is HELD, UNREACHED or that of the worst problem."""
+
+    point: str
+    kind: str
+    why: tuple[str, ...] = ()
+    call: str = ""
+    told: str = ""
+
+
+class Trial:
+    """A point, while it is tried."""
+
+    def __init__(self, stage: Stage, point: Point, mains: Mains | None = None) -> None:
+        self.stage, self.point, self.mains = stage, point, mains
+        self.ends, self.problems = Ends(), list[Problem]()
+        self.step, self.mode = stage.scene.step, MODES[point.mode]
+
+    def run(self) -> Result:
+        """Try it, and say what became of it."""
+        stage = self.stage
+        stage.put_back()
+        if self.mains:
+            self.mains.settle()
+        if stage.scene.unsynced:
+            self._copy_the_dump()
+        before = stage.finished(trees.look(stage.folder)) if stage.scene.receipts >= 0 else {}
+        first = self._disturb()
+        struck = first.watch.struck
+        if not struck and not self._is_after_the_end(first):
+            return Result(str(self.point), UNREACHED)
+        call = str(first.watch.call(struck)) if struck else "after the end"
+        calls = first.watch.trace()[: max(struck, 1) - 1]
+        told = first.told()
+        tree = trees.look(stage.folder)
+        self.problems += judge_end(stage, self.ends, tree)
+        if not stage.scene.beside:
+            self.problems += judge_kept(stage, before, tree, "the disturbed run")
+            if self.ends.failed:
+                self.problems += judge_removed(stage, calls, tree)
+        self._run_again(tree)
+        return self._result(call, told)
+
+    def _is_after_the_end(self, first: Running) -> bool:
+        return self.mode.then == "power" and first.code == 0
+
+    def _disturb(self) -> Running:
+        """Run the command, and whatever happens meanwhile. Notes how the commands ended."""
+        stage = self.stage
+        first = stage.runner.start(
+            self.step.command(stage.folder), stage.folder, strike(stage.scene, self.point)
+        )
+        if self.mode.then == "power":
+            self._lose_power(first)
+            return first
+        if self.mode.then and first.pauses():
+            assert stage.scene.beside is not None
+            self._note(stage.scene.beside, self._second(stage.scene.beside))
+            if self.mode.then == "beside-killed":
+                first.kill()
+            else:
+                first.watch.go()
+        first.wait()
+        self._note(self.step, first)
+        return first
+
+    def _second(self, step: Step) -> Running:
+        stage = self.stage
+        quiet = Strike(link_error=stage.scene.link_error, lock_error=stage.scene.lock_error)
+        running = stage.runner.start(step.command(stage.folder), stage.folder, quiet, "second")
+        running.wait()
+        return running
+
+    def _lose_power(self, first: Running) -> None:
+        assert self.mains is not None
+        paused = first.pauses()
+        self.mains.cut(flushed=self.point.mode == "power-flushed")
+        first.kill()
+        code = first.wait()
+        self.mains.restore()
+        self.ends.add(self.step, -9 if paused else code)
+
+    def _note(self, step: Step, running: Running) -> None:
+        assert running.code is not None
+        if running.hung:
+            self.problems.append(Problem(BLOCKED, f"{step} hangs"))
+        self.ends.add(step, -9 if running.hung else running.code)
+
+    def _run_again(self, tree: Tree) -> None:
+        """Run the command again, and what comes after it. Judges both."""
+        stage = self.stage
+        if stage.scene.unsynced:
+            self._copy_the_dump()
+        finished = stage.finished(tree)
+        rerun = self._again(self.step)
+        after = trees.look(stage.folder)
+        self.problems += judge_rerun(stage, self.ends, rerun, after)
+        self.problems += judge_kept(stage, finished, after, "the rerun")
+        if stage.scene.probe:
+            self._probe(stage.scene.probe)
+        if stage.scene.finish and not self.problems:
+            self._finish(stage.scene.finish)
+
+    def _copy_the_dump(self) -> None:
+        """Do what `cp` does: nobody asks for what it wrote to be on disk."""
+        folder = self.stage.folder / "dump"
+        shutil.rmtree(folder)
+        folder.mkdir()
+        trees.put_back(folder, trees.below(self.stage.start, "dump") or {})
+
+    def _again(self, step: Step) -> Running:
+        stage = self.stage
+        quiet = Strike(link_error=stage.scene.link_error, lock_error=stage.scene.lock_error)
+        return stage.runner.run(step.command(stage.folder), stage.folder, quiet)
+
+    def _probe(self, step: Step) -> None:
+        """Try to publish what may not be complete."""
+        stage = self.stage
+        probed = self._again(step)
+        out, wanted = stage.out(trees.look(stage.folder)), stage.outcome([self.step, *stage.scene.finish]).out
+        if (probed.code == 0 and out != wanted) or (probed.code and out is not None):
+            told = trees.differences(out or {}, wanted or {})
+            why = f"{step} ends with {probed.code}, and publishes something else: {', '.join(told[:6])}"
+            self.problems.append(Problem(WRONG, why))
+
+    def _finish(self, steps: Sequence[Step]) -> None:
+        for step in steps:
+            running = self._again(step)
+        after = trees.look(self.stage.folder)
+        self.problems += judge_rerun(self.stage, self.ends, running, after, steps)
+
+    def _result(self, call: str, told: str) -> Result:
+        if not self.problems:
+            return Result(str(self.point), HELD)
+        ranks = {"wrong": 0, "lost": 1, "blocked": 2, "misled": 3}
+        worst = min(self.problems, key=lambda problem: ranks[problem.kind])
+        why = tuple(f"{problem.kind}: {problem.why}" for problem in self.problems)
+        return Result(str(self.point), worst.kind, why, call, told[-600:])
+
+
+def tried(stage: Stage, point: Point, mains: Mains | None = None) -> Result:
+    """Try a point. Where it needs an undisturbed run that was not made yet, that is made, and the point begins anew."""
+    while True:
+        try:
+            return Trial(stage, point, mains).run()
+        except MissingOutcomeError as missing:
+            stage.learn(missing.steps)
