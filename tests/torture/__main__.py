@@ -35,9 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count() or 1, help="points that are tried at the same time"
     )
-    parser.add_argument(
-        "--seconds", type=float, help="stop after so long; without --sample, try random points"
-    )
+    parser.add_argument("--seconds", type=float, help="stop after so long")
     parser.add_argument(
         "--seed", type=int, help="of the sample or of random points; printed if it is not given"
     )

@@ -1,4 +1,7 @@
-"""Tries many points side by side: which ones, in how many processes, and what was said of each."""
+"""Tries many points side by side: which ones, in how many processes, and what was said of each.
+
+A task is a share of the points of one scene: whoever takes it sets the scene up once.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,9 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -19,137 +24,174 @@ from typing import Any
 from . import processes
 from .outcomes import Stage
 from .points import Point, sweep
+from .power import MAKE, LoopMount, why_not
 from .processes import Runner
 from .results import HARNESS, Results, commit, summary
-from .scenes import SCENES, Scene
+from .scenes import ALONE, SCENES, TOGETHER, UNSYNCED, Scene
 from .trial import HELD, UNREACHED, Result, tried
+
+SHARES = 4  # of the points of a scene, so that no process is left with a long task at the end
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Points of one scene: those that are named, or every SHARES-th of its sweep, of which `quota` are chosen."""
+
+    scene: Scene
+    disk: str = ""
+    share: int = 0
+    shares: int = 1
+    named: tuple[Point, ...] = ()
+    quota: int = 0  # 0: all of them
+    seed: int = 0
+
+    def points(self, stage: Stage) -> list[Point]:
+        """The points of this task, known when the calls of its scene are."""
+        if self.named:
+            return list(self.named)
+        found = list(sweep(self.scene, stage.calls, self.disk))[self.share :: self.shares]
+        if not self.quota or self.quota >= len(found):
+            return found
+        return random.Random(f"{self.seed} {self.scene.name} {self.disk}").sample(found, self.quota)
 
 
 def run(asked: argparse.Namespace, library: Path, folder: Path) -> int:
     """Do what was asked on the command line. Returns the exit code."""
     results = Results(folder / f"{commit()}.jsonl")
     if asked.sum:
-        return _told(results, set())
+        return _told(results, [])
     processes.warm_up()
-    work = asked.work or Path(
-        tempfile.mkdtemp(prefix="torture-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
-    )
+    known = frozenset() if asked.again else frozenset(results.all())
+    shm = "/dev/shm" if Path("/dev/shm").is_dir() else None
+    work = asked.work or Path(tempfile.mkdtemp(prefix="torture-", dir=shm))
     deadline = time.monotonic() + (asked.seconds or 10**9)
     try:
-        points = _points(asked, library, work)
-        known = {} if asked.again else results.all()
-        points = [point for point in points if str(point) not in known]
-        _try_all(points, asked.jobs, library, work, results, deadline)
+        tasks = list(_tasks(asked))
+        _try_all(tasks, asked.jobs, library, work, results, known, deadline)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return _told(results, {str(point) for point in points} if asked.only or asked.sample else set())
+    return _told(results, asked.only)
 
 
-def _told(results: Results, only: set[str]) -> int:
-    found = {name: result for name, result in results.all().items() if not only or name in only}
+def _told(results: Results, only: Sequence[str]) -> int:
+    """Print the sum, of the points whose names begin so. Returns the exit code."""
+    found = {
+        name: result
+        for name, result in results.all().items()
+        if not only or any(name.startswith(begin) for begin in only)
+    }
     print(summary(found))
     return int(any(result.kind not in (HELD, UNREACHED) for result in found.values()))
 
 
-def _points(asked: argparse.Namespace, library: Path, work: Path) -> list[Point]:
-    """The points that were asked for, those of a scene together."""
-    named = [Point.parse(name) for name in asked.only if name.count(":") == 2 and name.rsplit(":")[-1]]
+def _tasks(asked: argparse.Namespace) -> Iterator[Task]:
+    """What was asked for, in tasks."""
+    named = [Point.parse(name) for name in asked.only if name.count(":") == 2]
     if named:
-        return named
-    chosen = [scene for scene in SCENES.values() if not scene.unsynced and _is_asked(scene, asked.only)]
-    points = []
-    for scene in chosen:
-        stage = Stage(Runner(library, work / "count"), work / "field", scene)
-        points += list(sweep(scene, stage.calls))
+        for (scene, disk), points in groupby(named, key=lambda point: (point.scene, point.disk)):
+            yield Task(SCENES[scene], disk, named=tuple(points))
+        return
+    chosen = [
+        Task(scene, disk)
+        for scene, disk in _places(asked.power)
+        if not asked.only
+        or any(f"{scene.name}{'@' * bool(disk)}{disk}:".startswith(begin) for begin in asked.only)
+    ]
     if asked.sample:
         seed = random.randrange(1 << 32) if asked.seed is None else asked.seed
-        print(
-            f"A sample of {asked.sample:,} of {len(points):,} points: --sample {asked.sample} --seed {seed}"
-        )
-        points = sorted(random.Random(seed).sample(points, min(asked.sample, len(points))), key=str)
-    return points
+        print(f"A sample of the points: --sample {asked.sample} --seed {seed}", flush=True)
+        quota = -(-asked.sample // len(chosen))
+        yield from (replace(task, quota=quota, seed=seed) for task in chosen)
+        return
+    for task in chosen:
+        yield from (replace(task, share=share, shares=SHARES) for share in range(SHARES))
 
 
-def _is_asked(scene: Scene, only: Sequence[str]) -> bool:
-    return not only or any(f"{scene.name}:".startswith(begin) for begin in only)
+def _places(disks: Sequence[str]) -> Iterator[tuple[Scene, str]]:
+    """Each scene where it is played: everywhere, and on file systems of our own for a loss of power."""
+    yield from ((scene, "") for scene in (*ALONE, *TOGETHER))
+    for disk in disks:
+        if reason := why_not(disk):
+            print(f"No loss of power on {disk}: {reason}.", file=sys.stderr)
+        else:
+            yield from ((scene, disk) for scene in (*ALONE, *UNSYNCED) if not scene.processes)
 
 
 def _try_all(
-    points: Sequence[Point], jobs: int, library: Path, work: Path, results: Results, deadline: float
+    tasks: Sequence[Task],
+    jobs: int,
+    library: Path,
+    work: Path,
+    results: Results,
+    known: frozenset[str],
+    deadline: float,
 ) -> None:
-    """Try points in several processes, each with a folder of its own; neighbours share what was learnt of a scene."""
-    next_bundle = multiprocessing.get_context("fork").Value("i", 0)
-    bundles = list(_bundles(points))
+    """Do the tasks in several processes, each with a folder of its own."""
+    next_task = multiprocessing.get_context("fork").Value("i", 0)
     children = []
-    for job in range(min(jobs, len(bundles))):
+    for job in range(min(jobs, len(tasks))):
         child = os.fork()
         if not child:
-            _work(
-                bundles,
-                next_bundle,
-                Runner(library, work / str(job)),
-                work / str(job) / "field",
-                results,
-                deadline,
-            )
+            worker = Worker(Runner(library, work / str(job)), work / str(job), results, known, deadline)
+            worker.work(tasks, next_task)
         children.append(child)
     for child in children:
         if os.waitpid(child, 0)[1]:
-            print("a process of the harness died", file=sys.stderr)
+            print("A process of the harness died.", file=sys.stderr)
 
 
-BUNDLE = 150
+@dataclass(slots=True)
+class Worker:
+    """A process of the harness: where it works, and until when."""
 
+    runner: Runner
+    folder: Path
+    results: Results
+    known: frozenset[str]
+    deadline: float
 
-def _bundles(points: Sequence[Point]) -> Iterator[list[Point]]:
-    for _, group in groupby(points, key=lambda point: point.scene):
-        members = list(group)
-        for begin in range(0, len(members), BUNDLE):
-            yield members[begin : begin + BUNDLE]
+    def work(self, tasks: Sequence[Task], next_task: Any) -> None:
+        """Take tasks until none is left. Ends the process."""
+        code = 0
+        try:
+            with ExitStack() as stack:
+                mounts: dict[str, LoopMount] = {}
+                while time.monotonic() < self.deadline:
+                    with next_task.get_lock():
+                        number = next_task.value
+                        next_task.value += 1
+                    if number >= len(tasks):
+                        break
+                    self._do(tasks[number], mounts, stack)
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
 
-
-def _work(
-    bundles: Sequence[Sequence[Point]],
-    next_bundle: Any,
-    runner: Runner,
-    field: Path,
-    results: Results,
-    deadline: float,
-) -> None:
-    """Take bundles until none is left. Ends the process."""
-    code = 0
-    try:
-        while time.monotonic() < deadline:
-            with next_bundle.get_lock():
-                number = next_bundle.value
-                next_bundle.value += 1
-            if number >= len(bundles):
-                break
-            _try_bundle(bundles[number], runner, field, results, deadline)
-    except BaseException:
-        traceback.print_exc()
-        code = 1
-    finally:
-        sys.stdout.flush()
-        os._exit(code)
-
-
-def _try_bundle(
-    points: Sequence[Point], runner: Runner, field: Path, results: Results, deadline: float
-) -> None:
-    try:
-        stage = Stage(runner, field, SCENES[points[0].scene])
-    except Exception:
-        results.add(Result(str(points[0]), HARNESS, (traceback.format_exc(),)))
-        return
-    for point in points:
-        if time.monotonic() > deadline:
+    def _do(self, task: Task, mounts: dict[str, LoopMount], stack: ExitStack) -> None:
+        if task.disk and task.disk not in mounts:
+            assert task.disk in MAKE
+            mounts[task.disk] = LoopMount(task.disk, self.folder)
+            stack.callback(mounts[task.disk].remove)
+        mains = mounts.get(task.disk)
+        try:
+            stage = Stage(self.runner, (mains.place if mains else self.folder) / "field", task.scene)
+        except Exception:
+            name = f"{task.scene.name}@{task.disk}" if task.disk else task.scene.name
+            self.results.add(Result(f"{name}:0:setup", HARNESS, (traceback.format_exc(),)))
             return
-        results.add(_safely(lambda: tried(stage, point), point))  # noqa: B023
+        for point in task.points(stage):
+            if time.monotonic() > self.deadline:
+                return
+            if str(point) not in self.known:
+                self.results.add(_safely(stage, point, mains))
 
 
-def _safely(try_point: Callable[[], Result], point: Point) -> Result:
+def _safely(stage: Stage, point: Point, mains: LoopMount | None) -> Result:
     try:
-        return try_point()
+        return tried(stage, point, mains)
     except Exception:
         return Result(str(point), HARNESS, (traceback.format_exc(),))

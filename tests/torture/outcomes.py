@@ -71,7 +71,8 @@ class Stage:
             self._interrupt(scene)
             self.start = trees.look(folder)
         self.calls = self._count()
-        for steps in ((), (scene.step,), (scene.step, *scene.finish)):
+        self._outcomes[scene.step,] = self._outcome(0)
+        for steps in ((), *([(scene.step, *scene.finish)] if scene.finish else [])):
             self.learn(steps)
 
     def put_back(self) -> None:
@@ -99,8 +100,11 @@ class Stage:
         code = 0
         for step in steps:
             code = self.runner.run(step.command(self.folder), self.folder, self.strike).code or 0
+        self._outcomes[tuple(steps)] = self._outcome(code)
+
+    def _outcome(self, code: int) -> Outcome:
         tree = trees.look(self.folder)
-        self._outcomes[tuple(steps)] = Outcome(code, tree, self.out(tree), self.rest(tree))
+        return Outcome(code, tree, self.out(tree), self.rest(tree))
 
     def finished(self, tree: Tree) -> dict[str, tuple[int, int]]:
         """Inode and time of each shard that has a receipt, and the bytes of an undisturbed run."""

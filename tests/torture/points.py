@@ -56,22 +56,28 @@ SINGLE = ("kill", "half", "short", "EIO", "ENOSPC", "EDQUOT", "EINTR", "ENOLCK",
 PAIR = ("beside", "beside-killed")
 
 
+POWER = ("power", "power-flushed")
+
+
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One call that goes wrong in one way."""
+    """One call that goes wrong in one way, on a file system of our own where `disk` names one."""
 
     scene: str
     call: int
     mode: str
+    disk: str = ""
 
     def __str__(self) -> str:
-        return f"{self.scene}:{self.call}:{self.mode}"
+        place = f"@{self.disk}" if self.disk else ""
+        return f"{self.scene}{place}:{self.call}:{self.mode}"
 
     @classmethod
     def parse(cls, text: str) -> Point:
         """The point of a name. Raises ValueError."""
-        scene, call, mode = text.rsplit(":", 2)
-        return cls(scene, int(call), mode)
+        place, call, mode = text.rsplit(":", 2)
+        scene, _, disk = place.partition("@")
+        return cls(scene, int(call), mode, disk)
 
 
 def strike(scene: Scene, point: Point) -> Strike:
@@ -81,18 +87,22 @@ def strike(scene: Scene, point: Point) -> Strike:
     return replace(given, link_error=scene.link_error, lock_error=scene.lock_error)
 
 
-def modes_of(scene: Scene) -> tuple[str, ...]:
+def modes_of(scene: Scene, disk: str) -> tuple[str, ...]:
     """The modes of a scene in the fixed sweep."""
+    if disk:
+        return POWER
     if scene.beside:
         return PAIR
     return (*SINGLE, "kill-one") if scene.processes else SINGLE
 
 
-def sweep(scene: Scene, calls: Sequence[Call], modes: Sequence[str] = ()) -> Iterator[Point]:
-    """Every point of a scene: each mode at each call to which it can happen."""
-    for mode in modes or modes_of(scene):
+def sweep(scene: Scene, calls: Sequence[Call], disk: str = "") -> Iterator[Point]:
+    """Every point of a scene: each mode at each call to which it can happen; power can also fail after the last one."""
+    for mode in modes_of(scene, disk):
         kinds = MODES[mode].kinds
         for number, call in enumerate(calls, 1):
             whole = MODES[mode].act in (Act.HALF, Act.SHORT) and call.size < 2
             if call.kind in kinds and not whole and number % scene.stride == 0:
-                yield Point(scene.name, number, mode)
+                yield Point(scene.name, number, mode, disk)
+        if disk:
+            yield Point(scene.name, len(calls) + 1, mode, disk)
