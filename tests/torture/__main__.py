@@ -40,6 +40,9 @@ def _parser() -> argparse.ArgumentParser:
         "--seed", type=int, help="of the sample or of random points; printed if it is not given"
     )
     parser.add_argument(
+        "--random", action="store_true", help="try chains of points on random scenes, not the fixed sweep"
+    )
+    parser.add_argument(
         "--sample", type=int, help="try so many points of the fixed sweep, chosen by the seed"
     )
     parser.add_argument(
@@ -47,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--again", action="store_true", help="try points too that were tried at this commit")
     parser.add_argument("--work", type=Path, help="folder for what is tortured  [default: one in /dev/shm]")
+    parser.add_argument("--results", type=Path, help="file of results  [default: build/torture/COMMIT.jsonl]")
     parser.add_argument("--sum", action="store_true", help="only print the sum of this commit's results")
     return parser
 

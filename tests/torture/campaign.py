@@ -26,10 +26,12 @@ from .outcomes import Stage
 from .points import Point, sweep
 from .power import MAKE, LoopMount, why_not
 from .processes import Runner
+from .random_scenes import chains, is_random, scene_of
 from .results import HARNESS, Results, commit, summary
 from .scenes import ALONE, SCENES, TOGETHER, UNSYNCED, Scene
 from .trial import HELD, UNREACHED, Result, tried
 
+MOST = 100_000  # random scenes in one run
 SHARES = 4  # of the points of a scene, so that no process is left with a long task at the end
 
 
@@ -45,19 +47,22 @@ class Task:
     quota: int = 0  # 0: all of them
     seed: int = 0
 
-    def points(self, stage: Stage) -> list[Point]:
-        """The points of this task, known when the calls of its scene are."""
+    def trials(self, stage: Stage) -> Sequence[tuple[str, tuple[Point, ...]]]:
+        """Name and points of every trial of this task, known when the calls of its scene are."""
+        if is_random(self.scene.name):
+            found = list(chains(self.scene, stage.calls, self.disk))
+            return [trial for trial in found if not self.named or trial[0] in map(str, self.named)]
         if self.named:
-            return list(self.named)
-        found = list(sweep(self.scene, stage.calls, self.disk))[self.share :: self.shares]
-        if not self.quota or self.quota >= len(found):
-            return found
-        return random.Random(f"{self.seed} {self.scene.name} {self.disk}").sample(found, self.quota)
+            return [(str(point), (point,)) for point in self.named]
+        every = list(sweep(self.scene, stage.calls, self.disk))[self.share :: self.shares]
+        if self.quota and self.quota < len(every):
+            every = random.Random(f"{self.seed} {self.scene.name} {self.disk}").sample(every, self.quota)
+        return [(str(point), (point,)) for point in every]
 
 
 def run(asked: argparse.Namespace, library: Path, folder: Path) -> int:
     """Do what was asked on the command line. Returns the exit code."""
-    results = Results(folder / f"{commit()}.jsonl")
+    results = Results(asked.results or folder / f"{commit()}.jsonl")
     if asked.sum:
         return _told(results, [])
     processes.warm_up()
@@ -89,7 +94,10 @@ def _tasks(asked: argparse.Namespace) -> Iterator[Task]:
     named = [Point.parse(name) for name in asked.only if name.count(":") == 2]
     if named:
         for (scene, disk), points in groupby(named, key=lambda point: (point.scene, point.disk)):
-            yield Task(SCENES[scene], disk, named=tuple(points))
+            yield Task(scene_of(scene) if is_random(scene) else SCENES[scene], disk, named=tuple(points))
+        return
+    if asked.random:
+        yield from _random_tasks(asked)
         return
     chosen = [
         Task(scene, disk)
@@ -105,6 +113,15 @@ def _tasks(asked: argparse.Namespace) -> Iterator[Task]:
         return
     for task in chosen:
         yield from (replace(task, share=share, shares=SHARES) for share in range(SHARES))
+
+
+def _random_tasks(asked: argparse.Namespace) -> Iterator[Task]:
+    """Scenes from a seed, more than anybody has time for."""
+    seed = random.randrange(1 << 32) if asked.seed is None else asked.seed
+    print(f"Random scenes: --random --seed {seed}", flush=True)
+    disks = ["", *(disk for disk in asked.power if not why_not(disk))]
+    for number in range(MOST):
+        yield Task(scene_of(f"random-{seed}-{number}"), disks[number % len(disks)])
 
 
 def _places(disks: Sequence[str]) -> Iterator[tuple[Scene, str]]:
@@ -183,15 +200,15 @@ class Worker:
             name = f"{task.scene.name}@{task.disk}" if task.disk else task.scene.name
             self.results.add(Result(f"{name}:0:setup", HARNESS, (traceback.format_exc(),)))
             return
-        for point in task.points(stage):
+        for name, points in task.trials(stage):
             if time.monotonic() > self.deadline:
                 return
-            if str(point) not in self.known:
-                self.results.add(_safely(stage, point, mains))
+            if name not in self.known:
+                self.results.add(_safely(stage, name, points, mains))
 
 
-def _safely(stage: Stage, point: Point, mains: LoopMount | None) -> Result:
+def _safely(stage: Stage, name: str, points: Sequence[Point], mains: LoopMount | None) -> Result:
     try:
-        return tried(stage, point, mains)
+        return tried(stage, name, points, mains)
     except Exception:
-        return Result(str(point), HARNESS, (traceback.format_exc(),))
+        return Result(name, HARNESS, (traceback.format_exc(),))

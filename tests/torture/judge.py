@@ -44,11 +44,10 @@ class Ends:
     failed: list[Step] = field(default_factory=list)
 
     def add(self, step: Step, code: int) -> None:
-        (self.certain if code == 0 else self.perhaps if code < 0 else self.failed).append(step)
-
-    @property
-    def all_ended_well(self) -> bool:
-        return not self.perhaps and not self.failed
+        """Note how a command ended."""
+        ends = self.certain if code == 0 else self.perhaps if code < 0 else self.failed
+        if step not in ends:
+            ends.append(step)
 
 
 def judge_end(stage: Stage, ends: Ends, tree: Tree) -> list[Problem]:
@@ -58,7 +57,7 @@ def judge_end(stage: Stage, ends: Ends, tree: Tree) -> list[Problem]:
 
 def _judge_out(stage: Stage, ends: Ends, out: Contents | None) -> Iterable[Problem]:
     allowed = [stage.outcome(order).out for order in orders(ends.certain, ends.perhaps)]
-    if out in allowed:
+    if out in allowed or (stage.scene.piecewise and _lasting(out) in allowed):
         return
     if ends.failed:
         others = [stage.outcome(order).out for order in orders(ends.certain, ends.perhaps + ends.failed)]
@@ -79,14 +78,18 @@ def _judge_out(stage: Stage, ends: Ends, out: Contents | None) -> Iterable[Probl
     yield Problem(WRONG, f"OUT is not what it should be: {', '.join(told[:6])}")
 
 
+def _lasting(out: Contents | None) -> Contents | None:
+    """Return OUT without what the next command forgets. With a journal it is as it is: that is not forgotten."""
+    if out is None or JOURNAL in out:
+        return out
+    return {path: content for path, content in out.items() if not path.startswith(TRANSIENT)}
+
+
 def _is_mixed_of(out: Contents, allowed: Sequence[Contents | None]) -> bool:
     """Whether each file is as in one of several outputs; if they are of different ones, the journal must say so."""
     known = [one for one in allowed if one is not None]
-    lasting = {path: content for path, content in out.items() if not path.startswith(TRANSIENT)}
-    if lasting in known:
-        return True
-    paths = set(lasting).union(*known)
-    return JOURNAL in out and all(any(one.get(path) == lasting.get(path) for one in known) for path in paths)
+    paths = {path for path in set(out).union(*known) if not path.startswith(TRANSIENT)}
+    return JOURNAL in out and all(any(one.get(path) == out.get(path) for one in known) for path in paths)
 
 
 def _judge_rest(stage: Stage, tree: Tree) -> Iterable[Problem]:

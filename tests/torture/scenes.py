@@ -14,7 +14,7 @@ from shardmerge.common.command.group import main
 from tests.dumps import dumps
 from tests.dumps.dumps import Topology
 
-from .dumping import dump_rank
+from .dumping import dump_rank, write_dump
 
 ADOPTED = Topology(pp=2)  # every fragment becomes a shard
 MIXED = Topology(tp=2, pp=2)  # two fragments become shards, four shards are assembled
@@ -66,6 +66,7 @@ class Scene:
         name: By which points name it.
         step: The command that is disturbed, and run again.
         topology: Of the dump that lies there.
+        experts: Of each layer; 0 for a dense model.
         before: What was run before, undisturbed.
         receipts: After this many receipts an earlier run of the command was killed; -1: there was none.
         beside: The command that runs while the first one waits, or dies.
@@ -83,6 +84,7 @@ class Scene:
     name: str
     step: Step
     topology: Topology = MIXED
+    experts: int = 0
     before: tuple[Step, ...] = ()
     receipts: int = -1
     beside: Step | None = None
@@ -169,7 +171,7 @@ SCENES = {scene.name: scene for scene in (*ALONE, *TOGETHER, *UNSYNCED)}
 def furnish(folder: Path, scene: Scene) -> None:
     """Make what lies there before anything is run: dumps, references, and what is nobody's business."""
     folder.mkdir()
-    config = dumps.dense_config()
+    config = dumps.moe_config(experts=scene.experts) if scene.experts else dumps.dense_config()
     for name, more in (("reference", "tokenizer.json"), ("reference2", "vocab.json")):
         reference = dumps.write_reference(folder / name, dumps.model_of(config))
         (reference / "tokenizer.json").rename(reference / more)
@@ -180,8 +182,7 @@ def furnish(folder: Path, scene: Scene) -> None:
         return
     for number, name in enumerate(_dumps(scene)):
         model = dumps.model_of(config, seed=number)
-        cuts = dumps.cuts_of(model, scene.topology)
-        dumps.write_dump(folder / name, model, cuts, scene.topology, step=100 * (number + 1))
+        write_dump(folder / name, model, scene.topology, step=100 * (number + 1))
 
 
 def _dumps(scene: Scene) -> Iterator[str]:

@@ -11,7 +11,18 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from . import trees
-from .judge import BLOCKED, WRONG, Ends, Problem, judge_end, judge_kept, judge_removed, judge_rerun
+from .judge import (
+    BLOCKED,
+    LOST,
+    MISLED,
+    WRONG,
+    Ends,
+    Problem,
+    judge_end,
+    judge_kept,
+    judge_removed,
+    judge_rerun,
+)
 from .outcomes import MissingOutcomeError, Stage
 from .points import MODES, Point, strike
 from .processes import Running
@@ -47,12 +58,14 @@ class Result:
 
 
 class Trial:
-    """A point, while it is tried."""
+    """One or several points after each other on one scene, while they are tried."""
 
-    def __init__(self, stage: Stage, point: Point, mains: Mains | None = None) -> None:
-        self.stage, self.point, self.mains = stage, point, mains
+    def __init__(self, stage: Stage, name: str, points: Sequence[Point], mains: Mains | None = None) -> None:
+        self.stage, self.name, self.points, self.mains = stage, name, points, mains
         self.ends, self.problems = Ends(), list[Problem]()
-        self.step, self.mode = stage.scene.step, MODES[point.mode]
+        self.step = stage.scene.step
+        self.calls: list[str] = []
+        self.told = ""
 
     def run(self) -> Result:
         """Try it, and say what became of it."""
@@ -62,39 +75,47 @@ class Trial:
             self.mains.settle()
         if stage.scene.unsynced:
             self._copy_the_dump()
-        before = stage.finished(trees.look(stage.folder)) if stage.scene.receipts >= 0 else {}
-        first = self._disturb()
+        tree = trees.look(stage.folder)
+        for point in self.points:
+            tree = self._disturb_and_judge(point, stage.finished(tree))
+            if self.problems:
+                break
+        if not self.calls:
+            return Result(self.name, UNREACHED)
+        if self.problems and len(self.points) > 1:
+            return self._result()
+        self._run_again(tree)
+        return self._result()
+
+    def _disturb_and_judge(self, point: Point, finished: dict[str, tuple[int, int]]) -> Tree:
+        """Run the command once, disturbed. Returns what is there then."""
+        stage = self.stage
+        first = self._disturb(point)
         struck = first.watch.struck
-        if not struck and not self._is_after_the_end(first):
-            return Result(str(self.point), UNREACHED)
-        call = str(first.watch.call(struck)) if struck else "after the end"
         calls = first.watch.trace()[: max(struck, 1) - 1]
-        told = first.told()
+        if struck or (MODES[point.mode].then == "power" and first.code == 0):
+            self.calls.append(f"{point.mode} {first.watch.call(struck)}" if struck else "after the end")
+        self.told = first.told()
         tree = trees.look(stage.folder)
         self.problems += judge_end(stage, self.ends, tree)
         if not stage.scene.beside:
-            self.problems += judge_kept(stage, before, tree, "the disturbed run")
-            if self.ends.failed:
+            self.problems += judge_kept(stage, finished, tree, "the disturbed run")
+            if first.code and first.code > 0:
                 self.problems += judge_removed(stage, calls, tree)
-        self._run_again(tree)
-        return self._result(call, told)
+        return tree
 
-    def _is_after_the_end(self, first: Running) -> bool:
-        return self.mode.then == "power" and first.code == 0
-
-    def _disturb(self) -> Running:
+    def _disturb(self, point: Point) -> Running:
         """Run the command, and whatever happens meanwhile. Notes how the commands ended."""
-        stage = self.stage
-        first = stage.runner.start(
-            self.step.command(stage.folder), stage.folder, strike(stage.scene, self.point)
-        )
-        if self.mode.then == "power":
-            self._lose_power(first)
+        stage, then = self.stage, MODES[point.mode].then
+        command = self.step.command(stage.folder)
+        first = stage.runner.start(command, stage.folder, strike(stage.scene, point))
+        if then == "power":
+            self._lose_power(first, flushed=point.mode == "power-flushed")
             return first
-        if self.mode.then and first.pauses():
+        if then and first.pauses():
             assert stage.scene.beside is not None
             self._note(stage.scene.beside, self._second(stage.scene.beside))
-            if self.mode.then == "beside-killed":
+            if then == "beside-killed":
                 first.kill()
             else:
                 first.watch.go()
@@ -109,10 +130,10 @@ class Trial:
         running.wait()
         return running
 
-    def _lose_power(self, first: Running) -> None:
+    def _lose_power(self, first: Running, *, flushed: bool) -> None:
         assert self.mains is not None
         paused = first.pauses()
-        self.mains.cut(flushed=self.point.mode == "power-flushed")
+        self.mains.cut(flushed=flushed)
         first.kill()
         code = first.wait()
         self.mains.restore()
@@ -167,19 +188,20 @@ class Trial:
         after = trees.look(self.stage.folder)
         self.problems += judge_rerun(self.stage, self.ends, running, after, steps)
 
-    def _result(self, call: str, told: str) -> Result:
+    def _result(self) -> Result:
+        call = ", ".join(self.calls)
         if not self.problems:
-            return Result(str(self.point), HELD)
-        ranks = {"wrong": 0, "lost": 1, "blocked": 2, "misled": 3}
+            return Result(self.name, HELD, call=call)
+        ranks = {WRONG: 0, LOST: 1, BLOCKED: 2, MISLED: 3}
         worst = min(self.problems, key=lambda problem: ranks[problem.kind])
         why = tuple(f"{problem.kind}: {problem.why}" for problem in self.problems)
-        return Result(str(self.point), worst.kind, why, call, told[-600:])
+        return Result(self.name, worst.kind, why, call, self.told[-600:])
 
 
-def tried(stage: Stage, point: Point, mains: Mains | None = None) -> Result:
-    """Try a point. Where it needs an undisturbed run that was not made yet, that is made, and the point begins anew."""
+def tried(stage: Stage, name: str, points: Sequence[Point], mains: Mains | None = None) -> Result:
+    """Try points, one after the other. Where that needs an undisturbed run that was not made yet, it begins anew."""
     while True:
         try:
-            return Trial(stage, point, mains).run()
+            return Trial(stage, name, points, mains).run()
         except MissingOutcomeError as missing:
             stage.learn(missing.steps)
