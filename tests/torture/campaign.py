@@ -28,7 +28,7 @@ from .power import MAKE, LoopMount, why_not
 from .processes import Runner
 from .random_scenes import chains, is_random, scene_of
 from .results import HARNESS, Results, commit, summary
-from .scenes import ALONE, SCENES, TOGETHER, UNSYNCED, Scene
+from .scenes import ALONE, SCENES, TOGETHER, UNSYNCED, WITHOUT_LOCKS, Scene
 from .trial import HELD, UNREACHED, Result, tried
 
 MOST = 100_000  # random scenes in one run
@@ -126,7 +126,7 @@ def _random_tasks(asked: argparse.Namespace) -> Iterator[Task]:
 
 def _places(disks: Sequence[str]) -> Iterator[tuple[Scene, str]]:
     """Each scene where it is played: everywhere, and on file systems of our own for a loss of power."""
-    yield from ((scene, "") for scene in (*ALONE, *TOGETHER))
+    yield from ((scene, "") for scene in (*ALONE, *TOGETHER, *WITHOUT_LOCKS))
     for disk in disks:
         if reason := why_not(disk):
             print(f"No loss of power on {disk}: {reason}.", file=sys.stderr)

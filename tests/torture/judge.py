@@ -140,7 +140,7 @@ def judge_rerun(
     for one in wanted:
         if (rerun.code, out, rest) == (one.code, one.out, one.rest):
             return _judge_litter(tree, one.tree)
-    if rerun.code not in {one.code for one in wanted}:
+    if rerun.code and (rerun.code, out) not in [(one.code, one.out) for one in wanted]:
         return [Problem(BLOCKED, f"run again, it ends with {rerun.code}: {_last_line(rerun)}")]
     told = min(
         (trees.differences(out or {}, one.out or {}) + trees.differences(rest, one.rest) for one in wanted),

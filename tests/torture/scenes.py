@@ -19,6 +19,7 @@ from .dumping import dump_rank, write_dump
 ADOPTED = Topology(pp=2)  # every fragment becomes a shard
 MIXED = Topology(tp=2, pp=2)  # two fragments become shards, four shards are assembled
 NOTES = "notes.txt"
+NO_LOCK = -1  # as on a file system whose locks hold on one node only, seen from two
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ class Scene:
         own: What may change: paths that begin so.
         piecewise: Each file of `out` is old or new, where a command did not end.
         processes: Whether the command starts others.
-        link_error, lock_error: Of every hard link and every lock, 0 where they succeed.
+        link_error, lock_error: Of every hard link and every lock, 0 where they succeed; NO_LOCK where they only say so.
         unsynced: The dump was copied, and nobody asked for it to be on disk.
         stride: Only every so many calls are struck: what starts processes takes long.
     """
@@ -159,13 +160,19 @@ TOGETHER = (
     Scene("dump+same-rank", dump(0), out=RANK, own=RANKS, beside=dump(0), finish=(dump(1),)),
     Scene("dump+other-rank", dump(0), out=RANK, own=RANKS, beside=dump(1)),
 )  # fmt: skip
-
+WITHOUT_LOCKS = tuple(
+    replace(scene, name=f"{scene.name}-{name}", lock_error=error)
+    for scene in TOGETHER
+    if scene.name
+    in {"merge+merge", "merge+other-merge", "part+merge", "finalize+finalize", "metadata+metadata"}
+    for name, error in (("without-locks", errno.ENOSYS), ("with-local-locks", NO_LOCK))
+)
 UNSYNCED = tuple(
     replace(scene, name=f"{scene.name}-unsynced", unsynced=True, own=(*scene.own, "dump"))
     for scene in ALONE
     if scene.name in {"merge-adopt", "merge-copy", "merge-mixed", "part-1"}
 )
-SCENES = {scene.name: scene for scene in (*ALONE, *TOGETHER, *UNSYNCED)}
+SCENES = {scene.name: scene for scene in (*ALONE, *TOGETHER, *WITHOUT_LOCKS, *UNSYNCED)}
 
 
 def furnish(folder: Path, scene: Scene) -> None:

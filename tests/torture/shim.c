@@ -46,7 +46,7 @@ struct control {
     int32_t error;           /* of FAIL */
     uint32_t sticky;         /* FAIL again at every later call of `kinds` */
     int32_t link_error;      /* every hard link fails with it, whatever else is asked; 0: none does */
-    int32_t lock_error;      /* likewise every flock */
+    int32_t lock_error;      /* likewise every flock; -1: each succeeds, and locks nothing */
     _Atomic uint32_t state;  /* of PAUSE */
     uint32_t root_bytes;
     _Atomic uint64_t struck; /* the number of the call, 0: not yet */
@@ -156,7 +156,7 @@ static enum verdict count(enum kind kind, const char *path, size_t size)
         return PROCEED;
     uint64_t number = atomic_fetch_add(&control->calls, 1) + 1, none = 0;
     record(number, kind, path + control->root_bytes, size);
-    if ((kind == LINK && control->link_error) || (kind == LOCK && control->lock_error)) {
+    if ((kind == LINK && control->link_error) || (kind == LOCK && control->lock_error > 0)) {
         errno = kind == LINK ? control->link_error : control->lock_error;
         return FAILED;
     }
@@ -322,11 +322,17 @@ ON_FILE(int, fdatasync, SYNC, (int file), (file), file)
 ON_FILE(int, syncfs, SYNC, (int file), (file), file)
 ON_FILE(int, ftruncate, TRUNCATE, (int file, off_t size), (file, size), file)
 ON_FILE(int, ftruncate64, TRUNCATE, (int file, off64_t size), (file, size), file)
-ON_FILE(int, flock, LOCK, (int file, int how), (file, how), file)
 ON_FILE(int, fchmod, MODE, (int file, mode_t mode), (file, mode), file)
 ON_FILE(int, fchown, MODE, (int file, uid_t user, gid_t group), (file, user, group), file)
 ON_FILE(int, fstat, STAT, (int file, struct stat *into), (file, into), file)
 ON_FILE(int, fstat64, STAT, (int file, struct stat64 *into), (file, into), file)
+
+int flock(int file, int how)
+{
+    if (count_file(LOCK, file, 0) == FAILED)
+        return -1;
+    return control != NULL && control->lock_error < 0 ? 0 : REAL(flock)(file, how);
+}
 
 int ioctl(int file, unsigned long request, ...)
 {

@@ -15,6 +15,7 @@ from tests.torture.trial import HELD, UNREACHED, Result
 
 ROOT = Path(__file__).parents[2]
 POINTS, SEED = 250, 11
+POWERED = ("merge-adopt-unsynced", "merge-mixed", "finalize")
 pytestmark = pytest.mark.skipif(
     not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="needs a C compiler"
 )
@@ -39,6 +40,14 @@ def test_a_sample_of_all_points_holds(tmp_path: Path) -> None:
     results = torture(tmp_path, "--sample", POINTS, "--seed", SEED)
     assert findings(results) == {}, summary(results)
     assert sum(result.kind == HELD for result in results.values()) >= 0.9 * POINTS
+
+
+@pytest.mark.reflink
+def test_a_sample_of_losses_of_power_holds(tmp_path: Path) -> None:
+    places = [f"{scene}@{disk}:" for scene in POWERED for disk in ("ext4", "xfs")]
+    results = torture(tmp_path, "--only", *places, "--power", "ext4", "xfs", "--sample", 60, "--seed", SEED)
+    assert findings(results) == {}, summary(results)
+    assert sum(result.kind == HELD for result in results.values()) >= 50
 
 
 def test_a_random_chain_holds_and_is_repeated_by_its_name(tmp_path: Path) -> None:
