@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from . import processes
+from .defects import DEFECTS
 from .outcomes import Stage
 from .points import Point, sweep
 from .power import MAKE, LoopMount, why_not
@@ -66,6 +67,8 @@ def run(asked: argparse.Namespace, library: Path, folder: Path) -> int:
     if asked.sum:
         return _told(results, [])
     processes.warm_up()
+    if asked.defect:
+        DEFECTS[asked.defect]()
     known = frozenset() if asked.again else frozenset(results.all())
     shm = "/dev/shm" if Path("/dev/shm").is_dir() else None
     work = asked.work or Path(tempfile.mkdtemp(prefix="torture-", dir=shm))

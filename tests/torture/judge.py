@@ -50,46 +50,64 @@ class Ends:
             ends.append(step)
 
 
-def judge_end(stage: Stage, ends: Ends, tree: Tree) -> list[Problem]:
-    """Judge what disturbed commands left."""
-    return [*_judge_out(stage, ends, stage.out(tree)), *_judge_rest(stage, tree)]
+def judge_end(stage: Stage, ends: Ends, tree: Tree, *, leftovers: bool) -> list[Problem]:
+    """Judge what disturbed commands left.
+
+    Args:
+        stage: The scene, with what undisturbed commands make of it.
+        ends: How the commands ended.
+        tree: What is there.
+        leftovers: Whether more may lie among our records in OUT than belongs there, for the next command to forget.
+
+    Returns:
+        What is not as it must be.
+    """
+    return [*_judge_out(stage, ends, stage.out(tree), leftovers=leftovers), *_judge_rest(stage, tree)]
 
 
-def _judge_out(stage: Stage, ends: Ends, out: Contents | None) -> Iterable[Problem]:
+def _judge_out(stage: Stage, ends: Ends, out: Contents | None, *, leftovers: bool) -> Iterable[Problem]:
     allowed = [stage.outcome(order).out for order in orders(ends.certain, ends.perhaps)]
-    if out in allowed or (stage.scene.piecewise and _lasting(out) in allowed):
+    if out in allowed:
         return
-    if ends.failed:
-        others = [stage.outcome(order).out for order in orders(ends.certain, ends.perhaps + ends.failed)]
-        if stage.scene.piecewise and out is not None and _is_mixed_of(out, [*allowed, *others]):
+    others = [stage.outcome(order).out for order in orders(ends.certain, ends.perhaps + ends.failed)]
+    if out is not None and leftovers:
+        out = _without_leftovers(out, others)
+        if out in allowed:
             return
-        if out in others:
-            yield Problem(MISLED, "a command said that it failed, and did all of its work")
-            return
-    elif stage.scene.piecewise and ends.perhaps and out is not None and _is_mixed_of(out, allowed):
+    if out in others:
+        yield Problem(MISLED, "a command said that it failed, and did all of its work")
+        return
+    if (
+        stage.scene.piecewise
+        and (ends.failed or ends.perhaps)
+        and out is not None
+        and _is_mixed_of(out, others)
+    ):
         return
     if out is None:
         old = stage.out(stage.start) is not None
         yield Problem(LOST if old else WRONG, "OUT is gone" if old else "exit code 0, and there is no OUT")
         return
-    told = min(
-        (trees.differences(out, one) for one in allowed if one is not None), key=len, default=["it is there"]
-    )
-    yield Problem(WRONG, f"OUT is not what it should be: {', '.join(told[:6])}")
+    told = (trees.differences(out, one) for one in allowed if one is not None)
+    least = min(told, key=len, default=["it is there"])
+    yield Problem(WRONG, f"OUT is not what it should be: {', '.join(least[:6])}")
 
 
-def _lasting(out: Contents | None) -> Contents | None:
-    """Return OUT without what the next command forgets. With a journal it is as it is: that is not forgotten."""
-    if out is None or JOURNAL in out:
-        return out
-    return {path: content for path, content in out.items() if not path.startswith(TRANSIENT)}
+def _without_leftovers(out: Contents, allowed: Sequence[Contents | None]) -> Contents:
+    """Return OUT without what lies among our records and is in none of several outputs; a journal is not left over."""
+    known = set().union(*(one for one in allowed if one is not None)) | {JOURNAL}
+    begin = f"{places.RECORDS}/"
+    return {path: content for path, content in out.items() if path in known or not path.startswith(begin)}
 
 
 def _is_mixed_of(out: Contents, allowed: Sequence[Contents | None]) -> bool:
     """Whether each file is as in one of several outputs; if they are of different ones, the journal must say so."""
     known = [one for one in allowed if one is not None]
-    paths = {path for path in set(out).union(*known) if not path.startswith(TRANSIENT)}
-    return JOURNAL in out and all(any(one.get(path) == out.get(path) for one in known) for path in paths)
+    lasting = {path: content for path, content in _without_leftovers(out, known).items() if path != JOURNAL}
+    if lasting in known:
+        return True
+    paths = set(lasting).union(*known)
+    return JOURNAL in out and all(any(one.get(path) == lasting.get(path) for one in known) for path in paths)
 
 
 def _judge_rest(stage: Stage, tree: Tree) -> Iterable[Problem]:

@@ -72,8 +72,11 @@ class Stage:
             self.start = trees.look(folder)
         self.calls = self._count()
         self._outcomes[scene.step,] = self._outcome(0)
-        for steps in ((), *([(scene.step, *scene.finish)] if scene.finish else [])):
+        self.beside_calls = 0  # that the second command makes alone
+        for steps in _steps_that_are_wanted_always(scene):
             self.learn(steps)
+            if steps == (scene.beside,):
+                self.beside_calls = self.runner.watches["first"].num_calls
 
     def put_back(self) -> None:
         """Make the folder what it is before the command."""
@@ -158,6 +161,14 @@ class Stage:
         running = self.runner.run(scene.step.command(self.folder), self.folder, killed)
         if running.code != -9:
             raise SceneError(f"{scene.name}: the run that should be killed ended with {running.code}")
+
+
+def _steps_that_are_wanted_always(scene: Scene) -> Iterator[tuple[Step, ...]]:
+    yield ()
+    if scene.finish:
+        yield (scene.step, *scene.finish)
+    if scene.beside:
+        yield (scene.beside,)
 
 
 def orders(certain: Sequence[Step], perhaps: Sequence[Step]) -> Iterator[tuple[Step, ...]]:

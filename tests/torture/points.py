@@ -8,11 +8,13 @@ from __future__ import annotations
 import errno
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from random import Random
 
 from .scenes import Scene
 from .shim import CHANGING, GROWING, INTERRUPTIBLE, PARTIAL, Act, Call, Kind, Strike
 
 EVERY = frozenset(Kind)
+BESIDE, KILLED, CROSSED, POWER = "beside", "killed", "crossed", "power"
 FILLING = frozenset({Kind.CREATE, Kind.WRITE, Kind.COPY, Kind.MKDIR})
 
 
@@ -25,7 +27,9 @@ class Mode:
         kinds: Of the calls to which it can happen.
         error: What they fail with.
         sticky: Whether all later ones fail too.
-        then: What the harness does while the call waits: "beside", "beside-killed", "power".
+        then: What the harness does while the call waits. BESIDE: it runs the second command to its end, and the first
+            goes on. KILLED: likewise, and the first is killed. CROSSED: it runs the second command up to a call of its
+            own, the first one to its end, and then the second. POWER: it cuts the power.
     """
 
     act: Act
@@ -47,16 +51,17 @@ MODES = {
     "ENOLCK": Mode(Act.FAIL, {Kind.LOCK}, errno.ENOLCK),
     "full": Mode(Act.FAIL, FILLING, errno.ENOSPC, sticky=True),
     "read-only": Mode(Act.FAIL, CHANGING, errno.EROFS, sticky=True),
-    "beside": Mode(Act.PAUSE, then="beside"),
-    "beside-killed": Mode(Act.PAUSE, then="beside-killed"),
-    "power": Mode(Act.PAUSE, CHANGING, then="power"),
-    "power-flushed": Mode(Act.PAUSE, CHANGING, then="power"),
+    "beside": Mode(Act.PAUSE, then=BESIDE),
+    "beside-killed": Mode(Act.PAUSE, then=KILLED),
+    "crossed": Mode(Act.PAUSE, then=CROSSED),
+    "power": Mode(Act.PAUSE, CHANGING, then=POWER),
+    "power-flushed": Mode(Act.PAUSE, CHANGING, then=POWER),
 }
 SINGLE = ("kill", "half", "short", "EIO", "ENOSPC", "EDQUOT", "EINTR", "ENOLCK", "full", "read-only")
-PAIR = ("beside", "beside-killed")
+PAIR = ("beside", "beside-killed", "crossed")
 
 
-POWER = ("power", "power-flushed")
+CUTS = ("power", "power-flushed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +92,18 @@ def strike(scene: Scene, point: Point) -> Strike:
     return replace(given, link_error=scene.link_error, lock_error=scene.lock_error)
 
 
+def second_strike(scene: Scene, point: Point, num_calls: int) -> Strike:
+    """What is done to the second command, which makes so many calls alone: it waits at one of them where they cross."""
+    quiet = Strike(link_error=scene.link_error, lock_error=scene.lock_error)
+    if MODES[point.mode].then != CROSSED:
+        return quiet
+    return replace(quiet, act=Act.PAUSE, at=Random(str(point)).randint(1, max(num_calls, 1)))
+
+
 def modes_of(scene: Scene, disk: str) -> tuple[str, ...]:
     """The modes of a scene in the fixed sweep."""
     if disk:
-        return POWER
+        return CUTS
     if scene.beside:
         return PAIR
     return (*SINGLE, "kill-one") if scene.processes else SINGLE

@@ -10,7 +10,7 @@ from random import Random
 
 from tests.dumps.dumps import Topology
 
-from .points import MODES, PAIR, POWER, SINGLE, Point
+from .points import CUTS, MODES, PAIR, SINGLE, Point
 from .scenes import OTHER_THETA, RANK, RANKS, THETA, Scene, Step, dump, merge, metadata
 from .shim import Call
 
@@ -86,7 +86,7 @@ def _correcting(name: str, chance: Random) -> Scene:
         Step((*published.words, *THETA)),
         published,
     )
-    step, beside = chance.choice(steps), chance.choice((None, None, *steps, Step(("person",))))
+    step, beside = chance.choice(steps), chance.choice((None, None, *steps, Step(("add-notes",))))
     return Scene(name, step, topology, experts, (published,), beside=beside, piecewise=True)
 
 
@@ -115,7 +115,7 @@ def _options(chance: Random) -> Sequence[str]:
 def chains(scene: Scene, calls: Sequence[Call], disk: str) -> Iterator[tuple[str, tuple[Point, ...]]]:
     """Name and points of every chain on a random scene."""
     modes = [*SINGLE, *(("kill-one",) if scene.processes else ()), *(PAIR * 4 if scene.beside else ())]
-    modes += POWER * 4 if disk else ()
+    modes += CUTS * 4 if disk else ()
     for number in range(1, CHAINS + 1):
         name = str(Point(scene.name, number, "chain", disk))
         chance = Random(name)

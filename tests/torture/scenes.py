@@ -24,7 +24,7 @@ NO_LOCK = -1  # as on a file system whose locks hold on one node only, seen from
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One command line, the path of the folder left out; or `dump RANK`, or what a person does."""
+    """One command line, the path of the folder left out; or `dump RANK`, or a name of BY_HAND."""
 
     words: tuple[str, ...]
 
@@ -36,14 +36,27 @@ class Step:
         name, *rest = self.words
         if name == "dump":
             return lambda: dump_rank(folder / "dump", int(rest[0]))
-        if name == "person":
-            return lambda: _add_notes(folder / "out")
+        if name in BY_HAND:
+            return lambda: BY_HAND[name](folder)
         words = [name, *(word.replace("@", f"{folder}/") for word in rest)]
         return lambda: main(words, prog_name="shardmerge")
 
 
-def _add_notes(out: Path) -> None:
-    (out / NOTES).write_text("mine\n")
+def _add_notes(folder: Path) -> None:
+    """A person puts a file into a published output."""
+    (folder / "out" / NOTES).write_text("mine\n")
+
+
+def _replace_fragment(folder: Path) -> None:
+    """A person gives the name of a fragment to other bytes, as many as it had."""
+    fragment = next((folder / "dump" / "rank-00000").glob("whole-*"))
+    data = fragment.read_bytes()
+    new = fragment.with_suffix(".new")
+    new.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    new.replace(fragment)
+
+
+BY_HAND = {"add-notes": _add_notes, "replace-fragment": _replace_fragment}
 
 
 def merge(*more: str, dump: str = "dump", reference: str = "reference") -> Step:
@@ -156,7 +169,8 @@ TOGETHER = (
     Scene("metadata+metadata", metadata(*THETA), before=PUBLISHED, piecewise=True, beside=metadata(*OTHER_THETA)),
     Scene("metadata+merge", metadata(*THETA), before=PUBLISHED, piecewise=True, beside=merge(*OTHER_THETA)),
     Scene("merge-again+metadata", merge(*OTHER_THETA), before=PUBLISHED, piecewise=True, beside=metadata(*THETA)),
-    Scene("metadata+person", metadata(*THETA), before=PUBLISHED, piecewise=True, beside=Step(("person",))),
+    Scene("metadata+person", metadata(*THETA), before=PUBLISHED, piecewise=True, beside=Step(("add-notes",))),
+    Scene("merge+person", merge(), ADOPTED, beside=Step(("replace-fragment",)), own=("out", "out.partial", "dump")),
     Scene("dump+same-rank", dump(0), out=RANK, own=RANKS, beside=dump(0), finish=(dump(1),)),
     Scene("dump+other-rank", dump(0), out=RANK, own=RANKS, beside=dump(1)),
 )  # fmt: skip

@@ -16,9 +16,10 @@ from tests.torture.trial import HELD, UNREACHED, Result
 ROOT = Path(__file__).parents[2]
 POINTS, SEED = 250, 11
 POWERED = ("merge-adopt-unsynced", "merge-mixed", "finalize")
-pytestmark = pytest.mark.skipif(
+needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="needs a C compiler"
 )
+pytestmark = needs_compiler
 
 
 def torture(folder: Path, *words: object) -> Mapping[str, Result]:

@@ -24,7 +24,7 @@ from .judge import (
     judge_rerun,
 )
 from .outcomes import MissingOutcomeError, Stage
-from .points import MODES, Point, strike
+from .points import BESIDE, CROSSED, KILLED, MODES, POWER, Point, second_strike, strike
 from .processes import Running
 from .scenes import Step
 from .shim import Strike
@@ -93,11 +93,12 @@ class Trial:
         first = self._disturb(point)
         struck = first.watch.struck
         calls = first.watch.trace()[: max(struck, 1) - 1]
-        if struck or (MODES[point.mode].then == "power" and first.code == 0):
+        if struck or (MODES[point.mode].then == POWER and first.code == 0):
             self.calls.append(f"{point.mode} {first.watch.call(struck)}" if struck else "after the end")
         self.told = first.told()
         tree = trees.look(stage.folder)
-        self.problems += judge_end(stage, self.ends, tree)
+        undisturbed = MODES[point.mode].then in (BESIDE, CROSSED)
+        self.problems += judge_end(stage, self.ends, tree, leftovers=not undisturbed)
         if not stage.scene.beside:
             self.problems += judge_kept(stage, finished, tree, "the disturbed run")
             if first.code and first.code > 0:
@@ -109,26 +110,31 @@ class Trial:
         stage, then = self.stage, MODES[point.mode].then
         command = self.step.command(stage.folder)
         first = stage.runner.start(command, stage.folder, strike(stage.scene, point))
-        if then == "power":
+        if then == POWER:
             self._lose_power(first, flushed=point.mode == "power-flushed")
             return first
         if then and first.pauses():
-            assert stage.scene.beside is not None
-            self._note(stage.scene.beside, self._second(stage.scene.beside))
-            if then == "beside-killed":
-                first.kill()
-            else:
-                first.watch.go()
+            self._second(first, point)
         first.wait()
         self._note(self.step, first)
         return first
 
-    def _second(self, step: Step) -> Running:
-        stage = self.stage
-        quiet = Strike(link_error=stage.scene.link_error, lock_error=stage.scene.lock_error)
-        running = stage.runner.start(step.command(stage.folder), stage.folder, quiet, "second")
-        running.wait()
-        return running
+    def _second(self, first: Running, point: Point) -> None:
+        """Run the second command while the first one waits, up to where they cross or to its end."""
+        stage, step, then = self.stage, self.stage.scene.beside, MODES[point.mode].then
+        assert step is not None
+        given = second_strike(stage.scene, point, stage.beside_calls)
+        second = stage.runner.start(step.command(stage.folder), stage.folder, given, "second")
+        if then == CROSSED and second.pauses():
+            first.watch.go()
+            first.wait()
+            second.watch.go()
+        second.wait()
+        self._note(step, second)
+        if then == KILLED:
+            first.kill()
+        else:
+            first.watch.go()
 
     def _lose_power(self, first: Running, *, flushed: bool) -> None:
         assert self.mains is not None
