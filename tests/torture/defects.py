@@ -14,9 +14,9 @@ from typing import Any
 from shardmerge.common import durable, places
 from shardmerge.common.owner import State
 from shardmerge.phase2_merge.commands import merge
-from shardmerge.phase2_merge.output import journal, lock
+from shardmerge.phase2_merge.output import journal, lock, publish
 from shardmerge.phase2_merge.proof.checksums import verify_bytes
-from shardmerge.phase2_merge.shards import adopted_bytes, resume, run
+from shardmerge.phase2_merge.shards import adopt, adopted_bytes, resume, run
 
 
 def _adopted_shards_are_never_synced() -> None:
@@ -30,7 +30,7 @@ def _verified_before_it_is_linked() -> None:
     def put(plan: Any, shards: Any, folder: Path, *, check: bool, talk: Any) -> Any:
         if check:
             verify_bytes(plan.ledger, [shard.fragment for shard in shards], talk)
-        adoption = adopted_bytes.adopt(shards, folder)
+        adoption = adopt.adopt(shards, folder)
         adopted_bytes.sync([folder / shard.name for shard in shards])
         return adoption, adopted_bytes.stamps_of(shards, folder)
 
@@ -39,7 +39,7 @@ def _verified_before_it_is_linked() -> None:
 
 def _a_failed_merge_removes_everything() -> None:
     """A full disk deletes finished shards."""
-    building = merge.building
+    building = publish.building
 
     @contextlib.contextmanager
     def removing(out: Path, *given: Any, **more: Any) -> Iterator[Any]:
@@ -67,13 +67,13 @@ def _metadata_takes_no_lock() -> None:
     """Two at once: each is told that it worked, and the output is neither's."""
 
     @contextlib.contextmanager
-    def unlocked(
-        folder: Path, me: Any, talk: Any, *, prepare: Any, break_lock: bool = False
-    ) -> Iterator[Any]:
+    def rewriting(out: Path, me: Any, talk: Any, prepare: Any, *, break_lock: bool = False) -> Iterator[Any]:
         prepare()
-        yield _NotHeld(folder)
+        unlocked: Any = _NotHeld(out)
+        journal._finish(unlocked)
+        yield unlocked
 
-    _replace(journal.lock, "held", unlocked)
+    _replace(journal, "rewriting", rewriting)
 
 
 class _NotHeld:

@@ -20,7 +20,7 @@ SHOWS = {
 }
 SHOWS_WITHOUT_POWER = {
     "adopted-not-synced": ("merge-adopt-unsynced", "wrong"),
-    "renamed-before-synced": ("metadata", "wrong"),
+    "renamed-before-synced": ("merge-canonical", "lost"),
 }
 POINTS_WITHOUT_POWER = 60
 
