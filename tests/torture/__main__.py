@@ -30,7 +30,10 @@ def main() -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.torture", description=__doc__)
     parser.add_argument(
-        "--only", nargs="*", default=[], help="points, or beginnings of their names, as merge-adopt:"
+        "--only",
+        nargs="*",
+        default=[],
+        help="points, tried in any case, or beginnings of names, as merge-adopt:",
     )
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count() or 1, help="points that are tried at the same time"

@@ -206,7 +206,7 @@ class Worker:
         for name, points in task.trials(stage):
             if time.monotonic() > self.deadline:
                 return
-            if name not in self.known:
+            if task.named or name not in self.known:
                 self.results.add(_safely(stage, name, points, mains))
 
 

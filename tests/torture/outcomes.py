@@ -6,6 +6,7 @@ Must not know how a command is disturbed.
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import permutations
@@ -148,18 +149,16 @@ class Stage:
         return (self.out(tree) or {}) | self.rest(tree)
 
     def _interrupt(self, scene: Scene) -> None:
-        """Leave what a killed run leaves: after `scene.receipts` receipts, for 0 before its last rename."""
+        """Leave what a killed run leaves: after `scene.receipts` receipts, for 0 before OUT got its name."""
         calls = self._count()
         self.put_back()
-        renames = [
-            number
-            for number, call in enumerate(calls, 1)
-            if call.kind is Kind.RENAME and (RECEIPT in call.path or scene.receipts == 0)
-        ]
-        at = renames[-1] if scene.receipts == 0 else renames[scene.receipts - 1] + 1
+        renamed = {number: call.path for number, call in enumerate(calls, 1) if call.kind is Kind.RENAME}
+        receipts = [number for number, path in renamed.items() if RECEIPT in path]
+        named = [number for number, path in renamed.items() if path == f"/{scene.out}"]
+        at = receipts[scene.receipts - 1] + 1 if scene.receipts else named[0]
         killed = Strike(Act.KILL, at, link_error=scene.link_error)
         running = self.runner.run(scene.step.command(self.folder), self.folder, killed)
-        if running.code != -9:
+        if running.code != -signal.SIGKILL:
             raise SceneError(f"{scene.name}: the run that should be killed ended with {running.code}")
 
 

@@ -82,7 +82,8 @@ class Scene:
         topology: Of the dump that lies there.
         experts: Of each layer; 0 for a dense model.
         before: What was run before, undisturbed.
-        receipts: After this many receipts an earlier run of the command was killed; -1: there was none.
+        receipts: After this many receipts an earlier run of the command was killed, 0: before `out` got its name, -1:
+            there was none.
         beside: The command that runs while the first one waits, or dies.
         finish: What is run after the rerun, until OUT is there.
         probe: What is tried before `finish`: it may refuse, but not publish anything wrong.
