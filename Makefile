@@ -16,12 +16,13 @@ PEERS := .venv-peers
 VLLM := .venv-vllm
 VLLM_PYTHON ?= python3.11
 MATRIX := build/matrix.json
+POWER ?= ext4 xfs#         file systems whose power make torture cuts, where it may mount them
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 # which versions the environment gets
 PINS = .constraints/$$($(BIN)/python -c 'import sys; print("py311" if sys.version_info[:2] == (3, 11) else "py312")').txt
 
-.PHONY: help setup demo test test-peers test-vllm lint format typecheck bench scale fuzz docs clean
+.PHONY: help setup demo test test-peers test-vllm lint format typecheck bench torture scale fuzz docs clean
 
 help:  ## List the verbs
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
@@ -64,6 +65,10 @@ typecheck: setup  ## Strict types
 
 bench: setup  ## Print the table of speeds and memory; fail if a bound is broken (ARGS='--only growth' and the like)
 	$(BIN)/python -m tests.bench $(ARGS)
+
+torture: setup  ## Strike every file-system call of every command (ONLY=, SAMPLE=; random: SECONDS= SEED=; POWER=, JOBS=)
+	$(BIN)/python -m tests.torture --jobs $(JOBS) --power $(POWER) $(if $(SECONDS),--random --seconds $(SECONDS)) \
+	    $(if $(SEED),--seed $(SEED)) $(if $(SAMPLE),--sample $(SAMPLE)) $(if $(ONLY),--only $(ONLY)) $(ARGS)
 
 scale: setup  ## Print what checking ten million rectangles on ten thousand ranks costs (needs 10 GB of disk)
 	$(BIN)/python -m tests.scale

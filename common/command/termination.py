@@ -1,4 +1,4 @@
-"""SIGTERM as an exception, as Python has it for Ctrl-C: a scheduler that ends a job lets the command say what it leaves."""
+"""SIGTERM as an exception, as Python has it for Ctrl-C: a command that a scheduler ends can say what it leaves."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """OUT on disk: how it appears and how it changes. This is the one place that says what is atomic.
 
-`OUT.partial` stands beside OUT, in the same file system. Every file is written under a temporary name `.NAME.TOKEN.tmp`,
-TOKEN being random, synced and renamed (`common/durable`), except that hard links appear under their own name.
+`OUT.partial` stands beside OUT, in the same file system. Every file is written under a temporary name
+`.NAME.TOKEN.tmp`, TOKEN being random, synced and renamed (`common/durable`), except that hard links appear under
+their own name.
 
 **One lock for each output** (`lock`), held by everything that writes OUT.partial or OUT: .shardmerge/lock, locked with
 flock, and .shardmerge/owners/TOKEN.json, which says who holds it. Parts of one merge hold it together, everyone else

@@ -15,9 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import xxhash
-from safetensors import TensorSpec
 
 from shardmerge.common import manifest as manifests
 from shardmerge.common.manifest import FragmentFile, Manifest, Placed
@@ -320,7 +318,10 @@ def _write_fragment(
 
 
 def save(path: Path, tensors: Mapping[str, tuple[str, tuple[int, ...], bytes]]) -> None:
-    """Write a file with the safetensors library."""
+    """Write a file with the safetensors library, which who writes no file here need not have."""
+    import safetensors
+    from safetensors import TensorSpec
+
     arrays = {
         key: np.frombuffer(data, np.uint8) for key, (_, _, data) in tensors.items()
     }  # alive until written
@@ -335,6 +336,8 @@ def save(path: Path, tensors: Mapping[str, tuple[str, tuple[int, ...], bytes]]) 
 
 def load(folder: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     """Every tensor of an output, read by the safetensors library; names must be unique over all files."""
+    import safetensors
+
     found: dict[str, tuple[str, tuple[int, ...], bytes]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         for name, tensor in safetensors.deserialize(path.read_bytes()):
