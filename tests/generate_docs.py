@@ -33,11 +33,14 @@ DESCRIPTIONS = {
     "docs": "What does not fit on the first page",
     "docs/inside": "How it is built, for those who change it",
     "docs/reference": "What it promises, and which test shows it",
+    "tests/fuzz/corpus": "Inputs by target: sound ones, and those that once found a defect",
+    "tests/torture/shim.c": "Stands between a process and libc: counts file-system calls, and strikes one",
     "docs/matrix.json": "What the last full test run compared: the source of the table above",
     "docs/inspect.png": "The page of `shardmerge inspect --html`, of a dump with three ranks missing",
     "docs/manifest.schema.json": "JSON Schema of a manifest",
 }
 UNLISTED = {"__init__.py", "py.typed"}
+CLOSED = {"tests/fuzz/corpus"}  # folders whose files are not listed
 MAX_DESCRIPTION = 110
 
 
@@ -101,6 +104,8 @@ def _aligned(lines: Iterable[tuple[str, str]]) -> str:
 def _folder(folder: Path, depth: int) -> Iterator[tuple[str, str]]:
     """A folder, its files, then the folders in it."""
     yield "  " * depth + folder.name + "/", describe(folder)
+    if folder.relative_to(ROOT).as_posix() in CLOSED:
+        return
     entries = sorted(path for path in folder.iterdir() if _is_listed(path))
     for path in sorted(entries, key=lambda p: p.is_dir()):
         if path.is_dir():

@@ -74,7 +74,19 @@ def begun(tensor: TensorTask, piece: SourcePiece) -> PieceProgress:
 
 
 def in_bytes(tensor: TensorTask, sizes: Shape, scalar: int) -> Shape:
-    """Count the last dimension in bytes; a scalar gets one dimension. Raises BadInputError for a cut inside a byte."""
+    """Count the last dimension in bytes.
+
+    Args:
+        tensor: Whose elements are counted.
+        sizes: A shape or an offset in it.
+        scalar: What a scalar gets, which has no dimension.
+
+    Returns:
+        `sizes`, with bytes in the last dimension.
+
+    Raises:
+        BadInputError: It lies inside a byte.
+    """
     *outer, last = sizes or (scalar,)
     bits = last * BITS[tensor.dtype]
     if bits % 8:
