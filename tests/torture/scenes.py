@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from shardmerge.common import durable
 from shardmerge.common.command.group import main
 from tests.dumps import dumps
 from tests.dumps.dumps import Topology
@@ -44,16 +45,14 @@ class Step:
 
 def _add_notes(folder: Path) -> None:
     """A person puts a file into a published output."""
-    (folder / "out" / NOTES).write_text("mine\n")
+    durable.write_file(folder / "out" / NOTES, b"mine\n")
 
 
 def _replace_fragment(folder: Path) -> None:
     """A person gives the name of a fragment to other bytes, as many as it had."""
     fragment = next((folder / "dump" / "rank-00000").glob("whole-*"))
     data = fragment.read_bytes()
-    new = fragment.with_suffix(".new")
-    new.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    new.replace(fragment)
+    durable.write_file(fragment, data[:-1] + bytes([data[-1] ^ 1]))
 
 
 BY_HAND = {"add-notes": _add_notes, "replace-fragment": _replace_fragment}
