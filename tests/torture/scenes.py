@@ -15,6 +15,7 @@ from shardmerge.common.command.group import main
 from tests.dumps import dumps
 from tests.dumps.dumps import Topology
 
+from . import live
 from .dumping import dump_rank, write_dump
 
 ADOPTED = Topology(pp=2)  # every fragment becomes a shard
@@ -25,7 +26,7 @@ NO_LOCK = -1  # as on a file system whose locks hold on one node only, seen from
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One command line, the path of the folder left out; or `dump RANK`, or a name of BY_HAND."""
+    """One command line, the path of the folder left out; or `dump RANK`, `dump-live`, or a name of BY_HAND."""
 
     words: tuple[str, ...]
 
@@ -37,6 +38,8 @@ class Step:
         name, *rest = self.words
         if name == "dump":
             return lambda: dump_rank(folder / "dump", int(rest[0]))
+        if name == "dump-live":
+            return live.dumping(folder / "dump")
         if name in BY_HAND:
             return lambda: BY_HAND[name](folder)
         words = [name, *(word.replace("@", f"{folder}/") for word in rest)]
@@ -181,12 +184,16 @@ WITHOUT_LOCKS = tuple(
     in {"merge+merge", "merge+other-merge", "part+merge", "finalize+finalize", "metadata+metadata"}
     for name, error in (("without-locks", errno.ENOSYS), ("with-local-locks", NO_LOCK))
 )
+LIVE = (
+    Scene("dump-live", Step(("dump-live",)), out=RANK, own=RANKS),
+    Scene("dump-live-resume", Step(("dump-live",)), out=RANK, own=RANKS, receipts=0),
+)
 UNSYNCED = tuple(
     replace(scene, name=f"{scene.name}-unsynced", unsynced=True, own=(*scene.own, "dump"))
     for scene in ALONE
     if scene.name in {"merge-adopt", "merge-copy", "merge-mixed", "part-1"}
 )
-SCENES = {scene.name: scene for scene in (*ALONE, *TOGETHER, *WITHOUT_LOCKS, *UNSYNCED)}
+SCENES = {scene.name: scene for scene in (*ALONE, *TOGETHER, *WITHOUT_LOCKS, *LIVE, *UNSYNCED)}
 
 
 def furnish(folder: Path, scene: Scene) -> None:
@@ -198,7 +205,7 @@ def furnish(folder: Path, scene: Scene) -> None:
         (reference / "tokenizer.json").rename(reference / more)
     (folder / "bystander").mkdir()
     (folder / "bystander" / NOTES).write_text("mine\n")
-    if scene.step.words[0] == "dump":
+    if scene.step.words[0] in ("dump", "dump-live"):
         (folder / "dump").mkdir()
         return
     for number, name in enumerate(_dumps(scene)):
