@@ -53,6 +53,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--again", action="store_true", help="try points too that were tried at this commit")
     parser.add_argument("--work", type=Path, help="folder for what is tortured  [default: one in /dev/shm]")
+    parser.add_argument(
+        "--live", action="store_true", help="dump a real model too; needs torch and megatron-core"
+    )
     parser.add_argument("--results", type=Path, help="file of results  [default: build/torture/COMMIT.jsonl]")
     parser.add_argument("--defect", help="put back a defect of `defects.py` first: it must be found")
     parser.add_argument("--sum", action="store_true", help="only print the sum of this commit's results")

@@ -28,8 +28,8 @@ from .points import Point, sweep
 from .power import MAKE, LoopMount, why_not
 from .processes import Runner
 from .random_scenes import chains, is_random, scene_of
-from .results import HARNESS, Results, commit, summary
-from .scenes import ALONE, SCENES, TOGETHER, UNSYNCED, WITHOUT_LOCKS, Scene
+from .results import HARNESS, Results, commit, not_set_up, summary
+from .scenes import ALONE, LIVE, SCENES, TOGETHER, UNSYNCED, WITHOUT_LOCKS, Scene
 from .trial import HELD, UNREACHED, Result, tried
 
 MOST = 100_000  # random scenes in one run
@@ -104,7 +104,7 @@ def _tasks(asked: argparse.Namespace) -> Iterator[Task]:
         return
     chosen = [
         Task(scene, disk)
-        for scene, disk in _places(asked.power)
+        for scene, disk in _places(asked.power, live=asked.live)
         if not asked.only
         or any(f"{scene.name}{'@' * bool(disk)}{disk}:".startswith(begin) for begin in asked.only)
     ]
@@ -127,8 +127,9 @@ def _random_tasks(asked: argparse.Namespace) -> Iterator[Task]:
         yield Task(scene_of(f"random-{seed}-{number}"), disks[number % len(disks)])
 
 
-def _places(disks: Sequence[str]) -> Iterator[tuple[Scene, str]]:
+def _places(disks: Sequence[str], *, live: bool) -> Iterator[tuple[Scene, str]]:
     """Each scene where it is played: everywhere, and on file systems of our own for a loss of power."""
+    yield from ((scene, "") for scene in LIVE if live)
     yield from ((scene, "") for scene in (*ALONE, *TOGETHER, *WITHOUT_LOCKS))
     for disk in disks:
         if reason := why_not(disk):
@@ -200,8 +201,8 @@ class Worker:
         try:
             stage = Stage(self.runner, (mains.place if mains else self.folder) / "field", task.scene)
         except Exception:
-            name = f"{task.scene.name}@{task.disk}" if task.disk else task.scene.name
-            self.results.add(Result(f"{name}:0:setup", HARNESS, (traceback.format_exc(),)))
+            place = f"{task.scene.name}@{task.disk}" if task.disk else task.scene.name
+            self.results.add(Result(not_set_up(place), HARNESS, (traceback.format_exc(),)))
             return
         for name, points in task.trials(stage):
             if time.monotonic() > self.deadline:

@@ -27,6 +27,11 @@ def commit() -> str:
     return found.stdout.strip() + ("-changed" if changes else "")
 
 
+def not_set_up(place: str) -> str:
+    """The name under which a scene that cannot be set up stands among the results."""
+    return f"{place}:0:setup"
+
+
 class Results:
     """The file of a commit's results. Many processes append to it, each a line with one write."""
 
@@ -44,11 +49,12 @@ class Results:
             os.close(file)
 
     def all(self) -> Mapping[str, Result]:
-        """The last result of each point."""
-        found = {}
+        """The last result of each point. A scene that could not be set up is forgotten when it could later."""
+        found: dict[str, Result] = {}
         if self.path.exists():
             for line in self.path.read_text().splitlines():
                 given = json.loads(line)
+                found.pop(not_set_up(given["point"].split(":")[0]), None)
                 found[given["point"]] = Result(**{**given, "why": tuple(given["why"])})
         return found
 

@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from shardmerge.common import durable
 from shardmerge.common.command.group import main
 from tests.dumps import dumps
 from tests.dumps.dumps import Topology
 
+from . import live
 from .dumping import dump_rank, write_dump
 
 ADOPTED = Topology(pp=2)  # every fragment becomes a shard
@@ -24,7 +26,7 @@ NO_LOCK = -1  # as on a file system whose locks hold on one node only, seen from
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One command line, the path of the folder left out; or `dump RANK`, or a name of BY_HAND."""
+    """One command line, the path of the folder left out; or `dump RANK`, `dump-live`, or a name of BY_HAND."""
 
     words: tuple[str, ...]
 
@@ -36,6 +38,8 @@ class Step:
         name, *rest = self.words
         if name == "dump":
             return lambda: dump_rank(folder / "dump", int(rest[0]))
+        if name == "dump-live":
+            return live.dumping(folder / "dump")
         if name in BY_HAND:
             return lambda: BY_HAND[name](folder)
         words = [name, *(word.replace("@", f"{folder}/") for word in rest)]
@@ -44,16 +48,14 @@ class Step:
 
 def _add_notes(folder: Path) -> None:
     """A person puts a file into a published output."""
-    (folder / "out" / NOTES).write_text("mine\n")
+    durable.write_file(folder / "out" / NOTES, b"mine\n")
 
 
 def _replace_fragment(folder: Path) -> None:
     """A person gives the name of a fragment to other bytes, as many as it had."""
     fragment = next((folder / "dump" / "rank-00000").glob("whole-*"))
     data = fragment.read_bytes()
-    new = fragment.with_suffix(".new")
-    new.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    new.replace(fragment)
+    durable.write_file(fragment, data[:-1] + bytes([data[-1] ^ 1]))
 
 
 BY_HAND = {"add-notes": _add_notes, "replace-fragment": _replace_fragment}
@@ -182,12 +184,16 @@ WITHOUT_LOCKS = tuple(
     in {"merge+merge", "merge+other-merge", "part+merge", "finalize+finalize", "metadata+metadata"}
     for name, error in (("without-locks", errno.ENOSYS), ("with-local-locks", NO_LOCK))
 )
+LIVE = (
+    Scene("dump-live", Step(("dump-live",)), out=RANK, own=RANKS),
+    Scene("dump-live-resume", Step(("dump-live",)), out=RANK, own=RANKS, receipts=0),
+)
 UNSYNCED = tuple(
     replace(scene, name=f"{scene.name}-unsynced", unsynced=True, own=(*scene.own, "dump"))
     for scene in ALONE
     if scene.name in {"merge-adopt", "merge-copy", "merge-mixed", "part-1"}
 )
-SCENES = {scene.name: scene for scene in (*ALONE, *TOGETHER, *WITHOUT_LOCKS, *UNSYNCED)}
+SCENES = {scene.name: scene for scene in (*ALONE, *TOGETHER, *WITHOUT_LOCKS, *LIVE, *UNSYNCED)}
 
 
 def furnish(folder: Path, scene: Scene) -> None:
@@ -199,7 +205,7 @@ def furnish(folder: Path, scene: Scene) -> None:
         (reference / "tokenizer.json").rename(reference / more)
     (folder / "bystander").mkdir()
     (folder / "bystander" / NOTES).write_text("mine\n")
-    if scene.step.words[0] == "dump":
+    if scene.step.words[0] in ("dump", "dump-live"):
         (folder / "dump").mkdir()
         return
     for number, name in enumerate(_dumps(scene)):
