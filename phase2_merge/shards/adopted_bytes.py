@@ -84,7 +84,8 @@ def verified(
             problems |= _wrong(plan, waiting, folder, progress.advance)
             stamps |= stamps_of(waiting, folder)
             anew = [shard for shard in waiting if shard.name in problems and shard.name in copied]
-            adopt(anew, folder)
+            if anew:
+                adopt(anew, folder)
             copied -= {shard.name for shard in anew}
             waiting = [
                 shard for shard in waiting if shard in anew or before[shard.name] != stamps[shard.name]
