@@ -146,28 +146,32 @@ class Campaign:
             self._fuzz(target, job, watches[target], time.monotonic() + self.seconds / len(lane))
 
     def _fuzz(self, target: str, job: int, watch: Watch, until: float) -> None:
-        """Fuzz one target in one process at a time, until a moment. Raises RuntimeError if it cannot be fuzzed."""
+        """Fuzz one target in one process at a time, until a moment. Raises RuntimeError if it cannot be fuzzed.
+
+        After a process died, the next one begins without `seeds`: one of them may have killed it.
+        """
+        seeds: Path | None = self.seeds / target
         while (left := int(until - time.monotonic())) >= SHORTEST_SECONDS:
             log = self._folder("logs") / f"{target}-{job}.txt"
-            run = self._one_process(target, left, log, watch)
+            run = self._one_process(target, left, seeds, log, watch)
             watch.runs.append(run)
             if run.died and not run.executions:
                 raise RuntimeError(f"{target} cannot be fuzzed:\n{log.read_text(errors='replace')[-2_000:]}")
             if run.died:
+                seeds = None
                 self._tell_of_deaths(target, log)
 
-    def _one_process(self, target: str, seconds: int, log: Path, watch: Watch) -> Run:
+    def _one_process(self, target: str, seconds: int, seeds: Path | None, log: Path, watch: Watch) -> Run:
         """Fuzz in one process, in a folder that goes with it: libFuzzer ends a process without a farewell."""
         with tempfile.TemporaryDirectory(prefix="fuzz-", dir=self.scratch) as scratch:
-            return _ended(self._command(target, seconds, scratch), log, watch)
+            return _ended(self._command(target, seconds, seeds, scratch), log, watch)
 
-    def _command(self, target: str, seconds: int, scratch: str) -> list[str]:
+    def _command(self, target: str, seconds: int, seeds: Path | None, scratch: str) -> list[str]:
         folders = {
             "--corpus": self._folder("corpus", target),
             "--findings": self._folder("findings", target),
-            "--seeds": self.seeds / target,
             "--scratch": scratch,
-        }
+        } | ({"--seeds": seeds} if seeds is not None else {})
         options = [str(part) for name, path in folders.items() for part in (name, path)]
         return [sys.executable, "-m", "tests.fuzz.one_target", target, *options, "--seconds", str(seconds)]
 
