@@ -249,6 +249,7 @@ def _records(path: Path, plan: PublishedPlan, report: PublishedReport) -> Publis
     place[pc.sort_indices(coded.dictionary).to_numpy()] = np.arange(len(place))
     tensor = place[coded.indices.to_numpy()]  # [rows] where the tensor stands among all names, sorted
     names = coded.dictionary.take(np.argsort(place))
+    require(not pc.any(pc.equal(names[1:], names[:-1])).as_py(), parquet.TWICE)
     first = np.unique(tensor, return_index=True)[1]
     columns = {name: table[name].to_numpy() for name in table.column_names if name != "name"}
     sizes = [columns[dim][first] for dim in dims]
