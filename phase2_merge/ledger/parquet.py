@@ -25,9 +25,9 @@ from shardmerge.common.manifest import MAX_DIMS, Manifest, require
 
 from . import parquet_pages
 from .columns import COLUMNS, Column
+from .parquet_pages import CHECKSUM_BYTES
 from .table import Ledger
 
-CHECKSUM_BYTES = 16
 PLAIN = ("xxh3_128", "all_zero")  # columns without a dictionary
 MAX_DICTIONARY_BYTES = 1 << 30  # else Arrow writes every name in every row
 MAX_ROWS = 1 << 26  # of a group; each has a dictionary of its own
@@ -75,13 +75,11 @@ def read(path: Path, root: Path | None, columns: Sequence[str] = ()) -> pa.Table
     """
     limit = plausible_sizes.LEDGER.limit(path, root) if root else plausible_sizes.LEDGER.ceiling_bytes
     data = regular_files.read(path, root or path.parent, limit)
+    parquet_pages.check(memoryview(data))  # before Arrow sees it
     file = pq.ParquetFile(
         pa.BufferReader(data), read_dictionary=["name"], thrift_container_size_limit=MAX_LISTED
     )
-    rows = file.metadata.num_rows
-    require(0 <= rows * CHECKSUM_BYTES <= len(data), f"it cannot hold {rows:,} checksums")
     _check_schema(file.schema_arrow)
-    parquet_pages.check(memoryview(data), file.metadata)
     wanted = [
         name for name in file.schema_arrow.names if not columns or name in columns or name[:-1] in columns
     ]
