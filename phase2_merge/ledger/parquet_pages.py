@@ -82,7 +82,7 @@ def _check_chunk(data: memoryview, chunk: Fields, rows: int) -> None:
     require(
         chunk.get(CODEC) == UNCOMPRESSED, f"column {name} is compressed: merge again with this shardmerge"
     )
-    kind = chunk.get(KIND)
+    kind = chunk.get(KIND, -1)
     require(kind in LEAST_BYTES, f"column {name} has another type")
     at, dictionary = chunk.get(DATA_OFFSET, -1), chunk.get(DICTIONARY_OFFSET)
     require(dictionary is None or 0 < dictionary < at, f"column {name} has its dictionary behind its data")
