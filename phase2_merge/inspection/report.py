@@ -10,7 +10,7 @@ from shardmerge.common.command.byte_count import show
 from shardmerge.common.errors import SHOWN
 from shardmerge.common.errors.printable import one_line
 
-from ..ledger.names import ranges
+from ..ledger.names import ranges, ranges_without
 from .coverage import LayerCover, drawn
 
 LEGEND = (
@@ -38,10 +38,12 @@ class Ranks:
         return [self.text(), *who, *([f"... and {more:,} more are being written."] if more > 0 else [])]
 
     def text(self) -> str:
-        absent = set(range(self.world_size)) - {*self.done, *self.running, *self.failed}
+        known = {rank for rank in (*self.done, *self.running, *self.failed) if rank < self.world_size}
         parts = [f"{len(self.done):,} of {self.world_size or '?'} done"]
-        for word, who in (("running", self.running), ("failed", self.failed), ("not begun", absent)):
+        for word, who in (("running", self.running), ("failed", self.failed)):
             parts += [f"{len(who):,} {word} ({ranges(who)})"] if who else []
+        if not_begun := max(0, self.world_size - len(known)):
+            parts.append(f"{not_begun:,} not begun ({ranges_without(known, self.world_size)})")
         return f"Ranks: {', '.join(parts)}."
 
 

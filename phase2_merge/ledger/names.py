@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 # as many digits as any model has: a longer number is a part of a name, and numbers no layer
 LAYER = re.compile(r"\.layers\.([0-9]{1,6})\.")
@@ -34,6 +35,17 @@ def ranges(numbers: Iterable[int]) -> str:
             spans[-1][1] = number
         else:
             spans.append([number, number])
+    return _spelt(spans)
+
+
+def ranges_without(known: Iterable[int], count: int) -> str:
+    """Return the numbers from 0 to `count` that are not known, as `ranges` does, without listing them."""
+    edges = [-1, *sorted({number for number in known if 0 <= number < count}), count]
+    return _spelt([low + 1, high - 1] for low, high in pairwise(edges) if high - low > 1)
+
+
+def _spelt(spans: Iterable[Sequence[int]]) -> str:
+    """Return spans of numbers as people write them. Both ends of each are in it."""
     texts = [str(low) if low == high else f"{low}-{high}" for low, high in spans]
     return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}" if texts else ""
 

@@ -20,18 +20,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shardmerge.common import canonical_json, durable, plausible_sizes, regular_files
-from shardmerge.common.errors import CorruptFileError, printable
+from shardmerge.common.errors import CorruptFileError
 from shardmerge.common.manifest import MAX_DIMS, Manifest, require
 
 from . import parquet_pages
 from .columns import COLUMNS, Column
+from .parquet_pages import CHECKSUM_BYTES
 from .table import Ledger
 
-CHECKSUM_BYTES = 16
 PLAIN = ("xxh3_128", "all_zero")  # columns without a dictionary
 MAX_DICTIONARY_BYTES = 1 << 30  # else Arrow writes every name in every row
 MAX_ROWS = 1 << 26  # of a group; each has a dictionary of its own
 MAX_LISTED = 10_000  # entries of any list that the end of the file announces
+TWICE = "a name stands in it twice"
 # What reading a damaged Parquet file may raise.
 DAMAGED = (pa.ArrowException, OSError, KeyError, ValueError, TypeError, AttributeError, IndexError)
 
@@ -64,7 +65,8 @@ def read(path: Path, root: Path | None, columns: Sequence[str] = ()) -> pa.Table
         columns: Which columns are wanted; none for all. Dimensions come by their letter.
 
     Returns:
-        A table without a null. `name` is a dictionary of one chunk, whose indices are all in it.
+        A table without a null. `name` is a dictionary of one chunk, whose indices are all in it, and whose texts can be
+        printed; that each is there once is for the caller to see.
 
     Raises:
         CorruptFileError: It is not a regular file or too large.
@@ -73,22 +75,19 @@ def read(path: Path, root: Path | None, columns: Sequence[str] = ()) -> pa.Table
     """
     limit = plausible_sizes.LEDGER.limit(path, root) if root else plausible_sizes.LEDGER.ceiling_bytes
     data = regular_files.read(path, root or path.parent, limit)
+    parquet_pages.check(memoryview(data))  # before Arrow sees it
     file = pq.ParquetFile(
         pa.BufferReader(data), read_dictionary=["name"], thrift_container_size_limit=MAX_LISTED
     )
-    rows = file.metadata.num_rows
-    require(0 <= rows * CHECKSUM_BYTES <= len(data), f"it cannot hold {rows:,} checksums")
     _check_schema(file.schema_arrow)
-    parquet_pages.check(memoryview(data), file.metadata)
     wanted = [
         name for name in file.schema_arrow.names if not columns or name in columns or name[:-1] in columns
     ]
-    table = file.read(wanted, use_threads=False).unify_dictionaries().combine_chunks()
+    table = file.read(wanted).unify_dictionaries().combine_chunks()
     require(not any(column.null_count for column in table.columns), "a value is missing")
     table.validate(full=True)
-    names = coded_names(table).dictionary.to_pylist()
-    require(printable.is_printable(names), "the name of a tensor cannot be printed")
-    require(len(set(names)) == len(names), "a name stands in it twice")
+    texts = coded_names(table).dictionary.buffers()[2]  # no text is made of any: there may be millions
+    require(texts is None or str(texts, "utf-8").isprintable(), "the name of a tensor cannot be printed")
     return table
 
 
@@ -116,6 +115,7 @@ def whole_checksums(path: Path, root: Path | None = None) -> dict[str, str]:
             whole &= (numbers[o] == 0) & (numbers[s] == numbers[g])
         coded, rows = coded_names(table), np.flatnonzero(whole)
         names = coded.dictionary.to_pylist()
+        require(len(set(names)) == len(names), TWICE)
         checksums = table["xxh3_128"].take(rows).to_pylist()
         return {
             names[at]: value.hex()

@@ -103,6 +103,7 @@ class PublishedRecords:
     num_elements: IntArray
     dtypes: IntArray
     weight_map: dict[str, str]
+    shard: IntArray  # the place of each tensor's shard in `plan.shards`
     architecture: str
     facts: Facts
     plan: PublishedPlan
@@ -153,10 +154,10 @@ def read(out: Path) -> PublishedRecords:
 
 def require_shards(out: Path, records: PublishedRecords) -> None:
     """Raise ShardsChangedError unless every shard is there, as large as its header and its tensors are together."""
-    num_bytes = dict.fromkeys(records.plan.shards, 0)
-    sizes = (records.num_elements * np.array([BITS[name] for name in DTYPES])[records.dtypes] // 8).tolist()
-    for name, size in zip(records.names, sizes, strict=True):
-        num_bytes[records.weight_map[name]] += size
+    sizes = records.num_elements * np.array([BITS[name] for name in DTYPES])[records.dtypes] // 8
+    total = np.zeros(len(records.plan.shards), np.int64)
+    np.add.at(total, records.shard, sizes)
+    num_bytes = dict(zip(records.plan.shards, total.tolist(), strict=True))
     if wrong := tuple(
         reason for name, size in num_bytes.items() if (reason := _shard_problem(out, name, size))
     ):
@@ -249,6 +250,7 @@ def _records(path: Path, plan: PublishedPlan, report: PublishedReport) -> Publis
     place[pc.sort_indices(coded.dictionary).to_numpy()] = np.arange(len(place))
     tensor = place[coded.indices.to_numpy()]  # [rows] where the tensor stands among all names, sorted
     names = coded.dictionary.take(np.argsort(place))
+    require(not pc.any(pc.equal(names[1:], names[:-1])).as_py(), parquet.TWICE)
     first = np.unique(tensor, return_index=True)[1]
     columns = {name: table[name].to_numpy() for name in table.column_names if name != "name"}
     sizes = [columns[dim][first] for dim in dims]
@@ -260,6 +262,7 @@ def _records(path: Path, plan: PublishedPlan, report: PublishedReport) -> Publis
         shapes=_shapes(sizes, columns["ndim"][first].astype(np.int64)),
         num_elements=np.prod(sizes, axis=0),
         dtypes=columns["dtype"][first].astype(np.int64),
+        shard=shard,
         weight_map=dict(zip(texts, np.array(plan.shards, object)[shard].tolist(), strict=True)),
         architecture=architecture,
         facts=Facts.of_json(generation["facts"]),

@@ -186,7 +186,8 @@ LIES = {
     "a page of two gigabytes": (dictionary_header((1 << 31) - 1, 4), "impossible size"),
     "a number without end": (b"\x15" + b"\xff" * 20, "too long"),
     "structs in structs": (b"\x1c" * 60, "nested too deeply"),
-    "a list": (b"\x19\xf5\xff\xff\xff\xff\x0f", "something unknown"),
+    "a list of gigabytes": (b"\x19\xf5\xff\xff\xff\xff\x0f", "more than follows"),
+    "a field twice": (b"\x15\x04\x05\x02\x04", "a field twice"),
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shardmerge.phase2_merge.ledger.names import expert_of, grouped, layer_of, ranges, summary
+from shardmerge.phase2_merge.ledger.names import expert_of, grouped, layer_of, ranges, ranges_without, summary
 
 
 @pytest.mark.parametrize(
@@ -56,3 +56,9 @@ def test_grouped_joins_experts_then_layers() -> None:
         "lm_head.weight",
         "up.weight of experts 3 and 17 of layers 1-2",
     ]
+
+
+def test_what_is_not_known_is_written_without_being_listed() -> None:
+    assert ranges_without([0, 1, 5], 10) == "2-4 and 6-9"
+    assert ranges_without([], 1 << 60) == "0-1152921504606846975"
+    assert ranges_without(range(3), 3) == ""

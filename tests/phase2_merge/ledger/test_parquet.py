@@ -97,7 +97,7 @@ def test_a_damaged_file_is_called_corrupt(path: Path, keep: int) -> None:
 
 
 def test_a_table_without_checksums_is_called_corrupt(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"name": ["a"], "file": [0]}), tmp_path / "other.parquet")
+    pq.write_table(pa.table({"name": ["a"], "file": [0]}), tmp_path / "other.parquet", compression="none")
     with pytest.raises(CorruptFileError, match="geometry"):
         parquet.whole_checksums(tmp_path / "other.parquet")
 
