@@ -188,6 +188,7 @@ class Worker:
             traceback.print_exc()
             code = 1
         finally:
+            self.runner.forget_semaphores()
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)

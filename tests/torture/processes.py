@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import multiprocessing
 import os
 import pkgutil
 import signal
@@ -18,7 +19,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from . import shim
 from .shim import Strike, Watch
@@ -35,6 +36,9 @@ ALSO = (
 )
 HANGS_AFTER_S = 60.0
 PR_SET_CHILD_SUBREAPER = 36  # of prctl(2)
+SEMAPHORES = (
+    "torture-"  # how names of semaphores begin, which stay where a command and its tracker are killed
+)
 LOOK_EVERY_S = 0.0005
 Command: TypeAlias = Callable[[], None]  # runs in the child, and ends it by SystemExit, or not at all
 
@@ -148,6 +152,11 @@ class Runner:
         running.wait()
         return running
 
+    def forget_semaphores(self) -> None:
+        """Remove the semaphores of commands that were killed."""
+        for path in Path("/dev/shm").glob(f"sem.{SEMAPHORES}{os.getpid()}-*"):
+            path.unlink(missing_ok=True)
+
     def _be_the_child(self, command: Command, watch: Watch, log: Path) -> None:
         code = 1
         try:
@@ -158,6 +167,8 @@ class Runner:
                 os.dup2(file, stream)
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             sys.modules["__main__"] = types.ModuleType("__main__")  # workers import it
+            this: Any = multiprocessing.current_process()
+            this._config["semprefix"] = f"/{SEMAPHORES}{os.getppid()}"
             os.environ[shim.CONTROL] = str(watch.path)
             shim.arm(self.library, watch.path)
             command()
