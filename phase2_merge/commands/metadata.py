@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from shardmerge.common import canonical_json, owner
+from shardmerge.common import canonical_json, owner, plausible_sizes, regular_files
 from shardmerge.common import reference as references
 from shardmerge.common.errors import CorruptFileError, OutputExistsError
 from shardmerge.common.places import HF_QUANT_CONFIG
@@ -181,16 +181,16 @@ def _read(out: Path, reference: Path | None) -> JsonFiles:
     hf_quant_config = _hf_quant_config(out)
     if reference is None:
         return JsonFiles(config, hf_quant_config)
-    beside = {name: (reference / name).read_bytes() for name in sidecars.names(reference)}
+    beside = {name: sidecars.content(reference, name) for name in sidecars.names(reference)}
     return JsonFiles(config, hf_quant_config, reference_config, beside)
 
 
 def _hf_quant_config(out: Path) -> dict[str, Any] | None:
     """Return hf_quant_config.json, None if there is none. Raises CorruptFileError if it lacks what a merge writes."""
     path = out / HF_QUANT_CONFIG
-    if not path.is_file():
+    if not regular_files.exists(path, out):
         return None
-    content = canonical_json.read_object(path)
+    content = canonical_json.read_object(path, out, plausible_sizes.CONFIG)
     stated = content.get("quantization")
     lacks = {*STATEMENTS} - set(stated) if isinstance(stated, dict) else {"quantization"}
     if lacks or "producer" not in content:

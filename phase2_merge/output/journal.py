@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from shardmerge.common import canonical_json, durable, places, regular_files
-from shardmerge.common.errors import CorruptFileError
+from shardmerge.common.errors import CorruptFileError, LockLostError
 from shardmerge.common.owner import Owner
 from shardmerge.common.places import JOURNAL, NEXT
 
@@ -138,8 +138,8 @@ def _finish(held: Lock) -> None:
         journal.unlink()
         with contextlib.suppress(OSError):  # if it is there after a power loss, what it says is done again
             durable.sync_folder(records)
-    held.confirm()
-    with contextlib.suppress(OSError):  # the next command forgets it, or says why it cannot
+    with contextlib.suppress(OSError, LockLostError):  # everything is done; the next command forgets it
+        held.confirm()
         _forget_leftovers(out, waiting)
 
 

@@ -8,11 +8,10 @@ from typing import Any
 
 import xxhash
 
-from shardmerge.common import canonical_json, durable, places, regular_files
+from shardmerge.common import canonical_json, durable, places
 from shardmerge.common.errors import CorruptFileError
 
 DIGEST = "xxh3_128"  # of everything else in a receipt
-MAX_BYTES = 200_000_000  # twice what the header of a shard may have: both name every tensor once
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +51,7 @@ def read(out: Path, shard: str) -> Receipt | None:
     """Return the receipt of a shard, None if it has none. Raises CorruptFileError."""
     path = places.receipt(out, shard)
     try:
-        facts = canonical_json.decode(regular_files.read(path, out, MAX_BYTES))
-        if not isinstance(facts, dict):
-            raise ValueError("it is not a JSON object")
+        facts = canonical_json.read_object(path, out)
         if facts.pop(DIGEST, None) != _digest(facts):
             raise ValueError("its digest does not fit its content (edited or damaged)")
         return Receipt(**facts)

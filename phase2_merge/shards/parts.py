@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from shardmerge.common import canonical_json, durable, places, regular_files
+from shardmerge.common import canonical_json, durable, places
 from shardmerge.common.errors import BadInputError, CorruptFileError, MissingPartsError
 from shardmerge.common.places import PART_RECORDS
 
@@ -23,7 +23,6 @@ from .adopt import Adoption
 from .final_proof import Seen
 from .plan import Adopted, Assembled, Plan
 
-MAX_BYTES = 64 << 20  # a line for each shard, of which there are at most 99,999
 WRITTEN = re.compile(r"(\d{1,9})/(\d{1,9})")
 
 
@@ -190,7 +189,7 @@ def _all(folder: Path) -> Iterator[tuple[Path, PartRecord]]:
     """Yield all records with their paths, of whatever plan. Raises CorruptFileError."""
     for path in sorted(places.receipts(folder).glob(PART_RECORDS)):
         try:
-            yield path, _record(**canonical_json.decode(regular_files.read(path, folder, MAX_BYTES)))
+            yield path, _record(**canonical_json.read_object(path, folder))
         except FileNotFoundError:  # another part has just removed it
             continue
         except (ValueError, TypeError, AttributeError, KeyError) as error:
@@ -205,6 +204,9 @@ def _record(adoption: dict[str, Any], shards: dict[str, Any], **rest: Any) -> Pa
         if isinstance(one, dict)
     }
     record = PartRecord(adoption=Adoption(**adoption), shards=seen, **rest)
+    counts = [record.adoption.copied_bytes, *record.adoption.by.values()]
+    if not all(type(count) is int for count in counts) or not isinstance(record.checked, bool):
+        raise ValueError("it is not the record of a part")
     if _part(record.part) is None:
         raise ValueError(f"it is of part {record.part!r:.60}")
     return record
