@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -65,6 +65,7 @@ class CheckReport:
     grafted: tuple[str, ...]
     grafted_bytes: int
     drops: dict[str, int]
+    unchecked: tuple[str, ...]
 
     def facts(self) -> dict[str, Any]:
         return asdict(self)
@@ -90,6 +91,7 @@ class CheckReport:
             ),
             *([grafts] if self.grafted else []),
             *corrections.lines(self.corrections),
+            f"Not checked: {'; '.join(self.unchecked)}.",
             *warning_lines(self.warnings),
         ]
 
@@ -198,11 +200,21 @@ def check_report(proof: Proof, verification: Verification) -> CheckReport:
         warnings=proof.warnings,
         corrections=proof.corrections,
         grafted=tuple(sorted(name for file in proof.ledger.grafted for name in file.names)),
+        unchecked=tuple(_unchecked(proof, verification)),
         drops=dict(sum((Counter(head.manifest.drops) for head in proof.ledger.heads), Counter())),
         grafted_bytes=sum(
             tensor.end - tensor.begin for file in proof.ledger.grafted for tensor in file.placed
         ),
     )
+
+
+def _unchecked(proof: Proof, verification: Verification) -> Iterator[str]:
+    """Yield in words what was not looked at."""
+    if verification == "size":
+        yield "the bytes of tensors"
+    if proof.ledger.rows.written.all():
+        yield "whether other ranks hold the same replicas (the dump recorded none: --check-replicas)"
+    yield "what config.json says that shows in no shape or dtype"
 
 
 def merge_report(plan: Plan, check: CheckReport, out: str, *, dry_run: bool) -> MergeReport:
