@@ -151,8 +151,8 @@ class MergeReport:
             lines.append(f"{self.kept_shards:,} shards were finished by an earlier attempt, and kept.")
         if self.reread.shards:
             lines.append(
-                f"{self.reread.shards:,} shards that others wrote, or that changed, were read again: "
-                f"{show(self.reread.num_bytes)} in {self.reread.seconds:.1f} s."
+                f"{len(self.reread.shards):,} shards that others wrote, or that changed, were read again, "
+                f"{show(self.reread.num_bytes)} in {self.reread.seconds:.1f} s: {_first(self.reread.shards)}."
             )
         if self.dry_run:
             lines += [f"  {name}  {show(size)}" for name, size in self.largest_shards]
@@ -206,6 +206,12 @@ def check_report(proof: Proof, verification: Verification) -> CheckReport:
             tensor.end - tensor.begin for file in proof.ledger.grafted for tensor in file.placed
         ),
     )
+
+
+def _first(names: Sequence[str]) -> str:
+    """Return some names, and how many there are besides."""
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _unchecked(proof: Proof, verification: Verification) -> Iterator[str]:

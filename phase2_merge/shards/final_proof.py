@@ -58,21 +58,18 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Reread:
-    """How many shards were read again, their bytes, and how long it took."""
+    """The names of shards that were read again, their bytes, and how long it took."""
 
-    shards: int
+    shards: tuple[str, ...]
     num_bytes: int
     seconds: float
 
     def __add__(self, other: Reread) -> Reread:
-        return Reread(
-            self.shards + other.shards,
-            self.num_bytes + other.num_bytes,
-            round(self.seconds + other.seconds, 3),
-        )
+        seconds = round(self.seconds + other.seconds, 3)
+        return Reread(self.shards + other.shards, self.num_bytes + other.num_bytes, seconds)
 
 
-NOTHING_REREAD = Reread(0, 0, 0.0)
+NOTHING_REREAD = Reread((), 0, 0.0)
 UNFIT = "has no receipt that fits"
 
 
@@ -218,7 +215,7 @@ def read_again(
             del seen[one.name]
             wrong.append(f"{one.name} is not what its receipt says{one.reason and f': {one.reason}'}")
     num_bytes = sum(planned(plan, shard).num_bytes for shard in shards)
-    took = Reread(len(shards), num_bytes, round(time.monotonic() - began, 3))
+    took = Reread(tuple(shard.name for shard in shards), num_bytes, round(time.monotonic() - began, 3))
     return Proven(seen, tuple(wrong), took)
 
 
