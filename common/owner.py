@@ -17,6 +17,10 @@ from pathlib import Path
 from typing import Any
 
 TOKEN_BYTES = 8
+HIDDEN = (
+    -1
+)  # in place of when a process started: there is one, but of another user, and the kernel shows no more
+MAX_PROCESS = 1 << 22  # PID_MAX_LIMIT of Linux
 START_TIME = 19  # field 22 of /proc/PID/stat, counted behind the name of the program; see proc(5)
 
 
@@ -25,7 +29,9 @@ class State(Enum):
 
     RUNS = "runs"
     ENDED = "ended"
-    UNKNOWN = "unknown"  # it is on another host, or in another container of this host
+    UNKNOWN = (
+        "unknown"  # it is on another host, in another container, or the kernel hides it (hidepid, proc(5))
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +70,14 @@ class Owner:
         me = here("")
         if (self.host, self.machine) != (me.host, me.machine):
             return State.UNKNOWN
-        if self.boot != me.boot:
-            return State.ENDED
+        if self.boot != me.boot:  # started again, or another container host where both bear one name
+            return State.ENDED if self.machine else State.UNKNOWN
         if self.namespace != me.namespace:
             return State.UNKNOWN
-        return State.RUNS if _started(self.process) == self.started else State.ENDED
+        started = _started(self.process)
+        if started == HIDDEN:
+            return State.UNKNOWN
+        return State.RUNS if started == self.started else State.ENDED
 
     def is_this_process(self) -> bool:
         """Whether it is the process that asks."""
@@ -142,7 +151,10 @@ def _namespace() -> str:
 
 
 def _started(process: int) -> int | None:
-    """Return when a process started, in ticks of the kernel. None if there is none, or only what is left of one."""
+    """Return when a process started, in ticks of the kernel. None if there is none, or only what is left of one.
+
+    HIDDEN if there is one that the kernel does not show. 0 for one that exists, where it never tells.
+    """
     try:
         after_name = (
             Path(f"/proc/{process}/stat")
@@ -151,16 +163,20 @@ def _started(process: int) -> int | None:
             .split()
         )
     except OSError:
-        return None if os.path.isdir("/proc/self") else _exists(process)
+        if not _exists(process):
+            return None
+        return HIDDEN if os.path.isdir("/proc/self") else 0
     return None if after_name[0] in "ZX" else int(after_name[START_TIME])
 
 
-def _exists(process: int) -> int | None:
-    """Return 0 for a process that exists, where the kernel does not tell when it started."""
+def _exists(process: int) -> bool:
+    """Whether there is a process of this id, whoever it belongs to."""
+    if not 0 < process <= MAX_PROCESS:
+        return False
     try:
         os.kill(process, 0)
     except ProcessLookupError:
-        return None
+        return False
     except PermissionError:
-        return 0
-    return 0
+        return True
+    return True

@@ -28,6 +28,7 @@ from shardmerge.common.owner import Owner, State
 
 NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}  # a file system that cannot lock
 RECORD_BYTES = 1 << 16
+RECORD_SUFFIX = ".json"
 SOMEBODY = "another process"
 
 
@@ -39,7 +40,7 @@ class Lock:
         folder: OUT.partial or OUT, as it was called when it was locked.
         owner: This process.
         records: The folder of all owners' records, open: it stays the same when its path changes.
-        left: Records in it of owners that have ended without removing them.
+        left: Records in it of owners that have ended without removing them, and those that --break-lock took away.
     """
 
     folder: Path
@@ -53,6 +54,10 @@ class Lock:
             os.close(os.open(_name(self.owner), os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self.records))
         except FileNotFoundError:
             raise LockLostError(str(self.folder)) from None
+
+    def left_tokens(self) -> frozenset[str]:
+        """Return the tokens of the owners that left records, or had them taken away by --break-lock just now."""
+        return frozenset(name.removesuffix(RECORD_SUFFIX) for name in self.left)
 
     def forget_ended(self) -> None:
         """Remove what owners left that have ended, once whatever they left unfinished was looked after."""
@@ -205,6 +210,7 @@ def _ended(
         state = _state(other, me, works=works)
         if break_lock and state is State.UNKNOWN and _excludes(me, other):
             os.unlink(name, dir_fd=records)  # at once: its owner, if it still runs, must see that it is gone
+            ended.append(name)
         elif state is State.ENDED:
             ended.append(name)
         elif _excludes(me, other):
@@ -246,4 +252,4 @@ def _record(path: Path, folder: Path) -> Owner | None:
 
 
 def _name(of: Owner) -> str:
-    return f"{of.token}.json"
+    return f"{of.token}{RECORD_SUFFIX}"

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 from shardmerge.common import canonical_json, durable, places
 from shardmerge.common.command.talk import say
-from shardmerge.common.errors import BadInputError, OutputExistsError
+from shardmerge.common.errors import BadInputError, CorruptFileError, OutputExistsError
 from shardmerge.common.owner import Owner
 
 from . import lock
@@ -107,7 +107,8 @@ def commit(held: Lock, out: Path, facts: Mapping[str, Any]) -> tuple[str, ...]:
     held.confirm()
     refuse_existing(out)
     try:
-        durable.write_file(places.commit(partial), canonical_json.encode(facts))
+        who = {"owner": held.owner.token}
+        durable.write_file(places.commit(partial), canonical_json.encode({**facts, **who}))
         partial.rename(out)
     except BaseException as error:
         places.commit(partial).unlink(missing_ok=True)
@@ -152,13 +153,23 @@ def _ours(partial: Path) -> bool:
 def _refuse_published(held: Lock) -> None:
     """Raise OutputExistsError for a published checkpoint that is called OUT.partial. Call it under its lock.
 
-    One whose merge was killed between commit record and rename is not published: its owner's record is still there.
+    One whose merge was killed between commit record and rename is not published: the record of that owner is still
+    there. What others left, such as a `metadata` that was killed later, does not count.
     """
     record = places.commit(held.folder)
-    if record.exists():
-        if not held.left:
+    if os.path.lexists(record):
+        if _committed_by(record, held.folder) not in held.left_tokens():
             raise OutputExistsError(
                 str(held.folder), "it is a checkpoint that was published, not an unfinished one"
             )
         record.unlink()
         durable.sync_folder(record.parent)
+
+
+def _committed_by(record: Path, folder: Path) -> str | None:
+    """Return the token of the owner who wrote a commit record, None if it does not tell."""
+    try:
+        token = canonical_json.read_object(record, folder).get("owner")
+    except (ValueError, CorruptFileError):
+        return None
+    return token if isinstance(token, str) else None
