@@ -17,8 +17,12 @@ MIB, GIB = 1 << 20, 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class Plausible:
-    """A file of this kind has at most `floor_bytes` and the bytes of all weights beside it, and never more than
-    `ceiling_bytes`."""
+    """How large a file of one kind can be.
+
+    Attributes:
+        floor_bytes: So many bytes are plausible beside any weights. Beside large ones, as many more as those have.
+        ceiling_bytes: More are never plausible.
+    """
 
     floor_bytes: int
     ceiling_bytes: int
@@ -29,6 +33,9 @@ class Plausible:
         Args:
             path: The file. It need not be there.
             weights: The folder of the safetensors files that it speaks of. None for what speaks of none.
+
+        Returns:
+            The largest size that is plausible.
         """
         if weights is None or _num_bytes(path) <= self.floor_bytes:
             return self.floor_bytes

@@ -22,10 +22,9 @@ KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-
-
+# what to do, for messages
 PUT_BACK = "Put the file there that belongs there."
-TAKE_IT_IN = "Put the file itself in place of the link."
+REPLACE_LINK = "Put the file itself in place of the link."
 
 
 def open_for_reading(path: Path, root: Path) -> int:
@@ -133,7 +132,9 @@ def located(path: Path, root: Path) -> Path:
     allowed = [base, base.parents[1] / BLOBS] if base.parent.name == SNAPSHOTS else [base]
     if not any(real.is_relative_to(folder) for folder in allowed):
         raise CorruptFileError(
-            str(path), f"it is reached by a symbolic link that leads out of {root}, to {real}", do=TAKE_IT_IN
+            str(path),
+            f"it is reached by a symbolic link that leads out of {root}, to {real}",
+            do=REPLACE_LINK,
         )
     return real
 

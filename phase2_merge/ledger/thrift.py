@@ -11,20 +11,10 @@ from typing import Any, TypeAlias
 
 from shardmerge.common.manifest import require
 
-STOP, TRUE, FALSE, BYTE, I16, I32, I64, DOUBLE, BINARY, LIST, SET, STRUCT = (
-    0,
-    1,
-    2,
-    3,
-    4,
-    5,
-    6,
-    7,
-    8,
-    9,
-    10,
-    12,
-)
+# types of fields, by the numbers of the protocol
+STOP, TRUE, FALSE, BYTE = 0, 1, 2, 3
+I16, I32, I64, DOUBLE = 4, 5, 6, 7
+BINARY, LIST, SET, STRUCT = 8, 9, 10, 12
 INTEGERS = (I16, I32, I64)
 SIZES = {BYTE: 1, DOUBLE: 8}
 MAX_DEPTH = 12  # of structs and lists; Parquet has eight

@@ -20,11 +20,7 @@ from shardmerge.common.owner import Owner
 from . import lock
 from .lock import Lock
 
-APPEARED = {
-    errno.ENOTEMPTY,
-    errno.EEXIST,
-    errno.ENOTDIR,
-}  # what renaming a folder to a name says that is taken
+APPEARED = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}  # what renaming a folder says if the name is taken
 STAYS = "Nothing was published. What was written stays in {}: the same command goes on from there."
 
 
@@ -77,7 +73,7 @@ def _not_published(out: Path, partial: Path) -> Iterator[None]:
         yield
     except OutputExistsError:
         if out.exists() and not places.receipts(partial).exists():
-            with contextlib.suppress(OSError):  # it is somebody's, or gone
+            with contextlib.suppress(OSError):  # another process uses it, or removed it
                 places.owners(partial).rmdir()
                 places.lock(partial).unlink()
                 places.records(partial).rmdir()
@@ -136,9 +132,7 @@ def _make(partial: Path, out: Path) -> None:
         raise OutputExistsError(str(partial), "it exists, and no merge of shardmerge made it")
     durable.make_folder(partial.parent)
     partial.mkdir(exist_ok=True)
-    with contextlib.suppress(
-        FileNotFoundError
-    ):  # it was renamed just now: the lock is not there, and we come again
+    with contextlib.suppress(FileNotFoundError):  # it was renamed just now; `lock` then calls this again
         places.records(partial).mkdir(exist_ok=True)
 
 
@@ -156,7 +150,7 @@ def _refuse_published(held: Lock) -> None:
     """
     record = places.commit(held.folder)
     if record.exists():
-        if not held.left:
+        if not held.ended:
             raise OutputExistsError(
                 str(held.folder), "it is a checkpoint that was published, not an unfinished one"
             )
