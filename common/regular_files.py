@@ -1,7 +1,8 @@
 """Opens files of a folder that somebody else may have filled: regular files of a plausible size, inside that folder.
 
 A FIFO would wait for ever, a device answers without end, and a symbolic link may lead anywhere. A link is followed only
-if it stays inside the folder that was given, or leads from a snapshot of the Hugging Face cache to its blobs.
+if it stays inside the folder that was given, or leads from a snapshot of the Hugging Face cache to its blobs. Must not
+know what a file holds.
 """
 
 from __future__ import annotations

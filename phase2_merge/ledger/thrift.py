@@ -1,7 +1,8 @@
 """Reads structs of thrift's compact protocol, in which Parquet describes itself: strictly, and without a schema.
 
 A field is known by its number and its type, as generated readers pass over a field of another type than they expect.
-Where they take the last of two fields with one number, this one refuses both: nobody writes them.
+Where they take the last of two fields with one number, this one refuses both: nobody writes them. Must not know
+Parquet.
 Source: apache/thrift, doc/specs/thrift-compact-protocol.md.
 """
 

@@ -22,13 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from shardmerge.common import canonical_json, durable, owner, places, regular_files
+from shardmerge.common import canonical_json, durable, owner, places, plausible_sizes, regular_files
 from shardmerge.common.command.talk import say
 from shardmerge.common.errors import CorruptFileError, LockLostError, OutputLockedError
 from shardmerge.common.owner import Owner, State
 
 NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}  # a file system that cannot lock
-RECORD_BYTES = 1 << 16
 SOMEBODY = "another process"
 
 
@@ -49,7 +48,10 @@ class Lock:
     ended: tuple[str, ...]
 
     def confirm(self) -> None:
-        """Look whether the lock is still ours, before anything is published or removed. Raises LockLostError."""
+        """Look whether our record is still there. Call it before anything is published or removed.
+
+        Raises LockLostError.
+        """
         try:
             os.close(os.open(_name(self.owner), os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self.records))
         except FileNotFoundError:
@@ -241,7 +243,8 @@ def _others(folder: Path) -> list[Owner | None]:
 def _record(path: Path, folder: Path) -> Owner | None:
     """Return the owner of a record, None for one that is not whole, or gone."""
     try:
-        return owner.of_json(canonical_json.decode(regular_files.read(path, folder, RECORD_BYTES)))
+        data = regular_files.read(path, folder, plausible_sizes.OWNER.limit(path))
+        return owner.of_json(canonical_json.decode(data))
     except (ValueError, CorruptFileError, FileNotFoundError):
         return None
 

@@ -1,6 +1,7 @@
 """How an output appears: built in OUT.partial beside it under a lock, made durable, renamed once.
 
-Whoever looks sees no OUT or a finished one. What a crash leaves, and who finishes it, stands in `output/__init__`.
+Whoever looks sees no OUT or a finished one. What a crash leaves, and who finishes it, stands in `output/__init__`. Must
+not know what an output holds.
 """
 
 from __future__ import annotations
