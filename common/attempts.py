@@ -9,12 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import canonical_json, owner, regular_files
+from . import canonical_json, owner, plausible_sizes, regular_files
 from .errors import CorruptFileError
 from .owner import Owner, State
 from .places import OWNER, RANK_PARTIAL
-
-MAX_RECORD_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +61,9 @@ def is_own_folder(path: Path) -> bool:
 
 
 def _owner(folder: Path) -> Owner | None:
+    path = folder / OWNER
     try:
-        record = canonical_json.decode(regular_files.read(folder / OWNER, folder, MAX_RECORD_BYTES))
+        record = canonical_json.decode(regular_files.read(path, folder, plausible_sizes.OWNER.limit(path)))
         return owner.of_json(record)
     except (OSError, ValueError, CorruptFileError):  # whatever is there instead, it names nobody
         return None

@@ -1,6 +1,7 @@
 """JSON as shardmerge writes and reads it: sorted keys, a newline at the end, duplicate keys refused.
 
-What is read may be of anybody: no text is so deep or so long that it does anything but raise ValueError.
+What is read may come from anybody: a text that is too deep or too long raises ValueError, as all other bad JSON does.
+Must not know what an object means.
 """
 
 from __future__ import annotations

@@ -14,10 +14,9 @@ from pathlib import Path
 
 from . import places
 
-WRITE_BYTES = (
-    256 << 10
-)  # of one call: for larger ones Linux 6.18 looks for large folios, which took 5 times as long
-WRITEBACK_BYTES = 8 << 20
+# of one call: for larger ones Linux 6.18 looks for large folios, which took 5 times as long
+WRITE_BYTES = 256 << 10
+WRITEBACK_BYTES = 8 << 20  # written since the kernel was last asked to start
 
 
 def write_file(path: Path, data: bytes) -> None:

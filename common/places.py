@@ -51,14 +51,8 @@ SIDECARS = (
     "spiece.model", "tekken.json", "tokenizer.json", "tokenizer.model*", "tokenizer_config.json",
     "video_preprocessor_config.json", "vocab.json", "vocab.txt", "*.tiktoken",
 )  # fmt: skip
-NEVER_SIDECARS = (
-    ".safetensors",
-    ".index.json",
-    ".bin",
-    ".pt",
-    ".pth",
-    ".gguf",
-)  # weights, whatever they are called
+# weights, whatever they are called
+NEVER_SIDECARS = (".safetensors", ".index.json", ".bin", ".pt", ".pth", ".gguf")
 MODULE = re.compile(r"\w+\.py")  # of Python, which config.json may name
 
 # ---- OUT
@@ -105,7 +99,7 @@ def rank_name(rank: int) -> str:
 
 
 def rank_partial(dump: Path, rank: int, token: str) -> Path:
-    """Return the folder of an attempt at a rank: whose `token` it is builds the rank in it.
+    """Return the folder of an attempt at a rank, in which the owner of `token` builds the rank.
 
     Args:
         dump: The dump.

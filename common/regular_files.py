@@ -1,7 +1,8 @@
 """Opens files of a folder that somebody else may have filled: regular files of a plausible size, inside that folder.
 
 A FIFO would wait for ever, a device answers without end, and a symbolic link may lead anywhere. A link is followed only
-if it stays inside the folder that was given, or leads from a snapshot of the Hugging Face cache to its blobs.
+if it stays inside the folder that was given, or leads from a snapshot of the Hugging Face cache to its blobs. Must not
+know what a file holds.
 """
 
 from __future__ import annotations
@@ -22,10 +23,9 @@ KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-
-
+# what to do, for messages
 PUT_BACK = "Put the file there that belongs there."
-TAKE_IT_IN = "Put the file itself in place of the link."
+REPLACE_LINK = "Put the file itself in place of the link."
 
 
 def open_for_reading(path: Path, root: Path) -> int:
@@ -133,7 +133,9 @@ def located(path: Path, root: Path) -> Path:
     allowed = [base, base.parents[1] / BLOBS] if base.parent.name == SNAPSHOTS else [base]
     if not any(real.is_relative_to(folder) for folder in allowed):
         raise CorruptFileError(
-            str(path), f"it is reached by a symbolic link that leads out of {root}, to {real}", do=TAKE_IT_IN
+            str(path),
+            f"it is reached by a symbolic link that leads out of {root}, to {real}",
+            do=REPLACE_LINK,
         )
     return real
 

@@ -30,8 +30,6 @@ SET = click.option(
     multiple=True,
     help="Correct facts.KEY of the dump, config.KEY or quantization.KEY; recorded. May be given several times.",
 )
-
-
 BREAK_LOCK = click.option(
     "--break-lock",
     is_flag=True,

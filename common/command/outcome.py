@@ -25,7 +25,7 @@ INTERRUPTED = 130
 TERMINATED = 143
 FAILED = 1
 HELP = {"help_option_names": ["-h", "--help"]}  # context settings of every command, however it is reached
-STANDS = "Everything else was done, and what was found out is said above."
+REST_IS_DONE = "Everything else was done, and what was found out is said above."
 DEFECT = "This is a defect of shardmerge. Please report it with the lines above."
 
 
@@ -83,7 +83,7 @@ def reported(
             files[report_path(report)] = canonical_json.readable(end.facts, indent=2)
         not_written = [error for path, data in files.items() if (error := _error_of_writing(path, data))]
         for error in not_written:
-            click.echo(printable.lines(f"Error: {error}. {STANDS}"), err=True)
+            click.echo(printable.lines(f"Error: {error}. {REST_IS_DONE}"), err=True)
         click.get_current_context().exit(end.exit_code or (FAILED if not_written else 0))
 
     return command

@@ -1,4 +1,7 @@
-"""SIGTERM as an exception, as Python has it for Ctrl-C: a command that a scheduler ends can say what it leaves."""
+"""SIGTERM as an exception, as Python has it for Ctrl-C: a command that a scheduler ends can say what it leaves.
+
+Must not know any command, nor its exit code.
+"""
 
 from __future__ import annotations
 

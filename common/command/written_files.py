@@ -1,6 +1,7 @@
 """Writes a file that the user named, such as a report: a regular file as a whole, and into whatever else is there.
 
 A device, a FIFO and what the output is redirected to are written to, never replaced, and a symbolic link is followed.
+Must not know what the file holds.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Which characters may reach a terminal, and how all others are shown: text that somebody else wrote is never trusted.
 
 A terminal obeys control characters, a line feed fakes a line of ours, and marks of direction turn text around. Names
-that hold any of them are refused where they are read. What comes by another way is shown escaped.
+that hold any of them are refused where they are read. What comes by another way is shown escaped. Must not know what a
+text says, nor who wrote it.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 Several processes may try the same rank at the same time: a job that was started twice, a launcher that restarts a rank
 whose process still hangs. Each writes into a folder of its own, `.rank-NNNNN.TOKEN.partial`, and nobody touches the
-folder of another whose process may still run. Only names that this project creates are ever removed.
+folder of another whose process may still run. Only names that this project creates are ever removed. Must not know
+what a rank writes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Rectangles in a tensor whose bytes pass in order: which bands it has, and what of a piece falls into one.
 
 A tensor is written and read in bands. What a piece has in a band is one run of the piece's own bytes, so every piece
-passes front to back and can be hashed on the way. Opens no file.
+passes front to back and can be hashed on the way. Must not open a file.
 """
 
 from __future__ import annotations

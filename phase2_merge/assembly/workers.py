@@ -1,7 +1,7 @@
 """Runs one task for each shard on any `concurrent.futures.Executor`, and stops all of them if one fails.
 
-Workers import this module: no Arrow, no ledger. The pool is torn down before anybody removes the folder that its
-processes write to.
+Workers import this module, which must know neither Arrow nor ledger. A pool has ended before the lock of the output is
+free: its processes never write beside those of the next merge.
 """
 
 from __future__ import annotations
@@ -50,7 +50,6 @@ class WrittenShard:
     name: str
     num_bytes: int
     cloned_bytes: int
-    header_xxh3_128: str
     receipt_digest: str
     stamp: Stamp
 
@@ -110,7 +109,6 @@ def write_shard(task: ShardTask, folder: Path, staging_bytes: int) -> WrittenSha
         name=task.name,
         num_bytes=receipt.num_bytes,
         cloned_bytes=cloned_bytes,
-        header_xxh3_128=receipt.header_xxh3_128,
         receipt_digest=receipts.digest(receipt),
         stamp=stamp(folder / task.name),
     )
@@ -123,7 +121,7 @@ def follow_parent() -> None:
     def end_with_parent() -> None:
         if parent := multiprocessing.parent_process():
             parent.join()
-            os._exit(1)  # what it wrote has a temporary name; nobody is there to hear of it
+            os._exit(1)  # what it was writing has a temporary name, and nobody is there to hear of it
 
     threading.Thread(target=end_with_parent, daemon=True).start()
 

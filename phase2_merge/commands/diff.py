@@ -22,9 +22,8 @@ from ..ledger.names import grouped, layer_of
 from ..ledger.rank_directories import discover
 from . import records
 
-Place: TypeAlias = tuple[
-    str, tuple[int, ...], tuple[int, ...], tuple[int, ...]
-]  # dtype, whole, offset, shape
+# dtype, global_shape, global_offset, local_shape
+Place: TypeAlias = tuple[str, tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 Tensors: TypeAlias = Mapping[str, frozenset[tuple[Place, str]]]
 
 

@@ -52,18 +52,18 @@ def inspect(path: str | Path) -> Inspection:
             f"{path} holds no rank of a dump and no checkpoint", "Give what a dump or a merge wrote."
         )
     return Inspection(
-        str(path),
-        "dump",
-        {},
-        {},
-        Ranks(0, (), rest.writers, rest.failed),
-        0,
-        0,
-        {},
-        {},
-        {},
-        (),
-        rest.problems,
+        path=str(path),
+        kind="dump",
+        head={},
+        topology={},
+        ranks=Ranks(writers=rest.writers, failed=rest.failed),
+        num_tensors=0,
+        num_rectangles=0,
+        bytes_by_dtype={},
+        sizes={},
+        drops={},
+        layers=(),
+        problems=rest.problems,
     )
 
 

@@ -103,14 +103,14 @@ def merge(
         _describe(proof, plan, report, held.folder)
         resume.forget_temporary(held)
         report = replace(report, reread=written.reread + _prove(plan, held.folder, written, options))
-        late = commit(held, out, {"schema_version": 1, "plan_digest": plan.digest})
-        report = replace(report, late_warnings=late)
+        warnings = commit(held, out, {"schema_version": 1, "plan_digest": plan.digest})
+        report = replace(report, late_warnings=warnings)
     stages.end("publishing")
     return finished(report, stages)
 
 
 def _write(plan: Plan, held: Lock, options: AssemblyOptions, stages: Stages) -> Written:
-    """Write all shards but those that a killed merge had finished."""
+    """Write all shards but those that an earlier attempt finished."""
     resume.clear(held, plan)
     return run.write(plan, plan.shards, held, options, stages.end)
 
@@ -124,11 +124,10 @@ def _gather(plan: Plan, held: Lock, options: AssemblyOptions, stages: Stages) ->
     recorded = tuple(parts.records(held.folder, plan, check=options.check))
     parts.require(plan, recorded)
     adopted = {shard.name for shard in plan.adopted}
-    told = {name: one for record in recorded for name, one in record.shards.items()}
-    proven = final_proof.prove(
-        plan, held.folder, {name: one for name, one in told.items() if name in adopted}, options
-    )
-    parts.require(plan, recorded, proven.wrong or parts.unlike(proven.seen, told))
+    by_name = {name: seen for record in recorded for name, seen in record.shards.items()}
+    verified = {name: seen for name, seen in by_name.items() if name in adopted}
+    proven = final_proof.prove(plan, held.folder, verified, options)
+    parts.require(plan, recorded, proven.wrong or parts.unlike(proven.seen, by_name))
     resume.clear(held, plan, keep_parts=True)
     stages.end("gathering")
     adoption = together(record.adoption for record in recorded)

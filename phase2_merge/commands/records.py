@@ -1,7 +1,7 @@
 """What an output's own records say of its shards, for commands that look: is all of it there, and what were its bytes?
 
 A folder without records is not ours, which is not a fault. One that has some of them must have all: a proof of a part
-of the tensors would pass for one of all.
+of the tensors would pass for one of all. Must not judge shards: whoever calls it has read their headers.
 """
 
 from __future__ import annotations

@@ -268,12 +268,8 @@ def _check_records(directory: Directory) -> Findings:
     return records.check(directory.path, directory.shards)
 
 
-CHECKS = (
-    _check_index,
-    _check_quantization,
-    _check_config,
-    _check_records,
-)  # all run, and everything that they find is reported
+# All run, and everything that they find is reported, in this order.
+CHECKS = (_check_index, _check_quantization, _check_config, _check_records)
 
 
 # ---- bytes ----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,7 @@
-"""Which file lies at a path, and since when it is as it is: enough to see that somebody replaced or changed it."""
+"""Which file lies at a path, and since when it is as it is: enough to see that somebody replaced or changed it.
+
+Must not know what a change means.
+"""
 
 from __future__ import annotations
 

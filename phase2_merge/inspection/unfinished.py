@@ -38,26 +38,28 @@ class Unfinished:
 
 def unfinished(dump: Path) -> Unfinished:
     """Return what a dump holds besides its complete ranks. Raises OSError if it cannot be listed."""
-    found = attempts(dump)
+    all_attempts = attempts(dump)
     writers: dict[int, str] = {}
-    for attempt in found:
+    for attempt in all_attempts:
         if attempt.state() is not State.ENDED and not _is_complete(dump, attempt.rank):
             others = [writers[attempt.rank]] if attempt.rank in writers else []
-            writers[attempt.rank] = "; ".join([*others, _told(attempt)])
+            writers[attempt.rank] = "; ".join([*others, _described(attempt)])
     failed = {
         int(match[1]): reason(entry)
         for entry in sorted(dump.iterdir())
         if (match := RANK_FAILED.fullmatch(entry.name))
     }
-    return Unfinished(writers, failed, tuple(_remains(dump, found)))
+    return Unfinished(writers, failed, tuple(_remains(dump, all_attempts)))
 
 
-def _told(attempt: Attempt) -> str:
+def _described(attempt: Attempt) -> str:
+    """Return who attempts, and whether that can be known."""
     return f"{attempt}{'' if attempt.state() is State.RUNS else ', which may have ended: it cannot be seen from here'}"
 
 
-def _remains(dump: Path, found: list[Attempt]) -> Iterator[str]:
-    for attempt in found:
+def _remains(dump: Path, all_attempts: list[Attempt]) -> Iterator[str]:
+    """Yield a sentence for each folder of an attempt that has ended, or whose rank is complete all the same."""
+    for attempt in all_attempts:
         folder = attempt.folder.name
         if attempt.state() is State.ENDED:
             yield (
@@ -65,7 +67,7 @@ def _remains(dump: Path, found: list[Attempt]) -> Iterator[str]:
                 "next dump of this rank removes it"
             )
         elif _is_complete(dump, attempt.rank):
-            yield f"rank {attempt.rank} is complete, and {folder} beside it belongs to {_told(attempt)}"
+            yield f"rank {attempt.rank} is complete, and {folder} beside it belongs to {_described(attempt)}"
 
 
 def _is_complete(dump: Path, rank: int) -> bool:

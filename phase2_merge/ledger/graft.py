@@ -42,7 +42,7 @@ class GraftedFile:
 
 
 def graft(reference: Reference, patterns: Sequence[str]) -> tuple[GraftedFile, ...]:
-    """Return the files of the reference that hold tensors of these names, and reads the bytes of these tensors once.
+    """Find the files of the reference that hold tensors of these names, and read the bytes of these tensors once.
 
     In a pattern `*`, `?` and `[...]` mean what they mean in file names. Raises BadInputError for a pattern that no
     tensor's name fits, CorruptFileError, OSError.

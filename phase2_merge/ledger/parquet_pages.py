@@ -1,10 +1,10 @@
 """Is a Parquet file one whose pages cannot grow? Looked at before Arrow sees it, and no number in it is believed.
 
-Arrow allocates what the header of a page announces, a compressed page of a few bytes may become gigabytes, and there
-are ends of files that abort the process when pyarrow is asked for a column of theirs. So no page may be compressed,
+Arrow allocates what the header of a page announces, a compressed page of a few bytes may become gigabytes, and some
+damaged ends of files make Arrow abort the whole process when a column is read. So no page may be compressed,
 each must lie in the file with as many values as its bytes can hold, and all pages of a column together must have the
 rows of the table. What repeats a value, the runs of dictionary indices, is then bounded by the rows, and these by a
-column that has 16 bytes for each.
+column that has 16 bytes for each. Must not know what a column means.
 Source: apache/parquet-format, parquet.thrift and Encodings.md.
 """
 

@@ -1,6 +1,7 @@
 """What a published output records of its merge, read back: ledger.parquet, plan.json and report.json.
 
-Together they say enough to write everything but the shards again. Opens no shard, and needs no dump.
+Together they say enough to write everything but the shards again. Needs no dump, and must not read a shard but for the
+eight bytes that say how long its header is.
 """
 
 from __future__ import annotations

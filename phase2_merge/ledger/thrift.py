@@ -1,7 +1,8 @@
 """Reads structs of thrift's compact protocol, in which Parquet describes itself: strictly, and without a schema.
 
 A field is known by its number and its type, as generated readers pass over a field of another type than they expect.
-Where they take the last of two fields with one number, this one refuses both: nobody writes them.
+Where they take the last of two fields with one number, this one refuses both: nobody writes them. Must not know
+Parquet.
 Source: apache/thrift, doc/specs/thrift-compact-protocol.md.
 """
 
@@ -11,20 +12,10 @@ from typing import Any, TypeAlias
 
 from shardmerge.common.manifest import require
 
-STOP, TRUE, FALSE, BYTE, I16, I32, I64, DOUBLE, BINARY, LIST, SET, STRUCT = (
-    0,
-    1,
-    2,
-    3,
-    4,
-    5,
-    6,
-    7,
-    8,
-    9,
-    10,
-    12,
-)
+# types of fields, by the numbers of the protocol
+STOP, TRUE, FALSE, BYTE = 0, 1, 2, 3
+I16, I32, I64, DOUBLE = 4, 5, 6, 7
+BINARY, LIST, SET, STRUCT = 8, 9, 10, 12
 INTEGERS = (I16, I32, I64)
 SIZES = {BYTE: 1, DOUBLE: 8}
 MAX_DEPTH = 12  # of structs and lists; Parquet has eight

@@ -30,8 +30,8 @@ the lock, since the owner of the record in it has ended; it says so, and goes on
 owner on another host, of which nobody can say from here whether it has ended, is named instead, and --break-lock takes
 the lock from it. In 6 or 7 OUT is whole, and the next `metadata` or `merge` of OUT removes what is left.
 
-A folder that is called OUT.partial and holds a commit record, but not the record of the owner whom that names, is a
-checkpoint that was published under that name, and is left alone.
+A folder that is called OUT.partial and holds a commit record, but no record of a merge that ended while it built it, is
+a checkpoint that was published, and is left alone.
 
 **`metadata` changes OUT**, as does a merge whose OUT is published already (`journal`). Both begin by locking OUT, by
 finishing what a journal says, and by removing .shardmerge/next/. Then:

@@ -3,7 +3,7 @@
 New files are prepared in OUT/.shardmerge/next, then the journal names them. Before the journal nothing has changed.
 After it each file is old or new, never half, until the journal goes: if that is interrupted, the next `metadata` or
 `merge` of OUT finishes it, and commands that only read say so. Shards are never replaced. The whole order stands in
-`output/__init__`.
+`output/__init__`. Must not know what the files say.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TextIO
 
-from shardmerge.common import canonical_json, durable, places, regular_files
+from shardmerge.common import canonical_json, durable, places, plausible_sizes, regular_files
 from shardmerge.common.errors import CorruptFileError, LockLostError
 from shardmerge.common.owner import Owner
 from shardmerge.common.places import JOURNAL, NEXT
@@ -25,8 +25,9 @@ from shardmerge.common.places import JOURNAL, NEXT
 from . import lock
 from .lock import Lock
 
-JOURNAL_BYTES = 1 << 20
 REPORT = f"{places.RECORDS}/{places.REPORT}"
+METADATA, MERGE_AGAIN = "a rewriting of metadata", "a merge into what was published before"
+TASKS = (METADATA, MERGE_AGAIN)  # what owners of the lock of a published output do
 INTERRUPTED = (
     "a `shardmerge metadata` of {out} was interrupted: some JSON files are old and some new; "
     "run `shardmerge metadata {out}` to finish it"
@@ -164,7 +165,9 @@ def _is_temporary(name: str) -> bool:
 def _read(journal: Path, out: Path) -> tuple[list[str], list[str]]:
     """Return the names of the files that are replaced, and of those that are deleted. Raises CorruptFileError."""
     try:
-        content = canonical_json.decode(regular_files.read(journal, out, JOURNAL_BYTES))
+        content = canonical_json.decode(
+            regular_files.read(journal, out, plausible_sizes.JOURNAL.limit(journal))
+        )
         return _names(content["replace"]), _names(content["remove"])
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptFileError(str(journal), str(error)) from None

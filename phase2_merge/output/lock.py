@@ -1,12 +1,13 @@
 """The lock of an output: one for each, whatever its folder is called at the moment, held by everyone who writes there.
 
 It has two halves. `.shardmerge/lock` is locked with flock, which ends with its process, but which some file systems do
-not have and others keep on one host. Beside it everyone who writes leaves a record of himself (`common/owner`), which
-everybody sees, but which outlives him. A record is written first and the others are read then, so of two who come at
-once at most one goes on. He reads his own again before he publishes or removes something: --break-lock takes it away.
+not have and others keep on one host. Beside it every writer leaves a record of itself (`common/owner`), which all hosts
+see, but which outlives its process. A writer first writes its own record and then reads those of others, so of two that
+come at once at most one goes on. Before it publishes or removes something, it looks whether its own is still there:
+--break-lock takes it away.
 
 The lock file holds nothing, is never removed, and goes with its folder when that is renamed. Therefore whoever has
-locked it looks whether it is still the one at the path, and otherwise begins anew.
+locked it looks whether it is still the one at the path, and otherwise begins anew. Must not know what is written.
 """
 
 from __future__ import annotations
@@ -16,19 +17,17 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from shardmerge.common import canonical_json, durable, owner, places, regular_files
+from shardmerge.common import canonical_json, durable, owner, places, plausible_sizes, regular_files
 from shardmerge.common.command.talk import say
 from shardmerge.common.errors import CorruptFileError, LockLostError, OutputLockedError
 from shardmerge.common.owner import Owner, State
 
 NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}  # a file system that cannot lock
-RECORD_BYTES = 1 << 16
-RECORD_SUFFIX = ".json"
 SOMEBODY = "another process"
 
 
@@ -40,28 +39,28 @@ class Lock:
         folder: OUT.partial or OUT, as it was called when it was locked.
         owner: This process.
         records: The folder of all owners' records, open: it stays the same when its path changes.
-        left: Records in it of owners that have ended without removing them, and those that --break-lock took away.
+        ended: Records in it, by name, of owners that have ended without removing them, and of those from whom
+            --break-lock took it; None for one that is not whole.
     """
 
     folder: Path
     owner: Owner
     records: int
-    left: tuple[str, ...]
+    ended: Mapping[str, Owner | None]
 
     def confirm(self) -> None:
-        """Look whether the lock is still ours, before anything is published or removed. Raises LockLostError."""
+        """Look whether our record is still there. Call it before anything is published or removed.
+
+        Raises LockLostError.
+        """
         try:
             os.close(os.open(_name(self.owner), os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self.records))
         except FileNotFoundError:
             raise LockLostError(str(self.folder)) from None
 
-    def left_tokens(self) -> frozenset[str]:
-        """Return the tokens of the owners that left records, or had them taken away by --break-lock just now."""
-        return frozenset(name.removesuffix(RECORD_SUFFIX) for name in self.left)
-
     def forget_ended(self) -> None:
-        """Remove what owners left that have ended, once whatever they left unfinished was looked after."""
-        for name in self.left:
+        """Remove the records of owners that have ended. Call it once what they left unfinished was looked after."""
+        for name in self.ended:
             with contextlib.suppress(FileNotFoundError):  # another part does the same
                 os.unlink(name, dir_fd=self.records)
 
@@ -92,16 +91,15 @@ def held(
         CorruptFileError: Something else is in place of the lock or of our records.
         OSError: It cannot be made. What `prepare` raises.
     """
-    file, works = _locked(folder, me, prepare)
+    file, flock_works = _locked(folder, me, prepare)
     try:
         with _recorded(folder, me) as records:
-            yield Lock(folder, me, records, _ended(folder, me, records, talk, works, break_lock))
+            yield Lock(folder, me, records, _ended(folder, me, records, talk, flock_works, break_lock))
     finally:
-        if works:
-            with contextlib.suppress(OSError):  # closing it is as good, but for what comes now
-                fcntl.flock(
-                    file, fcntl.LOCK_UN
-                )  # also for copies that a child of a caller's executor inherited
+        if flock_works:
+            # A child of a caller's executor may have inherited the open file, and closing ours would not unlock that.
+            with contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_UN)
         os.close(file)
 
 
@@ -114,9 +112,9 @@ def _locked(folder: Path, me: Owner, prepare: Callable[[], None]) -> tuple[int, 
         except FileNotFoundError:  # the folder was renamed just now
             continue
         try:
-            works = _flocked(file, folder, me)
+            flock_works = _flocked(file, folder, me)
             if _is_at(places.lock(folder), file):
-                return file, works
+                return file, flock_works
         except BaseException:
             os.close(file)
             raise
@@ -186,45 +184,46 @@ def _recorded(folder: Path, me: Owner) -> Iterator[int]:
         try:
             yield records
         finally:
-            with contextlib.suppress(
-                OSError
-            ):  # it may have been taken away, and one that stays is seen to have ended
+            # The record may have been taken away. If it cannot be removed, others will see that its owner has ended.
+            with contextlib.suppress(OSError):
                 os.unlink(_name(me), dir_fd=records)
     finally:
         os.close(records)
 
 
 def _ended(
-    folder: Path, me: Owner, records: int, talk: TextIO | None, works: bool, break_lock: bool
-) -> tuple[str, ...]:
-    """Judge the records of all others. Returns the names of those that can go. Raises OutputLockedError."""
-    ended = []
+    folder: Path, me: Owner, records: int, talk: TextIO | None, flock_works: bool, break_lock: bool
+) -> Mapping[str, Owner | None]:
+    """Judge the records of all others. Returns those that can go, by name. Raises OutputLockedError."""
+    # Who comes just now may be writing a record under a temporary name, unless flock gave the whole lock to us.
+    others_may_come = bool(me.subject) or not flock_works
+    ended: dict[str, Owner | None] = {}
     for name in sorted(os.listdir(records)):
         path = places.owners(folder) / name
-        if name == _name(me) or (places.TEMPORARY.fullmatch(name) and (me.subject or not works)):
-            continue  # what has a temporary name may be somebody's who comes just now, unless we have the whole lock
+        if name == _name(me) or (others_may_come and places.TEMPORARY.fullmatch(name)):
+            continue
         other = _record(path, folder)
         if other is None:  # no owner that runs has such a record: it is durable before it gets its name
-            ended.append(name)
+            ended[name] = None
             continue
-        state = _state(other, me, works=works)
+        state = _state(other, me, flock_works=flock_works)
         if break_lock and state is State.UNKNOWN and _excludes(me, other):
             os.unlink(name, dir_fd=records)  # at once: its owner, if it still runs, must see that it is gone
-            ended.append(name)
+            ended[name] = other
         elif state is State.ENDED:
-            ended.append(name)
+            ended[name] = other
         elif _excludes(me, other):
             raise OutputLockedError(str(folder), str(other), state is State.UNKNOWN)
         else:
             continue
         say(talk, f"{folder} was left by {other}: finished shards are kept.")
-    return tuple(ended)
+    return ended
 
 
-def _state(other: Owner, me: Owner, *, works: bool) -> State:
+def _state(other: Owner, me: Owner, *, flock_works: bool) -> State:
     """Return whether an owner still runs. If we have the whole lock, nobody else under this kernel has a part of it."""
     state = other.state()
-    if state is State.UNKNOWN and works and not me.subject and other.on_this_kernel():
+    if state is State.UNKNOWN and flock_works and not me.subject and other.on_this_kernel():
         return State.ENDED
     return state
 
@@ -246,10 +245,11 @@ def _others(folder: Path) -> list[Owner | None]:
 def _record(path: Path, folder: Path) -> Owner | None:
     """Return the owner of a record, None for one that is not whole, or gone."""
     try:
-        return owner.of_json(canonical_json.decode(regular_files.read(path, folder, RECORD_BYTES)))
+        data = regular_files.read(path, folder, plausible_sizes.OWNER.limit(path))
+        return owner.of_json(canonical_json.decode(data))
     except (ValueError, CorruptFileError, FileNotFoundError):
         return None
 
 
 def _name(of: Owner) -> str:
-    return f"{of.token}{RECORD_SUFFIX}"
+    return f"{of.token}.json"

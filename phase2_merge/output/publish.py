@@ -1,6 +1,7 @@
 """How an output appears: built in OUT.partial beside it under a lock, made durable, renamed once.
 
-Whoever looks sees no OUT or a finished one. What a crash leaves, and who finishes it, stands in `output/__init__`.
+Whoever looks sees no OUT or a finished one. What a crash leaves, and who finishes it, stands in `output/__init__`. Must
+not know what an output holds.
 """
 
 from __future__ import annotations
@@ -14,17 +15,13 @@ from typing import Any, TextIO
 
 from shardmerge.common import canonical_json, durable, places
 from shardmerge.common.command.talk import say
-from shardmerge.common.errors import BadInputError, CorruptFileError, OutputExistsError
+from shardmerge.common.errors import BadInputError, OutputExistsError
 from shardmerge.common.owner import Owner
 
-from . import lock
+from . import journal, lock
 from .lock import Lock
 
-APPEARED = {
-    errno.ENOTEMPTY,
-    errno.EEXIST,
-    errno.ENOTDIR,
-}  # what renaming a folder to a name says that is taken
+APPEARED = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}  # what renaming a folder says if the name is taken
 STAYS = "Nothing was published. What was written stays in {}: the same command goes on from there."
 
 
@@ -77,7 +74,7 @@ def _not_published(out: Path, partial: Path) -> Iterator[None]:
         yield
     except OutputExistsError:
         if out.exists() and not places.receipts(partial).exists():
-            with contextlib.suppress(OSError):  # it is somebody's, or gone
+            with contextlib.suppress(OSError):  # another process uses it, or removed it
                 places.owners(partial).rmdir()
                 places.lock(partial).unlink()
                 places.records(partial).rmdir()
@@ -107,8 +104,7 @@ def commit(held: Lock, out: Path, facts: Mapping[str, Any]) -> tuple[str, ...]:
     held.confirm()
     refuse_existing(out)
     try:
-        who = {"owner": held.owner.token}
-        durable.write_file(places.commit(partial), canonical_json.encode({**facts, **who}))
+        durable.write_file(places.commit(partial), canonical_json.encode(facts))
         partial.rename(out)
     except BaseException as error:
         places.commit(partial).unlink(missing_ok=True)
@@ -137,9 +133,7 @@ def _make(partial: Path, out: Path) -> None:
         raise OutputExistsError(str(partial), "it exists, and no merge of shardmerge made it")
     durable.make_folder(partial.parent)
     partial.mkdir(exist_ok=True)
-    with contextlib.suppress(
-        FileNotFoundError
-    ):  # it was renamed just now: the lock is not there, and we come again
+    with contextlib.suppress(FileNotFoundError):  # it was renamed just now; `lock` then calls this again
         places.records(partial).mkdir(exist_ok=True)
 
 
@@ -153,23 +147,14 @@ def _ours(partial: Path) -> bool:
 def _refuse_published(held: Lock) -> None:
     """Raise OutputExistsError for a published checkpoint that is called OUT.partial. Call it under its lock.
 
-    One whose merge was killed between commit record and rename is not published: the record of that owner is still
-    there. What others left, such as a `metadata` that was killed later, does not count.
+    One whose merge was killed between commit record and rename is not published: that merge's record is still there.
+    What others left, such as a `metadata` that was killed later, does not count.
     """
     record = places.commit(held.folder)
     if os.path.lexists(record):
-        if _committed_by(record, held.folder) not in held.left_tokens():
+        if not any(other and other.task not in journal.TASKS for other in held.ended.values()):
             raise OutputExistsError(
                 str(held.folder), "it is a checkpoint that was published, not an unfinished one"
             )
         record.unlink()
         durable.sync_folder(record.parent)
-
-
-def _committed_by(record: Path, folder: Path) -> str | None:
-    """Return the token of the owner who wrote a commit record, None if it does not tell."""
-    try:
-        token = canonical_json.read_object(record, folder).get("owner")
-    except (ValueError, CorruptFileError):
-        return None
-    return token if isinstance(token, str) else None

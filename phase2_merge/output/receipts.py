@@ -1,4 +1,8 @@
-"""The receipt of a shard: what is recorded of it beside the output, so that its bytes can be checked ever after."""
+"""The receipt of a shard: what is recorded of it beside the output, so that its bytes can be checked ever after.
+
+A receipt has a digest of itself, which shows damage, not forgery. Must not open the shard: `shards/final_proof`
+compares the two.
+"""
 
 from __future__ import annotations
 

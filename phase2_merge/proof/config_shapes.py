@@ -22,8 +22,8 @@ from shardmerge.common.rectangle import Shape
 from .case import Case
 from .tensors.expected import TABLE
 
-MANY = 10_000  # tensors that may be missing by name
-MANY_TIMES = 100  # and so many for each that the ranks of a dump hold
+# tensors that are named if they are missing: so many, and so many more for each that the ranks of a dump hold
+MANY, MANY_TIMES = 10_000, 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +53,13 @@ def check_facts(case: Case) -> Findings:
 
 def check_number(case: Case) -> Findings:
     """Look whether config.json describes far more tensors than ranks can hold: one problem, not one for each."""
-    head, held = case.manifests[0], len(case.ledger.names)
-    by_all = MANY + MANY_TIMES * held * -(-head.world_size // len(case.manifests))
-    return Findings(tuple(_far_more(case.blueprint, by_all, held)))
+    held = len(case.ledger.names)
+    ranks_for_each_present = -(-case.manifests[0].world_size // len(case.manifests))
+    return Findings(tuple(_far_more(case.blueprint, MANY + MANY_TIMES * held * ranks_for_each_present, held)))
 
 
 def _far_more(blueprint: Blueprint, most: int, held: int) -> Iterator[MismatchError]:
+    """Yield a mismatch if config.json describes more than `most` tensors, where `held` are there."""
     if (count := blueprint.num_tensors()) > most:
         what = "the number of tensors it describes"
         yield MismatchError("config.json", what, f"{count:,}", f"about {held:,}")

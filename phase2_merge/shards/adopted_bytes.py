@@ -2,7 +2,7 @@
 
 A fragment is linked first and verified then, under its new name: whatever happens to the name that it had in the dump,
 the bytes that were verified are those that are published. The stamp that a shard had before and after it was read tells
-later whether somebody wrote into it since.
+later whether somebody wrote into it since. Must not know how assembled shards are written.
 """
 
 from __future__ import annotations
@@ -77,16 +77,18 @@ def verified(
     progress = Progress("verifying", sum(shard.fragment.file.num_bytes for shard in shards), talk)
     stamps: dict[str, Stamp] = {}
     problems: dict[str, ShardmergeError] = {}
-    waiting, copied = list(shards), {*kept}
+    waiting, not_made_anew = list(shards), {*kept}
     try:
         for _ in range(READS):
             before = stamps_of(waiting, folder)
             problems |= _wrong(plan, waiting, folder, progress.advance)
             stamps |= stamps_of(waiting, folder)
-            anew = [shard for shard in waiting if shard.name in problems and shard.name in copied]
+            # The copy of an earlier attempt may be half of one: the fragment itself has a chance before it is blamed.
+            anew = [shard for shard in waiting if shard.name in problems and shard.name in not_made_anew]
             if anew:
                 adopt(anew, folder)
-            copied -= {shard.name for shard in anew}
+            not_made_anew -= {shard.name for shard in anew}
+            # What was read of a file that is another one now says nothing.
             waiting = [
                 shard for shard in waiting if shard in anew or before[shard.name] != stamps[shard.name]
             ]
@@ -122,12 +124,12 @@ def _sync(path: Path) -> None:
 def _wrong(
     plan: Plan, shards: Sequence[Adopted], folder: Path, advance: Advance
 ) -> dict[str, ShardmergeError]:
-    """Read shards. Returns what is wrong with which, told of the fragment in the dump."""
+    """Read shards. Returns what is wrong, by name of the shard. Errors name the fragment in the dump."""
     by_path = {str(folder / shard.name): shard for shard in shards}
-    there = [replace(shard.fragment, path=folder / shard.name) for shard in shards]
-    found: dict[str, ShardmergeError] = {}
-    for problem in check_bytes(plan.ledger, there, advance).problems:
+    adopted = [replace(shard.fragment, path=folder / shard.name) for shard in shards]
+    wrong: dict[str, ShardmergeError] = {}
+    for problem in check_bytes(plan.ledger, adopted, advance).problems:
         assert isinstance(problem, CorruptFileError)
         shard = by_path[problem.path]
-        found[shard.name] = CorruptFileError(str(shard.fragment.path), problem.reason, problem.rank)
-    return found
+        wrong[shard.name] = CorruptFileError(str(shard.fragment.path), problem.reason, problem.rank)
+    return wrong

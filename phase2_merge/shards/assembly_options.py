@@ -1,4 +1,7 @@
-"""What writing and reading shards may use: processes, memory, and whether bytes are compared."""
+"""What writing and reading shards may use: processes, memory, and whether bytes are compared.
+
+Must not know the shards.
+"""
 
 from __future__ import annotations
 

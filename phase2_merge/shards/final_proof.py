@@ -1,7 +1,8 @@
 """Does an output hold exactly the planned shards? Asked once more before it gets its name, and when it is merged again.
 
 Names, sizes and headers are compared with the plan. A shard whose bytes this process saw, or had written, must be the
-same file since then. All others are read again, by as many processes as may write.
+same file since then. All others are read again, by as many processes as may write. Must not know who asks, nor what is
+done about a shard that is wrong.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from .plan import Adopted, Assembled, Plan, task
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """How a file begins that is the planned shard, and its size: `header_bytes` and their checksum."""
+    """What the file of a planned shard must be: its size, and the size and checksum of everything before its data."""
 
     num_bytes: int
     header_bytes: int
@@ -88,9 +89,9 @@ class Proven:
     reread: Reread = NOTHING_REREAD
 
 
-def seen_as_adopted(shard: Adopted, at: Stamp) -> Seen:
-    """Return what is known of an adopted shard."""
-    return Seen(shard.fragment.file.num_bytes, shard.fragment.file.header_xxh3_128, at)
+def seen_as_adopted(shard: Adopted, file: Stamp) -> Seen:
+    """Return what is known of an adopted shard, whose file has this stamp."""
+    return Seen(shard.fragment.file.num_bytes, shard.fragment.file.header_xxh3_128, file)
 
 
 def seen_as_written(shard: WrittenShard) -> Seen:
@@ -114,14 +115,14 @@ def prove(plan: Plan, folder: Path, seen: Mapping[str, Seen], options: AssemblyO
         CorruptFileError: An adopted shard does not have its checksums; several such as ProblemsFoundError.
         WorkerDiedError, OSError: Reading fails.
     """
-    looked = look(plan, plan.shards, folder, checked=options.check)
-    there = {name for name in os.listdir(folder) if name.endswith(".safetensors")}
+    unread = look(plan, plan.shards, folder, checked=options.check)
+    names_there = {name for name in os.listdir(folder) if name.endswith(".safetensors")}
     planned_names = {shard.name for shard in plan.shards}
-    strange = [f"{name} is there, but not planned" for name in sorted(there - planned_names)]
-    if looked.wrong or strange or not options.check:
-        return Proven(looked.seen, (*looked.wrong, *strange))
-    doubtful = [shard for shard in plan.shards if seen.get(shard.name) != looked.seen[shard.name]]
-    return read_again(plan, doubtful, folder, looked, options)
+    strange = [f"{name} is there, but not planned" for name in sorted(names_there - planned_names)]
+    if unread.wrong or strange or not options.check:
+        return Proven(unread.seen, (*unread.wrong, *strange))
+    doubtful = [shard for shard in plan.shards if seen.get(shard.name) != unread.seen[shard.name]]
+    return read_again(plan, doubtful, folder, unread, options)
 
 
 def finished(plan: Plan, shards: Sequence[Assembled], folder: Path, options: AssemblyOptions) -> Proven:
@@ -139,11 +140,11 @@ def finished(plan: Plan, shards: Sequence[Assembled], folder: Path, options: Ass
     Raises:
         WorkerDiedError, OSError: Reading fails.
     """
-    looked = look(plan, shards, folder, checked=options.check)
+    unread = look(plan, shards, folder, checked=options.check)
     if not options.check:
-        return looked
-    found = [shard for shard in shards if shard.name in looked.seen]
-    return read_again(plan, found, folder, looked, options)
+        return unread
+    to_read = [shard for shard in shards if shard.name in unread.seen]
+    return read_again(plan, to_read, folder, unread, options)
 
 
 def require(plan: Plan, out: Path) -> None:
@@ -169,11 +170,11 @@ def look(plan: Plan, shards: Sequence[Adopted | Assembled], folder: Path, *, che
         OSError: Reading fails.
     """
     with ThreadPoolExecutor(READERS) as threads:
-        looked = threads.map(lambda shard: _look(plan, shard, folder, checked=checked), shards)
-        found = dict(zip((shard.name for shard in shards), looked, strict=True))
+        results = threads.map(lambda shard: _look(plan, shard, folder, checked=checked), shards)
+        by_name = dict(zip((shard.name for shard in shards), results, strict=True))
     return Proven(
-        seen={name: one for name, one in found.items() if isinstance(one, Seen)},
-        wrong=tuple(f"{name} {one}" for name, one in found.items() if isinstance(one, str)),
+        seen={name: result for name, result in by_name.items() if isinstance(result, Seen)},
+        wrong=tuple(f"{name} {result}" for name, result in by_name.items() if isinstance(result, str)),
     )
 
 
@@ -181,7 +182,7 @@ def read_again(
     plan: Plan,
     shards: Sequence[Adopted | Assembled],
     folder: Path,
-    looked: Proven,
+    unread: Proven,
     options: AssemblyOptions,
 ) -> Proven:
     """Read shards whole, and compare them with the manifests and their receipts.
@@ -190,30 +191,31 @@ def read_again(
         plan: What is published.
         shards: Which of its shards.
         folder: Where they lie.
-        looked: What is known of all of them.
+        unread: What `look` said of these, and perhaps of others.
         options: Who reads.
 
     Returns:
-        What is known of all of them now.
+        What is known now of these and of the others.
 
     Raises:
         CorruptFileError: An adopted shard does not have its checksums; several such as ProblemsFoundError.
         WorkerDiedError, OSError: Reading fails.
     """
     if not shards:
-        return looked
+        return unread
     began = time.monotonic()
     adopted = [shard for shard in shards if isinstance(shard, Adopted)]
     stamps = verified(plan, adopted, folder, (), options.talk) if adopted else {}
-    seen = looked.seen | {shard.name: seen_as_adopted(shard, stamps[shard.name]) for shard in adopted}
-    wrong = list(looked.wrong)
-    for one in _reread(plan, [shard for shard in shards if isinstance(shard, Assembled)], folder, options):
-        receipt_digest = receipts.digest(one.receipt) if one.receipt else ""
-        if one.stamp and receipt_digest == seen[one.name].xxh3_128:
-            seen[one.name] = Seen(one.num_bytes, receipt_digest, one.stamp)
+    seen = unread.seen | {shard.name: seen_as_adopted(shard, stamps[shard.name]) for shard in adopted}
+    wrong = list(unread.wrong)
+    assembled = [shard for shard in shards if isinstance(shard, Assembled)]
+    for shard in _reread(plan, assembled, folder, options):
+        receipt_digest = receipts.digest(shard.receipt) if shard.receipt else ""
+        if shard.stamp and receipt_digest == seen[shard.name].xxh3_128:
+            seen[shard.name] = Seen(shard.num_bytes, receipt_digest, shard.stamp)
         else:
-            del seen[one.name]
-            wrong.append(f"{one.name} is not what its receipt says{one.reason and f': {one.reason}'}")
+            del seen[shard.name]
+            wrong.append(f"{shard.name} is not what its receipt says{shard.reason and f': {shard.reason}'}")
     num_bytes = sum(planned(plan, shard).num_bytes for shard in shards)
     took = Reread(tuple(shard.name for shard in shards), num_bytes, round(time.monotonic() - began, 3))
     return Proven(seen, tuple(wrong), took)
@@ -228,14 +230,14 @@ def _reread(
     progress = Progress("reading again", sum(shard.num_bytes for shard in shards), options.talk)
     tasks = (task(plan, shard, check=True, plan_digest=plan.digest) for shard in shards)
     with running(options, len(shards)) as executor:
-        for one in each(reread, tasks, folder, executor):
-            yield one
-            progress.advance(one.num_bytes)
+        for shard in each(reread, tasks, folder, executor):
+            yield shard
+            progress.advance(shard.num_bytes)
     progress.close()
 
 
 def planned(plan: Plan, shard: Adopted | Assembled) -> Planned:
-    """Return how the file of a shard begins, and its size."""
+    """Return what the file of a shard must be."""
     if isinstance(shard, Adopted):
         file = shard.fragment.file
         return Planned(file.num_bytes, file.header_bytes, file.header_xxh3_128)
@@ -250,21 +252,21 @@ def _look(plan: Plan, shard: Adopted | Assembled, folder: Path, *, checked: bool
     """Compare a file and its receipt with the plan. Returns what it is, or what is wrong with it."""
     want = planned(plan, shard)
     try:
-        at = stamp(folder / shard.name)
+        file = stamp(folder / shard.name)
         head = _first_bytes(folder / shard.name, folder, want.header_bytes)
     except FileNotFoundError:
         return "is missing"
     except CorruptFileError as error:
         return f"cannot be a shard: {error.reason}"
-    if at.num_bytes != want.num_bytes:
-        return f"has {at.num_bytes:,} bytes instead of {want.num_bytes:,}"
+    if file.num_bytes != want.num_bytes:
+        return f"has {file.num_bytes:,} bytes instead of {want.num_bytes:,}"
     if xxhash.xxh3_128_hexdigest(head) != want.header_xxh3_128:
         return "has another header than was planned"
     if isinstance(shard, Adopted):
-        return seen_as_adopted(shard, at)
+        return seen_as_adopted(shard, file)
     receipt = _receipt(folder, shard.name)
     return (
-        Seen(at.num_bytes, receipts.digest(receipt), at)
+        Seen(file.num_bytes, receipts.digest(receipt), file)
         if _fits(receipt, plan, want, checked=checked)
         else UNFIT
     )
@@ -282,8 +284,8 @@ def _fits(receipt: Receipt | None, plan: Plan, want: Planned, *, checked: bool) 
     """Whether a receipt is of the planned shard, and of a verified one if `checked` asks for that."""
     if receipt is None or (checked and not receipt.checked):
         return False
-    said = (receipt.plan_digest, receipt.num_bytes, receipt.header_xxh3_128)
-    return said == (plan.digest, want.num_bytes, want.header_xxh3_128)
+    recorded = (receipt.plan_digest, receipt.num_bytes, receipt.header_xxh3_128)
+    return recorded == (plan.digest, want.num_bytes, want.header_xxh3_128)
 
 
 def _receipt(folder: Path, name: str) -> Receipt | None:

@@ -147,7 +147,7 @@ def require(plan: Plan, recorded: Sequence[PartRecord], wrong: Sequence[str] = (
         MissingPartsError: A shard is in no record, or is not what was recorded.
     """
     written = {name for record in recorded for name in record.shards}
-    named = {one.split(" ")[0] for one in wrong}
+    named = {sentence.split(" ")[0] for sentence in wrong}
     absent = [shard.name for shard in plan.shards if shard.name not in written or shard.name in named]
     if absent:
         raise MissingPartsError(
@@ -155,20 +155,20 @@ def require(plan: Plan, recorded: Sequence[PartRecord], wrong: Sequence[str] = (
         )
 
 
-def unlike(seen: Mapping[str, Seen], told: Mapping[str, Seen]) -> tuple[str, ...]:
+def unlike(seen: Mapping[str, Seen], recorded: Mapping[str, Seen]) -> tuple[str, ...]:
     """Compare shards with what parts recorded of them.
 
     Args:
         seen: What shards are, by name.
-        told: What parts recorded.
+        recorded: What parts recorded, by name.
 
     Returns:
-        A sentence for each that is another one.
+        A sentence for each shard that differs.
     """
     return tuple(
         f"{name} is another one than its part recorded"
-        for name, one in seen.items()
-        if (one.num_bytes, one.xxh3_128) != (told[name].num_bytes, told[name].xxh3_128)
+        for name, shard in seen.items()
+        if (shard.num_bytes, shard.xxh3_128) != (recorded[name].num_bytes, recorded[name].xxh3_128)
     )
 
 
@@ -199,9 +199,9 @@ def _all(folder: Path) -> Iterator[tuple[Path, PartRecord]]:
 def _record(adoption: dict[str, Any], shards: dict[str, Any], **rest: Any) -> PartRecord:
     """Return the record that a JSON object is. Raises ValueError, TypeError, AttributeError."""
     seen = {
-        name: Seen(**{**one, "stamp": Stamp(**one["stamp"])})
-        for name, one in shards.items()
-        if isinstance(one, dict)
+        name: Seen(**{**shard, "stamp": Stamp(**shard["stamp"])})
+        for name, shard in shards.items()
+        if isinstance(shard, dict)
     }
     record = PartRecord(adoption=Adoption(**adoption), shards=seen, **rest)
     counts = [record.adoption.copied_bytes, *record.adoption.by.values()]

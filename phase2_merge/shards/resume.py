@@ -1,6 +1,6 @@
-"""What a killed merge left in OUT.partial: shards of the plan and foreign files stay, other files of ours go.
+"""What an earlier attempt left in OUT.partial: shards of the plan and foreign files stay, other files of ours go.
 
-Whether a shard that stays is finished, is not decided here (`final_proof`).
+Must not know whether a shard that stays is finished: `final_proof` decides that.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Writes shards of a plan into OUT.partial: adopts fragments, has workers assemble the rest.
 
-Shards that an earlier attempt finished stay. When a worker is killed, the others go on from the receipts.
+Shards that an earlier attempt finished stay. When a worker is killed, a new pool writes what is left. Must not know
+whether the shards are all of the plan or the share of one part.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Written:
         kept_shards: How many assembled ones were finished before.
         cloned_bytes: What was shared by reflink.
         seen: Each shard as it was when its bytes were verified or written, by name.
-        reread: Which shards were read again, because an earlier attempt or another process wrote them.
+        reread: How much was read again, because an earlier attempt or another process wrote it.
     """
 
     adoption: Adoption
@@ -90,8 +91,8 @@ def write(
     written = _assemble(plan, unfinished, folder, options)
     stage_ended("assembling")
     seen = {shard.name: seen_as_adopted(shard, stamps[shard.name]) for shard in adopted}
-    seen |= earlier.seen | {one.name: seen_as_written(one) for one in written}
-    cloned_bytes = sum(one.cloned_bytes for one in written)
+    seen |= earlier.seen | {shard.name: seen_as_written(shard) for shard in written}
+    cloned_bytes = sum(shard.cloned_bytes for shard in written)
     return Written(adoption, len(earlier.seen), cloned_bytes, seen, earlier.reread)
 
 
@@ -113,7 +114,7 @@ def _assemble(
         except WorkerDiedError as error:
             if not pools_left:
                 raise
-            done = {one.name for one in written}
+            done = {shard.name for shard in written}
             unfinished = [shard for shard in unfinished if shard.name not in done]
             killed = f"A worker was killed ({', '.join(error.shards[:1])}, ...)"
             say(options.talk, f"{killed}: {len(unfinished):,} shards left.")
@@ -133,6 +134,6 @@ def _write_all(
     tasks = (task(plan, shard, check=options.check, plan_digest=plan.digest) for shard in shards)
     with running(options, len(shards)) as executor:
         work = partial(write_shard, staging_bytes=options.staging_bytes)
-        for one in each(work, tasks, folder, executor):
-            written.append(one)
-            progress.advance(one.num_bytes)
+        for shard in each(work, tasks, folder, executor):
+            written.append(shard)
+            progress.advance(shard.num_bytes)

@@ -64,13 +64,13 @@ def _table(done: dict[str, Done], found: dict[str, list[Path]]) -> list[str]:
         sum(one.edges for one in done.values()),
         min(one.seconds_since_new_edge for one in done.values()),
     )
-    told = [
+    findings = [
         f"{path}: {path.with_suffix('.txt').read_text(errors='replace').splitlines()[0]}"
         for paths in found.values()
         for path in paths
         if path.with_suffix(".txt").exists()
     ]
-    return [HEAD, *rows, _row("all (since: the least)", total, sum(map(len, found.values()))), *told]
+    return [HEAD, *rows, _row("all (since: the least)", total, sum(map(len, found.values()))), *findings]
 
 
 def _row(name: str, done: Done, findings: int) -> str:

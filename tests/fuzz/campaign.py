@@ -64,16 +64,17 @@ class Watch:
 
     def see(self, line: str) -> int:
         """Look at a line that libFuzzer printed. Returns the executions that it tells of, 0 for none."""
-        if told := EXECUTED.search(line):
-            return int(told[1])
-        if not (told := LINE.match(line)):
+        if total := EXECUTED.search(line):
+            return int(total[1])
+        if not (progress := LINE.match(line)):
             return 0
+        executions, event, edges = int(progress[1]), progress[2], int(progress[3])
         with self.lock:
-            if int(told[3]) > self.edges:
-                self.edges = int(told[3])
-                if told[2] not in KNOWN:
+            if edges > self.edges:
+                self.edges = edges
+                if event not in KNOWN:
                     self.new_edge_at = time.monotonic()
-        return int(told[1])
+        return executions
 
     def added_to(self, earlier: Done) -> Done:
         """Return everything that was done, with what was done in earlier campaigns."""

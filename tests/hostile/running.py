@@ -4,7 +4,9 @@ obeys."""
 from __future__ import annotations
 
 import json
+import resource
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +21,7 @@ from tests.dumps.worlds import World
 
 SECONDS = 20  # far above what is needed, since other tests may run at the same time: a hang is for ever
 REFUSALS = range(2, 7)
+MEMORY = 1 << 30  # of data; Arrow and numpy take a third of it before they read anything
 ESCAPE = "\x1b]0;owned\x07"
 
 
@@ -59,14 +62,22 @@ def edit_manifest(one: World, changes: dict[str, Any]) -> None:
 
 def manifest(one: World) -> dict[str, Any]:
     """What the manifest of rank 0 holds."""
-    found: dict[str, Any] = json.loads((one.rank(0) / "manifest.json").read_bytes())
-    return found
+    held: dict[str, Any] = json.loads((one.rank(0) / "manifest.json").read_bytes())
+    return held
 
 
 def in_a_process(*arguments: str | Path) -> list[str]:
     """Return a command line of `shardmerge` with these arguments, for a process of its own."""
     start = "from shardmerge.common.command.group import main; main()"
     return [sys.executable, "-W", "ignore", "-c", start, *map(str, arguments)]
+
+
+def in_little_memory(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run a command in a process of its own that may not have more than MEMORY."""
+    return subprocess.run(
+        in_a_process(*arguments), capture_output=True, text=True, check=False, timeout=60,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY)),
+    )  # fmt: skip
 
 
 def _too_long(*_: object) -> None:

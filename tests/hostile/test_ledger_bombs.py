@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,18 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.dumps.worlds import MakeWorld, World
-from tests.hostile.running import in_a_process, merge, run, written
+from tests.dumps.worlds import World
+from tests.hostile.running import in_little_memory, run
 
-MEMORY = 1 << 30  # of data; Arrow and numpy take a third of it before they read anything
 PLAIN = ["xxh3_128", "all_zero"]
-
-
-@pytest.fixture
-def merged(world: MakeWorld) -> World:
-    one = written(world)
-    merge(one, codes=(0,))
-    return one
 
 
 @pytest.fixture
@@ -33,15 +23,11 @@ def path(merged: World) -> Path:
 
 
 def refused(out: Path, *command: str) -> str:
-    """Why commands refuse a ledger, in a process that may not have a gigabyte."""
-    found = subprocess.run(
-        in_a_process(*(command or ("verify",)), out),
-        capture_output=True, text=True, check=False, timeout=60,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY)),
-    )  # fmt: skip
-    assert (found.returncode, "Traceback" in found.stderr) == (4, False), found.stderr
-    assert "ledger.parquet is damaged" in found.stderr
-    return found.stderr
+    """Why a command, `verify` if none is named, refuses the ledger of an output, in at most a gigabyte of memory."""
+    ended = in_little_memory(*(command or ("verify",)), out)
+    assert (ended.returncode, "Traceback" in ended.stderr) == (4, False), ended.stderr
+    assert "ledger.parquet is damaged" in ended.stderr
+    return ended.stderr
 
 
 def many(table: pa.Table, rows: int) -> pa.Table:
@@ -89,16 +75,9 @@ def test_a_long_name_in_many_rows_is_held_once(merged: World, path: Path) -> Non
     name = pa.DictionaryArray.from_arrays(pa.array(np.zeros(100_000, np.int32)), ["n" * (1 << 20)])
     write(table.set_column(0, "name", name), path, dictionary_pagesize_limit=1 << 30)
     assert path.stat().st_size < 10 << 20
-    assert "have no recorded checksum" in _verified(merged.out)
-
-
-def _verified(out: Path) -> str:
-    found = subprocess.run(
-        in_a_process("verify", out), capture_output=True, text=True, check=False, timeout=60,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY)),
-    )  # fmt: skip
-    assert found.returncode == 4, found.stderr
-    return found.stderr
+    ended = in_little_memory("verify", merged.out)
+    assert ended.returncode == 4, ended.stderr
+    assert "have no recorded checksum" in ended.stderr
 
 
 def other_type(table: pa.Table) -> pa.Table:

@@ -88,13 +88,6 @@ def test_a_snapshot_of_the_hub_is_a_reference(world: MakeWorld) -> None:
     run("verify", snapshot, codes=(0,))
 
 
-@pytest.fixture
-def merged(world: MakeWorld) -> World:
-    one = written(world)
-    merge(one, codes=(0,))
-    return one
-
-
 @pytest.mark.parametrize("name", [".shardmerge", "config.json", "model-00001-of-00002.safetensors"])
 def test_an_output_with_a_part_that_lies_outside_is_refused(merged: World, name: str) -> None:
     move_out(merged.out / name, merged.folder / "outside")

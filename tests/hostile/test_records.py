@@ -9,17 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.dumps.worlds import MakeWorld, World
-from tests.hostile.running import check, merge, run, written
+from tests.dumps.worlds import World
+from tests.hostile.running import check, run
 
 RECORDS = Path(".shardmerge")
-
-
-@pytest.fixture
-def merged(world: MakeWorld) -> World:
-    one = written(world)
-    merge(one, codes=(0,))
-    return one
 
 
 @pytest.mark.parametrize("how", ["full", "size"])

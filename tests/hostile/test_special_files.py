@@ -52,13 +52,6 @@ def test_a_fifo_in_a_reference_is_refused(world: MakeWorld, name: str) -> None:
     assert "it is a FIFO" in merge(one, codes=(4,)).stderr
 
 
-@pytest.fixture
-def merged(world: MakeWorld) -> World:
-    one = written(world)
-    merge(one, codes=(0,))
-    return one
-
-
 @pytest.mark.parametrize("name", IN_OUTPUT)
 def test_a_fifo_in_an_output_is_refused(merged: World, name: str) -> None:
     put_fifo(merged.out / name)
@@ -78,7 +71,7 @@ def test_a_fifo_in_an_output_is_refused_by_diff(merged: World) -> None:
     assert "it is a FIFO" in run("diff", merged.dump, merged.out, codes=(4,)).stderr
 
 
-def test_a_folder_and_a_socket_are_no_manifests(
+def test_a_folder_or_a_socket_in_place_of_a_manifest_is_refused(
     world: MakeWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = written(world)
@@ -93,7 +86,7 @@ def test_a_folder_and_a_socket_are_no_manifests(
         assert "it is a socket" in check(one, codes=(4,)).stderr
 
 
-def test_a_device_is_no_manifest(world: MakeWorld) -> None:
+def test_a_device_in_place_of_a_manifest_is_refused(world: MakeWorld) -> None:
     one = written(world)
     (one.rank(1) / "manifest.json").unlink()
     try:

@@ -13,7 +13,7 @@ from shardmerge.common.errors import BadInputError, printable
 from shardmerge.phase1_dump.generation import Generation
 from tests.dumps import dumps
 from tests.dumps.worlds import MakeWorld, World
-from tests.hostile.running import ESCAPE, check, edit_manifest, manifest, merge, run, written
+from tests.hostile.running import ESCAPE, check, edit_manifest, manifest, run, written
 
 # a title of the window, a line of ours, a text that runs backwards, half a character
 NASTY = [ESCAPE, "ok\nSound: everything", "\u202egnp.exe", "\x9b31m", "\x7f"]
@@ -97,13 +97,6 @@ def test_a_file_whose_name_cannot_be_printed_is_shown_escaped(tmp_path: Path) ->
     folder = foreign(tmp_path / "x", "w")
     (folder / f"{ESCAPE}\n.safetensors").write_bytes(b"")
     assert r"\x1b]0;owned\x07\n.safetensors is not part" in run("verify", folder, codes=(0,)).output
-
-
-@pytest.fixture
-def merged(world: MakeWorld) -> World:
-    one = written(world)
-    merge(one, codes=(0,))
-    return one
 
 
 @pytest.mark.parametrize("place", ["adopted", "assembled"])

@@ -22,15 +22,8 @@ from typing import Any
 import xxhash
 
 FAMILY = "qwen3_moe"
-EVENTS = (
-    "open",
-    "os.mkdir",
-    "os.rename",
-    "os.remove",
-    "os.rmdir",
-    "os.listdir",
-    "os.scandir",
-)  # of sys.audit
+# of sys.audit
+EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.listdir", "os.scandir")
 CALLS = ("write", "fsync")  # of os, for which there is no event
 CREATES = "open to create"  # the event of an `open` that makes a file
 NEEDS_SPACE = (CREATES, "os.mkdir", "write", "fsync")

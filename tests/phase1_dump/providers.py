@@ -30,7 +30,7 @@ def whole() -> Any:
 def whole_if_no_failure_stands() -> Any:
     """The same, unless an earlier attempt's failure still stands in the folder that WATCHED names."""
     if list(Path(os.environ["WATCHED"]).glob("*.failed.json")):
-        raise RuntimeError("others would hold this attempt for failed")
+        raise RuntimeError("others would take this attempt for failed")
     return whole()
 
 

@@ -55,17 +55,17 @@ class Task:
             return [trial for trial in found if not self.named or trial[0] in map(str, self.named)]
         if self.named:
             return [(str(point), (point,)) for point in self.named]
-        every = list(sweep(self.scene, stage.calls, self.disk))[self.share :: self.shares]
-        if self.quota and self.quota < len(every):
-            every = random.Random(f"{self.seed} {self.scene.name} {self.disk}").sample(every, self.quota)
-        return [(str(point), (point,)) for point in every]
+        points = list(sweep(self.scene, stage.calls, self.disk))[self.share :: self.shares]
+        if self.quota and self.quota < len(points):
+            points = random.Random(f"{self.seed} {self.scene.name} {self.disk}").sample(points, self.quota)
+        return [(str(point), (point,)) for point in points]
 
 
 def run(asked: argparse.Namespace, library: Path, folder: Path) -> int:
     """Do what was asked on the command line. Returns the exit code."""
     results = Results(asked.results or folder / f"{commit()}.jsonl")
     if asked.sum:
-        return _told(results, [])
+        return _print_sum(results, [])
     processes.warm_up()
     if asked.defect:
         DEFECTS[asked.defect]()
@@ -78,18 +78,18 @@ def run(asked: argparse.Namespace, library: Path, folder: Path) -> int:
         _try_all(tasks, asked.jobs, library, work, results, known, deadline)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return _told(results, asked.only)
+    return _print_sum(results, asked.only)
 
 
-def _told(results: Results, only: Sequence[str]) -> int:
-    """Print the sum, of the points whose names begin so. Returns the exit code."""
-    found = {
+def _print_sum(results: Results, only: Sequence[str]) -> int:
+    """Print the sum of the points whose names begin as one of `only`. Returns the exit code."""
+    chosen = {
         name: result
         for name, result in results.all().items()
         if not only or any(name.startswith(begin) for begin in only)
     }
-    print(summary(found))
-    return int(any(result.kind not in (HELD, UNREACHED) for result in found.values()))
+    print(summary(chosen))
+    return int(any(result.kind not in (HELD, UNREACHED) for result in chosen.values()))
 
 
 def _tasks(asked: argparse.Namespace) -> Iterator[Task]:

@@ -80,7 +80,7 @@ class _NotHeld:
     """A lock that is not held."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.left = folder, ()
+        self.folder, self.ended = folder, ()
 
     def confirm(self) -> None:
         pass
@@ -91,7 +91,7 @@ class _NotHeld:
 
 def _owners_that_have_ended_block() -> None:
     """Where locks are not supported, or a lock was half written, what a killed command left blocks for ever."""
-    _replace(lock, "_state", lambda other, me, *, works: State.RUNS)
+    _replace(lock, "_state", lambda other, me, *, flock_works: State.RUNS)
 
 
 def _renamed_before_it_is_synced() -> None:

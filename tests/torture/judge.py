@@ -20,11 +20,6 @@ from .trees import Tree
 
 WRONG, LOST, BLOCKED, MISLED = "wrong", "lost", "blocked", "misled"
 JOURNAL = f"{places.RECORDS}/{places.JOURNAL}"
-TRANSIENT = (
-    JOURNAL,
-    f"{places.RECORDS}/{places.NEXT}",
-    f"{places.RECORDS}/.",
-)  # of a command that did not end
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +83,8 @@ def _judge_out(stage: Stage, ends: Ends, out: Contents | None, *, leftovers: boo
         old = stage.out(stage.start) is not None
         yield Problem(LOST if old else WRONG, "OUT is gone" if old else "exit code 0, and there is no OUT")
         return
-    told = (trees.differences(out, one) for one in allowed if one is not None)
-    least = min(told, key=len, default=["it is there"])
+    differences = (trees.differences(out, contents) for contents in allowed if contents is not None)
+    least = min(differences, key=len, default=["it is there"])
     yield Problem(WRONG, f"OUT is not what it should be: {', '.join(least[:6])}")
 
 
@@ -111,9 +106,9 @@ def _is_mixed_of(out: Contents, allowed: Sequence[Contents | None]) -> bool:
 
 
 def _judge_rest(stage: Stage, tree: Tree) -> Iterable[Problem]:
-    if told := trees.differences(stage.rest(tree), stage.rest(stage.start)):
-        missing = any(line.endswith("is missing") for line in told)
-        yield Problem(LOST if missing else WRONG, f"outside of OUT: {', '.join(told[:6])}")
+    if differences := trees.differences(stage.rest(tree), stage.rest(stage.start)):
+        missing = any(line.endswith("is missing") for line in differences)
+        yield Problem(LOST if missing else WRONG, f"outside of OUT: {', '.join(differences[:6])}")
 
 
 def judge_kept(stage: Stage, before: dict[str, tuple[int, int]], tree: Tree, who: str) -> list[Problem]:
@@ -124,8 +119,8 @@ def judge_kept(stage: Stage, before: dict[str, tuple[int, int]], tree: Tree, who
             now[path] = node.identity
     gone = sorted(name for name in before if name not in now)
     again = sorted(name for name in before if name in now and now[name] != before[name])
-    told = [Problem(LOST, f"{who} removed finished shards: {', '.join(gone)}")] * bool(gone)
-    return told + [Problem(LOST, f"{who} wrote finished shards again: {', '.join(again)}")] * bool(again)
+    removed = [Problem(LOST, f"{who} removed finished shards: {', '.join(gone)}")] * bool(gone)
+    return removed + [Problem(LOST, f"{who} wrote finished shards again: {', '.join(again)}")] * bool(again)
 
 
 def judge_removed(stage: Stage, calls: Sequence[Call], tree: Tree) -> list[Problem]:
@@ -155,16 +150,17 @@ def judge_rerun(
     perhaps = [*ends.perhaps, *ends.failed]
     wanted = [stage.outcome([*order, step, *finish]) for order in orders(ends.certain, perhaps)]
     out, rest = stage.out(tree), stage.rest(tree)
-    for one in wanted:
-        if (rerun.code, out, rest) == (one.code, one.out, one.rest):
-            return _judge_litter(tree, one.tree)
-    if rerun.code and (rerun.code, out) not in [(one.code, one.out) for one in wanted]:
+    for outcome in wanted:
+        if (rerun.code, out, rest) == (outcome.code, outcome.out, outcome.rest):
+            return _judge_litter(tree, outcome.tree)
+    if rerun.code and (rerun.code, out) not in [(outcome.code, outcome.out) for outcome in wanted]:
         return [Problem(BLOCKED, f"run again, it ends with {rerun.code}: {_last_line(rerun)}")]
-    told = min(
-        (trees.differences(out or {}, one.out or {}) + trees.differences(rest, one.rest) for one in wanted),
-        key=len,
+    differences = (
+        trees.differences(out or {}, outcome.out or {}) + trees.differences(rest, outcome.rest)
+        for outcome in wanted
     )
-    return [Problem(WRONG, f"run again, it makes something else: {', '.join(told[:6])}")]
+    least = min(differences, key=len)
+    return [Problem(WRONG, f"run again, it makes something else: {', '.join(least[:6])}")]
 
 
 def _judge_litter(tree: Tree, wanted: Tree) -> list[Problem]:

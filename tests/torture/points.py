@@ -59,8 +59,6 @@ MODES = {
 }
 SINGLE = ("kill", "half", "short", "EIO", "ENOSPC", "EDQUOT", "EINTR", "ENOLCK", "full", "read-only")
 PAIR = ("beside", "beside-killed", "crossed")
-
-
 CUTS = ("power", "power-flushed")
 
 

@@ -36,9 +36,8 @@ ALSO = (
 )
 HANGS_AFTER_S = 60.0
 PR_SET_CHILD_SUBREAPER = 36  # of prctl(2)
-SEMAPHORES = (
-    "torture-"  # how names of semaphores begin, which stay where a command and its tracker are killed
-)
+# how names of semaphores begin, which stay where a command and its tracker are killed
+SEMAPHORES = "torture-"
 LOOK_EVERY_S = 0.0005
 Command: TypeAlias = Callable[[], None]  # runs in the child, and ends it by SystemExit, or not at all
 

@@ -16,7 +16,7 @@ HARNESS = "harness"  # the harness failed, not what it tortures
 
 
 def commit() -> str:
-    """The commit of the working tree, with a mark and a digest of the changes if it has some; `unknown` outside git."""
+    """The commit of the working tree, with a mark if there are changes since; `unknown` outside git."""
     try:
         found = subprocess.run(
             ["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True

@@ -72,10 +72,10 @@ def contents(
 
 def differences(found: Mapping[str, object], wanted: Mapping[str, object]) -> list[str]:
     """What distinguishes two trees' contents, in words."""
-    told = [f"{path} is missing" for path in sorted(wanted.keys() - found.keys())]
-    told += [f"{path} is there" for path in sorted(found.keys() - wanted.keys())]
+    lines = [f"{path} is missing" for path in sorted(wanted.keys() - found.keys())]
+    lines += [f"{path} is there" for path in sorted(found.keys() - wanted.keys())]
     common = sorted(found.keys() & wanted.keys())
-    return told + [f"{path} differs" for path in common if found[path] != wanted[path]]
+    return lines + [f"{path} differs" for path in common if found[path] != wanted[path]]
 
 
 def put_back(root: Path, wanted: Tree) -> None:

@@ -28,10 +28,8 @@ from ...ledger.table import Ledger
 from .verdict import Incomplete
 
 GRIDS = (("pp", "tp", "cp", "dp"), ("pp", "ep", "etp", "edp"))  # megatron lays ranks out twice: experts apart
-MANY, MANY_TIMES = (
-    10_000,
-    10,
-)  # ranks that may be missing by name: so many, and so many for each that is there
+# ranks that are named if they are missing: so many, and so many more for each that is there
+MANY, MANY_TIMES = 10_000, 10
 NOTHING = "no tensor is missing without it, but nothing proves that it held none"
 Place: TypeAlias = dict[str, int]  # coordinate by axis
 Neighbourhood: TypeAlias = tuple[int, int | None]  # layer, and for a routed expert the expert

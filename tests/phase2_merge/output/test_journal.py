@@ -278,7 +278,7 @@ def test_a_journal_that_names_what_is_not_rewritten_touches_nothing(
     assert (mine.read_text(), inodes(one.out)) == ("keep me", before)
 
 
-def test_a_journal_that_is_no_journal_is_told(world: MakeWorld) -> None:
+def test_a_journal_that_lists_no_files_is_refused(world: MakeWorld) -> None:
     one = published(world)
     (one.out / JOURNAL).write_text("{}")
     with pytest.raises(CorruptFileError, match=r"journal.json"):

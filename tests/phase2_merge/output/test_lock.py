@@ -39,8 +39,8 @@ def leave_record(folder: Path, **facts: Any) -> Path:
     return path
 
 
-class Nosy(ThreadPoolExecutor):
-    """Does something in the middle of a merge."""
+class Meddling(ThreadPoolExecutor):
+    """An executor that does something else in the middle of a merge."""
 
     def __init__(self, act: Callable[[], None]) -> None:
         super().__init__(1)
@@ -86,7 +86,7 @@ def test_a_second_merge_is_refused_and_told_who_writes_and_since_when(one: World
             one.merge()
         seen.append(error.value)
 
-    with Nosy(try_too) as executor:
+    with Meddling(try_too) as executor:
         one.merge(executor=executor)
     assert f"a merge (process {os.getpid()} on " in seen[0].holder
     assert " UTC)" in seen[0].holder
@@ -131,8 +131,8 @@ def test_an_owner_on_another_host_is_named_and_goes_with_break_lock_only(one: Wo
     )
     with pytest.raises(OutputLockedError) as error:
         one.merge()
-    for told in ("a merge (process 12 on another-host, since 2026-01-02 03:04:05 UTC)", "--break-lock"):
-        assert told in error.value.message()
+    for words in ("a merge (process 12 on another-host, since 2026-01-02 03:04:05 UTC)", "--break-lock"):
+        assert words in error.value.message()
     one.merge(break_lock=True)
     assert load(one.out) == one.model.tensors
     leave_record(one.out, host=ELSEWHERE, boot="another")
@@ -206,7 +206,7 @@ def test_whoever_lost_the_lock_publishes_nothing(one: World) -> None:
         for record in records(one.folder / "out.partial").iterdir():
             record.unlink()
 
-    with Nosy(break_it) as executor, pytest.raises(LockLostError, match="was taken away"):
+    with Meddling(break_it) as executor, pytest.raises(LockLostError, match="was taken away"):
         one.merge(executor=executor)
     assert not one.out.exists()
     one.merge()
@@ -236,13 +236,8 @@ def test_a_lock_that_is_got_when_its_folder_was_published_is_not_taken_for_one(
 
 
 def test_of_many_processes_at_once_one_publishes_and_the_others_are_refused(one: World) -> None:
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-c",
-        "from shardmerge.common.command.group import main; main()",
-    ]
+    start = "from shardmerge.common.command.group import main; main()"
+    command = [sys.executable, "-W", "ignore", "-c", start]
     given = ["merge", one.dump, one.out, "--hf-reference", one.reference, "--workers", "1"]
     running = [
         subprocess.Popen([*command, *map(str, given)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)

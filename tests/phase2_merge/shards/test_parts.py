@@ -297,14 +297,8 @@ def test_a_part_that_is_none_is_refused(split: World, text: str) -> None:
         merge_part([split.dump], split.out, text, hf_reference=split.reference)
 
 
-COMMAND = [
-    sys.executable,
-    "-W",
-    "ignore",
-    "-c",
-    "from shardmerge.common.command.group import main; main()",
-    "merge",
-]
+START = "from shardmerge.common.command.group import main; main()"
+COMMAND = [sys.executable, "-W", "ignore", "-c", START, "merge"]
 
 
 def test_an_array_of_processes_and_a_last_one_publish(split: World) -> None:

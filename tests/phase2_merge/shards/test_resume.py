@@ -153,34 +153,16 @@ def test_names_that_no_merge_creates_stay_in_a_partial_output(world: MakeWorld) 
     partial = late(one)
     records = partial / ".shardmerge"
     mine = [
-        "notes.txt",
-        "README.md",
-        "eval.json",
-        ".hidden",
-        "model.safetensors.bak",
-        ".shardmerge/notes.json",
-    ]
-    mine += [".shardmerge/receipts/notes.json"]
+        "notes.txt", "README.md", "eval.json", ".hidden", "model.safetensors.bak", ".shardmerge/notes.json",
+        ".shardmerge/receipts/notes.json",
+    ]  # fmt: skip
     ours = [
-        "config.json",
-        "hf_quant_config.json",
-        "model.safetensors.index.json",
-        "vocab.json",
-        "tokenizer.model.v3",
-    ]
-    ours += [
-        "modeling_tiny.py",
-        "model-00099-of-00099.safetensors",
-        ".config.json.0123456789abcdef.tmp",
-        ".shardmerge/plan.json",
-    ]
-    ours += [
-        ".shardmerge/report.json",
-        ".shardmerge/ledger.parquet",
-        ".shardmerge/.plan.json.0123456789abcdef.tmp",
-    ]
-    ours += [".shardmerge/receipts/stale.safetensors.json", ".shardmerge/receipts/part-1-of-2.json"]
-    ours += [".shardmerge/receipts/.part-1-of-2.json.0123456789abcdef.tmp"]
+        "config.json", "hf_quant_config.json", "model.safetensors.index.json", "vocab.json", "tokenizer.model.v3",
+        "modeling_tiny.py", "model-00099-of-00099.safetensors", ".config.json.0123456789abcdef.tmp",
+        ".shardmerge/plan.json", ".shardmerge/report.json", ".shardmerge/ledger.parquet",
+        ".shardmerge/.plan.json.0123456789abcdef.tmp", ".shardmerge/receipts/stale.safetensors.json",
+        ".shardmerge/receipts/part-1-of-2.json", ".shardmerge/receipts/.part-1-of-2.json.0123456789abcdef.tmp",
+    ]  # fmt: skip
     for name in mine + ours:
         (partial / name).write_text(f"{name}, of another attempt")
     (partial / "model.safetensors").symlink_to(records)
