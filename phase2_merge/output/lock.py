@@ -28,7 +28,6 @@ from shardmerge.common.owner import Owner, State
 
 NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}  # a file system that cannot lock
 RECORD_BYTES = 1 << 16
-RECORD_SUFFIX = ".json"
 SOMEBODY = "another process"
 
 
@@ -40,7 +39,7 @@ class Lock:
         folder: OUT.partial or OUT, as it was called when it was locked.
         owner: This process.
         records: The folder of all owners' records, open: it stays the same when its path changes.
-        left: Records in it of owners that have ended without removing them, and those that --break-lock took away.
+        left: Records in it of owners that have ended without removing them.
     """
 
     folder: Path
@@ -54,10 +53,6 @@ class Lock:
             os.close(os.open(_name(self.owner), os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self.records))
         except FileNotFoundError:
             raise LockLostError(str(self.folder)) from None
-
-    def left_tokens(self) -> frozenset[str]:
-        """Return the tokens of the owners that left records, or had them taken away by --break-lock just now."""
-        return frozenset(name.removesuffix(RECORD_SUFFIX) for name in self.left)
 
     def forget_ended(self) -> None:
         """Remove what owners left that have ended, once whatever they left unfinished was looked after."""
@@ -127,8 +122,13 @@ def _opened(folder: Path) -> int:
     """Open the lock file, which is made if need be. Raises CorruptFileError if it is anything but a regular file."""
     path = places.lock(folder)
     require_folder(places.records(folder))
+    how = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        try:
+            file = os.open(path, how | os.O_CREAT | os.O_EXCL, 0o666)
+            _belong_like_folder(file, path)
+        except FileExistsError:
+            file = os.open(path, how)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
             raise CorruptFileError(str(path), "it is not a regular file, which a lock is") from None
@@ -137,6 +137,24 @@ def _opened(folder: Path) -> int:
         os.close(file)
         raise CorruptFileError(str(path), "it is not a regular file, which a lock is")
     return file
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder of our records, for whoever owns the folder that it is in. Raises FileExistsError, OSError."""
+    path.mkdir()
+    made = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        _belong_like_folder(made, path)
+    finally:
+        os.close(made)
+
+
+def _belong_like_folder(made: int, path: Path) -> None:
+    """Give something that was made just now the owner of its folder: root may work for others, who come again."""
+    if os.geteuid() == 0:
+        above = os.lstat(path.parent)
+        with contextlib.suppress(PermissionError):  # a file server may not let root be root
+            os.fchown(made, above.st_uid, above.st_gid)
 
 
 def require_folder(path: Path) -> None:
@@ -178,7 +196,8 @@ def _holder(folder: Path, me: Owner) -> str:
 def _recorded(folder: Path, me: Owner) -> Iterator[int]:
     """Leave the record of an owner while the block runs. The value is the open folder that it lies in."""
     path = places.owners(folder)
-    path.mkdir(exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        make_folder(path)
     require_folder(path)
     records = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
@@ -210,7 +229,6 @@ def _ended(
         state = _state(other, me, works=works)
         if break_lock and state is State.UNKNOWN and _excludes(me, other):
             os.unlink(name, dir_fd=records)  # at once: its owner, if it still runs, must see that it is gone
-            ended.append(name)
         elif state is State.ENDED:
             ended.append(name)
         elif _excludes(me, other):
@@ -252,4 +270,4 @@ def _record(path: Path, folder: Path) -> Owner | None:
 
 
 def _name(of: Owner) -> str:
-    return f"{of.token}{RECORD_SUFFIX}"
+    return f"{of.token}.json"
