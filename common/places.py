@@ -24,6 +24,7 @@ from .owner import new_token
 # OUT/.shardmerge/{ledger.parquet,plan.json,report.json}      what the merge proved, planned and reported
 # OUT/.shardmerge/receipts/{SHARD.json,part-1-of-16.json}     shards, and parts of a merge, that are complete
 # OUT/.shardmerge/commit.json                                 the mark that it was proven and published
+# OUT.partial/.shardmerge/renaming                            beside that mark: it has not got its name yet
 # OUT/.shardmerge/lock                                        what a writer locks; it holds nothing and is never removed
 # OUT/.shardmerge/{owners/TOKEN.json,journal.json,next/}      while something is being written
 
@@ -61,6 +62,7 @@ LEDGER, PLAN, REPORT = "ledger.parquet", "plan.json", "report.json"
 RECEIPTS = "receipts"
 PART_RECORDS = "part-*.json"
 COMMIT = "commit.json"
+RENAMING = "renaming"
 LOCK = "lock"
 OWNERS = "owners"
 JOURNAL, NEXT = "journal.json", "next"
@@ -180,3 +182,8 @@ def owner_record(out: Path, token: str) -> Path:
 def commit(out: Path) -> Path:
     """Return the path of the record that an output was proven, which is written last."""
     return out / RECORDS / COMMIT
+
+
+def renaming(out: Path) -> Path:
+    """Return the path of the mark that an output is proven, and has not got its name yet."""
+    return out / RECORDS / RENAMING

@@ -48,7 +48,7 @@ def reread(task: ShardTask, folder: Path) -> RereadShard:
         What it is. A shard that is missing or wrong is not an error here.
 
     Raises:
-        OSError: Reading fails.
+        OSError: Reading, or making it durable, fails.
     """
     path = folder / task.name
     try:
@@ -67,6 +67,7 @@ def _read(task: ShardTask, path: Path, folder: Path) -> Receipt:
     """Return the receipt of a shard. Raises CorruptFileError if it is not as planned."""
     head, header = safetensors_header.build((t.name, t.dtype, t.shape) for t in task.tensors)
     with open(regular_files.open_for_reading(path, folder), "rb", buffering=0) as file:
+        os.fsync(file.fileno())  # somebody may have put it back with cp
         if os.fstat(file.fileno()).st_size != header.file_bytes:
             raise CorruptFileError(str(path), f"it does not have {header.file_bytes:,} bytes")
         if regular_files.read_at(file.fileno(), len(head), 0) != head:

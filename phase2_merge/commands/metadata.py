@@ -84,7 +84,7 @@ def metadata(
     """
     given = correcting.parse(corrections)
     out, reference = Path(os.path.abspath(out)), Path(hf_reference) if hf_reference else None
-    me = owner.here(journal.METADATA)
+    me = owner.here("a rewriting of metadata")
     with journal.rewriting(out, me, talk, lambda: _require_output(out), break_lock=break_lock) as held:
         records = published.read(out)
         published.require_shards(out, records)
@@ -126,7 +126,7 @@ def republish(
         ShardsChangedError: Its shards are not all there, or have other sizes or headers.
         ShardmergeError, OSError: As for `metadata`.
     """
-    me = owner.here(journal.MERGE_AGAIN)
+    me = owner.here("a merge into what was published before")
     with journal.rewriting(out, me, talk, lambda: refuse_other(out), break_lock=break_lock) as held:
         records = published.read(out)
         if records.plan.facts != plan.facts():

@@ -21,8 +21,10 @@ or removed, whoever holds the lock looks whether its record is still there.
     .shardmerge/ledger.parquet at the same time.
 4.  Exactly the planned shards are proved to be there (`shards/final_proof`): names, sizes, headers, receipts; and that
     each is the file whose bytes were verified. If it is not, it is read again.
-5.  The folders are synced, .shardmerge/commit.json is written, and OUT.partial is renamed to OUT, which must not exist.
-6.  The records of parts go, and the folder above is synced. What fails here is a warning: OUT is published.
+5.  The folders are synced, .shardmerge/renaming and .shardmerge/commit.json are written, and OUT.partial is renamed to
+    OUT, which must not exist.
+6.  .shardmerge/renaming and the records of parts go, and the folder above is synced. What fails here is a warning: OUT
+    is published.
 7.  The owner's record goes, and the lock is free.
 
 **A merge that is killed, fails, or is interrupted** in 1 to 5 leaves OUT.partial and no OUT. The next merge of OUT gets
@@ -30,8 +32,8 @@ the lock, since the owner of the record in it has ended; it says so, and goes on
 owner on another host, of which nobody can say from here whether it has ended, is named instead, and --break-lock takes
 the lock from it. In 6 or 7 OUT is whole, and the next `metadata` or `merge` of OUT removes what is left.
 
-A folder that is called OUT.partial and holds a commit record, but no record of a merge that ended while it built it, is
-a checkpoint that was published, and is left alone.
+A folder that is called OUT.partial and holds .shardmerge/commit.json without .shardmerge/renaming is a checkpoint that
+was published, whatever others left in it since, and is left alone.
 
 **`metadata` changes OUT**, as does a merge whose OUT is published already (`journal`). Both begin by locking OUT, by
 finishing what a journal says, and by removing .shardmerge/next/. Then:

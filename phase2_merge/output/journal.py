@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from shardmerge.common import canonical_json, durable, places, plausible_sizes, regular_files
+from shardmerge.common.command.talk import say
 from shardmerge.common.errors import CorruptFileError, LockLostError
 from shardmerge.common.owner import Owner
 from shardmerge.common.places import JOURNAL, NEXT
@@ -26,8 +27,6 @@ from . import lock
 from .lock import Lock
 
 REPORT = f"{places.RECORDS}/{places.REPORT}"
-METADATA, MERGE_AGAIN = "a rewriting of metadata", "a merge into what was published before"
-TASKS = (METADATA, MERGE_AGAIN)  # what owners of the lock of a published output do
 INTERRUPTED = (
     "a `shardmerge metadata` of {out} was interrupted: some JSON files are old and some new; "
     "run `shardmerge metadata {out}` to finish it"
@@ -56,9 +55,14 @@ def rewriting(
         OSError: Reading or writing fails.
     """
     with lock.held(out, me, talk, prepare=prepare, break_lock=break_lock) as held:
-        _finish(held)
-        held.forget_ended()
-        yield held
+        try:
+            _finish(held)
+            held.forget_ended()
+            yield held
+        except BaseException:
+            for warning in interrupted(out):
+                say(talk, f"Warning: {warning}")
+            raise
 
 
 def interrupted(out: Path) -> tuple[str, ...]:
@@ -97,9 +101,10 @@ def replace(held: Lock, files: Mapping[str, bytes], gone: Sequence[str]) -> tupl
 def _prepare(out: Path, files: Mapping[str, bytes]) -> None:
     """Put the new files, durable, where they wait for the journal."""
     waiting = places.records(out) / NEXT
-    waiting.mkdir()  # fails where something is left that could not be removed
+    lock.make_folder(waiting)  # fails where something is left that could not be removed
     for name, data in files.items():
-        (waiting / name).parent.mkdir(exist_ok=True)
+        if not (waiting / name).parent.exists():
+            lock.make_folder((waiting / name).parent)
         durable.write_file(waiting / name, data)
         _belong_like(waiting / name, out / name, out)
     durable.sync_folder(waiting)  # it may have a folder of its own
@@ -149,7 +154,7 @@ def _forget_leftovers(out: Path, waiting: Path) -> None:
     if waiting.is_dir() and not waiting.is_symlink():
         shutil.rmtree(waiting)
     for folder, stale in (
-        (places.records(out), _is_temporary),
+        (places.records(out), lambda name: _is_temporary(name) or name == places.RENAMING),
         (places.receipts(out), lambda name: _is_temporary(name) or fnmatchcase(name, places.PART_RECORDS)),
     ):
         if folder.is_dir() and not folder.is_symlink():

@@ -17,7 +17,7 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -39,14 +39,13 @@ class Lock:
         folder: OUT.partial or OUT, as it was called when it was locked.
         owner: This process.
         records: The folder of all owners' records, open: it stays the same when its path changes.
-        ended: Records in it, by name, of owners that have ended without removing them, and of those from whom
-            --break-lock took it; None for one that is not whole.
+        ended: The names of records in it whose owners have ended without removing them.
     """
 
     folder: Path
     owner: Owner
     records: int
-    ended: Mapping[str, Owner | None]
+    ended: tuple[str, ...]
 
     def confirm(self) -> None:
         """Look whether our record is still there. Call it before anything is published or removed.
@@ -125,8 +124,13 @@ def _opened(folder: Path) -> int:
     """Open the lock file, which is made if need be. Raises CorruptFileError if it is anything but a regular file."""
     path = places.lock(folder)
     require_folder(places.records(folder))
+    how = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        try:
+            file = os.open(path, how | os.O_CREAT | os.O_EXCL, 0o666)
+            _belong_like_folder(file, path)
+        except FileExistsError:
+            file = os.open(path, how)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
             raise CorruptFileError(str(path), "it is not a regular file, which a lock is") from None
@@ -135,6 +139,24 @@ def _opened(folder: Path) -> int:
         os.close(file)
         raise CorruptFileError(str(path), "it is not a regular file, which a lock is")
     return file
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder of our records, for whoever owns the folder that it is in. Raises FileExistsError, OSError."""
+    path.mkdir()
+    made = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        _belong_like_folder(made, path)
+    finally:
+        os.close(made)
+
+
+def _belong_like_folder(made: int, path: Path) -> None:
+    """Give something that was made just now the owner of its folder: root may work for others, who come again."""
+    if os.geteuid() == 0:
+        above = os.lstat(path.parent)
+        with contextlib.suppress(PermissionError):  # a file server may not let root be root
+            os.fchown(made, above.st_uid, above.st_gid)
 
 
 def require_folder(path: Path) -> None:
@@ -176,7 +198,8 @@ def _holder(folder: Path, me: Owner) -> str:
 def _recorded(folder: Path, me: Owner) -> Iterator[int]:
     """Leave the record of an owner while the block runs. The value is the open folder that it lies in."""
     path = places.owners(folder)
-    path.mkdir(exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        make_folder(path)
     require_folder(path)
     records = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
@@ -193,31 +216,30 @@ def _recorded(folder: Path, me: Owner) -> Iterator[int]:
 
 def _ended(
     folder: Path, me: Owner, records: int, talk: TextIO | None, flock_works: bool, break_lock: bool
-) -> Mapping[str, Owner | None]:
-    """Judge the records of all others. Returns those that can go, by name. Raises OutputLockedError."""
+) -> tuple[str, ...]:
+    """Judge the records of all others. Returns the names of those that can go. Raises OutputLockedError."""
     # Who comes just now may be writing a record under a temporary name, unless flock gave the whole lock to us.
     others_may_come = bool(me.subject) or not flock_works
-    ended: dict[str, Owner | None] = {}
+    ended = []
     for name in sorted(os.listdir(records)):
         path = places.owners(folder) / name
         if name == _name(me) or (others_may_come and places.TEMPORARY.fullmatch(name)):
             continue
         other = _record(path, folder)
         if other is None:  # no owner that runs has such a record: it is durable before it gets its name
-            ended[name] = None
+            ended.append(name)
             continue
         state = _state(other, me, flock_works=flock_works)
         if break_lock and state is State.UNKNOWN and _excludes(me, other):
             os.unlink(name, dir_fd=records)  # at once: its owner, if it still runs, must see that it is gone
-            ended[name] = other
         elif state is State.ENDED:
-            ended[name] = other
+            ended.append(name)
         elif _excludes(me, other):
             raise OutputLockedError(str(folder), str(other), state is State.UNKNOWN)
         else:
             continue
         say(talk, f"{folder} was left by {other}: finished shards are kept.")
-    return ended
+    return tuple(ended)
 
 
 def _state(other: Owner, me: Owner, *, flock_works: bool) -> State:

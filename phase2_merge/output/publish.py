@@ -18,11 +18,12 @@ from shardmerge.common.command.talk import say
 from shardmerge.common.errors import BadInputError, OutputExistsError
 from shardmerge.common.owner import Owner
 
-from . import journal, lock
+from . import lock
 from .lock import Lock
 
 APPEARED = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}  # what renaming a folder says if the name is taken
 STAYS = "Nothing was published. What was written stays in {}: the same command goes on from there."
+PUBLISHED = "{} is published and whole: the command ended after that."
 
 
 def refuse_existing(out: Path) -> None:
@@ -64,6 +65,8 @@ def building(out: Path, me: Owner, talk: TextIO | None, *, break_lock: bool = Fa
         except BaseException:
             if partial.exists():
                 say(talk, STAYS.format(partial))
+            elif _is_published(held, out):
+                say(talk, PUBLISHED.format(out))
             raise
 
 
@@ -104,10 +107,11 @@ def commit(held: Lock, out: Path, facts: Mapping[str, Any]) -> tuple[str, ...]:
     held.confirm()
     refuse_existing(out)
     try:
+        durable.write_file(places.renaming(partial), b"")
         durable.write_file(places.commit(partial), canonical_json.encode(facts))
         partial.rename(out)
     except BaseException as error:
-        places.commit(partial).unlink(missing_ok=True)
+        _take_back(partial)
         if isinstance(error, OSError) and error.errno in APPEARED:
             raise OutputExistsError(str(out), "it appeared while the merge ran") from error
         raise
@@ -117,6 +121,7 @@ def commit(held: Lock, out: Path, facts: Mapping[str, Any]) -> tuple[str, ...]:
 def _after_the_rename(out: Path) -> Iterator[str]:
     """Do what is left when OUT has its name. Yields a warning for what fails."""
     try:
+        places.renaming(out).unlink(missing_ok=True)
         for record in places.receipts(out).glob(places.PART_RECORDS):
             record.unlink()
         durable.sync_folder(out.parent)
@@ -147,14 +152,28 @@ def _ours(partial: Path) -> bool:
 def _refuse_published(held: Lock) -> None:
     """Raise OutputExistsError for a published checkpoint that is called OUT.partial. Call it under its lock.
 
-    One whose merge was killed between commit record and rename is not published: that merge's record is still there.
-    What others left, such as a `metadata` that was killed later, does not count.
+    One whose merge was killed between commit record and rename is not published: its mark is still there, which a
+    published one keeps only if its merge was killed right after the rename, and until it is written again.
     """
-    record = places.commit(held.folder)
-    if os.path.lexists(record):
-        if not any(other and other.task not in journal.TASKS for other in held.ended.values()):
+    if os.path.lexists(places.commit(held.folder)):
+        if not os.path.lexists(places.renaming(held.folder)):
             raise OutputExistsError(
                 str(held.folder), "it is a checkpoint that was published, not an unfinished one"
             )
-        record.unlink()
-        durable.sync_folder(record.parent)
+        _take_back(held.folder)
+
+
+def _take_back(partial: Path) -> None:
+    """Remove the commit record, and then the mark that it was not published yet."""
+    places.commit(partial).unlink(missing_ok=True)
+    if places.renaming(partial).exists():
+        durable.sync_folder(places.records(partial))
+        places.renaming(partial).unlink()
+
+
+def _is_published(held: Lock, out: Path) -> bool:
+    """Whether the folder that was locked is called `out` now."""
+    try:
+        return os.path.samestat(os.lstat(places.owners(out)), os.fstat(held.records))
+    except FileNotFoundError:
+        return False

@@ -50,15 +50,19 @@ def put(
     adoption = adopt(shards, folder, kept)
     paths = [folder / shard.name for shard in shards]
     make_readable(paths)
-    stamps = verified(plan, shards, folder, kept, talk) if check else stamps_of(shards, folder)
+    if check:
+        return adoption, verified(plan, shards, folder, kept, talk)
     sync(paths)
-    return adoption, stamps
+    return adoption, stamps_of(shards, folder)
 
 
 def verified(
     plan: Plan, shards: Sequence[Adopted], folder: Path, kept: Collection[str], talk: TextIO | None
 ) -> dict[str, Stamp]:
-    """Compare adopted shards with the checksums in the manifests.
+    """Make the bytes of adopted shards durable, and compare them with the checksums in the manifests.
+
+    In this order: a process that has a fragment mapped may write into a page that is dirty without changing any time of
+    the file. Once the page is on the disk, the next write to it does.
 
     Args:
         plan: What is published.
@@ -72,7 +76,7 @@ def verified(
 
     Raises:
         CorruptFileError: Bytes do not have their checksum; several such as ProblemsFoundError.
-        OSError: Reading fails.
+        OSError: Reading or syncing fails.
     """
     progress = Progress("verifying", sum(shard.fragment.file.num_bytes for shard in shards), talk)
     stamps: dict[str, Stamp] = {}
@@ -80,6 +84,7 @@ def verified(
     waiting, not_made_anew = list(shards), {*kept}
     try:
         for _ in range(READS):
+            sync([folder / shard.name for shard in waiting])
             before = stamps_of(waiting, folder)
             problems |= _wrong(plan, waiting, folder, progress.advance)
             stamps |= stamps_of(waiting, folder)

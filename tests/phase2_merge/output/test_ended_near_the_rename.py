@@ -1,13 +1,15 @@
-"""Commands that are killed just before or after an output has its name, and what the next command takes it for."""
+"""Commands that end just before or after an output has its name: what they say, and what the next takes it for."""
 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from click.testing import Result
 
 from tests.dumps import dumps
@@ -33,6 +35,28 @@ AFTER_METADATA_HAS_THE_LOCK = RUN.format(
     """
 from shardmerge.phase2_merge.output import journal
 journal._prepare = lambda *given: os.kill(os.getpid(), 9)
+"""
+)
+TERMINATED_AFTER_THE_RENAME = RUN.format(
+    """
+from shardmerge.common import durable
+sync = durable.sync_folder
+def late(folder):
+    sync(folder)
+    if (folder / "out").exists():
+        os.kill(os.getpid(), 15)
+durable.sync_folder = late
+"""
+)
+TERMINATED_AFTER_THE_JOURNAL = RUN.format(
+    """
+from shardmerge.common import durable
+write = durable.write_file
+def late(path, data):
+    write(path, data)
+    if path.name == "journal.json":
+        os.kill(os.getpid(), 15)
+durable.write_file = late
 """
 )
 
@@ -80,3 +104,43 @@ def test_break_lock_goes_on_from_a_merge_that_was_killed_on_another_host_before_
     assert "--break-lock" in run(*merge_arguments(one)).stderr
     assert run(*merge_arguments(one), "--break-lock").exit_code == 0
     assert load(one.out) == one.model.tensors
+
+
+def terminated(code: str, *arguments: object) -> str:
+    """Run a command that gets SIGTERM. Returns what it says."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 143, found.stderr
+    return found.stderr
+
+
+def test_a_merge_that_is_ended_after_the_rename_says_that_it_published(world: MakeWorld) -> None:
+    one = world().write()
+    assert f"{one.out} is published and whole" in terminated(
+        TERMINATED_AFTER_THE_RENAME, *merge_arguments(one)
+    )
+    assert load(one.out) == one.model.tensors
+
+
+def test_metadata_that_is_ended_between_old_and_new_says_so(world: MakeWorld) -> None:
+    one = world().write()
+    one.merge()
+    talk = terminated(TERMINATED_AFTER_THE_JOURNAL, "metadata", one.out, "--set", "config.rope_theta=5")
+    assert f"run `shardmerge metadata {one.out}` to finish it" in talk
+    assert run("metadata", one.out).exit_code == 0
+    assert json.loads((one.out / "config.json").read_bytes())["rope_theta"] == 5
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can work for others")
+def test_what_root_leaves_beside_the_records_of_others_is_theirs(world: MakeWorld) -> None:
+    """An object store keeps no empty file and no empty folder: lock and owners are made again, by whoever comes."""
+    one = world().write()
+    one.merge()
+    records = one.out / ".shardmerge"
+    (records / "lock").unlink()
+    (records / "owners").rmdir()
+    for path in (one.out, *one.out.rglob("*")):
+        os.chown(path, 1234, 1234)
+    assert run("metadata", one.out, "--set", "config.rope_theta=5").exit_code == 0
+    assert {path.name: path.stat().st_uid for path in one.out.rglob("*") if path.stat().st_uid != 1234} == {}
+    assert {path.stat().st_gid for path in one.out.rglob("*")} == {1234}
