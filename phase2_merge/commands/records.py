@@ -17,7 +17,7 @@ from shardmerge.common.errors import (
     MissingRecordError,
     ShardmergeError,
 )
-from shardmerge.common.places import INDEX, LEDGER, PLAN, REPORT
+from shardmerge.common.places import COMMIT, INDEX, LEDGER, PLAN, REPORT
 from shardmerge.common.safetensors_header import Header
 
 from ..ledger import parquet, published
@@ -27,6 +27,7 @@ WITHOUT = {
     LEDGER: "nothing says which bytes adopted shards had",
     PLAN: "nothing says which shards there are",
     REPORT: "nothing says what was proved and corrected",
+    COMMIT: "nothing says that a merge proved and published it",
 }
 Checksums = dict[str, dict[str, str]]  # of each tensor of each shard, as far as they are recorded
 

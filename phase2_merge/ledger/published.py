@@ -139,14 +139,20 @@ class PublishedRecords:
 
 def is_output(out: Path) -> bool:
     """Whether shardmerge published this directory. Raises CorruptFileError for what only looks like its records."""
-    return all(regular_files.exists(out / RECORDS / name, out) for name in (LEDGER, PLAN, REPORT, COMMIT))
+    return not _missing(out)
+
+
+def _missing(out: Path) -> list[str]:
+    """Return the names of the records that every published output has and this one has not."""
+    names = (LEDGER, PLAN, REPORT, COMMIT)
+    return [name for name in names if not regular_files.exists(out / RECORDS / name, out)]
 
 
 def read(out: Path) -> PublishedRecords:
     """Read what `out` records. Raises BadInputError if shardmerge did not publish it, CorruptFileError, OSError."""
-    if not is_output(out):
+    if missing := _missing(out):
         raise BadInputError(
-            f"{out} holds no {RECORDS}/{LEDGER}", "Give a directory that shardmerge merge published."
+            f"{out} holds no {RECORDS}/{missing[0]}", "Give a directory that shardmerge merge published."
         )
     plan = read_plan(out)
     report = _read(out / RECORDS / REPORT, _report)

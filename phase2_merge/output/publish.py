@@ -22,7 +22,7 @@ from . import lock
 from .lock import Lock
 
 APPEARED = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}  # what renaming a folder says if the name is taken
-STAYS = "Nothing was published. What was written stays in {}: the same command goes on from there."
+STAYS = "Nothing was published. What was written stays in {} for the next attempt."
 PUBLISHED = "{} is published and whole: the command ended after that."
 
 

@@ -84,7 +84,7 @@ def test_a_merge_that_ends_early_deletes_no_finished_shard(one: World, act: str,
     assert ended == code, said
     shards, _ = shards_and_receipts(one)
     assert len(shards) >= 10
-    assert f"What was written stays in {one.out}.partial: the same command goes on from there." in said
+    assert f"What was written stays in {one.out}.partial for the next attempt." in said
     before = {path.name: path.stat().st_mtime_ns for path in shards}
     assert exit_code(*merge(one)) == 0
     assert {name: (one.out / name).stat().st_mtime_ns for name in before} == before

@@ -35,7 +35,7 @@ def test_a_full_disk_is_named_with_a_path_and_takes_no_finished_shard(one: World
     code, said = run(*given)
     assert code == 1
     assert f"No space left on device: '{small / 'out.partial'}/" in said
-    assert f"What was written stays in {small / 'out.partial'}: the same command goes on from there." in said
+    assert f"What was written stays in {small / 'out.partial'} for the next attempt." in said
     before = {path.name: path.stat().st_mtime_ns for path in (small / "out.partial").glob("model-*")}
     assert len(before) > 5
     subprocess.run(["mount", "-o", "remount,size=4m", str(small)], check=True)

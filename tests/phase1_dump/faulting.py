@@ -44,7 +44,8 @@ class Faults:
             setattr(os, name, self._watched(name, getattr(os, name)))
 
     def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if event in EVENTS and self._is_below(arguments[0]):
+        opened_before = event == "open" and isinstance(arguments[0], int)  # a file object is made of it
+        if event in EVENTS and not opened_before and self._is_below(arguments[0]):
             creates = event == "open" and arguments[2] & os.O_CREAT
             self._reached(CREATES if creates else event, lambda: None, str(arguments[0]))
 
