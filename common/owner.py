@@ -120,14 +120,18 @@ def here(task: str, subject: str = "") -> Owner:
 
 
 def of_json(value: Any) -> Owner:
-    """Return the owner that a record holds. Raises ValueError if it holds anything else."""
+    """Return the owner that a record holds. Raises ValueError if it holds anything else.
+
+    A later version may record more, which is passed over: its owner must not be taken for one that ended.
+    """
     kinds = {one.name: int if one.name in ("process", "started") else str for one in fields(Owner)}
-    if not isinstance(value, dict) or value.keys() != kinds.keys():
+    if not isinstance(value, dict) or not value.keys() >= kinds.keys():
         raise ValueError("it is not the record of an owner")
-    for name, held in value.items():
+    known = {name: value[name] for name in kinds}
+    for name, held in known.items():
         if type(held) is not kinds[name] or (isinstance(held, str) and not held.isprintable()):
             raise ValueError(f"{name} of an owner is {held!r:.60}")
-    return Owner(**value)
+    return Owner(**known)
 
 
 def new_token() -> str:

@@ -23,7 +23,7 @@ or removed, whoever holds the lock looks whether its record is still there.
     each is the file whose bytes were verified. If it is not, it is read again.
 5.  The folders are synced, .shardmerge/renaming and .shardmerge/commit.json are written, and OUT.partial is renamed to
     OUT, which must not exist.
-6.  .shardmerge/renaming and the records of parts go, and the folder above is synced. What fails here is a warning: OUT
+6.  The folder above is synced, and .shardmerge/renaming and the records of parts go. What fails here is a warning: OUT
     is published.
 7.  The owner's record goes, and the lock is free.
 

@@ -121,12 +121,16 @@ def commit(held: Lock, out: Path, facts: Mapping[str, Any]) -> tuple[str, ...]:
 def _after_the_rename(out: Path) -> Iterator[str]:
     """Do what is left when OUT has its name. Yields a warning for what fails."""
     try:
+        durable.sync_folder(out.parent)
+    except OSError as error:  # what stays marks it as not published, in case the name is lost
+        yield f"{out} is published, but a power loss may still take away its name: {error}"
+        return
+    try:
         places.renaming(out).unlink(missing_ok=True)
         for record in places.receipts(out).glob(places.PART_RECORDS):
             record.unlink()
-        durable.sync_folder(out.parent)
     except OSError as error:
-        yield f"{out} is published, but a power loss may still take away its name: {error}"
+        yield f"{out} is published, but not all records of its merge could be removed: {error}"
 
 
 def _make(partial: Path, out: Path) -> None:

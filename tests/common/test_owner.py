@@ -64,3 +64,10 @@ def test_an_earlier_start_of_a_machine_is_known_only_where_the_machine_has_an_id
     here = dataclasses.replace(owner.here(""), machine=machine)
     monkeypatch.setattr(owner, "here", lambda _task: here)
     assert dataclasses.replace(here, boot="another").state() is state
+
+
+def test_a_record_of_a_later_version_that_says_more_is_read() -> None:
+    here = owner.here("a merge")
+    assert owner.of_json(here.as_json() | {"version": "9"}) == here
+    with pytest.raises(ValueError, match="it is not the record of an owner"):
+        owner.of_json({"token": here.token, "version": "9"})
