@@ -25,7 +25,15 @@ class Stamp:
 
 def stamp(path: Path) -> Stamp:
     """Return the stamp of a regular file. Raises CorruptFileError for anything else, FileNotFoundError, OSError."""
-    seen = os.lstat(path)
+    return _stamp(os.lstat(path), path)
+
+
+def stamp_of(file: int, path: Path) -> Stamp:
+    """Return the stamp of an open file, which a network file system asks its server for. Raises as `stamp` does."""
+    return _stamp(os.fstat(file), path)
+
+
+def _stamp(seen: os.stat_result, path: Path) -> Stamp:
     if not stat.S_ISREG(seen.st_mode):
         raise CorruptFileError(str(path), "it is not a regular file")
     return Stamp(seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns)

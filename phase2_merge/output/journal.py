@@ -116,7 +116,8 @@ def _belong_like(new: Path, old: Path, out: Path) -> None:
     before = os.lstat(old) if old.is_file() and not old.is_symlink() else None
     like = before or os.lstat(out)
     if os.geteuid() == 0:
-        os.chown(new, like.st_uid, like.st_gid)
+        with contextlib.suppress(PermissionError):  # a file server may take root for nobody
+            os.chown(new, like.st_uid, like.st_gid)
     if before:
         os.chmod(new, stat.S_IMODE(before.st_mode))
 

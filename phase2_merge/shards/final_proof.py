@@ -25,7 +25,7 @@ from shardmerge.common.errors import CorruptFileError, ShardsChangedError
 from ..assembly.reread import RereadShard, reread
 from ..assembly.workers import WrittenShard, each
 from ..disk.hashing import READERS
-from ..disk.stamp import Stamp, stamp
+from ..disk.stamp import Stamp, stamp_of
 from ..output import receipts
 from ..output.receipts import Receipt
 from .adopted_bytes import verified
@@ -252,8 +252,7 @@ def _look(plan: Plan, shard: Adopted | Assembled, folder: Path, *, checked: bool
     """Compare a file and its receipt with the plan. Returns what it is, or what is wrong with it."""
     want = planned(plan, shard)
     try:
-        file = stamp(folder / shard.name)
-        head = _first_bytes(folder / shard.name, folder, want.header_bytes)
+        file, head = _first_bytes(folder / shard.name, folder, want.header_bytes)
     except FileNotFoundError:
         return "is missing"
     except CorruptFileError as error:
@@ -272,10 +271,10 @@ def _look(plan: Plan, shard: Adopted | Assembled, folder: Path, *, checked: bool
     )
 
 
-def _first_bytes(path: Path, folder: Path, count: int) -> bytes:
+def _first_bytes(path: Path, folder: Path, count: int) -> tuple[Stamp, bytes]:
     file = regular_files.open_for_reading(path, folder)
     try:
-        return regular_files.read_at(file, count, 0)
+        return stamp_of(file, path), regular_files.read_at(file, count, 0)
     finally:
         os.close(file)
 
