@@ -148,3 +148,48 @@ def test_root_gives_new_files_the_owner_and_the_mode_of_the_old_ones(published: 
     if shutil.which("setpriv"):  # its owner can go on
         command = line("metadata", published.out, "--set", "config.rope_theta=6")
         assert end(start([*as_somebody(published.folder), *command]))[0] == 0
+
+
+MOMENTS = [
+    ("os.mkdir", "next"), ("os.rename", "journal.json"), ("os.rename", "config.json"), ("os.remove", "journal.json"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("event", "name"), MOMENTS)
+def test_a_second_one_at_any_moment_of_the_first_is_refused_and_disturbs_nothing(
+    published: World, tmp_path: Path, event: str, name: str
+) -> None:
+    gate, before = Gate(tmp_path / "gate"), tree(published.out)
+    change = ["metadata", published.out, "--set", "config.rope_theta=5"]
+    process = start(line(*change, strikes=[Strike(event, name, gate.act)]))
+    assert gate.reached(process)
+    for other in (["metadata", published.out, "--set", "config.rope_theta=6"], merge(published)):
+        code, said = run(*other)
+        assert code == 6, said
+        assert f"is being written by a rewriting of metadata (process {process.pid} on " in said
+    gate.open()
+    assert end(process)[0] == 0
+    assert theta(published.out) == 5
+    assert tree(published.out).keys() == before.keys()
+
+
+def test_one_that_came_before_another_and_locks_after_it_finds_who_writes_now(
+    published: World, tmp_path: Path
+) -> None:
+    """It has opened the lock; another one comes and ends, and a third one is at work."""
+    late, at_work, before = Gate(tmp_path / "late"), Gate(tmp_path / "at work"), tree(published.out)
+    change = ["metadata", published.out, "--set"]
+    first = start(line(*change, "config.rope_theta=1", strikes=[Strike("fcntl.flock", "", late.act)]))
+    assert late.reached(first)
+    assert exit_code(*change, "config.rope_theta=2") == 0
+    third = start(
+        line(*change, "config.rope_theta=3", strikes=[Strike("os.rename", "config.json", at_work.act)])
+    )
+    assert at_work.reached(third)
+    late.open()
+    code, said = end(first)
+    at_work.open()
+    assert end(third)[0] == 0
+    assert code == 6, said
+    assert theta(published.out) == 3
+    assert tree(published.out).keys() == before.keys()

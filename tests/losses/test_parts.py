@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -51,6 +52,20 @@ def test_finalize_publishes_no_shard_that_is_not_what_its_part_wrote(
     assert parts(one) == [0, 0]
     assert exit_code(*merge(one, "--finalize")) == 0
     assert load(one.out) == one.model.tensors
+
+
+def test_the_record_of_a_part_names_dump_plan_and_each_shard(one: World) -> None:
+    assert parts(one) == [0, 0]
+    records = (partial(one) / ".shardmerge" / "receipts").glob("part-*-of-2.json")
+    told = [json.loads(path.read_bytes()) for path in records]
+    assert {(part["ledger_digest"], part["plan_digest"], part["checked"]) for part in told} == {
+        (told[0]["ledger_digest"], told[0]["plan_digest"], True)
+    }
+    assert {part["generation"] for part in told} == {"run run-1, step 100, attempt 0"}
+    sizes = {name: seen["num_bytes"] for part in told for name, seen in part["shards"].items()}
+    assert sizes == {path.name: path.stat().st_size for path in partial(one).glob("model-*.safetensors")}
+    assert all(len(seen["xxh3_128"]) == 32 for part in told for seen in part["shards"].values())
+    assert len(told[0]["ledger_digest"]) == len(told[0]["plan_digest"]) == 32
 
 
 def in_container(command: list[str]) -> list[str]:
