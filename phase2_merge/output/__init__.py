@@ -6,7 +6,8 @@ their own name.
 
 **One lock for each output** (`lock`), held by everything that writes OUT.partial or OUT: .shardmerge/lock, locked with
 flock, and .shardmerge/owners/TOKEN.json, which says who holds it. Parts of one merge hold it together, everyone else
-alone. The lock file is never removed, and goes with its folder from OUT.partial to OUT. Before anything is published
+alone. The lock file is never removed, and goes with its folder from OUT.partial to OUT; only an OUT.partial that was
+made while another merge published OUT, and that holds nothing else, goes with its lock. Before anything is published
 or removed, whoever holds the lock looks whether its record is still there.
 
 **A merge makes OUT**, in this order (`publish`, called by `commands/merge` and `commands/merge_part`):
