@@ -123,12 +123,12 @@ def _gather(plan: Plan, held: Lock, options: AssemblyOptions, stages: Stages) ->
     """
     recorded = tuple(parts.records(held.folder, plan, check=options.check))
     parts.require(plan, recorded)
+    resume.clear(held, plan, keep_parts=True)
     adopted = {shard.name for shard in plan.adopted}
     by_name = {name: seen for record in recorded for name, seen in record.shards.items()}
     verified = {name: seen for name, seen in by_name.items() if name in adopted}
     proven = final_proof.prove(plan, held.folder, verified, options)
     parts.require(plan, recorded, proven.wrong or parts.unlike(proven.seen, by_name))
-    resume.clear(held, plan, keep_parts=True)
     stages.end("gathering")
     adoption = together(record.adoption for record in recorded)
     return Written(adoption, kept_shards=0, cloned_bytes=0, seen=proven.seen, reread=proven.reread)

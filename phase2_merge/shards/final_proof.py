@@ -79,7 +79,7 @@ class Proven:
     """What shards turned out to be.
 
     Attributes:
-        seen: Those that are as planned, by name.
+        seen: Those that are as planned, by name. `prove` names none if anything is wrong.
         wrong: A sentence for each that is not, which begins with its name.
         reread: How much was read again for this.
     """
@@ -119,8 +119,10 @@ def prove(plan: Plan, folder: Path, seen: Mapping[str, Seen], options: AssemblyO
     names_there = {name for name in os.listdir(folder) if name.endswith(".safetensors")}
     planned_names = {shard.name for shard in plan.shards}
     strange = [f"{name} is there, but not planned" for name in sorted(names_there - planned_names)]
-    if unread.wrong or strange or not options.check:
-        return Proven(unread.seen, (*unread.wrong, *strange))
+    if wrong := (*unread.wrong, *strange):
+        return Proven({}, wrong)  # the bytes of the others were not read, so nothing is known of them
+    if not options.check:
+        return unread
     doubtful = [shard for shard in plan.shards if seen.get(shard.name) != unread.seen[shard.name]]
     return read_again(plan, doubtful, folder, unread, options)
 
@@ -203,7 +205,7 @@ def read_again(
     """
     if not shards:
         return unread
-    began = time.monotonic()
+    began, num_bytes = time.monotonic(), sum(unread.seen[shard.name].num_bytes for shard in shards)
     adopted = [shard for shard in shards if isinstance(shard, Adopted)]
     stamps = verified(plan, adopted, folder, (), options.talk) if adopted else {}
     seen = unread.seen | {shard.name: seen_as_adopted(shard, stamps[shard.name]) for shard in adopted}
@@ -216,7 +218,6 @@ def read_again(
         else:
             del seen[shard.name]
             wrong.append(f"{shard.name} is not what its receipt says{shard.reason and f': {shard.reason}'}")
-    num_bytes = sum(planned(plan, shard).num_bytes for shard in shards)
     took = Reread(tuple(shard.name for shard in shards), num_bytes, round(time.monotonic() - began, 3))
     return Proven(seen, tuple(wrong), took)
 

@@ -228,6 +228,22 @@ def test_a_shard_that_changed_since_its_part_wrote_it_is_never_published(
     assert tree(split.out) == whole(split)
 
 
+def test_a_left_shard_of_another_plan_does_not_keep_finalize_from_reading(split: World) -> None:
+    """It is not of this plan, and says nothing about the shards that are."""
+    part(split, 1, 1)
+    partial = split.out.with_name("out.partial")
+    shard = sorted(partial.glob("model-*.safetensors"))[-1]
+    data = shard.read_bytes()
+    shard.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    (partial / "model-00099-of-00099.safetensors").write_bytes(data)
+    with pytest.raises(MissingPartsError, match=f"{shard.name} is not what its receipt says"):
+        split.merge(finalize=True, **SHAPE)
+    assert not split.out.exists()
+    part(split, 1, 1)
+    split.merge(finalize=True, **SHAPE)
+    assert tree(split.out) == whole(split)
+
+
 def test_a_forged_receipt_beside_a_forged_shard_is_seen(split: World) -> None:
     """What is believed are the checksums of the ranks alone."""
     part(split, 1, 1)
