@@ -46,12 +46,21 @@ def appearing(path: Path) -> Iterator[Path]:
 
 def sync_folder(path: Path) -> None:
     """Make the names in a folder durable. Raises OSError."""
-    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    _sync(path, os.O_DIRECTORY)
+
+
+def sync_file(path: Path) -> None:
+    """Make the bytes of a file durable that somebody else may have written; no link is followed. Raises OSError."""
+    _sync(path, os.O_NOFOLLOW)
+
+
+def _sync(path: Path, flags: int) -> None:
+    opened = os.open(path, os.O_RDONLY | flags)
     try:
         with naming(path):
-            os.fsync(folder)
+            os.fsync(opened)
     finally:
-        os.close(folder)
+        os.close(opened)
 
 
 def make_folder(path: Path) -> None:

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 TOKEN_BYTES = 8
-HIDDEN = (
-    -1
-)  # in place of when a process started: there is one, but of another user, and the kernel shows no more
+# in place of when a process started: there is one, but of another user, and the kernel shows no more
+HIDDEN = -1
 MAX_PROCESS = 1 << 22  # PID_MAX_LIMIT of Linux
 START_TIME = 19  # field 22 of /proc/PID/stat, counted behind the name of the program; see proc(5)
 
@@ -29,9 +28,8 @@ class State(Enum):
 
     RUNS = "runs"
     ENDED = "ended"
-    UNKNOWN = (
-        "unknown"  # it is on another host, in another container, or the kernel hides it (hidepid, proc(5))
-    )
+    # it is on another host, in another container, or the kernel hides it (hidepid, proc(5))
+    UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from shardmerge.common import regular_files, safetensors_header
+from shardmerge.common import durable, regular_files, safetensors_header
 from shardmerge.common.errors import CorruptFileError
 
 from ..disk.stamp import Stamp, stamp
@@ -66,7 +66,10 @@ def reread(task: ShardTask, folder: Path) -> RereadShard:
 def _read(task: ShardTask, path: Path, folder: Path) -> Receipt:
     """Return the receipt of a shard. Raises CorruptFileError if it is not as planned."""
     head, header = safetensors_header.build((t.name, t.dtype, t.shape) for t in task.tensors)
-    with open(regular_files.open_for_reading(path, folder), "rb", buffering=0) as file:
+    with (
+        durable.naming(path),
+        open(regular_files.open_for_reading(path, folder), "rb", buffering=0) as file,
+    ):
         os.fsync(file.fileno())  # somebody may have put it back with cp
         if os.fstat(file.fileno()).st_size != header.file_bytes:
             raise CorruptFileError(str(path), f"it does not have {header.file_bytes:,} bytes")

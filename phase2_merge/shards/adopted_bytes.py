@@ -7,13 +7,13 @@ later whether somebody wrote into it since. Must not know how assembled shards a
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
+from shardmerge.common import durable
 from shardmerge.common.command.progress import Progress
 from shardmerge.common.errors import CorruptFileError, ShardmergeError, raise_problems
 
@@ -114,16 +114,8 @@ def stamps_of(shards: Sequence[Adopted], folder: Path) -> dict[str, Stamp]:
 def sync(paths: Sequence[Path]) -> None:
     """Make the bytes of files durable. Those that a dump wrote are: it costs as little as looking. Raises OSError."""
     with ThreadPoolExecutor(READERS) as threads:
-        for _ in threads.map(_sync, paths):
+        for _ in threads.map(durable.sync_file, paths):
             pass
-
-
-def _sync(path: Path) -> None:
-    file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
 
 
 def _wrong(

@@ -17,7 +17,7 @@ from typing import TypeGuard
 
 import xxhash
 
-from shardmerge.common import regular_files, safetensors_header
+from shardmerge.common import durable, regular_files, safetensors_header
 from shardmerge.common.command.progress import Progress
 from shardmerge.common.dtypes import DTYPES
 from shardmerge.common.errors import CorruptFileError, ShardsChangedError
@@ -275,7 +275,8 @@ def _look(plan: Plan, shard: Adopted | Assembled, folder: Path, *, checked: bool
 def _first_bytes(path: Path, folder: Path, count: int) -> tuple[Stamp, bytes]:
     file = regular_files.open_for_reading(path, folder)
     try:
-        return stamp_of(file, path), regular_files.read_at(file, count, 0)
+        with durable.naming(path):
+            return stamp_of(file, path), regular_files.read_at(file, count, 0)
     finally:
         os.close(file)
 
