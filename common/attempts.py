@@ -5,14 +5,14 @@ Only looks; must not know what a rank writes. Phase one decides what it means fo
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import canonical_json, owner, plausible_sizes, regular_files
-from .errors import CorruptFileError
+from . import owner
 from .owner import Owner, State
-from .places import OWNER, RANK_PARTIAL
+from .places import MANIFEST, OWNER, RANK_PARTIAL, rank_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +60,13 @@ def is_own_folder(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink()
 
 
+def is_complete(dump: Path, rank: int) -> bool:
+    """Whether a rank has its manifest."""
+    return os.path.isfile(dump / rank_name(rank) / MANIFEST)
+
+
 def _owner(folder: Path) -> Owner | None:
-    path = folder / OWNER
     try:
-        record = canonical_json.decode(regular_files.read(path, folder, plausible_sizes.OWNER.limit(path)))
-        return owner.of_json(record)
-    except (OSError, ValueError, CorruptFileError):  # whatever is there instead, it names nobody
+        return owner.read(folder / OWNER, folder)
+    except OSError:  # whatever is there instead, it names nobody
         return None

@@ -16,7 +16,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-TOKEN_BYTES = 8
+from . import canonical_json, plausible_sizes, regular_files
+from .errors import CorruptFileError
+from .places import new_token
+
 # in place of when a process started: there is one, but of another user, and the kernel shows no more
 HIDDEN = -1
 MAX_PROCESS = 1 << 22  # PID_MAX_LIMIT of Linux
@@ -132,9 +135,25 @@ def of_json(value: Any) -> Owner:
     return Owner(**known)
 
 
-def new_token() -> str:
-    """Return letters and digits that nobody else has."""
-    return os.urandom(TOKEN_BYTES).hex()
+def read(path: Path, root: Path) -> Owner | None:
+    """Return the owner of a record, None for one that is not whole, or gone.
+
+    Args:
+        path: The record.
+        root: The folder of whoever is asked about, below which it lies.
+
+    Returns:
+        The owner.
+
+    Raises:
+        OSError: It cannot be read, which says nothing about its owner.
+    """
+    try:
+        return of_json(
+            canonical_json.decode(regular_files.read(path, root, plausible_sizes.OWNER.limit(path)))
+        )
+    except (ValueError, CorruptFileError, FileNotFoundError):
+        return None
 
 
 @cache

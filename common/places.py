@@ -5,11 +5,10 @@ Holds names and patterns only; must not know what the files hold.
 
 from __future__ import annotations
 
+import os
 import re
 from fnmatch import fnmatchcase
 from pathlib import Path
-
-from .owner import new_token
 
 # DUMP/rank-00003/manifest.json               the mark that rank 3 is complete
 # DUMP/rank-00003/whole-00001.safetensors     tensors that the rank holds entirely
@@ -67,6 +66,7 @@ LOCK = "lock"
 OWNERS = "owners"
 JOURNAL, NEXT = "journal.json", "next"
 TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{16}\.tmp")  # of `durable`, for any file: .NAME.TOKEN.tmp
+TOKEN_BYTES = 8  # of what makes a name that nobody else has
 NAME_BYTES = 255  # of one name, on all file systems that we know
 
 
@@ -80,6 +80,11 @@ def is_sidecar_data(name: str) -> bool:
     if name.endswith(NEVER_SIDECARS) or not name.isprintable():
         return False
     return any(fnmatchcase(name, pattern) for pattern in SIDECARS)
+
+
+def new_token() -> str:
+    """Return letters and digits that nobody else has."""
+    return os.urandom(TOKEN_BYTES).hex()
 
 
 def temporary(path: Path) -> Path:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from shardmerge.common import canonical_json, durable, owner, places, regular_files
+from shardmerge.common.attempts import is_complete
 from shardmerge.common.command.talk import say
 from shardmerge.common.errors import CorruptFileError, ShardmergeError
 from shardmerge.common.owner import Owner, State
@@ -100,11 +101,6 @@ def _is_another_that_runs(recorded_by: Owner | None) -> bool:
     if recorded_by is None or recorded_by.is_this_process():
         return False
     return recorded_by.state() is State.RUNS
-
-
-def is_complete(out: Path, rank: int) -> bool:
-    """Whether a rank has its manifest."""
-    return os.path.isfile(out / places.rank_name(rank) / places.MANIFEST)
 
 
 def wait_for_others(

@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shardmerge.common import durable, owner
+from shardmerge.common.attempts import is_complete
 from shardmerge.common.errors import OutputExistsError
 from shardmerge.common.places import rank_name, rank_partial
 
 from .attempts import begin, clear_ended, discard, make_way
-from .failed_ranks import forget_failures, is_complete
+from .failed_ranks import forget_failures
 
 
 def refuse_existing(out: Path, rank: int) -> None:

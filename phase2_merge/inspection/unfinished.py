@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from shardmerge.common.attempts import Attempt, attempts
+from shardmerge.common.attempts import Attempt, attempts, is_complete
 from shardmerge.common.owner import State
-from shardmerge.common.places import MANIFEST, RANK_FAILED, rank_name
+from shardmerge.common.places import RANK_FAILED
 
 from ..ledger.rank_directories import reason
 
@@ -41,7 +41,7 @@ def unfinished(dump: Path) -> Unfinished:
     all_attempts = attempts(dump)
     writers: dict[int, str] = {}
     for attempt in all_attempts:
-        if attempt.state() is not State.ENDED and not _is_complete(dump, attempt.rank):
+        if attempt.state() is not State.ENDED and not is_complete(dump, attempt.rank):
             others = [writers[attempt.rank]] if attempt.rank in writers else []
             writers[attempt.rank] = "; ".join([*others, _described(attempt)])
     failed = {
@@ -66,9 +66,5 @@ def _remains(dump: Path, all_attempts: list[Attempt]) -> Iterator[str]:
                 f"the process that wrote rank {attempt.rank} has ended: {attempt}. {folder} is left of it, and the "
                 "next dump of this rank removes it"
             )
-        elif _is_complete(dump, attempt.rank):
+        elif is_complete(dump, attempt.rank):
             yield f"rank {attempt.rank} is complete, and {folder} beside it belongs to {_described(attempt)}"
-
-
-def _is_complete(dump: Path, rank: int) -> bool:
-    return (dump / rank_name(rank) / MANIFEST).is_file()

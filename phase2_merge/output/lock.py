@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from shardmerge.common import canonical_json, durable, owner, places, plausible_sizes, regular_files
+from shardmerge.common import canonical_json, durable, owner, places
 from shardmerge.common.command.talk import say
 from shardmerge.common.errors import CorruptFileError, LockLostError, OutputLockedError
 from shardmerge.common.owner import Owner, State
@@ -225,7 +225,7 @@ def _ended(
         path = places.owners(folder) / name
         if name == _name(me) or (others_may_come and places.TEMPORARY.fullmatch(name)):
             continue
-        other = _record(path, folder)
+        other = owner.read(path, folder)
         if other is None:  # no owner that runs has such a record: it is durable before it gets its name
             ended.append(name)
             continue
@@ -261,16 +261,7 @@ def _others(folder: Path) -> list[Owner | None]:
         names = sorted(os.listdir(places.owners(folder)))
     except OSError:  # whoever holds the lock has not made it yet
         return []
-    return [_record(places.owners(folder) / name, folder) for name in names]
-
-
-def _record(path: Path, folder: Path) -> Owner | None:
-    """Return the owner of a record, None for one that is not whole, or gone."""
-    try:
-        data = regular_files.read(path, folder, plausible_sizes.OWNER.limit(path))
-        return owner.of_json(canonical_json.decode(data))
-    except (ValueError, CorruptFileError, FileNotFoundError):
-        return None
+    return [owner.read(places.owners(folder) / name, folder) for name in names]
 
 
 def _name(of: Owner) -> str:
