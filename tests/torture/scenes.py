@@ -6,6 +6,7 @@ A table; must not know how calls go wrong.
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -58,7 +59,31 @@ def _replace_fragment(folder: Path) -> None:
     durable.write_file(fragment, data[:-1] + bytes([data[-1] ^ 1]))
 
 
-BY_HAND = {"add-notes": _add_notes, "replace-fragment": _replace_fragment}
+def _leave_shard(folder: Path) -> None:
+    """A shard of another plan was left in the unfinished output."""
+    partial = folder / "out.partial"
+    durable.write_file(partial / "model-00099-of-00099.safetensors", _last_shard(partial).read_bytes())
+
+
+def _spoil_shard(folder: Path) -> None:
+    """A bit of a finished shard changes, and nothing else tells of it."""
+    with open(_last_shard(folder / "out.partial"), "r+b") as shard:
+        shard.seek(-1, os.SEEK_END)
+        byte = shard.read(1)[0]
+        shard.seek(-1, os.SEEK_END)
+        shard.write(bytes([byte ^ 1]))
+
+
+def _last_shard(partial: Path) -> Path:
+    return max(path for path in partial.glob("model-*.safetensors") if "of-00099" not in path.name)
+
+
+BY_HAND = {
+    "add-notes": _add_notes,
+    "replace-fragment": _replace_fragment,
+    "leave-shard": _leave_shard,
+    "spoil-shard": _spoil_shard,
+}
 
 
 def merge(*more: str, dump: str = "dump", reference: str = "reference") -> Step:
@@ -95,6 +120,7 @@ class Scene:
         processes: Whether the command starts others.
         link_error, lock_error: Of every hard link and every lock, 0 where they succeed; NO_LOCK where they only say so.
         unsynced: The dump was copied, and nobody asked for it to be on disk.
+        refused: The command refuses, undisturbed or not.
         stride: Only every so many calls are struck: what starts processes takes long.
     """
 
@@ -114,6 +140,7 @@ class Scene:
     link_error: int = 0
     lock_error: int = 0
     unsynced: bool = False
+    refused: bool = False
     stride: int = 1
 
     @property
@@ -122,6 +149,8 @@ class Scene:
 
 
 ONE, TWO, FINALIZE = (merge("--part", "1/2"), merge("--part", "2/2"), merge("--finalize"))
+ALL = (ONE, TWO, FINALIZE)
+LEAVE, SPOIL = (Step((name,)) for name in ("leave-shard", "spoil-shard"))
 THETA, OTHER_THETA = (("--set", f"config.rope_theta={number}") for number in (5, 6))
 PUBLISHED = (merge(),)
 RANK = "dump/rank-00000"
@@ -144,6 +173,9 @@ ALONE = (
     Scene("part-again", ONE, before=(ONE,), finish=(TWO, FINALIZE), probe=FINALIZE),
     Scene("part-resume", ONE, receipts=1, finish=(TWO, FINALIZE), probe=FINALIZE),
     Scene("finalize", FINALIZE, before=(ONE, TWO)),
+    Scene("finalize-left-shard", FINALIZE, before=(ONE, TWO, LEAVE)),
+    Scene("finalize-spoiled-shard", FINALIZE, before=(ONE, TWO, SPOIL), finish=ALL, refused=True),
+    Scene("finalize-left-and-spoiled-shard", FINALIZE, before=(ONE, TWO, LEAVE, SPOIL), finish=ALL, refused=True),
     Scene("finalize-again", FINALIZE, before=(ONE, TWO, FINALIZE), piecewise=True),
     Scene("metadata", metadata(*THETA), before=PUBLISHED, piecewise=True),
     Scene("metadata-reference", metadata("--hf-reference", "@reference2"), before=PUBLISHED, piecewise=True),
@@ -154,7 +186,6 @@ ALONE = (
 )  # fmt: skip
 
 OTHER_ONE = merge("--part", "1/2", dump="dump2")
-ALL = (ONE, TWO, FINALIZE)
 TOGETHER = (
     Scene("merge+merge", merge(), ADOPTED, beside=merge()),
     Scene("merge-mixed+merge", merge(), beside=merge()),
