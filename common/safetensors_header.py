@@ -1,7 +1,7 @@
 """Builds the header of a safetensors file before its data is written, and reads one without its data.
 
 A file is eight bytes N (little endian), N bytes of JSON, then the tensors without holes. Stricter than the
-library on reading: duplicate keys, holes, overlaps and trailing bytes are refused.
+library on reading: duplicate and unknown keys, holes, overlaps and trailing bytes are refused.
 Source: safetensors README ("Format") and safetensors/src/tensor.rs (`Metadata::validate`).
 """
 
@@ -170,10 +170,10 @@ def _metadata(body: dict[str, Any]) -> dict[str, str]:
 
 def _entry(name: str, value: Any) -> Entry:
     match value:
-        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(begin), int(end)]}:
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(begin), int(end)], **more} if not more:
             pass
         case _:
-            raise ValueError(f"{name}: expected dtype, shape and data_offsets")
+            raise ValueError(f"{name}: expected dtype, shape and data_offsets, and nothing else")
     sizes = [*shape, begin, end]
     if (
         dtype not in BITS
