@@ -170,7 +170,9 @@ def _metadata(body: dict[str, Any]) -> dict[str, str]:
 
 def _entry(name: str, value: Any) -> Entry:
     match value:
-        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(begin), int(end)], **more} if not more:
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(begin), int(end)], **more} if (
+            not more
+        ):
             pass
         case _:
             raise ValueError(f"{name}: expected dtype, shape and data_offsets, and nothing else")

@@ -5,15 +5,14 @@ Must not know tensors, only their names and shapes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ..errors import BadInputError
-from .keys import key_ids, key_pattern
+from .keys import LAYER, KeyIds, key_ids, key_pattern
 from .rows import Architecture, Config, Layers, Row, Target
 
-Ids = Mapping[str, int]
 MAX_SIZE = 1 << 31  # of a dimension: two of them are multiplied in 64 bits
 MAX_LAYERS = 1 << 14
 MAX_EXPERTS = 1 << 20  # in all layers together, twenty times those of the largest models
@@ -47,7 +46,13 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Blueprint:
-    """A table bound to a config.json. Raises BadInputError if the config lacks or contradicts a dimension."""
+    """A table bound to a config.json. Raises BadInputError if the config lacks or contradicts a dimension.
+
+    Layers are numbered through: those of multi-token prediction (MTP) follow the `num_layers` of the decoder.
+
+    Attributes:
+        mtp_layers: Numbers of the MTP layers, of which each step has `mtp_period`.
+    """
 
     architecture: Architecture
     config: Config
@@ -55,10 +60,14 @@ class Blueprint:
     rows: tuple[Row, ...] = field(init=False)
     layers: Layers = field(init=False)
     by_key: dict[str, Row] = field(init=False)
+    mtp_layers: range = field(init=False)
+    mtp_period: int = field(init=False)
 
     def __post_init__(self) -> None:
         try:
-            dimensions = _bounded(self.architecture.dimensions(self.config))
+            mtp = self.architecture.mtp
+            steps, period = mtp.steps(self.config) if mtp else (0, 1)
+            dimensions = _bounded(self.architecture.dimensions(self.config), steps * period)
             flags = self.architecture.flags(self.config)
             layers = self.architecture.layers(self.config)
         except (KeyError, TypeError, ArithmeticError, ValueError, AttributeError) as error:
@@ -68,11 +77,16 @@ class Blueprint:
             ) from error
         rows = tuple(row for row in self.architecture.rows if not row.when or row.when in flags)
         by_key = {key: row for row in rows for key in row.keys}
+        if mtp and steps:
+            by_key |= {key.replace(LAYER, mtp.key): row for key, row in by_key.items() if LAYER in key}
+        num_layers = dimensions["num_layers"]
         for name, value in {
             "dimensions": dimensions,
             "rows": rows,
             "layers": layers,
             "by_key": by_key,
+            "mtp_layers": range(num_layers, num_layers + steps * period),
+            "mtp_period": period,
         }.items():
             object.__setattr__(self, name, value)
 
@@ -103,7 +117,7 @@ class Blueprint:
         for row in rows:
             if row.where == "model":
                 yield row, 0
-        for layer in range(self.dimensions["num_layers"]):
+        for layer in range(self.mtp_layers.stop):
             for row in rows:
                 if row.where != "model" and layer in self.layers[row.where]:
                     yield row, layer
@@ -114,38 +128,92 @@ class Blueprint:
         places = (row for row, _ in self._places())
         return sum(len(row.targets) * (experts if _is_of_experts(row) else 1) for row in places)
 
+    def copies(self) -> dict[str, str]:
+        """Return name of each tensor that repeats another -> the name of that one."""
+        places = ((row, layer) for row, layer in self._places() if row.copy_of)
+        return {
+            name: row.copy_of
+            for row, layer in places
+            for target in row.targets
+            for name in self._names(target, layer)
+        }
+
     def expert_tensors(self, layer: int, expert: int) -> Iterator[Tensor]:
         """Yield every tensor of one routed expert."""
         for row in self.rows:
             if _is_of_experts(row):
-                yield from self._targets(row, {"layer": layer, "expert": expert})
+                yield from self._targets(row, layer, expert)
 
     def claim(self, key: str) -> Claim | None:
         """Return the row that a canonical key belongs to, or None if no row has this key."""
-        layer, expert = key_ids(key)
-        row = self.by_key.get(key_pattern(key))
-        if row is None or (row.where != "model" and layer not in self.layers[row.where]):
+        ids, row = key_ids(key), self.by_key.get(key_pattern(key))
+        if row is None:
             return None
-        if expert is not None and expert >= self.dimensions["num_experts"]:
+        layer = self._layer(ids, row)
+        if row.where != "model" and layer is None:
             return None
-        ids = {k: v for k, v in (("layer", layer), ("expert", expert)) if v is not None}
-        return Claim(row, tuple(self._targets(row, ids)), layer, expert)
+        if ids.expert is not None and ids.expert >= self.dimensions["num_experts"]:
+            return None
+        return Claim(row, tuple(self._targets(row, layer or 0, ids.expert)), layer, ids.expert)
+
+    def _layer(self, ids: KeyIds, row: Row) -> int | None:
+        """Return the number of the layer that a key is of. None: it is of no layer, or of one without this row."""
+        if row.where == "model":
+            return None
+        if ids.step is None:
+            candidates = (
+                range(self.dimensions["num_layers"])[ids.layer : ids.layer + 1]
+                if ids.layer is not None
+                else ()
+            )
+        else:
+            step = self.mtp_layers[ids.step * self.mtp_period : (ids.step + 1) * self.mtp_period]
+            candidates = step if ids.layer is None else step[ids.layer : ids.layer + 1]
+        return next((layer for layer in candidates if layer in self.layers[row.where]), None)
 
     def drop_reason(self, key: str) -> str | None:
         """Return why a canonical key is not exported, or None if nothing drops it."""
         pattern = key_pattern(key)
         return next((drop.reason for drop in self.architecture.drops if drop.key == pattern), None)
 
+    def is_mtp(self, name: str) -> bool:
+        """Whether a Hugging Face tensor is of multi-token prediction, whatever config.json says of it."""
+        return self._mtp_pattern(name) is not None
+
+    def mtp_patterns(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Return patterns, as of file names, that fit those of `names` that are of multi-token prediction."""
+        return tuple(sorted({pattern for name in names if (pattern := self._mtp_pattern(name))}))
+
+    def _mtp_pattern(self, name: str) -> str | None:
+        if self.architecture.mtp is None:
+            return None
+        of_decoder, of_mtp = self.architecture.mtp.hf_layers
+        if of_mtp != of_decoder:
+            begin = of_mtp.partition("layers.")[0]
+            return f"{begin}*" if name.startswith(begin) else None
+        begin = of_mtp.partition("{")[0]
+        number = name.removeprefix(begin).partition(".")[0]
+        is_layer = name.startswith(begin) and number.isascii() and number.isdecimal() and len(number) < 9
+        is_later = is_layer and int(number) >= self.dimensions["num_layers"]
+        return f"{begin}{number}.*" if is_later else None
+
     def _names(self, target: Target, layer: int) -> list[str]:
         """Return a target's names in a layer. Those of experts are put together by hand: there are millions."""
-        before, of_experts, after = target.name.format(layer=layer, expert="\n").partition("\n")
+        before, of_experts, after = self._name(target, layer, "\n").partition("\n")
         if not of_experts:
             return [before]
         return [f"{before}{expert}{after}" for expert in range(self.dimensions["num_experts"])]
 
-    def _targets(self, row: Row, ids: Ids) -> Iterator[Tensor]:
+    def _targets(self, row: Row, layer: int, expert: int | None) -> Iterator[Tensor]:
         for target in row.targets:
-            yield Tensor(target.name.format(**ids), self._shape(target), row.float32)
+            yield Tensor(self._name(target, layer, expert), self._shape(target), row.float32)
+
+    def _name(self, target: Target, layer: int, expert: int | str | None) -> str:
+        """Return a target's name in a layer, which has another beginning if it is of multi-token prediction."""
+        name, mtp = target.name, self.architecture.mtp
+        if mtp and layer in self.mtp_layers:
+            name = name.replace(*mtp.hf_layers)
+        return name.format(layer=layer, mtp=layer - self.mtp_layers.start, expert=expert)
 
     def _shape(self, target: Target) -> tuple[int, ...]:
         return tuple(self.dimensions[dim] for dim in target.shape)
@@ -155,12 +223,12 @@ def _is_of_experts(row: Row) -> bool:
     return "{expert}" in row.targets[0].name
 
 
-def _bounded(dimensions: dict[str, int]) -> dict[str, int]:
+def _bounded(dimensions: dict[str, int], mtp_layers: int) -> dict[str, int]:
     """Return the dimensions. Raise ValueError for what is not a size, or for too many experts to list."""
     for name, value in dimensions.items():
         if type(value) is not int or not 0 <= value < MAX_SIZE:
             raise ValueError(f"{name} = {value!r:.40}")
-    layers, experts = dimensions["num_layers"], dimensions.get("num_experts", 0)
+    layers, experts = dimensions["num_layers"] + mtp_layers, dimensions.get("num_experts", 0)
     if layers > MAX_LAYERS or layers * experts > MAX_EXPERTS:
         raise ValueError(f"{layers:,} layers of {experts:,} experts")
     return dimensions

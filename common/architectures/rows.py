@@ -26,7 +26,10 @@ class Layout(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A Hugging Face tensor: its name with {layer} and {expert}, its shape in names of dimensions."""
+    """A Hugging Face tensor: its name with {layer}, {mtp} and {expert}, its shape in names of dimensions.
+
+    {layer} counts all layers, those of multi-token prediction after the decoder's; {mtp} counts the former alone.
+    """
 
     name: str
     shape: tuple[str, ...]
@@ -44,6 +47,9 @@ class Row:
     float32: bool = False  # kept float32 whatever dtype the model has
     sections: tuple[str, ...] = ()  # of Layout.PART: rows of all parts of the target, in order
     part: int = 0  # which of them this is
+    copy_of: str = (
+        ""  # Hugging Face name of the tensor whose bytes the target repeats; no rank has keys of it
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +58,27 @@ class Drop:
 
     key: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class MultiTokenPrediction:
+    """How an architecture stores layers of multi-token prediction (MTP): as ordinary layers under other names.
+
+    The table's sets of layers hold them after the decoder's, so the rows of ordinary layers claim them too.
+
+    Attributes:
+        steps: Of a config.json: how many steps are stored, and how many layers each of them has.
+        key: What keys of its layers begin with, instead of `decoder.layers.{layer}.`.
+        hf_layers: What Hugging Face names of decoder layers begin with, and what those of its layers begin with.
+        without: Returns a config.json that says, to all readers, that there is none.
+        source: Where that is known from.
+    """
+
+    steps: Callable[[Config], tuple[int, int]]
+    key: str
+    hf_layers: tuple[str, str]
+    without: Callable[[Config], dict[str, Any]]
+    source: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +96,7 @@ class Architecture:
     flags: Callable[[Config], frozenset[str]]
     layers: Callable[[Config], Layers]
     drops: tuple[Drop, ...] = ()
+    mtp: MultiTokenPrediction | None = None
 
 
 def same(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from shardmerge.common.architectures import ARCHITECTURES, blueprint, key_ids
-from shardmerge.common.architectures.keys import key_pattern
+from shardmerge.common.architectures.keys import KeyIds, key_pattern
 from shardmerge.common.errors import BadInputError, UnsupportedArchitectureError
 
 CONFIG: dict[str, Any] = {
@@ -19,8 +19,11 @@ EXPERT = "decoder.layers.1.mlp.experts.experts.2.linear_fc1.weight_w"
 
 
 def test_layers_and_experts_are_read_from_canonical_keys() -> None:
-    assert key_ids(EXPERT) == (1, 2)
-    assert key_ids("embedding.word_embeddings.weight") == (None, None)
+    assert key_ids(EXPERT) == KeyIds(None, 1, 2)
+    assert key_ids("embedding.word_embeddings.weight") == KeyIds()
+    inner = "mtp.layers.1.mtp_model_layer.layers.2.mlp.experts.experts.3.linear_fc2.weight"
+    assert key_ids(inner) == KeyIds(1, 2, 3)
+    assert key_pattern(inner).startswith("mtp.layers.{step}.mtp_model_layer.layers.{layer}.mlp.")
     assert key_pattern(EXPERT) == "decoder.layers.{layer}.mlp.experts.experts.{expert}.linear_fc1.weight_w"
 
 

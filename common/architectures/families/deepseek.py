@@ -1,20 +1,24 @@
 """DeepSeek-V3: latent attention, dense first layers, shared experts, and routers with a bias.
 
 The query may be low-rank or not. The norm after a down projection is a module of its own (local spec) or fused into
-the up projection (Transformer Engine spec).
+the up projection (Transformer Engine spec). A step of multi-token prediction is a layer after the last, with experts,
+and repeats both embeddings.
 Source: transformers, models/deepseek_v3/modeling_deepseek_v3.py (`DeepseekV3Attention`, `DeepseekV3MoE`);
 megatron/core/transformer/multi_latent_attention.py.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..blocks.embeddings import EMBEDDINGS, NORMS
 from ..blocks.mla import LATENT_ATTENTION
 from ..blocks.mlp import DENSE_MLP, gated_mlp
+from ..blocks.mtp import FIRST, LAST, copied, step_rows, steps_of
 from ..blocks.router import biased_router
 from ..dimensions import common_dimensions, common_flags, integer, set_flags
-from ..keys import EXPERT, HF_LAYER, LAYER
-from ..rows import Architecture, Config, Layers
+from ..keys import EXPERT, HF_LAYER, LAYER, STEP_LAYER
+from ..rows import Architecture, Config, Layers, MultiTokenPrediction
 
 
 def _dimensions(config: Config) -> dict[str, int]:
@@ -31,6 +35,7 @@ def _dimensions(config: Config) -> dict[str, int]:
         "kv_down": latent + rope,
         "kv_up": heads * (nope + value),
         "attention_out": heads * value,
+        "two_hidden": 2 * integer(config, "hidden_size"),
     }
 
 
@@ -41,8 +46,25 @@ def _flags(config: Config) -> frozenset[str]:
 
 
 def _layers(config: Config) -> Layers:
-    every, first = range(config["num_hidden_layers"]), config["first_k_dense_replace"]
-    return {"layers": every, "dense": every[:first], "moe": every[first:]}
+    decoder, first = config["num_hidden_layers"], config["first_k_dense_replace"]
+    every = range(decoder + steps_of(config))
+    steps = every[decoder:]
+    return {"layers": every, "dense": range(decoder)[:first], "moe": every[first:], FIRST: steps, LAST: steps}
+
+
+def _steps(config: Config) -> tuple[int, int]:
+    return steps_of(config), 1
+
+
+def _without_mtp(config: Config) -> dict[str, Any]:
+    return {**config, "num_nextn_predict_layers": 0}
+
+
+# What a step reads and what it predicts with are the model's own, which readers ask for under names of their own.
+COPIES = (
+    copied("embed_tokens.weight", "model.embed_tokens.weight"),
+    copied("shared_head.head.weight", "lm_head.weight", when="untied"),
+)
 
 
 DEEPSEEK_V3 = Architecture(
@@ -56,8 +78,17 @@ DEEPSEEK_V3 = Architecture(
     + gated_mlp(
         LAYER + "mlp.shared_experts.", HF_LAYER + "mlp.shared_experts.", "shared_ffn", "moe", "shared_experts"
     )
-    + gated_mlp(EXPERT, HF_LAYER + "mlp.experts.{expert}.", "moe_ffn", "moe"),
+    + gated_mlp(EXPERT, HF_LAYER + "mlp.experts.{expert}.", "moe_ffn", "moe")
+    + step_rows(HF_LAYER, HF_LAYER + "shared_head.norm.weight")
+    + COPIES,
     _dimensions,
     _flags,
     _layers,
+    mtp=MultiTokenPrediction(
+        _steps,
+        STEP_LAYER,
+        (HF_LAYER, HF_LAYER),
+        _without_mtp,
+        "vllm/model_executor/models/deepseek_mtp.py, which takes embedding and head from these names only",
+    ),
 )

@@ -2,20 +2,28 @@
 
 config.json says which, either as `hybrid_override_pattern`, a letter a layer, or as `layers_block_type`, a word a
 layer. The norm before a mixer has two keys: a module of its own (local spec), or fused into the first projection.
+
+A step of multi-token prediction is a short stack of such layers, `mtp_hybrid_override_pattern` or
+`mtp_layers_block_type`. They are stored as `mtp.layers.{f}`, f counting through all steps; what joins the embedding is
+on the first layer of a step, its final norm on the last. Where training repeats one stored step, it is one step here.
 Source: transformers, models/nemotron_h/{configuration,modeling}_nemotron_h.py; config.json of
 nvidia/NVIDIA-Nemotron-3-{Nano-30B-A3B,Super-120B-A12B,Ultra-550B-A55B}-BF16; megatron/core/ssm/mamba_mixer.py.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 from ..blocks.attention import grouped_query_attention
 from ..blocks.embeddings import embeddings
 from ..blocks.mamba import mamba
 from ..blocks.mlp import plain_mlp
+from ..blocks.mtp import FIRST, LAST, step_rows, steps_of
 from ..blocks.router import biased_router
 from ..dimensions import common_dimensions, common_flags, integer, set_flags
-from ..keys import EXPERT, LAYER
-from ..rows import Architecture, Config, Layers, Row, Target, same
+from ..keys import EXPERT, LAYER, STEP_HYBRID_LAYER
+from ..rows import Architecture, Config, Layers, MultiTokenPrediction, Row, Target, same
 
 HF_LAYER = "backbone.layers.{layer}."
 MIXER, HF_MIXER = LAYER + "mixer.", HF_LAYER + "mixer."
@@ -35,7 +43,7 @@ WORDS = {
 
 def _pattern(config: Config) -> str:
     """Return a letter for each layer. Raises KeyError or ValueError if layers are missing, unknown or contradicted."""
-    pattern = config.get("hybrid_override_pattern") or "".join(WORDS[w] for w in config["layers_block_type"])
+    pattern = config.get("hybrid_override_pattern") or _letters(config["layers_block_type"])
     if not pattern or not set(pattern) <= set(KINDS):
         raise ValueError(f"the kinds of layers {pattern!r:.40}")
     if config.get("num_hidden_layers") not in (None, len(pattern)):
@@ -43,8 +51,25 @@ def _pattern(config: Config) -> str:
     return pattern
 
 
+def _letters(words: Iterable[str]) -> str:
+    return "".join(WORDS[word] for word in words)
+
+
+def _mtp_pattern(config: Config) -> str:
+    """Return a letter for each layer of a step of multi-token prediction."""
+    pattern = config.get("mtp_hybrid_override_pattern") or _letters(config.get("mtp_layers_block_type") or ())
+    if not pattern or not set(pattern) <= set(KINDS):
+        raise ValueError(f"mtp_hybrid_override_pattern: the kinds of layers {pattern!r:.40}")
+    return pattern
+
+
+def _steps(config: Config) -> tuple[int, int]:
+    steps = steps_of(config)
+    return steps, len(_mtp_pattern(config)) if steps else 1
+
+
 def _dimensions(config: Config) -> dict[str, int]:
-    pattern = _pattern(config)
+    pattern = _all_letters(config)
     mamba_heads = integer(config, "mamba_num_heads")
     mamba_groups, mamba_state = integer(config, "n_groups"), integer(config, "ssm_state_size")
     inner, state = mamba_heads * integer(config, "mamba_head_dim"), mamba_groups * mamba_state
@@ -52,7 +77,10 @@ def _dimensions(config: Config) -> dict[str, int]:
     def if_used(letter: str, name: str) -> int:
         return config[name] if letter in pattern else 0
 
-    plain = {"num_hidden_layers": len(pattern), "intermediate_size": if_used("-", "intermediate_size")}
+    plain = {
+        "num_hidden_layers": len(_pattern(config)),
+        "intermediate_size": if_used("-", "intermediate_size"),
+    }
     return common_dimensions({**config, **plain}) | {
         "num_experts": if_used("E", "n_routed_experts"),
         "moe_ffn": if_used("E", "moe_intermediate_size"),
@@ -68,6 +96,7 @@ def _dimensions(config: Config) -> dict[str, int]:
         "conv": inner + 2 * state,
         "conv_kernel": config["conv_kernel"],
         "one": 1,
+        "two_hidden": 2 * integer(config, "hidden_size"),
     }
 
 
@@ -80,12 +109,30 @@ def _flags(config: Config) -> frozenset[str]:
     return common_flags(config) | set_flags(own)
 
 
+def _all_letters(config: Config) -> str:
+    """Return a letter for each layer, those of multi-token prediction after the decoder's."""
+    steps = steps_of(config)
+    return _pattern(config) + (_mtp_pattern(config) * steps if steps else "")
+
+
 def _layers(config: Config) -> Layers:
-    pattern = _pattern(config)
+    pattern, first = _all_letters(config), len(_pattern(config))
+    period = _steps(config)[1]
     by_kind = {
         kind: frozenset(i for i, own in enumerate(pattern) if own == letter) for letter, kind in KINDS.items()
     }
-    return {**by_kind, "layers": range(len(pattern)), "feed_forward": by_kind["dense"] | by_kind["moe"]}
+    return {
+        **by_kind,
+        "layers": range(len(pattern)),
+        "feed_forward": by_kind["dense"] | by_kind["moe"],
+        FIRST: range(first, len(pattern), period),
+        LAST: range(first + period - 1, len(pattern), period),
+    }
+
+
+def _without_mtp(config: Config) -> dict[str, Any]:
+    """Say it in the one key that counts; the pattern of a step says nothing alone."""
+    return {**config, "num_nextn_predict_layers": 0}
 
 
 def _norm(where: str, *keys: str) -> Row:
@@ -129,8 +176,16 @@ NEMOTRON_H = Architecture(
         where="moe",
         when="shared_experts",
     )
-    + plain_mlp(EXPERT, HF_MIXER + "experts.{expert}.", width="moe_ffn", outside="expert_width", where="moe"),
+    + plain_mlp(EXPERT, HF_MIXER + "experts.{expert}.", width="moe_ffn", outside="expert_width", where="moe")
+    + step_rows("mtp.layers.{mtp}.", "mtp.layers.{mtp}.final_layernorm.weight"),
     _dimensions,
     _flags,
     _layers,
+    mtp=MultiTokenPrediction(
+        _steps,
+        STEP_HYBRID_LAYER,
+        (HF_LAYER, "mtp.layers.{mtp}."),
+        _without_mtp,
+        "vllm/model_executor/models/nemotron_h_mtp.py; megatron-bridge, models/nemotronh/nemotron_h_bridge.py",
+    ),
 )
