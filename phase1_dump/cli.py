@@ -83,6 +83,7 @@ def rank_report(path: Path) -> Path:
     "--max-fragment-bytes", default=MAX_FRAGMENT_BYTES, show_default=True, help="Size of a fragment file."
 )
 @click.option("--dtype-from-reference", is_flag=True, help="Let the reference narrow router biases.")
+@click.option("--drop-mtp", is_flag=True, help="Leave out multi-token prediction.")
 @click.option("--dequantize", is_flag=True, help="Write quantized Transformer Engine parameters as bf16.")
 @click.option("--params-synced", is_flag=True, help="Parameters of overlap_param_gather have been gathered.")
 @click.option(

@@ -36,6 +36,7 @@ def dump(
     params_synced: bool = False,
     dtype_from_reference: bool = False,
     dequantize: bool = False,
+    drop_mtp: bool = False,
     check_replicas: bool = False,
     max_fragment_bytes: int = MAX_FRAGMENT_BYTES,
     staging_bytes: int = STAGING_BYTES,
@@ -56,6 +57,7 @@ def dump(
         params_synced: the caller has gathered the parameters of a DDP with overlap_param_gather.
         dtype_from_reference: let the reference narrow tensors that are otherwise kept float32 (router biases).
         dequantize: write Transformer Engine's quantized parameters in the precision they stand for.
+        drop_mtp: leave out multi-token prediction; the merge then takes it from the reference or drops it too.
         check_replicas: also record checksums of what this rank holds and another writes; the merge compares them.
         max_fragment_bytes: size of a fragment file.
         staging_bytes: host memory used for copying.
@@ -77,7 +79,7 @@ def dump(
     try:
         refuse_existing(folder, world.rank)
         generation = Generation(run_id, step, attempt_of() if attempt is None else attempt)
-        options = Options(params_synced, dtype_from_reference, dequantize, staging_bytes)
+        options = Options(params_synced, dtype_from_reference, dequantize, drop_mtp, staging_bytes)
         source = live_model(chunks, world, generation, Path(hf_reference), options)
         return write_rank(
             source, folder, max_fragment_bytes=max_fragment_bytes, check_replicas=check_replicas

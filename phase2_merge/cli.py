@@ -46,8 +46,13 @@ def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
             "grafts",
             metavar="PATTERN",
             multiple=True,
-            help="Take tensors of such names, as 'model.visual.*', from the reference's weights; recorded. May be "
-            "given several times.",
+            help="Take tensors of such names, as 'model.visual.*', from the reference's weights; 'mtp' is multi-token "
+            "prediction. Recorded. May be given several times.",
+        ),
+        click.option(
+            "--drop-mtp",
+            is_flag=True,
+            help="Leave out multi-token prediction, and say so in config.json; recorded.",
         ),
         click.option(
             "--allow",

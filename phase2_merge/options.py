@@ -15,6 +15,7 @@ from shardmerge.common.errors import BadInputError
 Uncalibrated = Literal["error", "layer-max"]
 UNCALIBRATED: tuple[str, ...] = get_args(Uncalibrated)
 ALLOWANCES = ("nan", "replicas")  # the words that errors name as their `allow`
+MTP = "mtp"  # as a graft: what the table of the architecture calls multi-token prediction
 ADOPT, CANONICAL = LAYOUTS = ("adopt", "canonical")
 
 
@@ -28,7 +29,8 @@ class Asked:
         allow: Kinds of problems that become warnings.
         uncalibrated: What experts get whose inputs calibration never saw.
         corrections: `facts.KEY=VALUE` and the like.
-        grafts: Patterns of the names of tensors that are taken from the reference.
+        grafts: Patterns of the names of tensors that are taken from the reference, or MTP.
+        drop_mtp: Leave out multi-token prediction, and say so in config.json.
     """
 
     dumps: Sequence[str | Path]
@@ -37,10 +39,15 @@ class Asked:
     uncalibrated: Uncalibrated = "error"
     corrections: Sequence[str] = ()
     grafts: Sequence[str] = ()
+    drop_mtp: bool = False
 
     def __post_init__(self) -> None:
         _refuse_unknown("allow", self.allow, ALLOWANCES)
         _refuse_unknown("uncalibrated", [self.uncalibrated], UNCALIBRATED)
+        if self.drop_mtp and MTP in self.grafts:
+            raise BadInputError(
+                "--drop-mtp and --graft mtp", "Give one of them, or none to keep what was trained."
+            )
 
 
 def _refuse_unknown(option: str, given: Collection[str], known: Sequence[str]) -> None:

@@ -44,6 +44,11 @@ def key_ids(key: str) -> KeyIds:
     return KeyIds(**{str(match.lastgroup): int(match[0]) for match in _ID.finditer(key)})
 
 
+def is_mtp(key: str) -> bool:
+    """Whether a canonical key is that of a layer of multi-token prediction."""
+    return key.startswith("mtp.")
+
+
 def is_routed_expert(key: str) -> bool:
     """Whether a canonical key is that of a routed expert."""
     return EXPERTS in key

@@ -55,6 +55,7 @@ from .several import ProblemsFoundError, raise_problems
 from .tensors import (
     MismatchError,
     MissingTensorError,
+    MtpMismatchError,
     NonFiniteError,
     OverlapError,
     ReplicaMismatchError,
@@ -88,6 +89,7 @@ __all__ = [
     "MissingScaleError",
     "MissingTensorError",
     "MixedGenerationsError",
+    "MtpMismatchError",
     "NonFiniteError",
     "NotInitializedError",
     "OutputError",

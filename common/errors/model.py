@@ -57,6 +57,14 @@ class UnsupportedArchitectureError(UnsupportedError):
         )
 
 
+OTHERWISE = "Add a row to its table, or check that the reference is this model's."
+MTP_CHOICES = (
+    "The model has multi-token prediction, and config.json promises none or less of it. Choose: a reference whose "
+    "config.json promises it (num_nextn_predict_layers); --drop-mtp, to leave it out; or --drop-mtp here and "
+    "--graft mtp in the merge, to take it from the reference."
+)
+
+
 @dataclass(eq=False)
 class UnclaimedParameterError(UnsupportedError):
     parameter: str
@@ -67,7 +75,7 @@ class UnclaimedParameterError(UnsupportedError):
     def message(self) -> str:
         return (
             f"{self.parameter} {list(self.shape)} on rank {self.rank} is claimed by no row of {self.architecture}. "
-            "Nothing was written. Add a row to its table, or check that the reference is this model's."
+            f"Nothing was written. {MTP_CHOICES if self.parameter.startswith('mtp.') else OTHERWISE}"
         )
 
 

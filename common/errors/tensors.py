@@ -23,6 +23,25 @@ class MissingTensorError(IncompleteError):
 
 
 @dataclass(eq=False)
+class MtpMismatchError(ConflictError):
+    promised: str  # the first tensor of multi-token prediction that config.json or the reference promises, "" for none
+    held: str  # the first that is there, "" for none
+
+    def message(self) -> str:
+        what = (
+            f"config.json promises multi-token prediction ({self.promised}), and nobody holds any of it."
+            if self.promised
+            else f"The dump holds multi-token prediction ({self.held}), and config.json promises none."
+        )
+        trained = (
+            "dump a model that trained it"
+            if self.promised
+            else "let config.json promise it (num_nextn_predict_layers)"
+        )
+        return f"{what} Choose: {trained}, --graft mtp to take it from the reference, or --drop-mtp to publish none."
+
+
+@dataclass(eq=False)
 class UncoveredTensorError(IncompleteError):
     tensor: str
     global_shape: tuple[int, ...]

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from torch import nn
 
+from shardmerge.common.architectures.keys import is_mtp
 from shardmerge.common.errors import UnsupportedParameterError
 from shardmerge.common.quantization.formats import KV_CACHE_TENSORS
 
@@ -91,6 +92,7 @@ def kv_caches(model: nn.Module, claimed: Iterable[Claimed], rank: int) -> list[K
     return [
         _kv_cache(attentions.get(name.rpartition(".")[0]), name, algorithm, values, rank)
         for name, algorithm, values in modelopt_weights.kv_cache_of(model, rank)
+        if not is_mtp(name) or name.rpartition(".")[0] in attentions  # else it is left out
     ]
 
 

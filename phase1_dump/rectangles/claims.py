@@ -10,12 +10,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from shardmerge.common.architectures import Blueprint, Claim
+from shardmerge.common.architectures.keys import is_mtp
 from shardmerge.common.errors import UnclaimedParameterError
 from shardmerge.common.errors.several import raise_problems
 
 from .layouts import LAYOUTS
 from .packed_pieces import Packed
 from .parameter import Parameter
+
+DROPPED_MTP = "multi-token prediction, by --drop-mtp"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,7 +32,7 @@ class Claimed:
 
 
 def claim_all(
-    chunks: Iterable[Iterable[Parameter]], blueprint: Blueprint, rank: int
+    chunks: Iterable[Iterable[Parameter]], blueprint: Blueprint, rank: int, *, drop_mtp: bool = False
 ) -> tuple[list[list[Claimed]], dict[str, int]]:
     """Find the row of every parameter of a rank.
 
@@ -37,6 +40,7 @@ def claim_all(
         chunks: the parameters of each model chunk; a source that knows no chunks gives one list.
         blueprint: the table, bound to config.json.
         rank: for messages.
+        drop_mtp: leave out multi-token prediction, whether the table knows it or not.
 
     Returns:
         The claimed parameters of each chunk; and by reason, how many parameters lose rows or are dropped.
@@ -52,6 +56,8 @@ def claim_all(
         claimed.append([])
         for parameter in parameters:
             claim, reason = blueprint.claim(parameter.key), blueprint.drop_reason(parameter.key)
+            if drop_mtp and is_mtp(parameter.key):
+                claim, reason = None, DROPPED_MTP
             if claim is not None:
                 claimed[-1].append(Claimed(parameter, claim))
                 reason = _padding(parameter, claim)

@@ -16,6 +16,7 @@ from torch import nn
 
 from shardmerge.common import reference
 from shardmerge.common.architectures import Blueprint, blueprint
+from shardmerge.common.architectures.keys import is_mtp
 
 from ..generation import Generation
 from ..quantization import modelopt
@@ -46,12 +47,14 @@ class Options:
     params_synced: the caller has gathered the parameters of a DDP with overlap_param_gather.
     dtype_from_reference: let the reference narrow tensors that are otherwise kept float32.
     dequantize: write Transformer Engine's quantized parameters in the precision they stand for.
+    drop_mtp: leave out multi-token prediction.
     staging_bytes: host memory used for copying.
     """
 
     params_synced: bool
     dtype_from_reference: bool
     dequantize: bool
+    drop_mtp: bool
     staging_bytes: int
 
 
@@ -103,7 +106,7 @@ def live_model(
     params_dtype = dtype_name(config.params_dtype)
     check_agreement(config, table, world.rank)
     bias_dtypes = router_bias_dtypes(chunks)  # first: sharded_state_dict may cast them in place
-    claimed, caches, drops = _claim(chunks, table, world.rank, dequantize=options.dequantize)
+    claimed, caches, drops = _claim(chunks, table, world.rank, options)
     dtype_of = dtype_chooser(known, params_dtype, dtype_from_reference=options.dtype_from_reference)
     facts = ManifestFacts(
         table.architecture.name,
@@ -134,16 +137,23 @@ def _config(chunks: Sequence[nn.Module]) -> Any:
 
 
 def _claim(
-    chunks: Sequence[nn.Module], table: Blueprint, rank: int, *, dequantize: bool
+    chunks: Sequence[nn.Module], table: Blueprint, rank: int, options: Options
 ) -> tuple[list[Claimed], list[KVCache], dict[str, int]]:
     """Return parameters with their rows and packed forms, scales of KV caches, and counts of what is dropped."""
-    by_chunk, drops = claim_all((parameters_of(chunk, rank) for chunk in chunks), table, rank)
+    parameters = (parameters_of(chunk, rank) for chunk in chunks)
+    by_chunk, drops = claim_all(parameters, table, rank, drop_mtp=options.drop_mtp)
     claimed: list[Claimed] = []
     caches: list[KVCache] = []
     for model, own in zip(map(unwrap, chunks), by_chunk, strict=True):
-        check_expert_ids(local_experts(model), own, table, rank)
+        layers = local_experts(model)
+        check_expert_ids(
+            {name: ids for name, ids in layers.items() if not (options.drop_mtp and is_mtp(name))},
+            own,
+            table,
+            rank,
+        )
         caches += kv_caches(model, own, rank)
-        claimed += pack_claims(model, own, rank, dequantize=dequantize)
+        claimed += pack_claims(model, own, rank, dequantize=options.dequantize)
     return claimed, caches, drops
 
 

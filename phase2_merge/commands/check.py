@@ -21,6 +21,7 @@ def check(
     uncalibrated: Uncalibrated = "error",
     corrections: Sequence[str] = (),
     grafts: Sequence[str] = (),
+    drop_mtp: bool = False,
     talk: TextIO | None = None,
 ) -> CheckReport:
     """Prove that `dumps`, together, hold every tensor of the model once, undamaged.
@@ -33,7 +34,9 @@ def check(
         uncalibrated: "layer-max" gives experts whose inputs calibration never saw the largest scale of their layer.
         corrections: `facts.KEY=VALUE`, `config.KEY=VALUE`, `quantization.KEY=VALUE`: what dump or reference say
             wrongly. They are recorded in the report.
-        grafts: patterns of names, as `model.visual.*`, of tensors that are taken from the reference's weights.
+        grafts: patterns of names, as `model.visual.*`, of tensors that are taken from the reference's weights; "mtp"
+            is what the architecture's table calls multi-token prediction.
+        drop_mtp: leave out multi-token prediction. config.json then says that there is none.
         talk: progress goes here.
 
     Returns:
@@ -42,7 +45,7 @@ def check(
     Raises:
         ShardmergeError: what is missing (exit 3), contradicts itself (4) or is not supported (5).
     """
-    proof = prove(Asked(dumps, hf_reference, allow, uncalibrated, corrections, grafts))
+    proof = prove(Asked(dumps, hf_reference, allow, uncalibrated, corrections, grafts, drop_mtp))
     if verify == "full":
         verify_bytes(proof.ledger, proof.fragments, talk)
     return check_report(proof, verify)

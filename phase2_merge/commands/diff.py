@@ -18,7 +18,7 @@ from shardmerge.common.errors import SHOWN, BadInputError
 from shardmerge.common.places import MANIFESTS
 
 from ..ledger import table
-from ..ledger.names import grouped, layer_of
+from ..ledger.names import grouped, layer_label, layer_of
 from ..ledger.rank_directories import discover
 from . import records
 
@@ -45,7 +45,7 @@ class Difference:
         """Differing tensors by layer, "none" for those of no layer."""
         counts = Counter(layer_of(name) for name in self.differing)
         order = sorted(counts, key=lambda layer: (layer is None, layer or 0))
-        return {"none" if layer is None else str(layer): counts[layer] for layer in order}
+        return {"none" if layer is None else layer_label(layer): counts[layer] for layer in order}
 
     def facts(self) -> dict[str, Any]:
         return asdict(self) | {"by_layer": self.by_layer}

@@ -49,6 +49,7 @@ def merge(
     uncalibrated: Uncalibrated = "error",
     corrections: Sequence[str] = (),
     grafts: Sequence[str] = (),
+    drop_mtp: bool = False,
     finalize: bool = False,
     dry_run: bool = False,
     break_lock: bool = False,
@@ -61,7 +62,7 @@ def merge(
     If it exists, from the same dump in the same shards, its metadata are written again and no shard is touched.
 
     Args:
-        dumps, hf_reference, verify, allow, uncalibrated, corrections, grafts, talk: As for `check`.
+        dumps, hf_reference, verify, allow, uncalibrated, corrections, grafts, drop_mtp, talk: As for `check`.
         out: Where the checkpoint appears, whole or not at all.
         max_shard_bytes: Bytes of data in a shard that is assembled. Adopted shards are as the dump made them.
         min_shard_bytes: Fragments with fewer bytes are joined.
@@ -85,7 +86,7 @@ def merge(
     stages, out = Stages(), Path(os.path.abspath(out))
     if exists := os.path.lexists(out):
         refuse_other(out)
-    proof = prove(Asked(dumps, hf_reference, allow, uncalibrated, corrections, grafts))
+    proof = prove(Asked(dumps, hf_reference, allow, uncalibrated, corrections, grafts, drop_mtp))
     plan = plan_shards(proof, max_shard_bytes, min_shard_bytes, layout)
     options = AssemblyOptions(workers, executor, staging_bytes, verify == "full", talk)
     checked = check_report(proof, "size" if dry_run or exists else verify)

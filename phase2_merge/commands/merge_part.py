@@ -67,6 +67,7 @@ def merge_part(
     uncalibrated: Uncalibrated = "error",
     corrections: Sequence[str] = (),
     grafts: Sequence[str] = (),
+    drop_mtp: bool = False,
     break_lock: bool = False,
     executor: Executor | None = None,
     staging_bytes: int = STAGING_BYTES,
@@ -92,7 +93,7 @@ def merge_part(
         OSError: Likewise.
     """
     started, out, this = time.monotonic(), Path(os.path.abspath(out)), parts.parse(part)
-    proof = prove(Asked(dumps, hf_reference, allow, uncalibrated, corrections, grafts))
+    proof = prove(Asked(dumps, hf_reference, allow, uncalibrated, corrections, grafts, drop_mtp))
     plan = plan_shards(proof, max_shard_bytes, min_shard_bytes, layout)
     options = AssemblyOptions(workers, executor, staging_bytes, verify == "full", talk)
     shards = parts.share(plan, this)

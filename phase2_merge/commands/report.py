@@ -22,6 +22,11 @@ from ..shards.final_proof import NOTHING_REREAD, Reread
 from ..shards.plan import MANY_SHARDS, Plan
 
 Verification = Literal["full", "size"]
+MTP_LINES = {
+    "trained": "Multi-token prediction: as trained.",
+    "grafted": "Multi-token prediction: from the reference (--graft mtp).",
+    "dropped": "Multi-token prediction: none, and config.json says so (--drop-mtp).",
+}
 HOW_VERIFIED = {
     "full": "Every byte was read and has its checksum.",
     "size": "Bytes were NOT read: only sizes and headers were verified (--verify size).",
@@ -64,6 +69,7 @@ class CheckReport:
     corrections: Recorded
     grafted: tuple[str, ...]
     grafted_bytes: int
+    mtp: str
     drops: dict[str, int]
     unchecked: tuple[str, ...]
 
@@ -90,6 +96,7 @@ class CheckReport:
                 for reason, count in sorted(self.drops.items())
             ),
             *([grafts] if self.grafted else []),
+            *([MTP_LINES[self.mtp]] if self.mtp in MTP_LINES else []),
             *corrections.lines(self.corrections),
             f"Not checked: {'; '.join(self.unchecked)}.",
             *warning_lines(self.warnings),
@@ -183,7 +190,8 @@ def check_report(proof: Proof, verification: Verification) -> CheckReport:
     """Return the report of a proof."""
     first = proof.ledger.heads[0].manifest
     in_checkpoint = proof.verdict.kept
-    rows = proof.ledger.rows
+    rows, copied = proof.ledger.rows, proof.verdict.filled_from.values()
+    sizes = rows.end - rows.begin
     return CheckReport(
         run_id=first.run_id,
         step=first.step,
@@ -195,11 +203,12 @@ def check_report(proof: Proof, verification: Verification) -> CheckReport:
         num_parameters=proof.expected.num_elements(),
         num_rectangles=int(in_checkpoint.sum()),
         num_fragments=len(proof.fragments),
-        total_bytes=int((rows.end - rows.begin)[in_checkpoint].sum()),
+        total_bytes=int(sizes[in_checkpoint].sum()) + sum(int(sizes[filled].sum()) for filled in copied),
         verification=verification,
         warnings=proof.warnings,
         corrections=proof.corrections,
         grafted=tuple(sorted(name for file in proof.ledger.grafted for name in file.names)),
+        mtp=proof.mtp,
         unchecked=tuple(_unchecked(proof, verification)),
         drops=dict(sum((Counter(head.manifest.drops) for head in proof.ledger.heads), Counter())),
         grafted_bytes=sum(

@@ -77,7 +77,9 @@ def decide(
             as ProblemsFoundError.
     """
     declared = present.config.get("quantization_config")
-    base = present.config if present.reference_config is None else present.reference_config
+    base = (
+        present.config if present.reference_config is None else _as_merged(present.reference_config, records)
+    )
     facts = correcting.corrected_facts(records.facts, corrections)
     config = correcting.corrected("config", base, corrections)
     hf_quant_config, declares = json_files.corrected_both(present.hf_quant_config, declared, corrections)
@@ -95,6 +97,14 @@ def decide(
     files |= _index(records)
     gone = tuple(name for name in before if name not in sidecars and places.is_sidecar(name))
     return RewrittenFiles(files, gone, recorded)
+
+
+def _as_merged(config: Json, records: PublishedRecords) -> Json:
+    """Return a reference's config.json without what the merge left out. Raises BadInputError."""
+    check = records.report.facts.get("check")
+    mtp = blueprint(config).architecture.mtp
+    dropped = isinstance(check, dict) and check.get("mtp") == "dropped"
+    return mtp.without(config) if mtp and dropped else config
 
 
 def final_config(

@@ -15,7 +15,7 @@ import click
 
 from shardmerge.common.architectures.blueprint import MAX_EXPERTS, MAX_LAYERS
 
-from ..ledger.names import expert_of, layer_of
+from ..ledger.names import MTP, expert_of, layer_label, layer_of
 
 NONE, PART, FULL, DOUBLE = "none", "part", "full", "double"
 SIGNS = {NONE: (".", "red"), PART: ("-", "yellow"), FULL: ("#", "green"), DOUBLE: ("2", "magenta")}
@@ -30,6 +30,10 @@ class LayerCover:
     layer: int
     rest: str
     experts: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        return layer_label(self.layer)
 
 
 def cover(shares: Mapping[str, float], num_layers: int = 0, num_experts: int = 0) -> tuple[LayerCover, ...]:
@@ -52,8 +56,9 @@ def cover(shares: Mapping[str, float], num_layers: int = 0, num_experts: int = 0
     most = max(map(len, routed.values()), default=0)
     experts = max([num_experts, *(expert + 1 for _, expert in routed if expert is not None)])
     moe = {layer for layer, _ in routed}
-    layers = max([num_layers, *(layer + 1 for layer, _ in cells)])
-    if layers > MAX_LAYERS or layers + experts * len(moe) > MAX_CELLS:
+    mtp = sorted({layer for layer, _ in cells if layer >= MTP})
+    layers = max([num_layers, *(layer + 1 for layer, _ in cells if layer < MTP)])
+    if layers + len(mtp) > MAX_LAYERS or layers + experts * len(moe) > MAX_CELLS:
         return ()
     return tuple(
         LayerCover(
@@ -61,7 +66,7 @@ def cover(shares: Mapping[str, float], num_layers: int = 0, num_experts: int = 0
             _state(cells.get((layer, None), []), 1),
             tuple(_state(cells.get((layer, e), []), most) for e in range(experts)) if layer in moe else (),
         )
-        for layer in range(layers)
+        for layer in (*range(layers), *mtp)
     )
 
 
@@ -77,7 +82,7 @@ def _state(shares: list[float], most: int) -> str:
 def drawn(layers: Iterable[LayerCover]) -> list[str]:
     """Return a line per layer, coloured. click.echo takes the colour away where there is no terminal."""
     return [
-        f"{cover.layer:>5} {_sign(cover.rest)} {''.join(map(_sign, _columns(cover.experts)))}".rstrip()
+        f"{cover.label:>5} {_sign(cover.rest)} {''.join(map(_sign, _columns(cover.experts)))}".rstrip()
         for cover in layers
     ]
 

@@ -76,12 +76,12 @@ def _map(layers: Iterable[LayerCover]) -> list[str]:
 
 
 def _row(cover: LayerCover) -> str:
-    cells = [f'<td class="rest {cover.rest}" title="layer {cover.layer}: {cover.rest}"></td>']
+    cells = [f'<td class="rest {cover.rest}" title="layer {cover.label}: {cover.rest}"></td>']
     cells += [
-        f'<td class="{state}" title="layer {cover.layer}, expert {expert}: {state}"></td>'
+        f'<td class="{state}" title="layer {cover.label}, expert {expert}: {state}"></td>'
         for expert, state in enumerate(cover.experts)
     ]
-    return f"<tr><th>{cover.layer}</th>{''.join(cells)}</tr>"
+    return f"<tr><th>{cover.label}</th>{''.join(cells)}</tr>"
 
 
 def _sizes(sizes: dict[str, int]) -> list[str]:

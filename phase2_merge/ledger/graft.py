@@ -6,7 +6,7 @@ once, for their checksums; their numbers are never looked at.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -41,11 +41,20 @@ class GraftedFile:
         return tuple(placed.rectangle.name for placed in self.placed)
 
 
-def graft(reference: Reference, patterns: Sequence[str]) -> tuple[GraftedFile, ...]:
+def graft(reference: Reference, patterns: Sequence[str], but: Container[str] = ()) -> tuple[GraftedFile, ...]:
     """Find the files of the reference that hold tensors of these names, and read the bytes of these tensors once.
 
-    In a pattern `*`, `?` and `[...]` mean what they mean in file names. Raises BadInputError for a pattern that no
-    tensor's name fits, CorruptFileError, OSError.
+    Args:
+        reference: Where they are taken from.
+        patterns: Names, in which `*`, `?` and `[...]` mean what they mean in file names.
+        but: Names of tensors that are not taken, whatever the patterns say.
+
+    Returns:
+        The files, and what is taken of each.
+
+    Raises:
+        BadInputError: No tensor's name fits a pattern.
+        CorruptFileError, OSError: The reference cannot be read.
     """
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in reference.tensors):
@@ -58,7 +67,7 @@ def graft(reference: Reference, patterns: Sequence[str]) -> tuple[GraftedFile, .
         return ()
     paths = references.weight_files(reference.path)
     headers = [(path, references.read_header(path, reference.path)) for path in paths]
-    wanted = ((path, header, _matching(header, patterns)) for path, header in headers)
+    wanted = ((path, header, _matching(header, patterns, but)) for path, header in headers)
     files = [file for file in wanted if file[2]]
     return tuple(_grafted(reference.path, number, *file) for number, file in enumerate(files))
 
@@ -69,8 +78,9 @@ def tensors(files: Iterable[GraftedFile]) -> dict[str, ReferenceTensor]:
     return {one.name: ReferenceTensor(one.dtype, one.global_shape) for one in rectangles}
 
 
-def _matching(header: Header, patterns: Sequence[str]) -> list[Entry]:
-    return [entry for entry in header.entries if any(fnmatchcase(entry.name, each) for each in patterns)]
+def _matching(header: Header, patterns: Sequence[str], but: Container[str]) -> list[Entry]:
+    fitting = (entry for entry in header.entries if any(fnmatchcase(entry.name, each) for each in patterns))
+    return [entry for entry in fitting if entry.name not in but]
 
 
 def _grafted(root: Path, number: int, path: Path, header: Header, entries: list[Entry]) -> GraftedFile:

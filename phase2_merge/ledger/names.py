@@ -7,18 +7,28 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 
 # as many digits as any model has: a longer number is a part of a name, and numbers no layer
+MTP = 1_000_000  # added to numbers of layers below `mtp.`, which count for themselves
 LAYER = re.compile(r"\.layers\.([0-9]{1,6})\.")
 EXPERT = re.compile(r"\.experts\.([0-9]{1,6})\.")
 
 
 def layer_of(name: str) -> int | None:
-    """Return the layer in a name, None for embeddings, final norms and heads."""
+    """Return the layer in a name, None for embeddings, final norms and heads.
+
+    Layers of multi-token prediction follow the decoder's in some families. In others names below `mtp.` count them for
+    themselves, and they are MTP and their number here.
+    """
     found = LAYER.search(name)
-    return int(found[1]) if found else None
+    return int(found[1]) + MTP * name.startswith("mtp.") if found else None
+
+
+def layer_label(layer: int) -> str:
+    """Return how people call a layer that `layer_of` returned: `12`, or `mtp.0`."""
+    return f"mtp.{layer - MTP}" if layer >= MTP else str(layer)
 
 
 def expert_of(name: str) -> int | None:
@@ -27,15 +37,15 @@ def expert_of(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def ranges(numbers: Iterable[int]) -> str:
-    """Return numbers as people write them: `0-3, 7 and 9-12`."""
+def ranges(numbers: Iterable[int], label: Callable[[int], str] = str) -> str:
+    """Return numbers as people write them: `0-3, 7 and 9-12`. `label` writes one of them."""
     spans: list[list[int]] = []
     for number in sorted(set(numbers)):
         if spans and number == spans[-1][1] + 1:
             spans[-1][1] = number
         else:
             spans.append([number, number])
-    return _spelt(spans)
+    return _spelt(spans, label)
 
 
 def ranges_without(known: Iterable[int], count: int) -> str:
@@ -44,9 +54,10 @@ def ranges_without(known: Iterable[int], count: int) -> str:
     return _spelt([low + 1, high - 1] for low, high in pairwise(edges) if high - low > 1)
 
 
-def _spelt(spans: Iterable[Sequence[int]]) -> str:
+def _spelt(spans: Iterable[Sequence[int]], label: Callable[[int], str] = str) -> str:
     """Return spans of numbers as people write them. Both ends of each are in it."""
-    texts = [str(low) if low == high else f"{low}-{high}" for low, high in spans]
+    ends = ((label(low), label(high)) for low, high in spans)
+    texts = [low if low == high else f"{low}-{high}" for low, high in ends]
     return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}" if texts else ""
 
 
@@ -102,4 +113,5 @@ def _others(names: list[str], beside_experts: bool) -> str:
 
 def _plural(noun: str, numbers: Iterable[int | None]) -> str:
     found = {number for number in numbers if number is not None}
-    return f"{noun}{'s' if len(found) > 1 else ''} {ranges(found)}"
+    label = layer_label if noun == "layer" else str
+    return f"{noun}{'s' if len(found) > 1 else ''} {ranges(found, label)}"

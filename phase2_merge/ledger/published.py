@@ -72,6 +72,8 @@ class PublishedPlan:
     facts: Json
     ledger_digest: str | None
     grafted: frozenset[str]
+    copies: dict[str, str]
+    dropped: tuple[str, ...]
     adopted: tuple[AdoptedShard, ...]
     assembled: tuple[AssembledShard, ...]
 
@@ -212,9 +214,25 @@ def _plan(path: Path) -> PublishedPlan:
         facts=facts,
         ledger_digest=facts.get("ledger_digest"),
         grafted=frozenset(facts.get("grafted", ())),
+        copies=_copies(facts.get("copies", {})),
+        dropped=_dropped(facts.get("dropped", [])),
         adopted=tuple(AdoptedShard(one["shard"], one["rank"], one["file"]) for one in facts["adopted"]),
         assembled=tuple(AssembledShard(one["shard"], one["tensors"]) for one in facts["assembled"]),
     )
+
+
+def _copies(copies: Any) -> dict[str, str]:
+    """Return name of each tensor that repeats another -> the name of that one. Raises ValueError."""
+    named = isinstance(copies, dict) and set(map(type, copies.values())) <= {str}
+    require(named and printable.is_printable(copies), "the plan lists no names of copies")
+    return dict(copies)
+
+
+def _dropped(names: Any) -> tuple[str, ...]:
+    """Return names of tensors that were dumped and left out. Raises ValueError."""
+    named = isinstance(names, list) and set(map(type, names)) <= {str}
+    require(named and printable.is_printable(names), "the plan lists no names of what it leaves out")
+    return tuple(names)
 
 
 def _require_shard_name(name: Any) -> None:
@@ -251,7 +269,7 @@ def _records(path: Path, plan: PublishedPlan, report: PublishedReport) -> Publis
     generation = canonical_json.decode(table.schema.metadata[b"shardmerge"])
     architecture = generation["architecture"]
     require(isinstance(architecture, str) and architecture.isprintable(), "it names no architecture")
-    table = _with_filled(table, plan).combine_chunks()
+    table = _with_filled(_with_copies(_without_dropped(table, plan), plan), plan).combine_chunks()
     coded = coded_names(table)
     place = np.empty(len(coded.dictionary), np.int64)
     place[pc.sort_indices(coded.dictionary).to_numpy()] = np.arange(len(place))
@@ -288,6 +306,46 @@ def _require_tensors(sizes: list[IntArray], ndim: IntArray, dtype: IntArray) -> 
     elements = np.prod([size.astype(np.float64) for size in sizes], axis=0)
     sound = all((size >= 0).all() for size in sizes) and (elements < MAX_BYTES).all()
     require(bool(sound), "a tensor is larger than any")
+
+
+def _without_dropped(table: pa.Table, plan: PublishedPlan) -> pa.Table:
+    """Leave out the tensors that the merge left out."""
+    import pyarrow.compute as pc  # slow to import, and a first merge needs none of it
+
+    if not plan.dropped:
+        return table
+    coded = coded_names(table)
+    kept = pc.invert(pc.is_in(coded.dictionary, value_set=pa.array(plan.dropped, pa.string()))).to_numpy(
+        False
+    )
+    rows = np.flatnonzero(kept[coded.indices.to_numpy()])
+    left = table.take(rows)
+    names = coded.dictionary.take(coded.indices).take(rows).dictionary_encode()
+    return left.set_column(left.column_names.index("name"), "name", names)
+
+
+def _with_copies(table: pa.Table, plan: PublishedPlan) -> pa.Table:
+    """Add a row for each tensor that repeats another: NOBODY wrote it, and it is what the other is."""
+    coded = coded_names(table)
+    names = coded.dictionary.to_pylist() if plan.copies else []
+    number = {name: at for at, name in enumerate(names)}
+    absent = {name: source for name, source in plan.copies.items() if name not in number and source in number}
+    if not absent:
+        return table
+    first = {int(name): row for row, name in reversed(list(enumerate(coded.indices.to_numpy())))}
+    rows = [first[number[source]] for source in absent.values()]
+    values = {"rank": NOBODY, "file": NOT_WRITTEN}
+    columns = {
+        name: pa.array(np.full(len(rows), values[name]), table.schema.field(name).type)
+        if name in values
+        else table[name].take(rows)
+        for name in table.column_names
+        if name != "name"
+    }
+    more = pa.table({"name": pa.array(list(absent)).dictionary_encode(), **columns}).select(
+        table.column_names
+    )
+    return pa.concat_tables([table.replace_schema_metadata(None), more]).unify_dictionaries().combine_chunks()
 
 
 def _with_filled(table: pa.Table, plan: PublishedPlan) -> pa.Table:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from shardmerge.common import reference as references
 from shardmerge.common.architectures import Blueprint, blueprint
-from shardmerge.common.errors import ShardmergeError
+from shardmerge.common.errors import BadInputError, ShardmergeError
 from shardmerge.common.manifest import Manifest
 from shardmerge.common.reference import Reference
 
@@ -19,7 +19,7 @@ from ..ledger import table as ledger
 from ..ledger.fragments import Fragment, fragments
 from ..ledger.rank_directories import discover
 from ..ledger.table import Ledger
-from ..options import Asked
+from ..options import MTP, Asked
 from ..quantization.united import Quantization, united
 from .tensors import verdict
 from .tensors.expected import Expected, expected_tensors
@@ -33,7 +33,8 @@ class Case:
     Attributes:
         asked: The options.
         reference: With its config.json corrected.
-        blueprint: The reference's config.json with the table of its architecture.
+        blueprint: The reference's config.json with the table of its architecture. If multi-token prediction is
+            dropped, both promise none.
         ledger: What all ranks wrote, and what is grafted.
         manifests: In the order of `ledger.heads`, whose own facts are as they were dumped.
         failures: What ranks that failed recorded, by rank.
@@ -60,6 +61,15 @@ class Case:
         """Everything that is wrong with what ranks say of quantization."""
         return tuple(self._united[1])
 
+    @property
+    def mtp(self) -> str:
+        """Where multi-token prediction comes from: "trained", "grafted" or "dropped"; "" if there is none."""
+        if self.asked.drop_mtp:
+            return "dropped"
+        if any(self.blueprint.is_mtp(name) for file in self.ledger.grafted for name in file.names):
+            return "grafted"
+        return "trained" if self.blueprint.mtp_layers else ""
+
     @cached_property
     def expected(self) -> Expected:
         """All tensors of a complete checkpoint."""
@@ -72,7 +82,10 @@ class Case:
         """Which rows make the checkpoint, and what is wrong with its tensors."""
         filled_from = self.quantization.filled_from if self.quantization else {}
         architecture = self.blueprint.architecture.name
-        return verdict.judge(self.ledger, self.expected, architecture, filled_from)
+        dropped = frozenset(filter(self.blueprint.is_mtp, self.ledger.names)) if self.asked.drop_mtp else ()
+        return verdict.judge(
+            self.ledger, self.expected, architecture, self.blueprint.copies() | dict(filled_from), dropped
+        )
 
     @cached_property
     def fragments(self) -> list[Fragment]:
@@ -91,12 +104,43 @@ def read(asked: Asked) -> Case:
     changes = recorded("config", reference.config, given)
     reference = replace(reference, config=corrected("config", reference.config, given))
     described = blueprint(reference.config)
+    if asked.drop_mtp:
+        reference = _without_mtp(reference, described)
+        described = blueprint(reference.config)
     ranks = discover([Path(dump) for dump in asked.dumps])
-    table = ledger.read(ranks, graft.graft(reference, asked.grafts))
+    table = ledger.read(
+        ranks, graft.graft(reference, _patterns(asked, reference, described), described.copies())
+    )
     manifests = [head.manifest for head in table.heads]
     changes |= recorded("facts", manifests[0].facts.as_json(), given)
     right = tuple(_corrected(manifest, given) for manifest in manifests)
     return Case(asked, reference, described, table, right, ranks.failures, given, changes)
+
+
+def _without_mtp(reference: Reference, described: Blueprint) -> Reference:
+    """Return a reference that holds and promises no multi-token prediction. Raises BadInputError."""
+    mtp = described.architecture.mtp
+    if mtp is None:
+        raise BadInputError(
+            f"--drop-mtp: the table of {described.architecture.name} knows no multi-token prediction",
+            "Leave it away.",
+        )
+    tensors = {name: tensor for name, tensor in reference.tensors.items() if not described.is_mtp(name)}
+    return replace(reference, config=mtp.without(reference.config), tensors=tensors)
+
+
+def _patterns(asked: Asked, reference: Reference, described: Blueprint) -> tuple[str, ...]:
+    """Return the patterns of what is grafted, `mtp` spelled out. Raises BadInputError if nothing is called so."""
+    if MTP not in asked.grafts:
+        return tuple(asked.grafts)
+    patterns = described.mtp_patterns(reference.tensors)
+    if not patterns:
+        raise BadInputError(
+            f"--graft mtp: {reference.path} holds no tensor of multi-token prediction of "
+            f"{described.architecture.name}",
+            "Give a reference with weights that has it, or --drop-mtp.",
+        )
+    return (*(pattern for pattern in asked.grafts if pattern != MTP), *patterns)
 
 
 def _corrected(manifest: Manifest, given: Sequence[Correction]) -> Manifest:

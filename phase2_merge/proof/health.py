@@ -9,7 +9,7 @@ import numpy as np
 
 from shardmerge.common.errors import Findings, NonFiniteError
 
-from ..ledger.names import expert_of, grouped, layer_of, ranges
+from ..ledger.names import expert_of, grouped, layer_label, layer_of, ranges
 from ..ledger.rows import BoolArray
 from ..ledger.table import Ledger
 from .case import Case
@@ -62,9 +62,9 @@ def _dead_lines(dead: set[tuple[int, int]]) -> list[str]:
     for layer, expert in sorted(dead):
         by_layer[layer].append(expert)
     return [
-        f"experts {ranges(experts)} of layer {layer} are all zero"
+        f"experts {ranges(experts)} of layer {layer_label(layer)} are all zero"
         if len(experts) > 1
-        else f"expert {experts[0]} of layer {layer} is all zero"
+        else f"expert {experts[0]} of layer {layer_label(layer)} is all zero"
         for layer, experts in by_layer.items()
     ]
 

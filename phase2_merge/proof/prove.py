@@ -19,7 +19,17 @@ from ..options import Asked
 from ..quantization import json_files
 from ..quantization.united import Quantization
 from . import case as cases
-from . import config_shapes, garbage_collector, generations, grafts, headers, health, quantization, replicas
+from . import (
+    config_shapes,
+    garbage_collector,
+    generations,
+    grafts,
+    headers,
+    health,
+    mtp,
+    quantization,
+    replicas,
+)
 from .case import Case
 from .tensors import completeness
 from .tensors.expected import Expected
@@ -32,6 +42,7 @@ GATES = (
     config_shapes.check_number,
     quantization.check_formats,
     grafts.check,
+    mtp.check,
 )
 # All run, and everything that they find is reported, in this order.
 CHECKS = (
@@ -46,7 +57,10 @@ CHECKS = (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Proof:
-    """What was proven, which a plan is made of. `given` are the corrections, `corrections` what they changed."""
+    """What was proven, which a plan is made of. `given` are the corrections, `corrections` what they changed.
+
+    `mtp` is where multi-token prediction comes from, as `Case.mtp`.
+    """
 
     reference: Reference
     blueprint: Blueprint
@@ -58,6 +72,7 @@ class Proof:
     corrections: Recorded
     given: tuple[Correction, ...]
     quantization: Quantization | None
+    mtp: str
 
 
 def prove(asked: Asked) -> Proof:
@@ -81,6 +96,7 @@ def prove(asked: Asked) -> Proof:
             case.corrections | _corrected_quantization(case),
             case.given,
             case.quantization,
+            case.mtp,
         )
 
 

@@ -60,7 +60,10 @@ class Assembled:
 
 @dataclass(frozen=True, eq=False)  # no slots: the digest is computed once
 class Plan:
-    """All shards. `order` and `start` find the rows of a tensor, see `rows_of`."""
+    """All shards. `order` and `start` find the rows of a tensor, see `rows_of`; `copies` names what repeats what.
+
+    `dropped` names what was dumped and is in no shard.
+    """
 
     ledger: Ledger
     expected: Expected
@@ -71,6 +74,8 @@ class Plan:
     assembled: tuple[Assembled, ...]
     order: IntArray
     start: IntArray
+    copies: dict[str, str]
+    dropped: tuple[str, ...]
 
     @property
     def shards(self) -> tuple[Adopted | Assembled, ...]:
@@ -99,6 +104,8 @@ class Plan:
             "max_shard_bytes": self.max_shard_bytes,
             "min_shard_bytes": self.min_shard_bytes,
             "grafted": sorted(name for file in self.ledger.grafted for name in file.names),
+            "copies": self.copies,
+            "dropped": list(self.dropped),
             "adopted": adopted,
             "assembled": assembled,
         }
@@ -158,6 +165,8 @@ def plan_shards(
         assembled=tuple(Assembled(next(names), tensors, num_bytes) for tensors, num_bytes in groups),
         order=order,
         start=start,
+        copies=proof.blueprint.copies(),
+        dropped=verdict.dropped,
     )
 
 
@@ -243,8 +252,8 @@ def _dtypes(ledger: Ledger, verdict: Verdict, expected: Expected) -> list[str]:
     """Return the dtype of each expected tensor, as its rectangles have it."""
     codes = np.zeros(len(expected), np.int64)
     codes[verdict.tensor[verdict.kept]] = ledger.rows.dtype[verdict.kept]
-    for tensor, row in verdict.filled_from.items():
-        codes[tensor] = ledger.rows.dtype[row]
+    for tensor, rows in verdict.filled_from.items():
+        codes[tensor] = ledger.rows.dtype[rows[0]]
     return [DTYPES[code] for code in codes]
 
 
@@ -252,8 +261,9 @@ def _by_tensor(verdict: Verdict, count: int) -> tuple[IntArray, IntArray]:
     """Return (order, start) of the rows of each tensor as `Plan` has them, those of a tensor in the order of ranks."""
     in_checkpoint = np.flatnonzero(verdict.kept)
     filled = verdict.filled_from
-    rows = np.concatenate([in_checkpoint, np.array(list(filled.values()), np.int64)])
-    tensors = np.concatenate([verdict.tensor[in_checkpoint], np.array(list(filled), np.int64)])
+    rows = np.concatenate([in_checkpoint, *filled.values()])
+    numbers = (np.full(len(rows_of), tensor) for tensor, rows_of in filled.items())
+    tensors = np.concatenate([verdict.tensor[in_checkpoint], *numbers])
     order, start = group(tensors, count)
     return rows[order], start
 

@@ -57,10 +57,12 @@ def _steps(config: Config) -> tuple[int, int]:
 
 
 def _without_mtp(config: Config) -> dict[str, Any]:
-    return {**config, "num_nextn_predict_layers": 0}
+    """Say 0: an absent key is 1 to transformers 5, and SGLang refuses null. `num_mtp_layers` is another name of it."""
+    plain = {key: value for key, value in config.items() if key != "num_mtp_layers"}
+    return {**plain, "num_nextn_predict_layers": 0}
 
 
-# What a step reads and what it predicts with are the model's own, which readers ask for under names of their own.
+# What a step reads and what it predicts with are the model's own, which published files hold once more.
 COPIES = (
     copied("embed_tokens.weight", "model.embed_tokens.weight"),
     copied("shared_head.head.weight", "lm_head.weight", when="untied"),
@@ -89,6 +91,6 @@ DEEPSEEK_V3 = Architecture(
         STEP_LAYER,
         (HF_LAYER, HF_LAYER),
         _without_mtp,
-        "vllm/model_executor/models/deepseek_mtp.py, which takes embedding and head from these names only",
+        "vllm/model_executor/models/deepseek_mtp.py",
     ),
 )

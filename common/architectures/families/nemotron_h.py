@@ -69,16 +69,17 @@ def _steps(config: Config) -> tuple[int, int]:
 
 
 def _dimensions(config: Config) -> dict[str, int]:
-    pattern = _all_letters(config)
+    pattern = _pattern(config)
     mamba_heads = integer(config, "mamba_num_heads")
     mamba_groups, mamba_state = integer(config, "n_groups"), integer(config, "ssm_state_size")
     inner, state = mamba_heads * integer(config, "mamba_head_dim"), mamba_groups * mamba_state
 
     def if_used(letter: str, name: str) -> int:
-        return config[name] if letter in pattern else 0
+        """Dimensions are those of the decoder: steps of MTP may be left out, and are of the same sizes."""
+        return config[name] if letter in pattern else config.get(name) or 0
 
     plain = {
-        "num_hidden_layers": len(_pattern(config)),
+        "num_hidden_layers": len(pattern),
         "intermediate_size": if_used("-", "intermediate_size"),
     }
     return common_dimensions({**config, **plain}) | {
@@ -131,8 +132,12 @@ def _layers(config: Config) -> Layers:
 
 
 def _without_mtp(config: Config) -> dict[str, Any]:
-    """Say it in the one key that counts; the pattern of a step says nothing alone."""
-    return {**config, "num_nextn_predict_layers": 0}
+    """Say it three times: vLLM looks at the number, SGLang at the words of a step, and null is refused by all.
+
+    Source: transformers `NemotronHConfig`; vllm/config/speculative.py; sglang/srt/models/nemotron_h_mtp.py.
+    """
+    plain = {key: value for key, value in config.items() if key != "mtp_hybrid_override_pattern"}
+    return {**plain, "num_nextn_predict_layers": 0, "mtp_layers_block_type": []}
 
 
 def _norm(where: str, *keys: str) -> Row:

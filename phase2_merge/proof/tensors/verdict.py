@@ -7,7 +7,7 @@ one fault gives one message. Only tensors that do not tile are looked at rectang
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any, TypeAlias
@@ -47,7 +47,8 @@ class Verdict:
         problems: What is wrong with tensors, but for those that are incomplete.
         incomplete: Errors of tensors whose only fault is a missing part, which a missing rank may explain.
         warnings: Of rectangles that were written twice.
-        filled_from: Number of an expected tensor that nobody wrote -> the row whose bytes it gets.
+        filled_from: Number of an expected tensor that nobody wrote -> the rows whose bytes it gets.
+        dropped: Names of tensors that were written and are left out on purpose, sorted.
     """
 
     tensor: IntArray
@@ -55,7 +56,8 @@ class Verdict:
     problems: tuple[ShardmergeError, ...]
     incomplete: Mapping[str, Incomplete]
     warnings: tuple[str, ...]
-    filled_from: Mapping[int, int]
+    filled_from: Mapping[int, IntArray]
+    dropped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,7 +75,13 @@ class _Compared:
     sound: BoolArray
 
 
-def judge(ledger: Ledger, expected: Expected, architecture: str, filled_from: Mapping[str, str]) -> Verdict:
+def judge(
+    ledger: Ledger,
+    expected: Expected,
+    architecture: str,
+    filled_from: Mapping[str, str],
+    dropped: Collection[str] = (),
+) -> Verdict:
     """Compare what was written with what a complete checkpoint holds.
 
     Args:
@@ -81,6 +89,7 @@ def judge(ledger: Ledger, expected: Expected, architecture: str, filled_from: Ma
         expected: all tensors of a complete checkpoint.
         architecture: its name, for messages.
         filled_from: name of a tensor that nobody needs to write -> the tensor whose bytes it then gets.
+        dropped: names of tensors that were written and are left out on purpose.
 
     Returns:
         Everything that is wrong, and the rows that a plan is made of.
@@ -92,35 +101,53 @@ def judge(ledger: Ledger, expected: Expected, architecture: str, filled_from: Ma
     tensor = of_name[rows.name]
     kept = rows.written & (of_name[rows.name] != UNKNOWN)
     compared = _Compared(ledger, expected, tensor, kept, np.ones(len(expected), bool))
-    problems = list(_unexpected(compared, architecture))
+    problems = list(_unexpected(compared, architecture, dropped))
     for test in (_outside, _misshapen, _mistyped, _missized):
         problems += test(compared)
     overlaps, incomplete, warnings = _judge_tiling(compared)
     incomplete |= _missing(compared)
-    row_of_filled = _rows_to_fill_from(compared, filled_from)
-    for number in row_of_filled:
-        incomplete.pop(expected.names[number], None)
-    return Verdict(tensor, kept, (*problems, *overlaps), incomplete, tuple(warnings), row_of_filled)
+    rows_of_filled = _rows_to_fill_from(compared, filled_from)
+    for number in rows_of_filled:
+        incomplete.pop(expected.names[number], None)  # what is wrong with its source is said of that
+    return Verdict(
+        tensor,
+        kept,
+        (*problems, *overlaps),
+        incomplete,
+        tuple(warnings),
+        rows_of_filled,
+        tuple(sorted(dropped)),
+    )
 
 
-def _rows_to_fill_from(compared: _Compared, filled_from: Mapping[str, str]) -> dict[int, int]:
-    """Return number of each tensor that gets the bytes of another -> the one row in which that other is whole."""
+def _rows_to_fill_from(compared: _Compared, filled_from: Mapping[str, str]) -> dict[int, IntArray]:
+    """Return number of each tensor that nobody wrote and that gets the bytes of another -> the rows of that other."""
     if not filled_from:
         return {}
-    rows, names = compared.ledger.rows, compared.ledger.names
-    names_expected = enumerate(compared.expected.names)
-    number_of = {name: number for number, name in names_expected if name in filled_from}
-    whole = np.flatnonzero(compared.kept & rows.whole())
-    row_of = {names[rows.name[row]]: int(row) for row in whole}
-    return {number_of[name]: row_of[source] for name, source in filled_from.items() if source in row_of}
+    wanted = {*filled_from, *filled_from.values()}
+    number_of = {name: number for number, name in enumerate(compared.expected.names) if name in wanted}
+    kept = np.flatnonzero(compared.kept)
+    order, start = group(compared.tensor[kept], len(compared.expected))
+
+    def rows_of(name: str) -> IntArray:
+        number = number_of[name]
+        return kept[order[start[number] : start[number + 1]]]
+
+    pairs = ((name, source) for name, source in filled_from.items() if {name, source} <= number_of.keys())
+    found = ((number_of[name], rows_of(source)) for name, source in pairs if not len(rows_of(name)))
+    return {number: rows for number, rows in found if len(rows)}
 
 
-def _unexpected(compared: _Compared, architecture: str) -> Iterator[ShardmergeError]:
-    """Yield tensors that nothing expects."""
+def _unexpected(
+    compared: _Compared, architecture: str, dropped: Collection[str]
+) -> Iterator[ShardmergeError]:
+    """Yield tensors that nothing expects, but for those that are dropped."""
     ledger, rows = compared.ledger, compared.ledger.rows
     strange = np.flatnonzero(compared.tensor == UNKNOWN)
     order, start = group(rows.name[strange], len(ledger.names))
     for name in np.unique(rows.name[strange]):
+        if ledger.names[name] in dropped:
+            continue
         members = strange[order[start[name] : start[name + 1]]]
         yield UnexpectedTensorError(ledger.names[name], rows.ranks_of(members), architecture)
 

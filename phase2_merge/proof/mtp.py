@@ -1,0 +1,27 @@
+"""Is multi-token prediction (MTP) promised and held, or neither? Readers miss it without a word."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from shardmerge.common.architectures import Blueprint
+from shardmerge.common.errors import Findings, MtpMismatchError
+
+from .case import Case
+
+
+def check(case: Case) -> Findings:
+    """Find that it is promised and nobody holds any of it, or the reverse. What is missing in part is not told here."""
+    table = case.blueprint
+    if table.architecture.mtp is None or case.asked.drop_mtp:
+        return Findings()
+    promised, held = _first(table, case.expected.names), _first(table, case.ledger.names)
+    is_whole = len(case.manifests) == case.manifests[0].world_size  # else a missing rank may have it
+    if (promised and not held and is_whole) or (held and not table.mtp_layers):
+        return Findings((MtpMismatchError(promised, held),))
+    return Findings()
+
+
+def _first(table: Blueprint, names: Iterable[str]) -> str:
+    """Return the first name that is of MTP, "" for none."""
+    return next(filter(table.is_mtp, names), "")
