@@ -68,10 +68,37 @@ def generate(case: Case, folder: Path, workers: int = 2) -> int:
     reference = folder / "reference"
     reference.mkdir(parents=True)
     (reference / "config.json").write_text(json.dumps(case.config))
+    if case.as_published:
+        _write_weights(case, reference / "model.safetensors")
     (folder / "dump").mkdir()
     write = partial(_write_ranks, case, folder / "dump", workers)
     with ProcessPoolExecutor(workers) as pool:
         return sum(pool.map(write, range(workers)))
+
+
+def _write_weights(case: Case, path: Path) -> None:
+    """Write what a reference says of the dtype of every tensor: a header and a hole."""
+    tensors = sorted(blueprint(case.config).tensors())
+    size = np.array(
+        [np.prod(tensor.shape) * (4 if _is_wide(tensor, case) else 2) for tensor in tensors], np.int64
+    )
+    ends = np.cumsum(size)
+    entries = {
+        tensor.name: {
+            "dtype": "F32" if _is_wide(tensor, case) else "BF16",
+            "shape": list(tensor.shape),
+            "data_offsets": [int(end - of), int(end)],
+        }
+        for tensor, of, end in zip(tensors, size, ends, strict=True)
+    }
+    body = json.dumps(entries).encode()
+    path.write_bytes(len(body).to_bytes(8, "little") + body)
+    os.truncate(path, 8 + len(body) + int(ends[-1]))
+
+
+def _is_wide(tensor: Tensor, case: Case) -> bool:
+    """Whether a tensor is float32. Of those that stay float32 in a dump, the published files narrow all but biases."""
+    return tensor.float32 and (not case.as_published or tensor.name.endswith("correction_bias"))
 
 
 def _write_ranks(case: Case, dump: Path, step: int, first: int) -> int:
@@ -91,19 +118,19 @@ def _stages(case: Case) -> list[Stage]:
     members: list[list[Stored]] = [[] for _ in range(pp)]
     for tensor in table.tensors():
         parts = tensor.name.split(".")
-        layer = int(parts[2]) if parts[1] == "layers" else -1
+        layer = int(parts[2]) if parts[1] == "layers" and parts[0] != "mtp" else -1
         at = layer * pp // layers if layer >= 0 else 0 if "embed" in tensor.name else pp - 1
-        members[at] += _stored(tensor, case.packed)
+        members[at] += _stored(tensor, case)
     return [_stage(tensors) for tensors in members]
 
 
-def _stored(tensor: Tensor, packed: bool) -> Iterator[Stored]:
+def _stored(tensor: Tensor, case: Case) -> Iterator[Stored]:
     """What a tensor is stored as: NVFP4 with its scales where a model is packed, but for what stays as it is."""
     module = module_of(tensor.name)
-    if packed and module and len(tensor.shape) == 2 and not NEVER_PACKED.search(module):
+    if case.packed and module and len(tensor.shape) == 2 and not NEVER_PACKED.search(module):
         yield from companions_of(module, tensor.shape, NVFP4)
     else:
-        yield tensor.name, tensor.shape, "F32" if tensor.float32 else "BF16"
+        yield tensor.name, tensor.shape, "F32" if _is_wide(tensor, case) else "BF16"
 
 
 def _stage(tensors: Sequence[Stored]) -> Stage:
@@ -230,7 +257,11 @@ def _manifest(
         coordinates=coordinates,
         groups=groups,
         architecture=case.config["architectures"][0],
-        facts=Facts(dtype="BF16", dimensions=blueprint(case.config).dimensions),
+        facts=Facts(
+            dtype="BF16",
+            dimensions=blueprint(case.config).dimensions,
+            dtype_from_reference=case.as_published,
+        ),
         files=tuple(files),
         names=names,
         dtypes=DTYPES,

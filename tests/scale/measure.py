@@ -24,22 +24,29 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Seconds of `shardmerge check --verify size`, then of planning; peak of resident memory after both."""
+    """Seconds of `shardmerge check --verify size`, then of planning; peak of resident memory after both.
+
+    `tensors`, `values` and `num_bytes` are those of the checkpoint that is planned.
+    """
 
     rectangles: int
     ranks: int
     check_s: float
     check_cpu_s: float
     plan_s: float
+    tensors: int
+    values: int
+    num_bytes: int
     peak_bytes: int
 
 
 def measure(folder: Path) -> Cost:
     """Check and plan `folder`/dump. Raises what a check raises."""
     proof, check_s, check_cpu_s = _timed(lambda: prove(Asked([folder / "dump"], folder / "reference")))
-    _, plan_s, _ = _timed(lambda: plan_shards(proof))
+    plan, plan_s, _ = _timed(lambda: plan_shards(proof))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return Cost(len(proof.ledger.rows), len(proof.ledger.heads), check_s, check_cpu_s, plan_s, peak)
+    size = len(plan.expected), plan.expected.num_elements(), plan.total_bytes
+    return Cost(len(proof.ledger.rows), len(proof.ledger.heads), check_s, check_cpu_s, plan_s, *size, peak)
 
 
 def _timed(run: Callable[[], T]) -> tuple[T, float, float]:

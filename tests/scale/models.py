@@ -1,8 +1,9 @@
-"""The real shapes of four large models, and the worlds that their dumps are made for.
+"""The real shapes of five large models, and the worlds that their dumps are made for.
 
 Configs are those published with the weights, without what no table reads. Must not know how a dump is written.
 Source: config.json of Qwen/Qwen3-235B-A22B, deepseek-ai/DeepSeek-V3, moonshotai/Kimi-K2-Instruct and
-nvidia/NVIDIA-Nemotron-3-Ultra-550B-A55B-BF16, without the layer of multi-token prediction of the last.
+nvidia/NVIDIA-Nemotron-3-{Super-120B-A12B,Ultra-550B-A55B}-BF16. What the last two hold was counted by others: threads
+5062 and 5809 of NVIDIA-NeMo/Megatron-Bridge.
 """
 
 from __future__ import annotations
@@ -65,8 +66,23 @@ NEMOTRON_3_ULTRA: dict[str, Any] = {
     "n_routed_experts": 512,
     "num_attention_heads": 64,
     "num_key_value_heads": 2,
+    "num_nextn_predict_layers": 1,
+    "mtp_layers_block_type": ["attention", "moe"],
     "ssm_state_size": 128,
     "vocab_size": 131072,
+}
+NEMOTRON_3_SUPER: dict[str, Any] = {
+    **{key: value for key, value in NEMOTRON_3_ULTRA.items() if key != "mtp_layers_block_type"},
+    "hidden_size": 4096,
+    "hybrid_override_pattern": (
+        "MEMEMEM*EMEMEMEM*EMEMEMEM*EMEMEMEMEM*EMEMEMEMEM*EMEMEMEMEM*EMEMEMEMEM*EMEMEMEM*EMEMEMEME"
+    ),
+    "mamba_num_heads": 128,
+    "moe_intermediate_size": 2688,
+    "moe_latent_size": 1024,
+    "moe_shared_expert_intermediate_size": 5376,
+    "mtp_hybrid_override_pattern": "*E",
+    "num_attention_heads": 32,
 }
 
 
@@ -96,6 +112,16 @@ class Case:
     config: dict[str, Any]
     world: World
     packed: bool = False  # in NVFP4
+    as_published: bool = False  # dumped with a reference that holds weights, and --dtype-from-reference
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What the published checkpoint of a model holds, as others counted it."""
+
+    tensors: int
+    values: int
+    num_bytes: int
 
 
 REAL = (  # as such models are trained: experts entire
@@ -110,4 +136,8 @@ LARGEST = (  # ten million rectangles on ten thousand ranks
     Case("Kimi-K2", KIMI_K2, World(pp=8, ep=8, etp=157, tp=8)),
     Case("Nemotron-3-Ultra", NEMOTRON_3_ULTRA, World(pp=12, ep=8, etp=105, tp=1), packed=True),
 )
+AS_PUBLISHED = {
+    "Nemotron-3-Super": (NEMOTRON_3_SUPER, Published(42_683, 123_611_033_088, 247_222_108_160)),
+    "Nemotron-3-Ultra": (NEMOTRON_3_ULTRA, Published(51_023, 560_524_603_904, 1_121_049_257_984)),
+}
 GROWTH = tuple(Case("Kimi-K2", KIMI_K2, World(pp=8, ep=8, etp=etp, tp=8)) for etp in (16, 32, 80, 157))
