@@ -47,7 +47,7 @@ def random_hf_model(family: Family, seed: int = 0) -> Any:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(_telling_values(name, parameter.shape, generator))
+            parameter.copy_(telling_values(name, parameter.shape, generator))
         for module in model.modules():
             if hasattr(module, "e_score_correction_bias"):
                 shape = module.e_score_correction_bias.shape
@@ -58,7 +58,7 @@ def random_hf_model(family: Family, seed: int = 0) -> Any:
     return model
 
 
-def _telling_values(name: str, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
+def telling_values(name: str, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
     """Draw normal values; those of a norm lie around 1 and at least 1/16 away from it on either side."""
     values = torch.randn(shape, generator=generator)
     if "norm" in name:

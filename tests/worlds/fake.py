@@ -17,7 +17,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from tests.worlds.cpu import prepare
 from tests.worlds.families import Family
 from tests.worlds.hybrid import hybrid_model
-from tests.worlds.megatron_config import block_spec, transformer_config
+from tests.worlds.megatron_config import block_spec, mtp_spec, transformer_config
 from tests.worlds.topology import Topology
 
 
@@ -103,12 +103,13 @@ def _build_chunk(family: Family, config: Any, vocab_rows: int, te: bool, vp_stag
         "share_embeddings_and_output_weights": family.tied,
     }
     if family.mamba is not None:
-        return hybrid_model(family.mamba, config, te=te, **options)
+        return hybrid_model(family.mamba, family.mtp, config, te=te, **options)
     return GPTModel(
         config,
         block_spec(config, te=te, vp_stage=vp_stage),
         position_embedding_type="rope",
         rotary_base=family.rope_theta,
         vp_stage=vp_stage,
+        mtp_block_spec=mtp_spec(config, te=te, vp_stage=vp_stage) if family.mtp else None,
         **options,
     )

@@ -64,6 +64,23 @@ class Mamba:
 
 
 @dataclass(frozen=True, slots=True)
+class Steps:
+    """Steps of multi-token prediction (MTP) after the decoder; of a hybrid, a letter for each layer of a step.
+
+    `count` are stored. In training one stored step may predict several tokens, one after another: `passes`.
+    """
+
+    count: int = 1
+    pattern: str = ""
+    passes: int = 1
+
+    @property
+    def predicted(self) -> int:
+        """How many tokens further training predicts: what megatron-core calls `mtp_num_layers`."""
+        return self.count * self.passes
+
+
+@dataclass(frozen=True, slots=True)
 class Family:
     """One test architecture. The fused q/k/v has (heads + 2 * groups) * head_channels rows."""
 
@@ -84,6 +101,7 @@ class Family:
     experts: Experts | None = None
     latent: Latent | None = None
     mamba: Mamba | None = None
+    mtp: Steps | None = None
 
     @property
     def moe_layers(self) -> tuple[int, ...]:

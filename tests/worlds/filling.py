@@ -7,7 +7,9 @@ An identity is a name of the unsharded model, the same for the local and the Tra
 `embedding.word_embeddings.weight`, `decoder.layers.5.self_attention.linear_qkv.weight`,
 `decoder.layers.5.input_layernorm.weight`, `decoder.layers.5.mlp.experts.11.linear_fc1.weight` (global layer,
 global expert; rows of a gated linear_fc1 are all gate rows, then all up rows), `output_layer.weight`; of Mamba
-`decoder.layers.5.mixer.in_proj.weight` (rows of z, x, B, C, dt), `...mixer.conv1d.weight` as [channels, kernel].
+`decoder.layers.5.mixer.in_proj.weight` (rows of z, x, B, C, dt), `...mixer.conv1d.weight` as [channels, kernel]; of
+multi-token prediction `mtp.layers.1.eh_proj.weight` and `mtp.layers.1.transformer_layer.mlp.router.weight`, of hybrids
+`mtp.layers.1.mtp_model_layer.layers.0.mlp.router.weight`.
 """
 
 import re
@@ -35,12 +37,13 @@ CONVOLUTION = {
     f"mixer.conv1d_{part}": f"mixer.conv1d.{part}" for part in ("weight", "bias")
 }  # as 0.19 calls them
 ROW_CUT = re.compile(
-    r"(linear_qkv|linear_q_proj|linear_q_up_proj|linear_kv_up_proj|word_embeddings|output_layer)\."
+    r"(linear_qkv|linear_q_proj|linear_q_up_proj|linear_kv_up_proj|word_embeddings|output_layer|eh_proj)\."
     r"|mixer\.(A_log|D|dt_bias|norm\.weight)$"
 )
 COLUMN_CUT = re.compile(r"(linear_proj|linear_fc2|out_proj)\.weight$")
 IN_SECTIONS = re.compile(r"mixer\.(in_proj|conv1d)\.")
 FLOAT32 = re.compile(r"(expert_bias|A_log|mixer\.D)$")
+STEP_LAYER = re.compile(r"(mtp\.layers\.\d+)\.(?:transformer_layer|mtp_model_layer)(\.layers\.\d+)?\.(.*)")
 LATENT_DOWN = re.compile(r"linear_(q|kv)_down_proj\.weight$")
 
 
@@ -99,12 +102,17 @@ def identify(name: str, chunk: GPTModel, family: Family, topology: Topology, pla
     """Return the identity of the chunk's parameter `name`."""
     if name == "output_layer.weight" and family.tied:
         return "embedding.word_embeddings.weight"  # the last stage's copy
-    match = re.match(r"decoder\.layers\.(\d+)\.(.*)", name)
-    if match is None:
+    of_step, of_decoder = STEP_LAYER.match(name), re.match(r"decoder\.layers\.(\d+)\.(.*)", name)
+    if of_step is not None:  # all steps are on one stage
+        inner = f"mtp_model_layer{of_step[2]}" if of_step[2] else "transformer_layer"  # 0.16 and 0.19 differ
+        layer, rest = f"{of_step[1]}.{inner}", of_step[3]
+    elif of_decoder is not None:
+        layer = f"decoder.layers.{chunk.decoder.layers[int(of_decoder[1])].layer_number - 1}"
+        rest = of_decoder[2]
+    else:
         return name
-    rest = (dict(FUSED_NORMS) | CONVOLUTION).get(match[2], match[2])
-    global_layer = chunk.decoder.layers[int(match[1])].layer_number - 1
-    return f"decoder.layers.{global_layer}.{_with_global_expert(rest, family, topology, place)}"
+    rest = (dict(FUSED_NORMS) | CONVOLUTION).get(rest, rest)
+    return f"{layer}.{_with_global_expert(rest, family, topology, place)}"
 
 
 def _with_global_expert(name: str, family: Family, topology: Topology, place: Coordinates) -> str:

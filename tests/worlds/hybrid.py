@@ -18,7 +18,7 @@ from megatron.core.transformer.torch_norm import WrappedTorchNorm
 
 from tests.worlds import mamba_stub
 from tests.worlds.attention import CpuAttention
-from tests.worlds.families import Experts, Mamba
+from tests.worlds.families import Experts, Mamba, Steps
 
 mamba_stub.install()  # before anything asks for the mixer
 
@@ -46,16 +46,23 @@ def hybrid_options(mamba: Mamba, experts: Experts | None) -> dict[str, Any]:
     }
 
 
-def hybrid_model(mamba: Mamba, config: Any, *, te: bool, **options: Any) -> Any:
-    """The model of this rank; `options` as for a GPTModel."""
+def hybrid_model(mamba: Mamba, mtp: Steps | None, config: Any, *, te: bool, **options: Any) -> Any:
+    """The model of this rank; `options` as for a GPTModel. Raises ValueError for steps of MTP on 0.16."""
     _mend()
     if IS_HYBRID:
         model: Any = importlib.import_module("megatron.core.models.hybrid.hybrid_model").HybridModel
-        own = {"hybrid_stack_spec": _spec(config, te=te), "hybrid_layer_pattern": mamba.pattern}
+        own = {"hybrid_stack_spec": _spec(config, te=te), "hybrid_layer_pattern": _whole_pattern(mamba, mtp)}
+    elif mtp is not None:
+        raise ValueError("megatron-core 0.16 builds no hybrid model with multi-token prediction")
     else:
         model = importlib.import_module("megatron.core.models.mamba.mamba_model").MambaModel
         own = {"mamba_stack_spec": _spec(config, te=te), "hybrid_override_pattern": mamba.pattern}
     return model(config, **own, **options, position_embedding_type="none")
+
+
+def _whole_pattern(mamba: Mamba, mtp: Steps | None) -> str:
+    """As 0.19 spells it: letters of the decoder, then those of each step after a slash."""
+    return "/".join([mamba.pattern, *([mtp.pattern] * mtp.predicted if mtp else [])])
 
 
 def _spec(config: Any, *, te: bool) -> Any:
@@ -70,6 +77,10 @@ def _spec(config: Any, *, te: bool) -> Any:
         spec.submodules.attention_layer.submodules.input_layernorm = WrappedTorchNorm
         spec.submodules.mlp_layer.submodules.pre_mlp_layernorm = WrappedTorchNorm
         spec.submodules.moe_layer.submodules.pre_mlp_layernorm = WrappedTorchNorm
+        steps = getattr(spec.submodules, "mtp_block_spec", None)
+        for step in steps.submodules.layer_specs if steps else ():
+            for norm in ("enorm", "hnorm", "layer_norm"):
+                setattr(step.submodules, norm, WrappedTorchNorm)
     if not te or config.context_parallel_size > 1:
         attention = spec.submodules.attention_layer.submodules.self_attention.submodules
         attention.core_attention = CpuAttention

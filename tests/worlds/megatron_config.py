@@ -6,14 +6,18 @@ Decides every option that the two supported versions need on a CPU. Must not kno
 from typing import Any
 
 import torch
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_decoder_block_spec,
+    get_gpt_decoder_layer_specs,
+    get_gpt_mtp_block_spec,
+)
 from megatron.core.transformer import multi_latent_attention
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.moe import moe_utils
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 
 from tests.worlds.attention import CpuAttention
-from tests.worlds.families import Experts, Family, Latent
+from tests.worlds.families import Experts, Family, Latent, Steps
 from tests.worlds.hybrid import hybrid_options
 from tests.worlds.topology import Topology
 
@@ -45,12 +49,28 @@ def block_spec(config: TransformerConfig, *, te: bool = False, vp_stage: int | N
         config, use_transformer_engine=te, normalization="RMSNorm", vp_stage=vp_stage
     )
     for layer in spec.layer_specs:
-        attention = layer.submodules.self_attention.submodules
-        if not te or config.context_parallel_size > 1:
-            attention.core_attention = CpuAttention
-        if config.multi_latent_attention and config.q_lora_rank is None and not te:
-            attention.q_layernorm = IdentityOp  # 0.19 refuses a norm that would not be used; 0.16 ignores it
+        _mend_attention(layer, config, te)
     return spec
+
+
+def mtp_spec(config: TransformerConfig, *, te: bool = False, vp_stage: int | None = None) -> Any:
+    """Return the specs of the steps of multi-token prediction that this stage builds, None if it builds none.
+
+    A step is built like the decoder's last layer, which another stage may hold: a layout can put steps by themselves.
+    """
+    layer = get_gpt_decoder_layer_specs(
+        config, use_transformer_engine=te, normalization="RMSNorm", vp_stage=vp_stage
+    )[-1]
+    _mend_attention(layer, config, te)
+    return get_gpt_mtp_block_spec(config, layer, use_transformer_engine=te, vp_stage=vp_stage)
+
+
+def _mend_attention(layer: Any, config: TransformerConfig, te: bool) -> None:
+    attention = layer.submodules.self_attention.submodules
+    if not te or config.context_parallel_size > 1:
+        attention.core_attention = CpuAttention
+    if config.multi_latent_attention and config.q_lora_rank is None and not te:
+        attention.q_layernorm = IdentityOp  # 0.19 refuses a norm that would not be used; 0.16 ignores it
 
 
 def _mend_router() -> None:
@@ -82,6 +102,7 @@ def _fused_linear_or_plain(resolver: Any, module_spec: Any, _module_name: str) -
 def _model_options(family: Family) -> dict[str, Any]:
     return {
         "num_layers": family.layers,
+        **_step_options(family.mtp),
         "hidden_size": family.hidden,
         "num_attention_heads": family.heads,
         "num_query_groups": family.groups,
@@ -102,6 +123,13 @@ def _model_options(family: Family) -> dict[str, Any]:
         "masked_softmax_fusion": False,
         "persist_layer_norm": False,
     }
+
+
+def _step_options(mtp: Steps | None) -> dict[str, Any]:
+    if mtp is None:
+        return {}
+    repeated = {"mtp_use_repeated_layer": True} if mtp.passes > 1 else {}  # 0.16 cannot
+    return {"mtp_num_layers": mtp.predicted, **repeated}
 
 
 def _parallel_options(topology: Topology, dtype: torch.dtype) -> dict[str, Any]:

@@ -1,0 +1,164 @@
+"""Steps of multi-token prediction of real models: the table claims every key, and all ranks together every tensor."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from shardmerge.common.architectures import Blueprint, blueprint
+from shardmerge.phase1_dump.sources.parameters import parameters_of
+from tests.phase1_dump.dumped import dump_world, pieces_of, shapes_of, tiling_faults
+from tests.worlds import megatron_config
+from tests.worlds.fake import build_model, fake_world
+from tests.worlds.families import Family, topologies_of
+from tests.worlds.gloo import GlooRanks
+from tests.worlds.mtp import (
+    DEEPSEEK_V3_MTP,
+    MTP_FAMILIES,
+    can_build,
+    write_mtp_checkpoint,
+)
+from tests.worlds.topology import Topology
+
+BUILT = tuple(family for family in MTP_FAMILIES if can_build(family))
+CELLS = [
+    pytest.param(family, topology, id=f"{family.name}-{topology.name}")
+    for family in BUILT
+    for topology in topologies_of(family)
+]
+# E embedding, t a layer of the decoder, m a step, L output
+LAYOUTS = [
+    ("Ettt|tmmL", Topology(pp=2), 1),  # megatron's own way: on the last stage
+    ("Ett|tt|mmL", Topology(pp=3), 2),  # with the output, but without layers
+    ("Ett|tt|mm|L", Topology(pp=4), 2),  # by themselves
+    ("Et|t|t|tmm||L", Topology(pp=3, vpp=2), 0),  # on the first rank, in a chunk with an embedding of its own
+    ("Et|t|tt|mmL", Topology(pp=2, vpp=2, ep=2, dp=2), 1),
+]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """By family: a checkpoint as published ones are."""
+    folder = tmp_path_factory.mktemp("mtp")
+    return {family.name: write_mtp_checkpoint(family, folder / family.name) for family in MTP_FAMILIES}
+
+
+def table(checkpoint: Path) -> Blueprint:
+    """The table of the project, bound to the checkpoint's config.json."""
+    return blueprint(json.loads((checkpoint / "config.json").read_text()))
+
+
+def claims(
+    family: Family, topology: Topology, checkpoint: Path, te: bool = False
+) -> tuple[set[str], set[str]]:
+    """(keys that no row claims, names of the tensors that rows claim for the others), of all ranks together."""
+    architecture = table(checkpoint)
+    unclaimed: set[str] = set()
+    names: set[str] = set()
+    for rank in range(topology.world_size):
+        with fake_world(topology, rank):
+            for chunk in build_model(family, topology, te=te):
+                for parameter in parameters_of(chunk, rank):
+                    claim = architecture.claim(parameter.key)
+                    if claim is None:
+                        unclaimed.add(parameter.key)
+                    else:
+                        names.update(tensor.name for tensor in claim.tensors)
+    return unclaimed, names
+
+
+def shapes_held(checkpoint: Path) -> dict[str, tuple[int, ...]]:
+    """What ranks hold of a checkpoint: all but copies."""
+    copies = table(checkpoint).copies()
+    return {name: shape for name, shape in shapes_of(checkpoint).items() if name not in copies}
+
+
+@pytest.mark.parametrize("family", MTP_FAMILIES, ids=lambda family: family.name)
+def test_the_table_expects_what_published_checkpoints_hold(
+    family: Family, checkpoints: dict[str, Path]
+) -> None:
+    assert table(checkpoints[family.name]).shapes() == shapes_of(checkpoints[family.name])
+
+
+@pytest.mark.parametrize(("family", "topology"), CELLS)
+def test_every_key_is_claimed_and_every_tensor_but_copies_is_held(
+    family: Family, topology: Topology, checkpoints: dict[str, Path]
+) -> None:
+    unclaimed, names = claims(family, topology, checkpoints[family.name])
+
+    assert unclaimed == set()
+    assert names == shapes_held(checkpoints[family.name]).keys()
+
+
+@pytest.mark.parametrize("family", BUILT, ids=lambda family: family.name)
+def test_keys_of_transformer_engines_modules_are_claimed_too(
+    family: Family, checkpoints: dict[str, Path], te_ranks: GlooRanks
+) -> None:
+    topology = Topology(tp=2, pp=2, ep=2, dp=2)
+
+    unclaimed, names = te_ranks.call(claims, family, topology, checkpoints[family.name], True)
+
+    assert unclaimed == set()
+    assert names == shapes_held(checkpoints[family.name]).keys()
+
+
+@pytest.mark.parametrize(("family", "topology"), CELLS)
+def test_every_element_is_written_once_and_copies_not_at_all(
+    family: Family, topology: Topology, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    dump_world(family, topology, tmp_path, checkpoints[family.name])
+
+    assert tiling_faults(pieces_of(tmp_path), shapes_held(checkpoints[family.name])) == []
+
+
+@pytest.mark.parametrize(("layout", "topology", "stage"), LAYOUTS, ids=[layout for layout, _, _ in LAYOUTS])
+def test_steps_are_where_a_layout_puts_them(
+    layout: str,
+    topology: Topology,
+    stage: int,
+    checkpoints: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A stage that holds steps holds an embedding too, which the first stage owns."""
+    options = megatron_config._parallel_options
+    monkeypatch.setattr(
+        megatron_config,
+        "_parallel_options",
+        lambda *arguments: options(*arguments) | {"pipeline_model_parallel_layout": layout},
+    )
+    checkpoint = checkpoints[DEEPSEEK_V3_MTP.name]
+
+    assert claims(DEEPSEEK_V3_MTP, topology, checkpoint) == (set(), set(shapes_held(checkpoint)))
+    dump_world(DEEPSEEK_V3_MTP, topology, tmp_path, checkpoint)
+
+    pieces, is_mtp = list(pieces_of(tmp_path)), table(checkpoint).is_mtp
+    assert tiling_faults(pieces, shapes_held(checkpoint)) == []
+    assert {piece.rank // topology.stage_size for piece in pieces if is_mtp(piece.name)} == {stage}
+
+
+def test_a_step_repeats_both_embeddings_of_deepseek(checkpoints: dict[str, Path]) -> None:
+    embedding, head = "model.embed_tokens.weight", "lm_head.weight"
+
+    assert table(checkpoints["deepseek_v3_mtp"]).copies() == {
+        "model.layers.4.embed_tokens.weight": embedding,
+        "model.layers.4.shared_head.head.weight": head,
+        "model.layers.5.embed_tokens.weight": embedding,
+        "model.layers.5.shared_head.head.weight": head,
+    }
+
+
+def test_layers_of_all_steps_of_a_hybrid_are_numbered_through(checkpoints: dict[str, Path]) -> None:
+    """Two steps of attention and experts: what joins the embedding is on layers 0 and 2, final norms on 1 and 3."""
+    names = [name for name in table(checkpoints["nemotron_h_latent_mtp"]).shapes() if name.startswith("mtp.")]
+
+    found = {tuple(name.split(".")[2:4]) for name in names if ".mixer." not in name}
+
+    assert sorted(found) == [
+        *[("0", part) for part in ("eh_proj", "enorm", "hnorm", "norm")],
+        *[("1", part) for part in ("final_layernorm", "norm")],
+        *[("2", part) for part in ("eh_proj", "enorm", "hnorm", "norm")],
+        *[("3", part) for part in ("final_layernorm", "norm")],
+    ]

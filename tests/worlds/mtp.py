@@ -1,0 +1,125 @@
+"""Families with steps of multi-token prediction (MTP), and their Hugging Face checkpoints, as published ones are.
+
+transformers neither builds nor writes these tensors: they are made here from the names of the decoder's, as read in the
+file that transformers wrote, and added to it. Must not know shardmerge's tables.
+Source: vllm/model_executor/models/{deepseek_mtp,nemotron_h_mtp}.py (names); config.json of deepseek-ai/DeepSeek-V3 and
+nvidia/NVIDIA-Nemotron-3-{Super-120B-A12B,Ultra-550B-A55B}-BF16.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from tests.worlds.checkpoints import read_hf_tensors, telling_values, write_hf_checkpoint
+from tests.worlds.families import Family, Mamba, Steps, by_name
+from tests.worlds.hybrid import IS_HYBRID
+
+Tensors = dict[str, torch.Tensor]
+WORDS = {"M": "mamba", "*": "attention", "-": "mlp", "E": "moe"}
+
+DEEPSEEK_V3_MTP = replace(by_name("deepseek_v3"), name="deepseek_v3_mtp", mtp=Steps(count=2))
+# wider, as the rows of a fused q/k/v would else be as many as the columns of eh_proj; trained as published ones are
+NEMOTRON_H_MTP = replace(
+    by_name("nemotron_h"), name="nemotron_h_mtp", hidden=88, mtp=Steps(1, "*E", passes=2)
+)
+NEMOTRON_H_LATENT_MTP = replace(
+    by_name("nemotron_h_latent"), name="nemotron_h_latent_mtp", hidden=88, mtp=Steps(2, "*E")
+)
+# no published model has other layers than these in a step, but megatron-core builds them
+NEMOTRON_H_MIXED_MTP = replace(
+    NEMOTRON_H_MTP, name="nemotron_h_mixed_mtp", mamba=Mamba("ME*-"), mtp=Steps(2, "M-E*")
+)
+
+MTP_FAMILIES = (DEEPSEEK_V3_MTP, NEMOTRON_H_MTP, NEMOTRON_H_LATENT_MTP, NEMOTRON_H_MIXED_MTP)
+
+
+def can_build(family: Family) -> bool:
+    """Whether the installed megatron-core builds the family: of hybrids with MTP, from 0.17 on."""
+    return family.mamba is None or IS_HYBRID
+
+
+def write_mtp_checkpoint(family: Family, path: Path, seed: int = 0) -> Path:
+    """Write the checkpoint of a family of `MTP_FAMILIES` under `path`, in one file, and return it."""
+    write_hf_checkpoint(family, path, seed)
+    decoder = read_hf_tensors(path)
+    generator = torch.Generator().manual_seed(seed + 1)
+    added = (
+        _deepseek(family, decoder, generator)
+        if family.mamba is None
+        else _nemotron(family, decoder, generator)
+    )
+    save_file(decoder | added, path / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((path / "config.json").read_text()) | _config(family)
+    (path / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    return path
+
+
+def _config(family: Family) -> dict[str, object]:
+    """What config.json says of steps; it spells the kinds of their layers as those of the decoder's."""
+    steps = _steps(family)
+    if family.mamba is None:
+        return {"num_nextn_predict_layers": steps.count}
+    latent = family.experts is not None and family.experts.latent_width
+    words = {"mtp_layers_block_type": [WORDS[letter] for letter in steps.pattern]}
+    letters = {"mtp_hybrid_override_pattern": steps.pattern, "mtp_layers_block_type": None}
+    return {"num_nextn_predict_layers": steps.count, **(words if latent else letters)}
+
+
+def _deepseek(family: Family, decoder: Tensors, generator: torch.Generator) -> Tensors:
+    """A step is a layer after the last, with experts, and repeats both embeddings."""
+    found: Tensors = {}
+    for step in range(_steps(family).count):
+        prefix, last = f"model.layers.{family.layers + step}.", f"model.layers.{family.layers - 1}."
+        found |= _like(decoder, last, prefix, generator)
+        for name, tensor in _joining(family.hidden, generator):
+            found[prefix + name] = tensor
+        found[f"{prefix}shared_head.norm.weight"] = _drawn("norm", (family.hidden,), generator)
+        found[f"{prefix}embed_tokens.weight"] = decoder["model.embed_tokens.weight"].clone()
+        found[f"{prefix}shared_head.head.weight"] = decoder["lm_head.weight"].clone()
+    return found
+
+
+def _nemotron(family: Family, decoder: Tensors, generator: torch.Generator) -> Tensors:
+    """Layers of all steps are numbered through; a step's first one joins, its last one has the final norm."""
+    assert family.mamba is not None
+    found: Tensors = {}
+    number = 0
+    for _ in range(_steps(family).count):
+        for name, tensor in _joining(family.hidden, generator):
+            found[f"mtp.layers.{number}.{name}"] = tensor
+        for letter in _steps(family).pattern:
+            like = family.mamba.pattern.index(letter)
+            found |= _like(decoder, f"backbone.layers.{like}.", f"mtp.layers.{number}.", generator)
+            number += 1
+        found[f"mtp.layers.{number - 1}.final_layernorm.weight"] = _drawn("norm", (family.hidden,), generator)
+    return found
+
+
+def _joining(hidden: int, generator: torch.Generator) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield what joins the hidden state and the embedding."""
+    for norm in ("enorm", "hnorm"):
+        yield f"{norm}.weight", _drawn("norm", (hidden,), generator)
+    yield "eh_proj.weight", _drawn("eh_proj", (hidden, 2 * hidden), generator)
+
+
+def _like(decoder: Tensors, layer: str, prefix: str, generator: torch.Generator) -> Tensors:
+    """Return other values for all tensors of a layer, under names that begin with `prefix`."""
+    found: Tensors = {}
+    for name, tensor in sorted(decoder.items()):
+        if name.startswith(layer):
+            drawn = telling_values(name, tensor.shape, generator)
+            found[prefix + name.removeprefix(layer)] = drawn.to(tensor.dtype)
+    return found
+
+
+def _drawn(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    return telling_values(name, torch.Size(shape), generator).bfloat16()
+
+
+def _steps(family: Family) -> Steps:
+    assert family.mtp is not None, f"{family.name} is not of MTP_FAMILIES"
+    return family.mtp
