@@ -8,6 +8,7 @@ Source: config.json of nvidia/NVIDIA-Nemotron-3-{Nano-30B-A3B,Super-120B-A12B,Ul
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -54,6 +55,18 @@ def narrow(name: str) -> Family:
         experts=experts,
         mamba=Mamba(PATTERNS[name], heads=16, head_channels=7, groups=8, state=6),
         mtp=Steps(1, STEP, passes=2) if IS_HYBRID and not nano else None,
+    )
+
+
+def shortened(family: Family, pattern: str, num_experts: int) -> Family:
+    """The same with fewer layers and experts."""
+    assert family.mamba is not None
+    assert family.experts is not None
+    return replace(
+        family,
+        layers=len(pattern),
+        mamba=replace(family.mamba, pattern=pattern),
+        experts=replace(family.experts, num_experts=num_experts),
     )
 
 
