@@ -60,3 +60,17 @@ def _import_stack(importer: Any, step: Any, mtp: Steps, number: int) -> None:
     for place, inner in enumerate(step.mtp_model_layer.layers):
         importer._import_transformer_layer(inner, first + place, mock.Mock(), is_mtp=True)
     importer.rules["mtp.final_layernorm"](step.final_layernorm, first + len(mtp.pattern) - 1)
+
+
+def step_logits(model: GPTModel, tokens: torch.Tensor) -> list[torch.Tensor]:
+    """Run megatron-core's whole forward; float32 logits [batch, sequence, vocabulary] of the decoder and of each step.
+
+    It keeps those of steps for its loss, so the states are taken where they leave the block of steps.
+    """
+    states: list[torch.Tensor] = []
+    model.mtp.register_forward_hook(lambda _module, _given, found: states.append(found))
+    positions = torch.arange(tokens.shape[1]).expand_as(tokens)
+    with torch.no_grad():
+        model(tokens, positions, None, labels=tokens)
+        parts = states[0].chunk(1 + model.config.mtp_num_layers)  # one after another along the sequence
+        return [model.output_layer(part)[0].transpose(0, 1) for part in parts]
