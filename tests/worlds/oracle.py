@@ -7,6 +7,7 @@ filled model computes what transformers computes from the checkpoint. Must not i
 What Model-Optimizer 0.47 needs (same behaviour on megatron-core 0.16.1 and 0.19.2):
 - without `moe_router_dtype="fp32"` it rounds `e_score_correction_bias` to bfloat16 on the way;
 - it cannot pad a vocabulary: the model it fills has exactly the rows of the checkpoint;
+- it has no walk for most steps of multi-token prediction (`mtp_oracle`);
 - it has no rules for Mixtral: the checkpoint is given to it under Qwen3-MoE's names (`_as_qwen3_moe`);
 - it leaves the router's counter `local_tokens_per_expert` alone, which is not a weight and never saved.
 
@@ -28,6 +29,7 @@ from tests.worlds.fake import build_model
 from tests.worlds.families import Family
 from tests.worlds.filling import fill_from, holdings
 from tests.worlds.gloo import GlooRanks
+from tests.worlds.mtp_oracle import import_with_steps
 from tests.worlds.topology import SINGLE, Topology
 
 # Source: transformers 5, conversion_mapping.py ("mixtral": w1 gate, w3 up, w2 down).
@@ -117,14 +119,12 @@ def sharded_state_dict(chunks: list[GPTModel]) -> dict[str, Any]:
 
 def import_whole(family: Family, hf_path: Path, dtype: torch.dtype) -> GPTModel:
     """Build the unsharded model without vocabulary padding and fill it from the HF checkpoint."""
-    from modelopt.torch.export import import_mcore_gpt_from_hf
-
     model = build_model(family, SINGLE, vocab_rows=family.vocab, dtype=dtype)[0]
     with tempfile.TemporaryDirectory() as folder:
         source = hf_path
         if family.architecture == "MixtralForCausalLM":
             source = _as_qwen3_moe(hf_path, Path(folder))
-        import_mcore_gpt_from_hf(model, str(source), dtype=dtype, moe_router_dtype="fp32")
+        import_with_steps(model, family, source, dtype)
     return model
 
 

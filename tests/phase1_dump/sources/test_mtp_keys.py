@@ -9,10 +9,20 @@ import pytest
 
 from shardmerge.common.architectures import Blueprint, blueprint
 from shardmerge.phase1_dump.sources.parameters import parameters_of
-from tests.phase1_dump.dumped import dump_world, pieces_of, shapes_of, tiling_faults
+from tests.phase1_dump.dumped import (
+    Piece,
+    assembled,
+    differing,
+    dump_world,
+    dumped,
+    pieces_of,
+    shapes_of,
+    tiling_faults,
+)
 from tests.worlds import megatron_config
 from tests.worlds.fake import build_model, fake_world
 from tests.worlds.families import Family, topologies_of
+from tests.worlds.filling import fill
 from tests.worlds.gloo import GlooRanks
 from tests.worlds.mtp import (
     DEEPSEEK_V3_MTP,
@@ -20,7 +30,7 @@ from tests.worlds.mtp import (
     can_build,
     write_mtp_checkpoint,
 )
-from tests.worlds.topology import Topology
+from tests.worlds.topology import SINGLE, Topology
 
 BUILT = tuple(family for family in MTP_FAMILIES if can_build(family))
 CELLS = [
@@ -67,6 +77,16 @@ def claims(
                     else:
                         names.update(tensor.name for tensor in claim.tensors)
     return unclaimed, names
+
+
+def filled(family: Family, topology: Topology, out: Path, checkpoint: Path) -> list[Piece]:
+    """Dump all ranks with weights that are a function of name and place; all pieces, loaded."""
+    for rank in range(topology.world_size):
+        with fake_world(topology, rank):
+            chunks = build_model(family, topology)
+            fill(chunks, family, topology, rank)
+            dumped(chunks, out, checkpoint)
+    return list(pieces_of(out, load=True))
 
 
 def shapes_held(checkpoint: Path) -> dict[str, tuple[int, ...]]:
@@ -130,13 +150,32 @@ def test_steps_are_where_a_layout_puts_them(
         lambda *arguments: options(*arguments) | {"pipeline_model_parallel_layout": layout},
     )
     checkpoint = checkpoints[DEEPSEEK_V3_MTP.name]
+    shapes, is_mtp = shapes_held(checkpoint), table(checkpoint).is_mtp
 
-    assert claims(DEEPSEEK_V3_MTP, topology, checkpoint) == (set(), set(shapes_held(checkpoint)))
-    dump_world(DEEPSEEK_V3_MTP, topology, tmp_path, checkpoint)
+    assert claims(DEEPSEEK_V3_MTP, topology, checkpoint) == (set(), set(shapes))
+    pieces = filled(DEEPSEEK_V3_MTP, topology, tmp_path / "laid-out", checkpoint)
+    monkeypatch.undo()
+    single = filled(DEEPSEEK_V3_MTP, SINGLE, tmp_path / "single", checkpoint)
 
-    pieces, is_mtp = list(pieces_of(tmp_path)), table(checkpoint).is_mtp
-    assert tiling_faults(pieces, shapes_held(checkpoint)) == []
+    assert tiling_faults(pieces, shapes) == []
     assert {piece.rank // topology.stage_size for piece in pieces if is_mtp(piece.name)} == {stage}
+    assert differing(assembled(pieces, shapes), assembled(single, shapes)) == []
+
+
+@pytest.mark.parametrize("family", BUILT, ids=lambda family: family.name)
+def test_how_steps_are_cut_changes_no_byte(
+    family: Family, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    """Also those with Mamba mixers and dense layers, which no importer puts into steps."""
+    shapes = shapes_held(checkpoints[family.name])
+
+    one, many = (
+        filled(family, topology, tmp_path / topology.name, checkpoints[family.name])
+        for topology in (SINGLE, Topology(tp=2, pp=2, ep=2, etp=2, dp=2))
+    )
+
+    assert len(many) > len(one) == len(shapes)
+    assert differing(assembled(many, shapes), assembled(one, shapes)) == []
 
 
 def test_a_step_repeats_both_embeddings_of_deepseek(checkpoints: dict[str, Path]) -> None:

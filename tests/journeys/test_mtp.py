@@ -1,0 +1,148 @@
+"""The whole river with steps of multi-token prediction: published names go through Megatron and come back equal.
+
+transformers does not know these tensors; the checkpoints are made by hand (`tests.worlds.mtp`). The way in is
+Model-Optimizer (`tests.worlds.mtp_oracle`) and megatron-core's own checkpoint, the way out is shardmerge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import save_file
+
+from shardmerge.phase2_merge import merge
+from tests.demo.compare import differing
+from tests.journeys.test_round_trip import dump_on_rank
+from tests.phase1_dump.dumped import assembled, pieces_of, tiling_faults
+from tests.phase1_dump.dumped import differing as differing_tensors
+from tests.worlds.checkpoints import read_hf_tensors
+from tests.worlds.families import Family
+from tests.worlds.gloo import GlooRanks
+from tests.worlds.mtp import (
+    DEEPSEEK_V3_MTP,
+    NEMOTRON_H_LATENT_MTP,
+    NEMOTRON_H_MTP,
+    can_build,
+    write_mtp_checkpoint,
+)
+from tests.worlds.oracle import load_model, write_torch_dist
+from tests.worlds.topology import SINGLE, Topology
+
+TOPOLOGIES = (
+    SINGLE,
+    Topology(tp=2),
+    Topology(pp=2),
+    Topology(pp=4),
+    Topology(pp=2, vpp=2),
+    Topology(etp=2, dp=2),
+    Topology(tp=4, ep=2, dp=2),
+    Topology(tp=2, pp=2, ep=2, dp=2),
+)
+# Model-Optimizer imports no Mamba mixer in a step
+FAMILIES = tuple(
+    family for family in (DEEPSEEK_V3_MTP, NEMOTRON_H_MTP, NEMOTRON_H_LATENT_MTP) if can_build(family)
+)
+CASES = [
+    pytest.param(family, topology, id=f"{family.name}-{topology.name}")
+    for family in FAMILIES
+    for topology in TOPOLOGIES
+    if family.mamba is None or topology.vpp == 1
+]
+Sources = Callable[[Family], tuple[Path, Path]]
+Dumps = Callable[[Family, Topology], tuple[Path, Path]]
+
+
+@pytest.fixture(scope="module")
+def sources(ranks: GlooRanks, tmp_path_factory: pytest.TempPathFactory) -> Sources:
+    """Family -> (its Hugging Face checkpoint, the same as torch_dist), each made once."""
+    made: dict[str, tuple[Path, Path]] = {}
+
+    def source(family: Family) -> tuple[Path, Path]:
+        if family.name not in made:
+            folder = tmp_path_factory.mktemp(family.name)
+            reference = write_mtp_checkpoint(family, folder / "hf")
+            made[family.name] = reference, write_torch_dist(ranks, family, reference, folder / "torch_dist")
+        return made[family.name]
+
+    return source
+
+
+@pytest.fixture(scope="module")
+def dumps(ranks: GlooRanks, sources: Sources, tmp_path_factory: pytest.TempPathFactory) -> Dumps:
+    """(family, topology) -> (its Hugging Face checkpoint, the dump of real ranks), each made once."""
+    made: dict[tuple[str, str], Path] = {}
+
+    def dump_of(family: Family, topology: Topology) -> tuple[Path, Path]:
+        reference, torch_dist = sources(family)
+        key = family.name, topology.name
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("-".join(key)) / "dump"
+            ranks.run(dump_on_rank, topology, family, topology, torch_dist, reference, made[key])
+        return reference, made[key]
+
+    return dump_of
+
+
+def dump_te_on_rank(
+    rank: int, family: Family, topology: Topology, torch_dist: Path, reference: Path, out: Path
+) -> None:
+    """The same with Transformer Engine's modules: norms fused, experts grouped."""
+    from shardmerge.phase1_dump import dump
+
+    chunks = load_model(rank, family, topology, torch_dist, te=True)
+    dump(chunks, out, hf_reference=reference, run_id="river", step=7)
+
+
+def faults(reference: Path, dump: Path) -> list[str]:
+    """What of the checkpoint is not in the fragments exactly once, or is there with other bytes; copies left out.
+
+    Without phase two: fragments are read by the safetensors library and put together here.
+    """
+    expected = {name: tensor for name, tensor in read_hf_tensors(reference).items() if not _is_copy(name)}
+    shapes = {name: tuple(tensor.shape) for name, tensor in expected.items()}
+    pieces = list(pieces_of(dump, load=True))
+    return tiling_faults(pieces, shapes) or differing_tensors(assembled(pieces, shapes), expected)
+
+
+@pytest.mark.parametrize(("family", "topology"), CASES)
+def test_every_byte_of_a_step_comes_back_from_real_ranks(
+    family: Family, topology: Topology, dumps: Dumps, tmp_path: Path
+) -> None:
+    """Embeddings that a step repeats are in the output, though no rank writes them."""
+    reference, dump = dumps(family, topology)
+    merge([dump], tmp_path / "merged", hf_reference=reference, workers=1)
+    assert differing(reference, tmp_path / "merged") == []
+
+
+@pytest.mark.parametrize(("family", "topology"), CASES)
+def test_fragments_hold_every_byte_of_a_step_but_copies(
+    family: Family, topology: Topology, dumps: Dumps
+) -> None:
+    assert faults(*dumps(family, topology)) == []
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_fragments_of_transformer_engines_modules_hold_the_same(
+    family: Family, te_ranks: GlooRanks, sources: Sources, tmp_path: Path
+) -> None:
+    topology = Topology(tp=2, pp=2, ep=2, dp=2)
+    reference, torch_dist = sources(family)
+    te_ranks.run(dump_te_on_rank, topology, family, topology, torch_dist, reference, tmp_path)
+    assert faults(reference, tmp_path) == []
+
+
+def test_a_step_under_the_name_of_another_is_noticed(dumps: Dumps, tmp_path: Path) -> None:
+    """The comparison is no formality: with two norms exchanged in the reference, both differ."""
+    reference, dump = dumps(FAMILIES[-1], SINGLE)
+    tensors = read_hf_tensors(reference)
+    first, second = sorted(name for name in tensors if name.endswith(("enorm.weight", "hnorm.weight")))[:2]
+    tensors |= {first: tensors[second], second: tensors[first]}
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert faults(tmp_path, dump) == [first, second]
+
+
+def _is_copy(name: str) -> bool:
+    """A step of DeepSeek-V3 repeats both embeddings under names of its own."""
+    return ".layers." in name and name.endswith(("embed_tokens.weight", "shared_head.head.weight"))
