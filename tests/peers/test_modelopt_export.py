@@ -13,6 +13,7 @@ from tests.journeys.test_round_trip import dump_on_rank
 from tests.worlds.checkpoints import read_hf_tensors, write_hf_checkpoint
 from tests.worlds.families import Family, by_name
 from tests.worlds.gloo import GlooRanks
+from tests.worlds.mtp import NEMOTRON_H_MTP, can_build, write_mtp_checkpoint
 from tests.worlds.oracle import import_whole, write_torch_dist
 from tests.worlds.topology import SINGLE, Topology
 
@@ -26,6 +27,10 @@ CASES = [
     ("nemotron_h", Topology(tp=2, pp=2, ep=2, dp=2)),
     ("nemotron_h_latent", Topology(tp=4, pp=2, ep=4)),
 ]
+CASES += [("nemotron_h_mtp", Topology(tp=2, pp=2, ep=2, dp=2))] if can_build(NEMOTRON_H_MTP) else []
+FAMILIES = {name: by_name(name) for name, _ in CASES if name != NEMOTRON_H_MTP.name} | {
+    NEMOTRON_H_MTP.name: NEMOTRON_H_MTP
+}
 
 
 def export_on_rank(_rank: int, family: Family, reference: Path, out: Path) -> None:
@@ -40,8 +45,8 @@ def export_on_rank(_rank: int, family: Family, reference: Path, out: Path) -> No
 def test_modelopt_exports_the_same_tensors(
     name: str, topology: Topology, ranks: GlooRanks, tmp_path: Path
 ) -> None:
-    family, reference = by_name(name), tmp_path / "hf"
-    write_hf_checkpoint(family, reference)
+    family, reference = FAMILIES[name], tmp_path / "hf"
+    (write_mtp_checkpoint if family.mtp else write_hf_checkpoint)(family, reference)
     ranks.run(export_on_rank, SINGLE, family, reference, tmp_path / "modelopt")
     torch_dist = write_torch_dist(ranks, family, reference, tmp_path / "torch_dist")
     ranks.run(dump_on_rank, topology, family, topology, torch_dist, reference, tmp_path / "dump")

@@ -18,11 +18,13 @@ from tests.worlds.fake import build_model
 from tests.worlds.families import Family, by_name
 from tests.worlds.filling import fill
 from tests.worlds.gloo import GlooRanks
+from tests.worlds.mtp import can_build, write_mtp_checkpoint
 from tests.worlds.oracle import import_whole, load_model, write_torch_dist
 from tests.worlds.quantizing import (
     DEEPSEEK_V3,
     NEMOTRON_H,
     NEMOTRON_H_LATENT,
+    NEMOTRON_H_MTP,
     QWEN3_MOE,
     QWEN3_MOE_IN_BLOCKS,
     quantize,
@@ -36,6 +38,7 @@ QWEN3 = replace(by_name("qwen3"), hidden=96, head_channels=16, dense_width=192)
 FAMILIES = {"qwen3_moe": QWEN3_MOE, "deepseek_v3": DEEPSEEK_V3, "nemotron_h": NEMOTRON_H}
 # Model-Optimizer 0.47 quantizes latent projections of the local spec, and leaves Transformer Engine's as they are
 WITH_SEQUENTIAL = FAMILIES | {"nemotron_h_latent": NEMOTRON_H_LATENT}
+WITH_SEQUENTIAL |= {"nemotron_h_mtp": NEMOTRON_H_MTP} if can_build(NEMOTRON_H_MTP) else {}
 RECIPES = ("FP8", "NVFP4", "W4A16_NVFP4", "MIXED")
 SEQUENTIAL = (SINGLE, Topology(tp=2, pp=2, etp=2), Topology(pp=2, ep=2, dp=2))
 GROUPED = (Topology(tp=2, pp=2, ep=2), Topology(tp=2, etp=2, pp=2))
@@ -80,7 +83,7 @@ def sources(ranks: GlooRanks, tmp_path_factory: pytest.TempPathFactory) -> Sourc
         family = WITH_SEQUENTIAL[name]
         if name not in made:
             made[name] = tmp_path_factory.mktemp(name)
-            write_hf_checkpoint(family, made[name] / "hf")
+            (write_mtp_checkpoint if family.mtp else write_hf_checkpoint)(family, made[name] / "hf")
             write_torch_dist(ranks, family, made[name] / "hf", made[name] / "torch_dist")
         reference, key = made[name] / "hf", (name, recipe_name, shared_inputs)
         if key not in made:

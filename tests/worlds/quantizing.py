@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from megatron.core.models.gpt.gpt_model import GPTModel
 
-from tests.worlds.families import Experts, Family, Latent, Mamba, by_name
+from tests.worlds.families import Experts, Family, Latent, Mamba, Steps, by_name
 from tests.worlds.filling import identify
 from tests.worlds.topology import Topology
 
@@ -48,6 +48,8 @@ NEMOTRON_H_LATENT = replace(
     experts=replace(NEMOTRON_H.experts or Experts(), latent_width=32),
     mamba=Mamba("EM*E", head_channels=16),
 )
+# A step of attention and experts, stored once and applied twice.
+NEMOTRON_H_MTP = replace(NEMOTRON_H, mtp=Steps(1, "*E", passes=2))
 # Every matrix divides into blocks of 128x128, also halved.
 QWEN3_MOE_IN_BLOCKS = replace(
     by_name("qwen3_moe"),
