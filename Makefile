@@ -22,7 +22,7 @@ PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 # which versions the environment gets
 PINS = .constraints/$$($(BIN)/python -c 'import sys; print("py311" if sys.version_info[:2] == (3, 11) else "py312")').txt
 
-.PHONY: help setup demo test test-peers test-vllm lint format typecheck bench torture scale fuzz docs clean
+.PHONY: help setup demo test test-all test-peers test-vllm lint format typecheck bench torture scale fuzz docs clean
 
 help:  ## List the verbs
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
@@ -36,6 +36,9 @@ test: setup  ## Run the tests (ARGS= for pytest)
 	$(PYTEST) --matrix=$(MATRIX) $(ARGS)
 	@test -n "$(ARGS)" || cmp -s $(MATRIX) docs/matrix.json || { \
 	    echo "The README's table shows something else than was tested just now: run make docs" >&2; exit 1; }
+
+test-all: setup  ## Run the tests, those too that take many minutes or gigabytes (ARGS= for pytest)
+	$(PYTEST) -m "peers or not peers" $(ARGS)
 
 test-peers:  ## Run everything again beside the newest megatron-core, modelopt and transformers (Python >= 3.12)
 	python="$$(.ci/find-peer-python)"; $(MAKE) setup VENV=$(PEERS) PYTHON="$$python"

@@ -26,8 +26,10 @@ FLOAT32 = ("A_log", ".D", "e_score_correction_bias")
 CASES = [
     pytest.param("ultra", Topology(pp=9, ep=8, dp=8), id="ultra-72-ranks-pp9-ep8"),
     pytest.param("ultra", Topology(tp=4, ep=8, dp=2), id="ultra-8-ranks-tp4-ep8"),
-    pytest.param("super", Topology(pp=8, tp=2, ep=8, dp=4), id="super-64-ranks-tp2-pp8-ep8"),
-    pytest.param("nano", Topology(pp=4, ep=8, dp=8), id="nano-32-ranks-pp4-ep8"),
+    pytest.param(
+        "super", Topology(pp=8, tp=2, ep=8, dp=4), marks=pytest.mark.scale, id="super-64-ranks-tp2-pp8-ep8"
+    ),
+    pytest.param("nano", Topology(pp=4, ep=8, dp=8), marks=pytest.mark.scale, id="nano-32-ranks-pp4-ep8"),
 ]
 
 
