@@ -23,7 +23,7 @@ from shardmerge.common.manifest_facts import Facts, Health, QuantizationFacts
 from shardmerge.common.rectangle import Rectangle
 
 Array = np.ndarray[Any, Any]
-SIZES = {"BF16": 2, "F32": 4, "F16": 2, "U8": 1, "F64": 8, "I64": 8, "BOOL": 1}
+SIZES = {"BF16": 2, "F32": 4, "F16": 2, "U8": 1, "F64": 8, "I64": 8, "BOOL": 1, "F8_E4M3": 1}
 RUST_NAMES = {
     "BF16": "bfloat16", "F32": "float32", "F16": "float16", "U8": "uint8", "F64": "float64", "I64": "int64",
     "BOOL": "bool", "F8_E4M3": "float8_e4m3fn",

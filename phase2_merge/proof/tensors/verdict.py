@@ -25,6 +25,7 @@ from shardmerge.common.errors import (
 )
 from shardmerge.common.errors.wording import first_ranks
 from shardmerge.common.rectangle import place
+from shardmerge.common.reference import PLAIN_FLOATS
 
 from ...ledger.names import summary
 from ...ledger.rows import BoolArray, IntArray, group
@@ -121,7 +122,10 @@ def judge(
 
 
 def _rows_to_fill_from(compared: _Compared, filled_from: Mapping[str, str]) -> dict[int, IntArray]:
-    """Return number of each tensor that nobody wrote and that gets the bytes of another -> the rows of that other."""
+    """Return number of each tensor that nobody wrote and that gets the bytes of another -> the rows of that other.
+
+    Not of one that is packed: its bytes mean nothing without its scales.
+    """
     if not filled_from:
         return {}
     wanted = {*filled_from, *filled_from.values()}
@@ -134,8 +138,19 @@ def _rows_to_fill_from(compared: _Compared, filled_from: Mapping[str, str]) -> d
         return kept[order[start[number] : start[number + 1]]]
 
     pairs = ((name, source) for name, source in filled_from.items() if {name, source} <= number_of.keys())
-    found = ((number_of[name], rows_of(source)) for name, source in pairs if not len(rows_of(name)))
-    return {number: rows for number, rows in found if len(rows)}
+    found = (
+        (number_of[name], rows_of(source))
+        for name, source in pairs
+        if not len(rows_of(name)) and _shape(compared, number_of[name]) == _shape(compared, number_of[source])
+    )
+    plain = np.array([dtype in PLAIN_FLOATS for dtype in DTYPES])
+    return {
+        number: rows for number, rows in found if len(rows) and plain[compared.ledger.rows.dtype[rows]].all()
+    }
+
+
+def _shape(compared: _Compared, number: int) -> tuple[int, ...]:
+    return compared.expected[number].shape
 
 
 def _unexpected(

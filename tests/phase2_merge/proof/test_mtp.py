@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -248,6 +249,32 @@ def test_a_missing_part_of_it_is_missing_like_any_other(trained: Written) -> Non
     dump = write_dump(trained.folder / "again", trained.model, cuts(trained.model), STAGES, facts=facts)
     with pytest.raises(MissingTensorError, match=name):
         check([dump], hf_reference=trained.reference)
+
+
+def test_the_bytes_of_a_packed_head_are_no_copy_of_it(tmp_path: Path) -> None:
+    """Its scales belong to them, and readers ask for none of a copy."""
+    one = Written(tmp_path, DEEPSEEK, deepseek_shapes())
+    shutil.rmtree(one.dump)
+    one.model.tensors[HEAD] = ("F8_E4M3", (VOCAB, HIDDEN), bytes(VOCAB * HIDDEN))
+    scales = ["lm_head.input_scale", "lm_head.weight_scale"]
+    one.model.tensors |= dict.fromkeys(scales, ("F32", (), np.float32(1).tobytes()))
+    told = {
+        "layers": {"FP8": ["lm_head"]}, "excluded": sorted(_plain_modules(one.model)), "kv_cache": {},
+        "scalars": {"names": scales, "values": [1.0, 1.0]}, "uncalibrated": [],
+        "producer": {"name": "modelopt", "version": "0.47.0"},
+    }  # fmt: skip
+    facts = {"dtype": "BF16", "dimensions": one.table.dimensions}
+    whole = {name: [Cut(3, (0,) * len(shape), shape)] for name, (_, shape, _) in one.model.tensors.items()}
+    write_dump(one.dump, one.model, whole, STAGES, facts=facts, quantization=told)
+    with pytest.raises(MissingTensorError, match=r"model.layers.1.shared_head.head.weight"):
+        one.merge(verify="size")
+
+
+def _plain_modules(model: Model) -> set[str]:
+    matrices = (
+        name for name, (_, shape, _) in model.tensors.items() if len(shape) == 2 and name.endswith(".weight")
+    )
+    return {name.removesuffix(".weight") for name in matrices if name not in (HEAD, EMBED)}
 
 
 def test_choices_that_contradict_each_other_or_cannot_be_are_refused(trained: Written) -> None:
