@@ -14,6 +14,7 @@ NAMESPACE := .ns/shardmerge
 PACKAGES := common phase1_dump phase2_merge
 PEERS := .venv-peers
 VLLM := .venv-vllm
+BRIDGE := build/bridge
 VLLM_PYTHON ?= python3.11
 MATRIX := build/matrix.json
 POWER ?= ext4 xfs#         file systems whose power make torture cuts, where it may mount them
@@ -22,7 +23,7 @@ PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 # which versions the environment gets
 PINS = .constraints/$$($(BIN)/python -c 'import sys; print("py311" if sys.version_info[:2] == (3, 11) else "py312")').txt
 
-.PHONY: help setup demo test test-all test-peers test-vllm lint format typecheck bench torture scale fuzz docs clean
+.PHONY: help setup demo test test-all test-peers test-vllm test-bridge lint format typecheck bench torture scale fuzz docs clean
 
 help:  ## List the verbs
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
@@ -50,6 +51,12 @@ test-vllm: setup  ## Let vLLM load merged checkpoints, quantized ones too, and g
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(BIN)/python -W ignore -m tests.vllm.write build/vllm
 	$(VLLM)/bin/python -m tests.vllm.read build/vllm
+
+test-bridge:  ## Compare with Megatron-Bridge's own export of models with multi-token prediction (Python >= 3.12)
+	python="$$(.ci/find-peer-python)"; $(MAKE) setup VENV=$(PEERS) PYTHON="$$python"
+	@test -d $(BRIDGE)/megatron || $(PEERS)/bin/python -m pip install --quiet --no-deps --target $(BRIDGE) \
+	    $(TE) -r .constraints/bridge.txt
+	PYTHONPATH=.ns:.:$(BRIDGE) $(PEERS)/bin/python -W ignore -m tests.bridge.compare
 
 .PHONY: run-peers
 run-peers:
