@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import transformers
 from safetensors.torch import save_file
 
 from shardmerge.phase2_merge import merge
@@ -146,3 +148,19 @@ def test_a_step_under_the_name_of_another_is_noticed(dumps: Dumps, tmp_path: Pat
 def _is_copy(name: str) -> bool:
     """A step of DeepSeek-V3 repeats both embeddings under names of its own."""
     return ".layers." in name and name.endswith(("embed_tokens.weight", "shared_head.head.weight"))
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_without_steps_transformers_reads_the_decoder_alone_and_is_told_of_none(
+    family: Family, dumps: Dumps, tmp_path: Path
+) -> None:
+    reference, dump = dumps(family, SINGLE)
+    out = tmp_path / "merged"
+    merge([dump], out, hf_reference=reference, workers=1, drop_mtp=True)
+    config: Any = transformers.AutoConfig.from_pretrained(out)
+    assert config.num_nextn_predict_layers == 0
+    assert getattr(config, "mtp_layers_block_type", []) == []
+    load: Any = transformers.AutoModelForCausalLM.from_pretrained
+    model, info = load(out, output_loading_info=True)
+    assert (set(info["missing_keys"]), set(info["unexpected_keys"])) == (set(), set())
+    assert model.config.num_hidden_layers == family.layers
