@@ -63,6 +63,15 @@ QWEN3_MOE_IN_BLOCKS = replace(
 FP8 = {"num_bits": (4, 3), "axis": None}
 NVFP4 = {"num_bits": (2, 1), "block_sizes": {-1: 16, "type": "dynamic", "scale_bits": (4, 3)}}
 NEVER = [{"quantizer_name": name, "enable": False} for name in ("*output_layer*", "*router*", "*embedding*")]
+MIXTURES = {  # format by what a module is called; nothing else is quantized
+    "MIXED": (("*mlp.experts*", NVFP4), ("*self_attention*", FP8)),
+    "MIXED_HYBRID": (
+        ("*mlp.experts*", NVFP4),
+        ("*self_attention*", FP8),
+        ("*mixer.*_proj*", FP8),
+        ("*shared_experts*", FP8),
+    ),
+}
 RECIPES = ("FP8", "NVFP4", "W4A16_NVFP4", "MIXED", "MXFP8", "FP8_BLOCK")
 _PRESETS = {
     "FP8": "FP8_DEFAULT_CFG",
@@ -73,13 +82,13 @@ _PRESETS = {
 }
 
 
-def recipe(name: str, *, kv_cache: bool = False) -> dict[str, Any]:
-    """modelopt's own preset; MIXED is NVFP4 for routed experts, FP8 for attention, and nothing else."""
+def recipe(name: str, *, kv_cache: bool = False, mtp: bool = True) -> dict[str, Any]:
+    """modelopt's own preset, or a mixture of formats; without `mtp` no layer of multi-token prediction is quantized."""
     import modelopt.torch.quantization as mtq
 
-    if name == "MIXED":
+    if name in MIXTURES:
         rules = [{"quantizer_name": "*", "enable": False}]
-        for where, numbers in (("*mlp.experts*", NVFP4), ("*self_attention*", FP8)):
+        for where, numbers in MIXTURES[name]:
             kinds = ("weight", "input")
             rules += [{"quantizer_name": f"{where}{kind}_quantizer", "cfg": numbers} for kind in kinds]
         found: dict[str, Any] = {"quant_cfg": rules + NEVER, "algorithm": "max"}
@@ -87,6 +96,8 @@ def recipe(name: str, *, kv_cache: bool = False) -> dict[str, Any]:
         found = copy.deepcopy(getattr(mtq, _PRESETS[name]))
     if kv_cache:
         found["quant_cfg"] += copy.deepcopy(mtq.FP8_KV_CFG["quant_cfg"])
+    if not mtp:
+        found["quant_cfg"] += [{"quantizer_name": "*mtp*", "enable": False}]
     return found
 
 
