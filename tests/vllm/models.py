@@ -7,6 +7,7 @@ checkpoint holds.
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ def loadable(path: Path) -> Iterator[list[Loadable]]:
     if drafts:
         parts.append(config.speculative_config.draft_model_config)
     with _without_kernels(), set_current_vllm_config(config), set_default_torch_dtype(torch.bfloat16):
-        init_distributed_environment(1, 0, f"file://{path}.store", 0, "gloo")
+        init_distributed_environment(1, 0, f"file://{tempfile.mkdtemp()}/store", 0, "gloo")
         initialize_model_parallel(1, 1)
         found = []
         for part in parts:
@@ -61,7 +62,13 @@ def loadable(path: Path) -> Iterator[list[Loadable]]:
 
 def has_mtp(path: Path) -> bool:
     """Whether config.json promises multi-token prediction."""
-    return bool(json.loads((path / "config.json").read_text()).get("num_nextn_predict_layers"))
+    return bool(config_of(path).get("num_nextn_predict_layers"))
+
+
+def config_of(path: Path) -> dict[str, Any]:
+    """Return config.json of a checkpoint."""
+    config: dict[str, Any] = json.loads((path / "config.json").read_text())
+    return config
 
 
 def _load(loader: Any, model: Any, part: Any) -> Callable[[], None]:

@@ -7,6 +7,7 @@ parameter as it was merged, and every parameter must be reached. Must not import
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -15,13 +16,17 @@ from typing import Any
 
 import torch
 
-from tests.vllm.models import has_mtp, loadable
+from tests.vllm.models import config_of, has_mtp, loadable
 from tests.vllm.tracing import Trace, trace
 
 PROMPT = [3, 17, 5, 29, 11]
 NEW_TOKENS = 12
 RUNS = "BF16"  # the checkpoint that generates
-SHARED = {"backbone.embeddings.weight", "lm_head.weight"}  # what drafts reads these of the model too
+IN_ONE_FILE = "-hf_quant_config"
+SHARED = {  # what drafts reads these of the model too
+    "NemotronHForCausalLM": {"backbone.embeddings.weight", "lm_head.weight"},
+    "DeepseekV3ForCausalLM": {"model.embed_tokens.weight"},
+}
 UNPACKED = {torch.float32, torch.bfloat16}
 OPTIONAL = (
     ".attn.q_scale",
@@ -33,7 +38,8 @@ OPTIONAL = (
 
 def main(folder: Path) -> int:
     """Each checkpoint in a process of its own: vLLM keeps one configuration in a process."""
-    paths = sorted(path.parent for path in folder.glob("*/model.safetensors.index.json"))
+    merged = sorted(path.parent for path in folder.glob("*/model.safetensors.index.json"))
+    paths = [path for path in merged if not path.name.endswith(IN_ONE_FILE)]
     paths += [_told_in_one_file(path) for path in paths if (path / "hf_quant_config.json").exists()]
     failed = [path.name for path in paths if _run(path)]
     print(f"FAILED: {', '.join(failed)}" if failed or not paths else f"vLLM reads all {len(paths)} of them")
@@ -47,11 +53,18 @@ def _run(path: Path) -> int:
 
 
 def _told_in_one_file(path: Path) -> Path:
-    """Return a copy whose quantization only hf_quant_config.json tells; else vLLM looks at config.json alone."""
-    copy = path.with_name(f"{path.name}-hf_quant_config")
+    """Return a copy whose quantization only hf_quant_config.json tells; else vLLM looks at config.json alone.
+
+    vLLM 0.32 opens that file, but refuses any but FP8 and NVFP4 there, though its parser knows them: they are handed to
+    the parser. Source: vllm/transformers_utils/model_arch_config_convertor.py, `_normalize_quantization_config`.
+    """
+    copy = path.with_name(path.name + IN_ONE_FILE)
     shutil.copytree(path, copy, dirs_exist_ok=True)
-    config = json.loads((copy / "config.json").read_text())
+    told = json.loads((copy / "hf_quant_config.json").read_text())["quantization"]
+    config = config_of(copy)
     del config["quantization_config"]
+    if told["quant_algo"] not in ("FP8", "NVFP4"):
+        config["quantization_config"] = {"quant_method": "modelopt", "quantization": told}
     (copy / "config.json").write_text(json.dumps(config))
     return copy
 
@@ -79,13 +92,14 @@ def load(path: Path) -> None:
     Raises AssertionError.
     """
     index = json.loads((path / "model.safetensors.index.json").read_text())["weight_map"].keys()
-    mtp = {name for name in index if name.startswith("mtp.")}
+    config = config_of(path)
+    mtp = {name for name in index if _is_mtp(name, config)}
     assert bool(mtp) == has_mtp(path)
     taken: set[str] = set()
     with loadable(path) as models:
         for one in models:
             found = trace(one.model, one.load)
-            expected = mtp | SHARED if one.is_draft else index - mtp
+            expected = mtp | SHARED[config["architectures"][0]] if one.is_draft else index - mtp
             assert found.taken() == expected, sorted(found.taken() ^ expected)
             for name in expected:
                 _require_same(name, found)
@@ -93,6 +107,12 @@ def load(path: Path) -> None:
             taken |= found.taken()
     assert taken == index
     print(f"{path.name}: {len(taken)} tensors arrived as they were merged, {len(mtp)} of them in what drafts")
+
+
+def _is_mtp(name: str, config: dict[str, Any]) -> bool:
+    """Whether a tensor is of multi-token prediction: called so, or of a layer after the last."""
+    layer = re.match(r"model\.layers\.(\d+)\.", name)
+    return name.startswith("mtp.") or (layer is not None and int(layer[1]) >= config["num_hidden_layers"])
 
 
 def _require_same(name: str, found: Trace) -> None:
@@ -110,7 +130,7 @@ def _require_same(name: str, found: Trace) -> None:
         parameter,
     )
     expected = tensor.to(write.values.dtype).reshape(-1)
-    if parameter.endswith(("embed_tokens.weight", "lm_head.weight")):
+    if parameter.endswith(("embed_tokens.weight", "head.weight")):
         expected = torch.nn.functional.pad(expected, (0, write.values.numel() - expected.numel()))
     elif not tensor.ndim:
         expected = expected.expand(write.values.numel()).contiguous()

@@ -1,4 +1,4 @@
-"""Writes the checkpoints that vLLM reads: of two architectures, in bf16 and quantized, merged from several ranks.
+"""Writes the checkpoints that vLLM reads: of three architectures, in bf16 and quantized, merged from several ranks.
 
 Run in an environment whose megatron-core builds hybrids with multi-token prediction, `.venv-peers`:
 `python -m tests.vllm.write FOLDER`.
@@ -18,7 +18,7 @@ from tests.worlds.checkpoints import write_hf_checkpoint
 from tests.worlds.families import Family, Steps
 from tests.worlds.gloo import GlooRanks
 from tests.worlds.mtp import write_mtp_checkpoint
-from tests.worlds.quantizing import NEMOTRON_H, NEMOTRON_H_LATENT, QWEN3_MOE
+from tests.worlds.quantizing import DEEPSEEK_V3, NEMOTRON_H, NEMOTRON_H_LATENT, QWEN3_MOE
 from tests.worlds.topology import Topology
 
 TE_PATH = Path(sys.prefix) / "te-python"
@@ -31,6 +31,7 @@ LETTERS, WORDS = (
     replace(family, name=name, head_channels=64, mtp=Steps(1, "*E", passes=2))
     for name, family in (("letters", NEMOTRON_H), ("words", NEMOTRON_H_LATENT))
 )
+DEEPSEEK = replace(DEEPSEEK_V3, name="deepseek", mtp=Steps(1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,7 @@ CHECKPOINTS = {
     "NVFP4": Checkpoint(QWEN3_MOE, "NVFP4"),
     "W4A16_NVFP4": Checkpoint(QWEN3_MOE, "W4A16_NVFP4"),
     "MIXED": Checkpoint(QWEN3_MOE, "MIXED", GROUPED),
+    "DEEPSEEK_V3": Checkpoint(DEEPSEEK),
     "NEMOTRON_H": Checkpoint(LETTERS, topology=GROUPED),
     "NEMOTRON_H-latent": Checkpoint(WORDS),
     "NEMOTRON_H-without_MTP": Checkpoint(WORDS, drop_mtp=True),
