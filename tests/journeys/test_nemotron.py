@@ -64,49 +64,51 @@ PP9_EP8, PP2_EP8, TP4_EP8 = (
     Topology(tp=4, ep=8, dp=2),
 )
 QUANTIZED = [
-    pytest.param(SHORT, "NEMOTRON_3", PP2_EP8, id="short-plain-mtp-16-ranks-pp2-ep8"),
-    pytest.param(SHORT, "NEMOTRON_3_MTP", TP4_EP8, id="short-quantized-mtp-8-ranks-tp4-ep8"),
+    pytest.param(SHORT, False, PP2_EP8, id="short-plain-mtp-16-ranks-pp2-ep8"),
+    pytest.param(SHORT, True, TP4_EP8, id="short-quantized-mtp-8-ranks-tp4-ep8"),
     pytest.param(
         ULTRA, "NEMOTRON_3", PP9_EP8, marks=pytest.mark.scale, id="ultra-plain-mtp-72-ranks-pp9-ep8"
     ),
-    pytest.param(
-        ULTRA, "NEMOTRON_3_MTP", TP4_EP8, marks=pytest.mark.scale, id="ultra-quantized-mtp-8-ranks-tp4-ep8"
-    ),
+    pytest.param(ULTRA, True, TP4_EP8, marks=pytest.mark.scale, id="ultra-quantized-mtp-8-ranks-tp4-ep8"),
 ]
 
 
 @pytest.mark.skipif(not IS_HYBRID, reason="megatron-core 0.16 builds no steps of hybrids")
-@pytest.mark.parametrize(("family", "recipe_name", "topology"), QUANTIZED)
+@pytest.mark.parametrize(("family", "quantized_mtp", "topology"), QUANTIZED)
 def test_a_mixture_of_formats_lists_every_module_in_both_files_and_stores_its_values(
-    family: Family, recipe_name: str, topology: Topology, te_ranks: GlooRanks, tmp_path: Path
+    family: Family, quantized_mtp: bool, topology: Topology, te_ranks: GlooRanks, tmp_path: Path
 ) -> None:
     """Routed experts in NVFP4; attention, shared experts, Mamba's projections and KV caches in FP8; the rest plain."""
-    plain = recipe_name == "NEMOTRON_3"
     reference, folder = write_reference(family, tmp_path / "hf"), tmp_path / "dump"
     for rank in range(topology.world_size):
-        te_ranks.call(dump_quantized, rank, family, topology, recipe_name, folder, reference)
+        te_ranks.call(dump_quantized, rank, family, topology, quantized_mtp, folder, reference)
     merge([folder], tmp_path / "merged", hf_reference=reference, workers=1)
     told = json.loads((tmp_path / "merged" / "hf_quant_config.json").read_text())["quantization"]
     declared = json.loads((tmp_path / "merged" / "config.json").read_text())["quantization_config"]
-    wanted = {name: form for name, form in formats(family).items() if not (plain and name.startswith("mtp."))}
+    wanted = {
+        name: form
+        for name, form in formats(family).items()
+        if not (name.startswith("mtp.") and not quantized_mtp)
+    }
     assert (told["quant_algo"], told["kv_cache_quant_algo"]) == ("MIXED_PRECISION", "FP8")
     assert {name: entry["quant_algo"] for name, entry in told["quantized_layers"].items()} == wanted
     assert {name: entry["quant_algo"] for name, entry in declared["quantized_layers"].items()} == wanted
     excluded = {name for name in matrices(family) if name not in wanted}
     assert excluded <= set(told["exclude_modules"])
     assert excluded <= set(declared["ignore"])
-    assert caches(tmp_path / "merged") == wanted_caches(family, plain=plain)
+    assert caches(tmp_path / "merged") == wanted_caches(family, plain=not quantized_mtp)
     assert wrong_numbers(family, tmp_path / "merged", wanted) == []
 
 
 def dump_quantized(
-    rank: int, family: Family, topology: Topology, recipe_name: str, folder: Path, reference: Path
+    rank: int, family: Family, topology: Topology, quantized_mtp: bool, folder: Path, reference: Path
 ) -> None:
     """Dump a rank with Transformer Engine's modules, which alone have quantizers for a KV cache."""
     with fake_world(topology, rank):
         chunks = build_model(family, topology, te=True)
         fill(chunks, family, topology, rank)
-        quantize(chunks, family, topology, rank, recipe(recipe_name, kv_cache=True), shared_inputs=True)
+        rules = recipe("MIXED_HYBRID", kv_cache=True, mtp=quantized_mtp)
+        quantize(chunks, family, topology, rank, rules, shared_inputs=True)
         dump(chunks, folder, hf_reference=reference, run_id="first", step=1)
 
 

@@ -1,42 +1,72 @@
 """vLLM's own loader over merged checkpoints, and a few words from the one in bf16. Exits 1 if anything is wrong.
 
-Run where vLLM is installed: `python -m tests.vllm.read FOLDER`. Every parameter is poisoned before it is loaded, so
-one that no file reaches is seen. Only the choice of an NVFP4 kernel is replaced, as there is none for a CPU; what is
-loaded is not run. Must not import shardmerge, torch worlds or modelopt.
+Run where vLLM is installed: `python -m tests.vllm.read FOLDER`. Every tensor that an index names must arrive in a
+parameter as it was merged, and every parameter must be reached. Must not import shardmerge, torch worlds or modelopt.
 """
 
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
-from safetensors import safe_open
 
-QUANTIZED = ("FP8", "FP8_KV", "NVFP4", "W4A16_NVFP4", "MIXED")
-SUFFIXES = ("weight", "weight_scale", "weight_scale_2", "input_scale")
+from tests.vllm.models import config_of, has_mtp, loadable
+from tests.vllm.tracing import Trace, trace
+
 PROMPT = [3, 17, 5, 29, 11]
 NEW_TOKENS = 12
-POISON = {torch.uint8: 0xEE, torch.float8_e4m3fn: float("nan")}
+RUNS = "BF16"  # the checkpoint that generates
+IN_ONE_FILE = "-hf_quant_config"
+SHARED = {  # what drafts reads these of the model too
+    "NemotronHForCausalLM": {"backbone.embeddings.weight", "lm_head.weight"},
+    "DeepseekV3ForCausalLM": {"model.embed_tokens.weight"},
+}
+UNPACKED = {torch.float32, torch.bfloat16}
+OPTIONAL = (
+    ".attn.q_scale",
+    ".attn.k_scale",
+    ".attn.v_scale",
+    ".attn.prob_scale",
+)  # of a KV cache; 1 if absent
 
 
 def main(folder: Path) -> int:
     """Each checkpoint in a process of its own: vLLM keeps one configuration in a process."""
-    failed = [name for name in ("BF16", *QUANTIZED) if run(folder, name)]
-    print(f"FAILED: {', '.join(failed)}" if failed else "vLLM reads all of them")
-    return 1 if failed else 0
+    merged = sorted(path.parent for path in folder.glob("*/model.safetensors.index.json"))
+    paths = [path for path in merged if not path.name.endswith(IN_ONE_FILE)]
+    paths += [_told_in_one_file(path) for path in paths if (path / "hf_quant_config.json").exists()]
+    failed = [path.name for path in paths if _run(path)]
+    print(f"FAILED: {', '.join(failed)}" if failed or not paths else f"vLLM reads all {len(paths)} of them")
+    return 1 if failed or not paths else 0
 
 
-def run(folder: Path, name: str) -> int:
-    """The exit status of one checkpoint's process."""
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", __spec__.name, str(folder), name], check=False
-    ).returncode
+def _run(path: Path) -> int:
+    """Return the exit status of one checkpoint's process."""
+    command = [sys.executable, "-W", "ignore", "-m", __spec__.name, str(path), "alone"]
+    return subprocess.run(command, check=False).returncode
+
+
+def _told_in_one_file(path: Path) -> Path:
+    """Return a copy whose quantization only hf_quant_config.json tells; else vLLM looks at config.json alone.
+
+    vLLM 0.32 opens that file, but refuses any but FP8 and NVFP4 there, though its parser knows them: they are handed to
+    the parser. Source: vllm/transformers_utils/model_arch_config_convertor.py, `_normalize_quantization_config`.
+    """
+    copy = path.with_name(path.name + IN_ONE_FILE)
+    shutil.copytree(path, copy, dirs_exist_ok=True)
+    told = json.loads((copy / "hf_quant_config.json").read_text())["quantization"]
+    config = config_of(copy)
+    del config["quantization_config"]
+    if told["quant_algo"] not in ("FP8", "NVFP4"):
+        config["quantization_config"] = {"quant_method": "modelopt", "quantization": told}
+    (copy / "config.json").write_text(json.dumps(config))
+    return copy
 
 
 def generate(path: Path) -> None:
@@ -53,103 +83,71 @@ def generate(path: Path) -> None:
         0, len(PROMPT) :
     ]
     assert list(found.token_ids) == expected.tolist(), (list(found.token_ids), expected.tolist())
-    print(f"BF16: vLLM writes {found.text!r}, as transformers does")
+    print(f"{path.name}: vLLM writes {found.text!r}, as transformers does")
 
 
-def load(path: Path) -> Any:
-    """The model with the weights that vLLM's loader found, before kernels rearrange them."""
-    from vllm.config import set_current_vllm_config
-    from vllm.distributed import init_distributed_environment, initialize_model_parallel
-    from vllm.engine.arg_utils import EngineArgs
-    from vllm.model_executor.layers.fused_moe.oracle.nvfp4 import NvFp4MoeBackend
-    from vllm.model_executor.layers.quantization import modelopt
-    from vllm.model_executor.model_loader import get_model_loader
-    from vllm.model_executor.model_loader.utils import initialize_model
-    from vllm.utils.torch_utils import set_default_torch_dtype
+def load(path: Path) -> None:
+    """The names of the index must be those that the model takes, and of MTP those that what drafts takes.
 
-    told = json.loads((path / "hf_quant_config.json").read_text())["quantization"]
-    cache = "fp8" if told["kv_cache_quant_algo"] == "FP8" else "auto"
-    config = EngineArgs(
-        str(path), enforce_eager=True, max_model_len=64, kv_cache_dtype=cache
-    ).create_engine_config()
-    no_kernel = mock.Mock(supports_pre_processed_weights=False)
-    with (
-        mock.patch.object(modelopt, "init_nvfp4_linear_kernel", return_value=no_kernel),
-        mock.patch.object(
-            modelopt, "select_nvfp4_moe_backend", return_value=(NvFp4MoeBackend.EMULATION, None)
-        ),
-        set_current_vllm_config(config),
-        set_default_torch_dtype(torch.bfloat16),
-    ):
-        init_distributed_environment(1, 0, f"file://{path}.store", 0, "gloo")
-        initialize_model_parallel(1, 1)
-        model = initialize_model(vllm_config=config)
-        for parameter in model.parameters():
-            parameter.data.fill_(POISON.get(parameter.dtype, float("nan")))
-        get_model_loader(config.load_config).load_weights(model, config.model_config)
-    return model
+    Raises AssertionError.
+    """
+    index = json.loads((path / "model.safetensors.index.json").read_text())["weight_map"].keys()
+    config = config_of(path)
+    mtp = {name for name in index if _is_mtp(name, config)}
+    assert bool(mtp) == has_mtp(path)
+    taken: set[str] = set()
+    with loadable(path) as models:
+        for one in models:
+            found = trace(one.model, one.load)
+            expected = mtp | SHARED[config["architectures"][0]] if one.is_draft else index - mtp
+            assert found.taken() == expected, sorted(found.taken() ^ expected)
+            for name in expected:
+                _require_same(name, found)
+            _require_all_reached(found)
+            taken |= found.taken()
+    assert taken == index
+    print(f"{path.name}: {len(taken)} tensors arrived as they were merged, {len(mtp)} of them in what drafts")
 
 
-def compare(path: Path) -> int:
-    """Compare what arrived with what the files hold; how many tensors were compared. Raises AssertionError."""
-    arrived, files, count = dict(load(path).named_parameters()), read(path), 0
-    for name, parts in fused(files):
-        got = arrived.pop(name)
-        expected = torch.cat([part.to(got.dtype).reshape(-1) for part in parts])
-        if expected.numel() == 2 * got.numel():  # one scalar for gate and up, which share it
-            pairs = expected.view(-1, 2)
-            assert torch.equal(pairs[:, 0], pairs[:, 1]), name
-            expected = pairs[:, 0].contiguous()
-        assert torch.equal(got.data.reshape(-1).view(torch.uint8), expected.view(torch.uint8)), name
-        count += len(parts)
-    return count
+def _is_mtp(name: str, config: dict[str, Any]) -> bool:
+    """Whether a tensor is of multi-token prediction: called so, or of a layer after the last."""
+    layer = re.match(r"model\.layers\.(\d+)\.", name)
+    return name.startswith("mtp.") or (layer is not None and int(layer[1]) >= config["num_hidden_layers"])
 
 
-def fused(files: dict[str, torch.Tensor]) -> Iterator[tuple[str, list[torch.Tensor]]]:
-    """(vLLM's parameter, the tensors it is made of in their order) of every quantized weight and scale."""
-    layers = sorted({int(name.split(".")[2]) for name in files if ".layers." in name})
-    experts = sorted({int(name.split(".experts.")[1].split(".")[0]) for name in files if ".experts." in name})
-    for layer in layers:
-        prefix = f"model.layers.{layer}."
-        for suffix in SUFFIXES:
-            for fused_name, names in (("qkv_proj", "qkv"), ("o_proj", "o")):
-                parts = [files.get(f"{prefix}self_attn.{one}_proj.{suffix}") for one in names]
-                if (held := _all(parts)) is not None:
-                    yield f"{prefix}self_attn.{fused_name}.{suffix}", held
-            for fused_name, projections in (("w13", ("gate", "up")), ("w2", ("down",))):
-                parts = [
-                    files.get(f"{prefix}mlp.experts.{e}.{one}_proj.{suffix}")
-                    for e in experts
-                    for one in projections
-                ]
-                if (held := _all(parts)) is not None:
-                    yield f"{prefix}mlp.experts.routed_experts.{fused_name}_{suffix}", held
-        for side in "kv":
-            if (scale := files.get(f"{prefix}self_attn.{side}_proj.{side}_scale")) is not None:
-                yield f"{prefix}self_attn.attn.{side}_scale", [scale]
+def _require_same(name: str, found: Trace) -> None:
+    """A tensor must be written to one parameter, whole, element for element.
+
+    Only padding of the vocabulary may follow. A scale may be repeated, once for each part of a fused weight. vLLM keeps
+    some tensors in another precision than files do, but what is packed it must take as it is.
+    """
+    ((parameter, write),) = found.writes[name].items()
+    tensor = found.files[name]
+    if name.endswith(".A_log"):  # the loader itself does that
+        tensor = -torch.exp(tensor.float())
+    assert tensor.dtype == write.values.dtype or {tensor.dtype, write.values.dtype} == UNPACKED, (
+        name,
+        parameter,
+    )
+    expected = tensor.to(write.values.dtype).reshape(-1)
+    if parameter.endswith(("embed_tokens.weight", "head.weight")):
+        expected = torch.nn.functional.pad(expected, (0, write.values.numel() - expected.numel()))
+    elif not tensor.ndim:
+        expected = expected.expand(write.values.numel()).contiguous()
+    assert torch.equal(write.values.view(torch.uint8), expected.view(torch.uint8)), (name, parameter)
 
 
-def _all(parts: list[torch.Tensor | None]) -> list[torch.Tensor] | None:
-    """The parts, or None if the checkpoint has none of them. Raises AssertionError if it has some."""
-    held = [part for part in parts if part is not None]
-    assert len(held) in (0, len(parts))
-    return held or None
-
-
-def read(path: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of a checkpoint."""
-    found = {}
-    for file in path.glob("*.safetensors"):
-        with safe_open(file, framework="pt") as handle:
-            found.update({name: handle.get_tensor(name) for name in handle.keys()})
-    return found
+def _require_all_reached(found: Trace) -> None:
+    weights_only = not any(name.endswith(".input_scale") for name in found.files)
+    unused = (*OPTIONAL, "input_scale") if weights_only else OPTIONAL
+    for parameter, mask in found.reached().items():
+        assert mask.all() or parameter.endswith(unused), f"no tensor went to all of {parameter}"
 
 
 if __name__ == "__main__":
     if len(sys.argv) == 2:
         sys.exit(main(Path(sys.argv[1])))
-    if sys.argv[2] == "BF16":
-        generate(Path(sys.argv[1]) / "BF16")
+    if Path(sys.argv[1]).name == RUNS:
+        generate(Path(sys.argv[1]))
     else:
-        number = compare(Path(sys.argv[1]) / sys.argv[2])
-        print(f"{sys.argv[2]}: {number} weights and scales arrived as they were merged")
+        load(Path(sys.argv[1]))

@@ -1,50 +1,95 @@
-"""Writes the checkpoints that vLLM reads: one in bf16 and one for every way to quantize, merged from several ranks.
+"""Writes the checkpoints that vLLM reads: of three architectures, in bf16 and quantized, merged from several ranks.
 
-Run in the environment of the tests: `python -m tests.vllm.write FOLDER`.
+Run in an environment whose megatron-core builds hybrids with multi-token prediction, `.venv-peers`:
+`python -m tests.vllm.write FOLDER`.
 """
 
 from __future__ import annotations
 
 import shutil
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from shardmerge.phase2_merge import merge
 from tests.dumps.quantized_dumps import dump_quantized
 from tests.worlds.checkpoints import write_hf_checkpoint
+from tests.worlds.families import Family, Steps
 from tests.worlds.gloo import GlooRanks
-from tests.worlds.quantizing import QWEN3_MOE
+from tests.worlds.mtp import write_mtp_checkpoint
+from tests.worlds.quantizing import DEEPSEEK_V3, NEMOTRON_H, NEMOTRON_H_LATENT, QWEN3_MOE
 from tests.worlds.topology import Topology
 
 TE_PATH = Path(sys.prefix) / "te-python"
 SEQUENTIAL = Topology(pp=2, ep=2, dp=2)
 GROUPED = Topology(tp=2, pp=2, ep=2)
 RUNS = replace(QWEN3_MOE, head_channels=64)  # a head width that vLLM's attention knows on a CPU
-CHECKPOINTS = {  # folder -> (recipe, topology, Transformer Engine, KV cache in FP8)
-    "BF16": ("none", GROUPED, False, False),
-    "FP8": ("FP8", SEQUENTIAL, False, False),
-    "FP8_KV": ("FP8", GROUPED, True, True),
-    "NVFP4": ("NVFP4", SEQUENTIAL, False, False),
-    "W4A16_NVFP4": ("W4A16_NVFP4", SEQUENTIAL, False, False),
-    "MIXED": ("MIXED", GROUPED, True, False),
+# as published: one stored step that training repeats. config.json of the first spells layers by letters, as Super's,
+# that of the second by words, as Ultra's.
+LETTERS, WORDS = (
+    replace(family, name=name, head_channels=64, mtp=Steps(1, "*E", passes=2))
+    for name, family in (("letters", NEMOTRON_H), ("words", NEMOTRON_H_LATENT))
+)
+DEEPSEEK = replace(DEEPSEEK_V3, name="deepseek", mtp=Steps(1))
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """How one is made; `mtp` is whether multi-token prediction is quantized too."""
+
+    family: Family
+    recipe: str = "none"
+    topology: Topology = SEQUENTIAL
+    kv_cache: bool = False
+    mtp: bool = True
+    drop_mtp: bool = False
+
+    @property
+    def te(self) -> bool:
+        """Whether experts are grouped, as Transformer Engine has them; TP and EP together need that."""
+        return self.topology is GROUPED
+
+
+CHECKPOINTS = {
+    "BF16": Checkpoint(RUNS, topology=GROUPED),
+    "FP8": Checkpoint(QWEN3_MOE, "FP8"),
+    "FP8_KV": Checkpoint(QWEN3_MOE, "FP8", GROUPED, kv_cache=True),
+    "NVFP4": Checkpoint(QWEN3_MOE, "NVFP4"),
+    "W4A16_NVFP4": Checkpoint(QWEN3_MOE, "W4A16_NVFP4"),
+    "MIXED": Checkpoint(QWEN3_MOE, "MIXED", GROUPED),
+    "DEEPSEEK_V3": Checkpoint(DEEPSEEK),
+    "NEMOTRON_H": Checkpoint(LETTERS, topology=GROUPED),
+    "NEMOTRON_H-latent": Checkpoint(WORDS),
+    "NEMOTRON_H-without_MTP": Checkpoint(WORDS, drop_mtp=True),
+    "NEMOTRON_H-FP8": Checkpoint(LETTERS, "FP8"),
+    "NEMOTRON_H-NVFP4": Checkpoint(WORDS, "NVFP4"),
+    "NEMOTRON_H-MIXED": Checkpoint(WORDS, "MIXED_HYBRID", GROUPED, kv_cache=True, mtp=False),
+    "NEMOTRON_H-MIXED-letters": Checkpoint(LETTERS, "MIXED_HYBRID", GROUPED, kv_cache=True, mtp=False),
+    "NEMOTRON_H-MIXED-with_MTP": Checkpoint(WORDS, "MIXED_HYBRID", GROUPED, kv_cache=True),
+    "NEMOTRON_H-MIXED-with_MTP-letters": Checkpoint(LETTERS, "MIXED_HYBRID", GROUPED, kv_cache=True),
 }
 
 
 def main(folder: Path) -> None:
     """Write all of them under a folder that is emptied first."""
     shutil.rmtree(folder, ignore_errors=True)
-    references = {family: folder / f"reference-{family.head_channels}" for family in (QWEN3_MOE, RUNS)}
+    families = {one.family for one in CHECKPOINTS.values()}
+    references = {family: folder / f"reference-{family.name}-{family.head_channels}" for family in families}
     for family, reference in references.items():
-        write_hf_checkpoint(family, reference)
+        write = write_mtp_checkpoint if family.mtp else write_hf_checkpoint
+        write(family, reference)
     with GlooRanks(size=1) as plain, GlooRanks(size=1, te_path=str(TE_PATH)) as grouped:
-        for name, (recipe, topology, te, kv_cache) in CHECKPOINTS.items():
-            dump = partial(dump_quantized, te=te, kv_cache=kv_cache)
-            pool, out = (grouped if te else plain), folder / "dumps" / name
-            family = RUNS if recipe == "none" else QWEN3_MOE
-            pool.call(dump, family, topology, recipe, out, references[family])
-            print(merge([out], folder / name, hf_reference=references[family], workers=1).text())
+        for name, one in CHECKPOINTS.items():
+            dump = partial(dump_quantized, te=one.te, kv_cache=one.kv_cache, mtp=one.mtp)
+            pool, out, reference = (
+                (grouped if one.te else plain),
+                folder / "dumps" / name,
+                references[one.family],
+            )
+            pool.call(dump, one.family, one.topology, one.recipe, out, reference)
+            told = merge([out], folder / name, hf_reference=reference, workers=1, drop_mtp=one.drop_mtp)
+            print(told.text())
 
 
 if __name__ == "__main__":

@@ -59,10 +59,14 @@ def write_mtp_checkpoint(family: Family, path: Path, seed: int = 0) -> Path:
 
 
 def _config(family: Family) -> dict[str, object]:
-    """What config.json says of steps; it spells the kinds of their layers as those of the decoder's."""
+    """What config.json says of steps; it spells the kinds of their layers as those of the decoder's.
+
+    Of DeepSeek-V3 it says besides how to route, without which vLLM takes no router bias; transformers leaves that out.
+    """
     steps = _steps(family)
     if family.mamba is None:
-        return {"num_nextn_predict_layers": steps.count}
+        routing = {"topk_method": "noaux_tc", "scoring_func": "sigmoid"}
+        return {"num_nextn_predict_layers": steps.count, **routing}
     latent = family.experts is not None and family.experts.latent_width
     words = {"mtp_layers_block_type": [WORDS[letter] for letter in steps.pattern]}
     letters = {"mtp_hybrid_override_pattern": steps.pattern, "mtp_layers_block_type": None}

@@ -65,17 +65,16 @@ QWEN3_MOE_IN_BLOCKS = replace(
 FP8 = {"num_bits": (4, 3), "axis": None}
 NVFP4 = {"num_bits": (2, 1), "block_sizes": {-1: 16, "type": "dynamic", "scale_bits": (4, 3)}}
 NEVER = [{"quantizer_name": name, "enable": False} for name in ("*output_layer*", "*router*", "*embedding*")]
-RECIPES = ("FP8", "NVFP4", "W4A16_NVFP4", "MIXED", "MXFP8", "FP8_BLOCK")
-_EXPERTS_AND_ATTENTION = (("*mlp.experts*", NVFP4), ("*self_attention*", FP8))
-_NEMOTRON_3 = (
-    *_EXPERTS_AND_ATTENTION,
-    *((f"*{name}*", FP8) for name in ("mlp.shared_experts", "mixer.in_proj", "mixer.out_proj")),
-)
-_MIXTURES = {
-    "MIXED": _EXPERTS_AND_ATTENTION,
-    "NEMOTRON_3": _NEMOTRON_3,
-    "NEMOTRON_3_MTP": _NEMOTRON_3,
+MIXTURES = {  # format by what a module is called; nothing else is quantized
+    "MIXED": (("*mlp.experts*", NVFP4), ("*self_attention*", FP8)),
+    "MIXED_HYBRID": (
+        ("*mlp.experts*", NVFP4),
+        ("*self_attention*", FP8),
+        ("*mixer.*_proj*", FP8),
+        ("*shared_experts*", FP8),
+    ),
 }
+RECIPES = ("FP8", "NVFP4", "W4A16_NVFP4", "MIXED", "MXFP8", "FP8_BLOCK")
 _PRESETS = {
     "FP8": "FP8_DEFAULT_CFG",
     "NVFP4": "NVFP4_DEFAULT_CFG",
@@ -85,18 +84,13 @@ _PRESETS = {
 }
 
 
-def recipe(name: str, *, kv_cache: bool = False) -> dict[str, Any]:
-    """modelopt's own preset, or rules of our own.
-
-    MIXED is NVFP4 for routed experts and FP8 for attention. NEMOTRON_3 is what the published Super and Ultra have: also
-    FP8 for shared experts and Mamba's projections, and steps of multi-token prediction plain; NEMOTRON_3_MTP quantizes
-    these like other layers.
-    """
+def recipe(name: str, *, kv_cache: bool = False, mtp: bool = True) -> dict[str, Any]:
+    """modelopt's own preset, or a mixture of formats; without `mtp` no layer of multi-token prediction is quantized."""
     import modelopt.torch.quantization as mtq
 
-    if name in _MIXTURES:
-        rules: list[dict[str, Any]] = [{"quantizer_name": "*", "enable": False}]
-        for where, numbers in _MIXTURES[name]:
+    if name in MIXTURES:
+        rules = [{"quantizer_name": "*", "enable": False}]
+        for where, numbers in MIXTURES[name]:
             kinds = ("weight", "input")
             rules += [{"quantizer_name": f"{where}{kind}_quantizer", "cfg": numbers} for kind in kinds]
         found: dict[str, Any] = {"quant_cfg": rules + NEVER, "algorithm": "max"}
@@ -104,8 +98,8 @@ def recipe(name: str, *, kv_cache: bool = False) -> dict[str, Any]:
         found = copy.deepcopy(getattr(mtq, _PRESETS[name]))
     if kv_cache:
         found["quant_cfg"] += copy.deepcopy(mtq.FP8_KV_CFG["quant_cfg"])
-    if name == "NEMOTRON_3":
-        found["quant_cfg"].append({"quantizer_name": "*mtp.*", "enable": False})
+    if not mtp:
+        found["quant_cfg"] += [{"quantizer_name": "*mtp*", "enable": False}]
     return found
 
 
