@@ -66,9 +66,7 @@ PP9_EP8, PP2_EP8, TP4_EP8 = (
 QUANTIZED = [
     pytest.param(SHORT, False, PP2_EP8, id="short-plain-mtp-16-ranks-pp2-ep8"),
     pytest.param(SHORT, True, TP4_EP8, id="short-quantized-mtp-8-ranks-tp4-ep8"),
-    pytest.param(
-        ULTRA, "NEMOTRON_3", PP9_EP8, marks=pytest.mark.scale, id="ultra-plain-mtp-72-ranks-pp9-ep8"
-    ),
+    pytest.param(ULTRA, False, PP9_EP8, marks=pytest.mark.scale, id="ultra-plain-mtp-72-ranks-pp9-ep8"),
     pytest.param(ULTRA, True, TP4_EP8, marks=pytest.mark.scale, id="ultra-quantized-mtp-8-ranks-tp4-ep8"),
 ]
 
