@@ -46,7 +46,8 @@ def _flags(config: Config) -> frozenset[str]:
 
 
 def _layers(config: Config) -> Layers:
-    decoder, first = config["num_hidden_layers"], config["first_k_dense_replace"]
+    decoder = config["num_hidden_layers"]
+    first = min(config["first_k_dense_replace"], decoder)  # a step has experts, whatever the decoder has
     every = range(decoder + steps_of(config))
     steps = every[decoder:]
     return {"layers": every, "dense": range(decoder)[:first], "moe": every[first:], FIRST: steps, LAST: steps}

@@ -242,6 +242,11 @@ def test_what_is_held_and_not_promised_names_the_three_choices(trained: Written)
     assert load(out) == published(trained)
 
 
+def test_a_step_has_experts_where_the_decoder_has_none() -> None:
+    expected = {**deepseek_shapes(), **dict.fromkeys(COPIES, (VOCAB, HIDDEN))}
+    assert blueprint({**DEEPSEEK, "first_k_dense_replace": 3}).shapes() == expected
+
+
 def test_a_missing_part_of_it_is_missing_like_any_other(trained: Written) -> None:
     name = next(name for name in trained.model.tensors if name.endswith("eh_proj.weight"))
     del trained.model.tensors[name]
