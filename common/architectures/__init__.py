@@ -30,11 +30,20 @@ __all__ = [
     "architecture_of",
     "blueprint",
     "key_ids",
+    "table_of",
 ]
 
 
 def blueprint(config: Config) -> Blueprint:
     """Return the table of the architecture that a config.json names, bound to that config.
+
+    Raises what `table_of` raises, and BadInputError if a dimension is missing or contradicted.
+    """
+    return Blueprint(table_of(config), config)
+
+
+def table_of(config: Config) -> Architecture:
+    """Return the table of the architecture that a config.json names.
 
     Raises BadInputError if the config names none, UnsupportedArchitectureError if there is no table for it.
     """
@@ -46,7 +55,7 @@ def blueprint(config: Config) -> Blueprint:
         )
     if name not in ARCHITECTURES:
         raise UnsupportedArchitectureError(name, tuple(sorted(ARCHITECTURES)))
-    return Blueprint(ARCHITECTURES[name], config)
+    return ARCHITECTURES[name]
 
 
 def architecture_of(config: Config) -> str | None:

@@ -5,6 +5,7 @@ Must not know tensors, only their names and shapes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from ..errors import BadInputError
 from .keys import LAYER, KeyIds, key_ids, key_pattern
 from .rows import Architecture, Config, Layers, Row, Target
 
+LAYER_NUMBER = re.compile("0|[1-9][0-9]{0,7}")
 MAX_SIZE = 1 << 31  # of a dimension: two of them are multiplied in 64 bits
 MAX_LAYERS = 1 << 14
 MAX_EXPERTS = 1 << 20  # in all layers together, twenty times those of the largest models
@@ -193,7 +195,7 @@ class Blueprint:
             return f"{begin}*" if name.startswith(begin) else None
         begin = of_mtp.partition("{")[0]
         number = name.removeprefix(begin).partition(".")[0]
-        is_layer = name.startswith(begin) and number.isascii() and number.isdecimal() and len(number) < 9
+        is_layer = name.startswith(begin) and LAYER_NUMBER.fullmatch(number) is not None
         is_later = is_layer and int(number) >= self.dimensions["num_layers"]
         return f"{begin}{number}.*" if is_later else None
 

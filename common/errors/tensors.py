@@ -24,21 +24,26 @@ class MissingTensorError(IncompleteError):
 
 @dataclass(eq=False)
 class MtpMismatchError(ConflictError):
-    promised: str  # the first tensor of multi-token prediction that config.json or the reference promises, "" for none
-    held: str  # the first that is there, "" for none
+    promised: str  # the first tensor of multi-token prediction that config.json promises, "" for none
+    held: str  # the first that ranks hold or that is grafted, "" for none
+    listed: str  # the first that the reference's weights hold, "" for none
 
     def message(self) -> str:
-        what = (
-            f"config.json promises multi-token prediction ({self.promised}), and nobody holds any of it."
-            if self.promised
-            else f"The dump holds multi-token prediction ({self.held}), and config.json promises none."
-        )
-        trained = (
-            "dump a model that trained it"
-            if self.promised
-            else "let config.json promise it (num_nextn_predict_layers)"
-        )
-        return f"{what} Choose: {trained}, --graft mtp to take it from the reference, or --drop-mtp to publish none."
+        let = "let config.json promise it (--set config.num_nextn_predict_layers=1)"
+        if self.promised:
+            what = (
+                f"config.json promises multi-token prediction ({self.promised}), and nobody holds any of it."
+            )
+            ways = "dump a model that trained it, --graft mtp to take it from the reference"
+        elif self.held:
+            what = f"The dump holds multi-token prediction ({self.held}), and config.json promises none."
+            ways = f"{let}, that and --graft mtp with a dump without it"
+        else:
+            what = f"The reference holds multi-token prediction ({self.listed}), and its config.json promises none."
+            ways = (
+                f"{let} and dump a model that trained it, that and --graft mtp to take it from the reference"
+            )
+        return f"{what} Choose: {ways}, or --drop-mtp to publish none."
 
 
 @dataclass(eq=False)

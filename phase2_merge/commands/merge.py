@@ -95,7 +95,7 @@ def merge(
     if dry_run:
         return finished(report, stages)
     if exists:
-        changed = republish(out, plan, Path(hf_reference), proof.given, talk, break_lock=break_lock).changed
+        changed = republish(out, plan, proof, talk, break_lock=break_lock).changed
         return finished(replace(report, rewritten=changed), stages)
     me = owner.here("a merge" if not finalize else "a merge with --finalize")
     with building(out, me, talk, break_lock=break_lock) as held:
@@ -164,7 +164,9 @@ def _describe(proof: Proof, plan: Plan, report: MergeReport, folder: Path) -> No
         weights = ((tensor.name, tensor.shape) for tensor in proof.expected)
         both = json_files.both(proof.quantization, weights)
         hf_quant_config, declared = json_files.corrected_both(*both, proof.given)
-        config = final_config(proof.reference.config, _plain_dtype(proof), declared, proof.given)
+        config = final_config(
+            proof.reference.config, _plain_dtype(proof), declared, proof.given, mtp=proof.mtp
+        )
         config_json.write(folder, config, hf_quant_config)
         if len(plan.shards) > 1:
             index_json.write(folder, plan.weight_map(), plan.expected.num_elements(), plan.total_bytes)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -24,6 +24,7 @@ from ..ledger import published
 from ..ledger.published import PublishedPlan, PublishedRecords
 from ..output import journal
 from ..output.lock import Lock
+from ..proof.prove import Proof
 from ..quantization import declaration
 from ..shards import final_proof
 from ..shards.plan import Plan
@@ -102,8 +103,7 @@ def metadata(
 def republish(
     out: Path,
     plan: Plan,
-    reference: Path,
-    given: tuple[Correction, ...],
+    proof: Proof,
     talk: TextIO | None,
     *,
     break_lock: bool = False,
@@ -113,8 +113,8 @@ def republish(
     Args:
         out: What the merge would publish.
         plan: Its shards.
-        reference: Where config.json and sidecars come from.
-        given: Corrections. Earlier ones do not count.
+        proof: Names the reference, the corrections (earlier ones do not count), and the choice about multi-token
+            prediction.
         talk: Where to say what others left.
         break_lock: Take the lock of `out` from commands on other hosts.
 
@@ -132,7 +132,8 @@ def republish(
         if records.plan.facts != plan.facts():
             raise OutputExistsError(str(out), _difference(records.plan, plan.facts()))
         final_proof.require(plan, out)
-        return _rewrite(held, records, reference, given)
+        records = replace(records, report=records.report.choosing(proof.mtp))
+        return _rewrite(held, records, proof.reference.path, proof.given)
 
 
 def published_plan(out: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shardmerge.common import canonical_json, places
-from shardmerge.common.architectures import Blueprint, blueprint
+from shardmerge.common.architectures import Blueprint, blueprint, table_of
 from shardmerge.common.errors import (
     ShardmergeError,
     UnexpectedTensorError,
@@ -77,16 +77,15 @@ def decide(
             as ProblemsFoundError.
     """
     declared = present.config.get("quantization_config")
-    base = (
-        present.config if present.reference_config is None else _as_merged(present.reference_config, records)
-    )
+    mtp = records.report.mtp
+    base = present.config if present.reference_config is None else as_merged(present.reference_config, mtp)
     facts = correcting.corrected_facts(records.facts, corrections)
-    config = correcting.corrected("config", base, corrections)
+    config = as_merged(correcting.corrected("config", base, corrections), mtp)
     hf_quant_config, declares = json_files.corrected_both(present.hf_quant_config, declared, corrections)
     raise_problems(problems(records, facts, blueprint(config)))
     if present.reference_config is not None or correcting.of_part("quantization", corrections):
         dtype = (records.facts.dtype or "") if declared else records.dominant_dtype
-        config = final_config(config, dtype, declares, corrections)
+        config = final_config(config, dtype, declares, corrections, mtp=mtp)
     statements = json_files.statements(present.hf_quant_config, declared)
     recorded = _recorded(records, base, statements, corrections)
     before = records.report.sidecars
@@ -99,16 +98,30 @@ def decide(
     return RewrittenFiles(files, gone, recorded)
 
 
-def _as_merged(config: Json, records: PublishedRecords) -> Json:
-    """Return a reference's config.json without what the merge left out. Raises BadInputError."""
-    check = records.report.facts.get("check")
-    mtp = blueprint(config).architecture.mtp
-    dropped = isinstance(check, dict) and check.get("mtp") == "dropped"
-    return mtp.without(config) if mtp and dropped else config
+def as_merged(config: Json, mtp: str) -> Json:
+    """Return a config.json without what the merge left out.
+
+    Args:
+        config: What it says.
+        mtp: Where multi-token prediction comes from, as `Case.mtp`.
+
+    Returns:
+        The same, or if that was dropped a copy that promises none.
+
+    Raises:
+        BadInputError: Its architecture is not known.
+    """
+    known = table_of(config).mtp if mtp == "dropped" else None
+    return known.without(config) if known else config
 
 
 def final_config(
-    config: Json, dtype: str, quantization_config: Json | None, corrections: Sequence[Correction]
+    config: Json,
+    dtype: str,
+    quantization_config: Json | None,
+    corrections: Sequence[Correction],
+    *,
+    mtp: str,
 ) -> Json:
     """Return what config.json holds. Corrections have the last word, also over what a merge writes into it.
 
@@ -117,6 +130,7 @@ def final_config(
         dtype: What plain weights are, as safetensors spells it.
         quantization_config: What the checkpoint declares of itself, None for nothing.
         corrections: All that were given. Those of other parts are ignored.
+        mtp: Where multi-token prediction comes from. If it was dropped, no correction promises it again.
 
     Returns:
         A new dict.
@@ -125,7 +139,7 @@ def final_config(
         BadInputError: A correction leads through something that is not an object.
     """
     edited = config_json.edited(config, dtype, quantization_config)
-    return correcting.corrected("config", edited, corrections)
+    return as_merged(correcting.corrected("config", edited, corrections), mtp)
 
 
 def problems(records: PublishedRecords, facts: Facts, table: Blueprint) -> Iterator[ShardmergeError]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -90,6 +90,17 @@ class PublishedReport:
     facts: Json
     corrections: dict[str, Json]
     sidecars: tuple[str, ...]
+
+    @property
+    def mtp(self) -> str:
+        """Where multi-token prediction comes from, as the merge was told; "" if it is not recorded."""
+        check = self.facts.get("check")
+        mtp = check.get("mtp") if isinstance(check, dict) else None
+        return mtp if isinstance(mtp, str) else ""
+
+    def choosing(self, mtp: str) -> PublishedReport:
+        """Return the report of a merge that chose this."""
+        return replace(self, facts={**self.facts, "check": {**self.facts["check"], "mtp": mtp}})
 
     def changed(self, corrections: Mapping[str, Json], sidecars: Iterable[str]) -> Json:
         """Return what report.json says once metadata are written again."""

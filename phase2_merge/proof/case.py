@@ -20,6 +20,7 @@ from ..ledger.fragments import Fragment, fragments
 from ..ledger.rank_directories import discover
 from ..ledger.table import Ledger
 from ..options import MTP, Asked
+from ..quantization import dropped
 from ..quantization.united import Quantization, united
 from .tensors import verdict
 from .tensors.expected import Expected, expected_tensors
@@ -71,6 +72,11 @@ class Case:
         return "trained" if self.blueprint.mtp_layers else ""
 
     @cached_property
+    def dropped(self) -> frozenset[str]:
+        """Names of tensors that ranks wrote and that are left out on purpose."""
+        return frozenset(filter(self.blueprint.is_mtp, self.ledger.names) if self.asked.drop_mtp else ())
+
+    @cached_property
     def expected(self) -> Expected:
         """All tensors of a complete checkpoint."""
         grafted = graft.tensors(self.ledger.grafted)
@@ -82,10 +88,8 @@ class Case:
         """Which rows make the checkpoint, and what is wrong with its tensors."""
         filled_from = self.quantization.filled_from if self.quantization else {}
         architecture = self.blueprint.architecture.name
-        dropped = frozenset(filter(self.blueprint.is_mtp, self.ledger.names)) if self.asked.drop_mtp else ()
-        return verdict.judge(
-            self.ledger, self.expected, architecture, self.blueprint.copies() | dict(filled_from), dropped
-        )
+        filled_from = self.blueprint.copies() | dict(filled_from)
+        return verdict.judge(self.ledger, self.expected, architecture, filled_from, self.dropped)
 
     @cached_property
     def fragments(self) -> list[Fragment]:
@@ -104,16 +108,18 @@ def read(asked: Asked) -> Case:
     changes = recorded("config", reference.config, given)
     reference = replace(reference, config=corrected("config", reference.config, given))
     described = blueprint(reference.config)
+    left = {*described.copies()}
     if asked.drop_mtp:
+        left |= set(filter(described.is_mtp, reference.tensors))
         reference = _without_mtp(reference, described)
         described = blueprint(reference.config)
     ranks = discover([Path(dump) for dump in asked.dumps])
-    table = ledger.read(
-        ranks, graft.graft(reference, _patterns(asked, reference, described), described.copies())
-    )
+    table = ledger.read(ranks, graft.graft(reference, _patterns(asked, reference, described), left))
     manifests = [head.manifest for head in table.heads]
     changes |= recorded("facts", manifests[0].facts.as_json(), given)
     right = tuple(_corrected(manifest, given) for manifest in manifests)
+    if asked.drop_mtp:
+        right = dropped.without(right, described.is_mtp)
     return Case(asked, reference, described, table, right, ranks.failures, given, changes)
 
 

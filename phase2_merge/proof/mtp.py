@@ -15,10 +15,11 @@ def check(case: Case) -> Findings:
     table = case.blueprint
     if table.architecture.mtp is None or case.asked.drop_mtp:
         return Findings()
-    promised, held = _first(table, case.expected.names), _first(table, case.ledger.names)
+    held, listed = _first(table, case.ledger.names), _first(table, case.reference.tensors)
+    promised = _first(table, case.expected.names) if table.mtp_layers else ""
     is_whole = len(case.manifests) == case.manifests[0].world_size  # else a missing rank may have it
-    if (promised and not held and is_whole) or (held and not table.mtp_layers):
-        return Findings((MtpMismatchError(promised, held),))
+    if (promised and not held and is_whole) or (not promised and (held or listed)):
+        return Findings((MtpMismatchError(promised, held, listed),))
     return Findings()
 
 

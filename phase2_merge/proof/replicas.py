@@ -17,7 +17,8 @@ from .case import Case
 def check(case: Case) -> Findings:
     """Compare every held rectangle with the written one of the same tensor, offset and shape."""
     rows = case.ledger.rows
-    held, written = np.flatnonzero(~rows.written), np.flatnonzero(rows.written)
+    left_out = np.array([name in case.dropped for name in case.ledger.names], bool)
+    held, written = np.flatnonzero(~rows.written & ~left_out[rows.name]), np.flatnonzero(rows.written)
     if not len(held):
         return Findings()
     written = written[np.isin(rows.name[written], rows.name[held])]

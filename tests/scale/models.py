@@ -23,6 +23,7 @@ QWEN3_235B: dict[str, Any] = {
     "num_experts": 128,
     "vocab_size": 151936,
 }
+# without the step of multi-token prediction, which Kimi-K2 has not either
 DEEPSEEK_V3: dict[str, Any] = {
     "architectures": ["DeepseekV3ForCausalLM"],
     "hidden_size": 7168,
@@ -30,6 +31,7 @@ DEEPSEEK_V3: dict[str, Any] = {
     "moe_intermediate_size": 2048,
     "num_hidden_layers": 61,
     "first_k_dense_replace": 3,
+    "num_nextn_predict_layers": 0,
     "n_routed_experts": 256,
     "n_shared_experts": 1,
     "num_attention_heads": 128,

@@ -48,13 +48,22 @@ def _flags(config: Config) -> frozenset[str]:
 def _layers(config: Config) -> Layers:
     decoder = config["num_hidden_layers"]
     first = min(config["first_k_dense_replace"], decoder)  # a step has experts, whatever the decoder has
-    every = range(decoder + steps_of(config))
+    every = range(decoder + _num_steps(config))
     steps = every[decoder:]
     return {"layers": every, "dense": range(decoder)[:first], "moe": every[first:], FIRST: steps, LAST: steps}
 
 
+def _num_steps(config: Config) -> int:
+    """Return how many steps there are. A config.json that says nothing promises one, as transformers 5 reads it.
+
+    Source: transformers `DeepseekV3Config`, where `num_mtp_layers` is another name of `num_nextn_predict_layers`.
+    """
+    key = next((key for key in ("num_nextn_predict_layers", "num_mtp_layers") if key in config), None)
+    return steps_of({"num_nextn_predict_layers": config[key] if key else 1})
+
+
 def _steps(config: Config) -> tuple[int, int]:
-    return steps_of(config), 1
+    return _num_steps(config), 1
 
 
 def _without_mtp(config: Config) -> dict[str, Any]:

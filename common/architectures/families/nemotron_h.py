@@ -57,7 +57,19 @@ def _letters(words: Iterable[str]) -> str:
 
 def _mtp_pattern(config: Config) -> str:
     """Return a letter for each layer of a step of multi-token prediction."""
-    pattern = config.get("mtp_hybrid_override_pattern") or _letters(config.get("mtp_layers_block_type") or ())
+    words = config.get("mtp_layers_block_type")
+    if not isinstance(words, list | None):
+        raise ValueError(f"mtp_layers_block_type = {words!r:.40}")
+    listed = _letters(words or ())
+    pattern = config.get("mtp_hybrid_override_pattern") or listed
+    if listed not in (
+        "",
+        "*E",
+        pattern,
+    ):  # readers take the list, but for this one, which transformers always writes
+        raise ValueError(
+            f"mtp_layers_block_type {words!r:.40} and mtp_hybrid_override_pattern {pattern!r:.40}"
+        )
     if not pattern or not set(pattern) <= set(KINDS):
         raise ValueError(f"mtp_hybrid_override_pattern: the kinds of layers {pattern!r:.40}")
     return pattern

@@ -109,7 +109,10 @@ def judge(
     incomplete |= _missing(compared)
     rows_of_filled = _rows_to_fill_from(compared, filled_from)
     for number in rows_of_filled:
-        incomplete.pop(expected.names[number], None)  # what is wrong with its source is said of that
+        incomplete.pop(expected.names[number], None)
+    for name, source in filled_from.items():
+        if source in incomplete:  # said once
+            incomplete.pop(name, None)
     return Verdict(
         tensor,
         kept,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,143 +11,32 @@ import numpy as np
 import pytest
 
 from shardmerge.common.architectures import blueprint
-from shardmerge.common.errors import BadInputError, MissingTensorError, MtpMismatchError
+from shardmerge.common.errors import (
+    BadInputError,
+    MissingTensorError,
+    MtpMismatchError,
+    ReplicaMismatchError,
+)
 from shardmerge.phase2_merge import check, diff, inspect, merge, merge_part, metadata, verify
-from tests.dumps.dumps import Cut, Model, Topology, load, save, write_dump
-
-Shapes = dict[str, tuple[int, ...]]
-HIDDEN, VOCAB = 8, 24
-STAGES = Topology(pp=2, tp=2)
-
-DEEPSEEK: dict[str, Any] = {
-    "architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3", "hidden_size": HIDDEN,
-    "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2,
-    "vocab_size": VOCAB, "n_routed_experts": 2, "moe_intermediate_size": 20, "n_shared_experts": 1,
-    "first_k_dense_replace": 1, "q_lora_rank": 10, "kv_lora_rank": 14, "qk_nope_head_dim": 5, "qk_rope_head_dim": 3,
-    "v_head_dim": 7, "tie_word_embeddings": False, "num_nextn_predict_layers": 1,
-}  # fmt: skip
-NEMOTRON: dict[str, Any] = {
-    "architectures": ["NemotronHForCausalLM"], "model_type": "nemotron_h", "hidden_size": HIDDEN,
-    "hybrid_override_pattern": "*", "num_hidden_layers": 1, "intermediate_size": 12, "vocab_size": VOCAB,
-    "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 6,
-    "mamba_num_heads": 4, "mamba_head_dim": 3, "n_groups": 2,
-    "ssm_state_size": 7, "conv_kernel": 4, "n_routed_experts": 3, "moe_intermediate_size": 20,
-    "moe_shared_expert_intermediate_size": 40, "moe_latent_size": 9, "num_nextn_predict_layers": 1,
-    "mtp_hybrid_override_pattern": "*E",
-}  # fmt: skip
-EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-COPIES = {"model.layers.1.embed_tokens.weight": EMBED, "model.layers.1.shared_head.head.weight": HEAD}
-
-
-def deepseek_shapes() -> Shapes:
-    """All tensors as published, the copies of embedding and head left out."""
-    found: Shapes = {EMBED: (VOCAB, HIDDEN), HEAD: (VOCAB, HIDDEN), "model.norm.weight": (HIDDEN,)}
-    for layer in range(2):
-        at = f"model.layers.{layer}."
-        found |= {
-            at + "input_layernorm.weight": (HIDDEN,), at + "post_attention_layernorm.weight": (HIDDEN,),
-            at + "self_attn.q_a_proj.weight": (10, HIDDEN), at + "self_attn.q_a_layernorm.weight": (10,),
-            at + "self_attn.q_b_proj.weight": (16, 10), at + "self_attn.kv_a_proj_with_mqa.weight": (17, HIDDEN),
-            at + "self_attn.kv_a_layernorm.weight": (14,), at + "self_attn.kv_b_proj.weight": (24, 14),
-            at + "self_attn.o_proj.weight": (HIDDEN, 14),
-        }  # fmt: skip
-    found |= _gated("model.layers.0.mlp.", 12)
-    at = "model.layers.1."
-    found |= {at + "mlp.gate.weight": (2, HIDDEN), at + "mlp.gate.e_score_correction_bias": (2,)}
-    found |= _gated(at + "mlp.shared_experts.", 20)
-    found |= _gated(at + "mlp.experts.0.", 20) | _gated(at + "mlp.experts.1.", 20)
-    found |= {at + name: (HIDDEN,) for name in ("enorm.weight", "hnorm.weight", "shared_head.norm.weight")}
-    return found | {at + "eh_proj.weight": (HIDDEN, 2 * HIDDEN)}
-
-
-def nemotron_shapes() -> Shapes:
-    """One attention layer, and a step of an attention layer and one of latent experts."""
-    found: Shapes = {
-        "backbone.embeddings.weight": (VOCAB, HIDDEN), HEAD: (VOCAB, HIDDEN), "backbone.norm_f.weight": (HIDDEN,),
-        "mtp.layers.0.enorm.weight": (HIDDEN,), "mtp.layers.0.hnorm.weight": (HIDDEN,),
-        "mtp.layers.0.eh_proj.weight": (HIDDEN, 2 * HIDDEN), "mtp.layers.1.final_layernorm.weight": (HIDDEN,),
-        "mtp.layers.1.norm.weight": (HIDDEN,),
-    }  # fmt: skip
-    for at in ("backbone.layers.0.", "mtp.layers.0."):
-        found |= {
-            at + "norm.weight": (HIDDEN,), at + "mixer.q_proj.weight": (12, HIDDEN),
-            at + "mixer.k_proj.weight": (6, HIDDEN), at + "mixer.v_proj.weight": (6, HIDDEN),
-            at + "mixer.o_proj.weight": (HIDDEN, 12),
-        }  # fmt: skip
-    at = "mtp.layers.1.mixer."
-    found |= {
-        at + "gate.weight": (3, HIDDEN), at + "gate.e_score_correction_bias": (3,),
-        at + "fc1_latent_proj.weight": (9, HIDDEN), at + "fc2_latent_proj.weight": (HIDDEN, 9),
-        at + "shared_experts.up_proj.weight": (40, HIDDEN), at + "shared_experts.down_proj.weight": (HIDDEN, 40),
-    }  # fmt: skip
-    for expert in range(3):
-        found |= {
-            f"{at}experts.{expert}.up_proj.weight": (20, 9),
-            f"{at}experts.{expert}.down_proj.weight": (9, 20),
-        }
-    return found
-
-
-def _gated(at: str, width: int) -> Shapes:
-    return {
-        at + "gate_proj.weight": (width, HIDDEN),
-        at + "up_proj.weight": (width, HIDDEN),
-        at + "down_proj.weight": (HIDDEN, width),
-    }
-
-
-class Written:
-    """A dump of a model on two stages of two ranks, and a reference."""
-
-    def __init__(
-        self, folder: Path, config: Mapping[str, Any], shapes: Shapes, *, trained: bool = True
-    ) -> None:
-        numbers = np.random.default_rng(3)
-        self.folder, self.config = folder, dict(config)
-        self.table = blueprint(config)
-        self.all = Model(self.config)
-        for name, shape in shapes.items():
-            dtype = "F32" if name.endswith("correction_bias") else "BF16"
-            size = int(np.prod(shape)) * (4 if dtype == "F32" else 2)
-            self.all.tensors[name] = (dtype, shape, numbers.bytes(size - 2) + b"\x00\x3f")
-        own = {name: tensor for name, tensor in self.all.tensors.items() if trained or not is_mtp(name)}
-        self.model = Model(self.config, own)
-        facts = {"dtype": "BF16", "dimensions": self.table.dimensions}
-        self.dump = write_dump(folder / "dump", self.model, cuts(self.model), STAGES, facts=facts)
-        self.reference = folder / "reference"
-        self.reference.mkdir()
-        self.say(config)
-
-    def say(self, config: Mapping[str, Any]) -> None:
-        """Let the reference's config.json say this."""
-        (self.reference / "config.json").write_text(json.dumps(config))
-
-    def merge(self, **options: Any) -> Path:
-        out = self.folder / "out"
-        merge([self.dump], out, hf_reference=self.reference, workers=1, max_shard_bytes=2000, **options)
-        return out
-
-    def config_of(self, out: Path) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((out / "config.json").read_text())
-        return found
-
-
-def is_mtp(name: str) -> bool:
-    return name.startswith(("mtp.", "model.layers.1."))
-
-
-def cuts(model: Model) -> dict[str, list[Cut]]:
-    """Matrices of even rows are cut in two; embeddings lie on the first stage, MTP and the head on the last."""
-    found = {}
-    for name, (_, shape, _) in model.tensors.items():
-        stage = 1 if is_mtp(name) or name.startswith(("lm_head", "model.norm", "backbone.norm")) else 0
-        first = STAGES.rank(0, 0, stage)
-        if len(shape) == 2 and shape[0] % 2 == 0 and "down_proj" not in name and "gate.weight" not in name:
-            half = (shape[0] // 2, shape[1])
-            found[name] = [Cut(first, (0, 0), half), Cut(first + 1, (half[0], 0), half)]
-        else:
-            found[name] = [Cut(first, (0,) * len(shape), shape)]
-    return found
+from tests.dumps.dumps import Cut, Held, Model, load, save, write_dump
+from tests.phase2_merge.proof.mtp_dumps import (
+    COPIES,
+    DEEPSEEK,
+    HEAD,
+    HIDDEN,
+    NEMOTRON,
+    STAGES,
+    VOCAB,
+    Written,
+    cuts,
+    deepseek_shapes,
+    is_mtp,
+    nemotron_shapes,
+    plain_modules,
+    published,
+    shapes_of,
+    with_copies,
+)
 
 
 @pytest.fixture(params=["deepseek", "nemotron"])
@@ -156,16 +44,6 @@ def trained(request: pytest.FixtureRequest, tmp_path: Path) -> Written:
     if request.param == "deepseek":
         return Written(tmp_path, DEEPSEEK, deepseek_shapes())
     return Written(tmp_path, NEMOTRON, nemotron_shapes())
-
-
-def with_copies(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """The tensors of a published DeepSeek: embedding and head once more below the step."""
-    return {**tensors, **{name: tensors[source] for name, source in COPIES.items() if source in tensors}}
-
-
-def published(one: Written) -> dict[str, Any]:
-    tensors = one.all.tensors
-    return with_copies(tensors) if one.config["model_type"] == "deepseek_v3" else dict(tensors)
 
 
 def test_what_was_trained_is_published_and_copies_have_the_bytes_of_their_source(trained: Written) -> None:
@@ -223,7 +101,7 @@ def test_grafted_it_comes_from_the_reference_but_copies_repeat_what_was_trained(
 
 
 def test_what_is_promised_and_not_held_names_the_three_choices(trained: Written) -> None:
-    without = Written(trained.folder / "without", trained.config, _shapes_of(trained), trained=False)
+    without = Written(trained.folder / "without", trained.config, shapes_of(trained), trained=False)
     with pytest.raises(
         MtpMismatchError, match=r"nobody holds any of it. Choose: dump .*--graft mtp.*--drop-mtp"
     ) as info:
@@ -247,6 +125,123 @@ def test_a_step_has_experts_where_the_decoder_has_none() -> None:
     assert blueprint({**DEEPSEEK, "first_k_dense_replace": 3}).shapes() == expected
 
 
+def test_no_correction_promises_again_what_is_dropped(trained: Written) -> None:
+    out = trained.merge(drop_mtp=True, corrections=["config.num_nextn_predict_layers=1"])
+    assert trained.config_of(out)["num_nextn_predict_layers"] == 0
+    metadata(out, hf_reference=trained.reference, corrections=["config.num_nextn_predict_layers=2"])
+    assert trained.config_of(out)["num_nextn_predict_layers"] == 0
+
+
+@pytest.mark.parametrize("pattern", ["*.norm.weight", "mtp.*"])
+def test_what_is_dropped_is_not_grafted_either(pattern: str, tmp_path: Path) -> None:
+    one = Written(tmp_path, NEMOTRON, nemotron_shapes(), trained=False)
+    save(one.reference / "model.safetensors", one.all.tensors)
+    kept = {
+        name: tensor for name, tensor in one.model.tensors.items() if name != "backbone.layers.0.norm.weight"
+    }
+    if pattern == "mtp.*":
+        with pytest.raises(BadInputError, match="none of that name"):
+            one.merge(drop_mtp=True, grafts=[pattern])
+        return
+    shutil.rmtree(one.dump)
+    model = Model(one.config, kept)
+    facts = {"dtype": "BF16", "dimensions": one.table.dimensions}
+    write_dump(one.dump, model, cuts(model), STAGES, facts=facts)
+    assert load(one.merge(drop_mtp=True, grafts=[pattern])) == one.model.tensors
+
+
+def test_a_merge_again_takes_the_choice_of_today(tmp_path: Path) -> None:
+    one = Written(tmp_path, DEEPSEEK, deepseek_shapes(), trained=False)
+    one.say({**DEEPSEEK, "num_nextn_predict_layers": 0})
+    out = one.merge()
+    one.say(DEEPSEEK)
+    one.merge(drop_mtp=True)
+    metadata(out, hf_reference=one.reference)
+    assert one.config_of(out)["num_nextn_predict_layers"] == 0
+
+
+@pytest.mark.parametrize("said", [{}, {"num_mtp_layers": 1}])
+def test_a_config_json_of_deepseek_that_says_nothing_promises_one_step_as_readers_take_it(
+    said: dict[str, int], tmp_path: Path
+) -> None:
+    silent = {key: value for key, value in DEEPSEEK.items() if key != "num_nextn_predict_layers"}
+    one = Written(tmp_path, DEEPSEEK, deepseek_shapes(), trained=False)
+    one.say({**silent, **said})
+    with pytest.raises(MtpMismatchError):
+        one.merge()
+    config = one.config_of(one.merge(drop_mtp=True))
+    assert (config["num_nextn_predict_layers"], "num_mtp_layers" in config) == (0, False)
+
+
+@pytest.mark.parametrize("words", [["moe", "attention"], {"attention": 1, "moe": 2}])
+def test_two_spellings_of_a_step_that_contradict_each_other_are_refused(words: Any, tmp_path: Path) -> None:
+    one = Written(tmp_path, NEMOTRON, nemotron_shapes())
+    one.say({**NEMOTRON, "mtp_layers_block_type": words})
+    with pytest.raises(BadInputError, match="mtp_layers_block_type"):
+        one.merge()
+
+
+def test_weights_of_a_reference_that_its_config_json_does_not_promise_name_the_choices(
+    trained: Written,
+) -> None:
+    save(trained.reference / "model.safetensors", published(trained))
+    trained.say({**trained.config, "num_nextn_predict_layers": 0})
+    with pytest.raises(MtpMismatchError, match=r"The dump holds .*promises none. Choose: let"):
+        trained.merge()
+    without = Written(trained.folder / "without", trained.config, shapes_of(trained), trained=False)
+    save(without.reference / "model.safetensors", published(trained))
+    without.say({**trained.config, "num_nextn_predict_layers": 0})
+    with pytest.raises(MtpMismatchError, match=r"The reference holds .*promises none. Choose: let"):
+        without.merge()
+    out = without.merge(grafts=["mtp"], corrections=["config.num_nextn_predict_layers=1"])
+    assert load(out).keys() == published(trained).keys()
+
+
+def test_a_copy_whose_source_is_missing_is_not_named_beside_it(tmp_path: Path) -> None:
+    one = Written(tmp_path, DEEPSEEK, deepseek_shapes())
+    del one.model.tensors[HEAD]
+    facts = {"dtype": "BF16", "dimensions": one.table.dimensions}
+    dump = write_dump(tmp_path / "again", one.model, cuts(one.model), STAGES, facts=facts)
+    with pytest.raises(MissingTensorError, match=HEAD):
+        check([dump], hf_reference=one.reference)
+
+
+def test_replicas_of_what_is_dropped_may_differ(trained: Written) -> None:
+    name = next(name for name in trained.model.tensors if name.endswith("enorm.weight"))
+    shutil.rmtree(trained.dump)
+    facts = {"dtype": "BF16", "dimensions": trained.table.dimensions}
+    held = [Held(3, 2, name, (0,), (HIDDEN,), b"\1\x3f" * HIDDEN)]
+    write_dump(trained.dump, trained.model, cuts(trained.model), STAGES, held=held, facts=facts)
+    with pytest.raises(ReplicaMismatchError, match=name):
+        trained.merge()
+    assert trained.config_of(trained.merge(drop_mtp=True))["num_nextn_predict_layers"] == 0
+
+
+def test_quantized_steps_that_are_dropped_leave_no_word_in_the_files(tmp_path: Path) -> None:
+    """Neither their formats nor scales of their KV caches: here nothing else is quantized."""
+    one = Written(tmp_path, NEMOTRON, nemotron_shapes())
+    module = "mtp.layers.0.eh_proj"
+    dtype, shape, data = one.model.tensors.pop(f"{module}.weight")
+    one.model.tensors[f"{module}.weight"] = ("F8_E4M3", shape, data[: len(data) // 2])
+    scales = [f"{module}.input_scale", f"{module}.weight_scale"]
+    scales += [f"mtp.layers.0.mixer.{side}_proj.{side}_scale" for side in "kv"]
+    one.model.tensors |= dict.fromkeys(scales, ("F32", (), np.float32(1).tobytes()))
+    told = {
+        "layers": {"FP8": [module]}, "excluded": sorted(plain_modules(one.model) - {module}),
+        "kv_cache": {"FP8": ["mtp.layers.0.mixer"]}, "scalars": {"names": scales, "values": [1.0] * 4},
+        "uncalibrated": [], "producer": {"name": "modelopt", "version": "0.47.0"},
+    }  # fmt: skip
+    facts = {"dtype": "BF16", "dimensions": one.table.dimensions}
+    whole = {name: [Cut(3, (0,) * len(shape), shape)] for name, (_, shape, _) in one.model.tensors.items()}
+    shutil.rmtree(one.dump)
+    write_dump(one.dump, one.model, whole, STAGES, facts=facts, quantization=told)
+    out = one.merge(drop_mtp=True)
+    assert load(out) == {name: tensor for name, tensor in one.all.tensors.items() if not is_mtp(name)}
+    assert "quantization_config" not in one.config_of(out)
+    assert not (out / "hf_quant_config.json").exists()
+    assert dtype == "BF16"
+
+
 def test_a_missing_part_of_it_is_missing_like_any_other(trained: Written) -> None:
     name = next(name for name in trained.model.tensors if name.endswith("eh_proj.weight"))
     del trained.model.tensors[name]
@@ -264,7 +259,7 @@ def test_the_bytes_of_a_packed_head_are_no_copy_of_it(tmp_path: Path) -> None:
     scales = ["lm_head.input_scale", "lm_head.weight_scale"]
     one.model.tensors |= dict.fromkeys(scales, ("F32", (), np.float32(1).tobytes()))
     told = {
-        "layers": {"FP8": ["lm_head"]}, "excluded": sorted(_plain_modules(one.model)), "kv_cache": {},
+        "layers": {"FP8": ["lm_head"]}, "excluded": sorted(plain_modules(one.model)), "kv_cache": {},
         "scalars": {"names": scales, "values": [1.0, 1.0]}, "uncalibrated": [],
         "producer": {"name": "modelopt", "version": "0.47.0"},
     }  # fmt: skip
@@ -273,13 +268,6 @@ def test_the_bytes_of_a_packed_head_are_no_copy_of_it(tmp_path: Path) -> None:
     write_dump(one.dump, one.model, whole, STAGES, facts=facts, quantization=told)
     with pytest.raises(MissingTensorError, match=r"model.layers.1.shared_head.head.weight"):
         one.merge(verify="size")
-
-
-def _plain_modules(model: Model) -> set[str]:
-    matrices = (
-        name for name, (_, shape, _) in model.tensors.items() if len(shape) == 2 and name.endswith(".weight")
-    )
-    return {name.removesuffix(".weight") for name in matrices if name not in (HEAD, EMBED)}
 
 
 def test_choices_that_contradict_each_other_or_cannot_be_are_refused(trained: Written) -> None:
@@ -296,7 +284,3 @@ def test_the_map_draws_layers_below_mtp_after_all_others(tmp_path: Path) -> None
     one = Written(tmp_path, NEMOTRON, nemotron_shapes())
     assert [cover.label for cover in inspect(one.dump).layers] == ["0", "mtp.0", "mtp.1"]
     assert [cover.label for cover in inspect(one.merge()).layers] == ["0", "mtp.0", "mtp.1"]
-
-
-def _shapes_of(one: Written) -> Shapes:
-    return {name: shape for name, (_, shape, _) in one.all.tensors.items()}
