@@ -170,8 +170,8 @@ def _metadata(body: dict[str, Any]) -> dict[str, str]:
 
 def _entry(name: str, value: Any) -> Entry:
     match value:
-        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(begin), int(end)], **more} if (
-            not more
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(begin), int(end)]} if (
+            len(value) == 3
         ):
             pass
         case _:

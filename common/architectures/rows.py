@@ -47,9 +47,7 @@ class Row:
     float32: bool = False  # kept float32 whatever dtype the model has
     sections: tuple[str, ...] = ()  # of Layout.PART: rows of all parts of the target, in order
     part: int = 0  # which of them this is
-    copy_of: str = (
-        ""  # Hugging Face name of the tensor whose bytes the target repeats; no rank has keys of it
-    )
+    copy_of: str = ""  # Hugging Face name of the tensor that the target repeats; no rank has keys of it
 
 
 @dataclass(frozen=True, slots=True)

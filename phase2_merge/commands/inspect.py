@@ -23,7 +23,7 @@ from ..inspection.coverage import LayerCover, cover
 from ..inspection.report import Inspection, Ranks
 from ..inspection.unfinished import Unfinished, unfinished
 from ..ledger import table
-from ..ledger.names import MTP, layer_of
+from ..ledger.names import FIRST_MTP, layer_of
 from ..ledger.rank_directories import discover
 from ..ledger.table import Ledger
 from ..output import journal
@@ -154,7 +154,7 @@ def _output(path: Path) -> Inspection:
 
 def _undrawn(names: Iterable[str], layers: tuple[LayerCover, ...]) -> Iterator[str]:
     """Yield a line if there are layers and no map of them."""
-    far = max((number % MTP for name in names if (number := layer_of(name)) is not None), default=None)
+    far = max((number % FIRST_MTP for name in names if (number := layer_of(name)) is not None), default=None)
     if far is not None and not layers:
         yield f"no map is drawn: tensors are named by layers up to {far:,} and their experts, more than any model has"
 

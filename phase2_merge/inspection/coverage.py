@@ -15,7 +15,7 @@ import click
 
 from shardmerge.common.architectures.blueprint import MAX_EXPERTS, MAX_LAYERS
 
-from ..ledger.names import MTP, expert_of, layer_label, layer_of
+from ..ledger.names import FIRST_MTP, expert_of, layer_label, layer_of
 
 NONE, PART, FULL, DOUBLE = "none", "part", "full", "double"
 SIGNS = {NONE: (".", "red"), PART: ("-", "yellow"), FULL: ("#", "green"), DOUBLE: ("2", "magenta")}
@@ -56,8 +56,8 @@ def cover(shares: Mapping[str, float], num_layers: int = 0, num_experts: int = 0
     most = max(map(len, routed.values()), default=0)
     experts = max([num_experts, *(expert + 1 for _, expert in routed if expert is not None)])
     moe = {layer for layer, _ in routed}
-    mtp = sorted({layer for layer, _ in cells if layer >= MTP})
-    layers = max([num_layers, *(layer + 1 for layer, _ in cells if layer < MTP)])
+    mtp = sorted({layer for layer, _ in cells if layer >= FIRST_MTP})
+    layers = max([num_layers, *(layer + 1 for layer, _ in cells if layer < FIRST_MTP)])
     if layers + len(mtp) > MAX_LAYERS or layers + experts * len(moe) > MAX_CELLS:
         return ()
     return tuple(

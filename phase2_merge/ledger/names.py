@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 
 # as many digits as any model has: a longer number is a part of a name, and numbers no layer
-MTP = 1_000_000  # added to numbers of layers below `mtp.`, which count for themselves
+FIRST_MTP = 1_000_000  # added to numbers of layers below `mtp.`, which count for themselves
 LAYER = re.compile(r"\.layers\.([0-9]{1,6})\.")
 EXPERT = re.compile(r"\.experts\.([0-9]{1,6})\.")
 
@@ -20,15 +20,15 @@ def layer_of(name: str) -> int | None:
     """Return the layer in a name, None for embeddings, final norms and heads.
 
     Layers of multi-token prediction follow the decoder's in some families. In others names below `mtp.` count them for
-    themselves, and they are MTP and their number here.
+    themselves, and they are numbered from FIRST_MTP on here.
     """
     found = LAYER.search(name)
-    return int(found[1]) + MTP * name.startswith("mtp.") if found else None
+    return int(found[1]) + FIRST_MTP * name.startswith("mtp.") if found else None
 
 
 def layer_label(layer: int) -> str:
     """Return how people call a layer that `layer_of` returned: `12`, or `mtp.0`."""
-    return f"mtp.{layer - MTP}" if layer >= MTP else str(layer)
+    return f"mtp.{layer - FIRST_MTP}" if layer >= FIRST_MTP else str(layer)
 
 
 def expert_of(name: str) -> int | None:

@@ -94,8 +94,7 @@ class PublishedReport:
     @property
     def mtp(self) -> str:
         """Where multi-token prediction comes from, as the merge was told; "" if it is not recorded."""
-        check = self.facts.get("check")
-        mtp = check.get("mtp") if isinstance(check, dict) else None
+        mtp = self.facts["check"].get("mtp")
         return mtp if isinstance(mtp, str) else ""
 
     def choosing(self, mtp: str) -> PublishedReport:

@@ -27,9 +27,8 @@ from tests.worlds.mtp import (
     NEMOTRON_H_LATENT_MTP,
     NEMOTRON_H_MTP,
     can_build,
-    write_mtp_checkpoint,
 )
-from tests.worlds.oracle import load_model, write_torch_dist
+from tests.worlds.oracle import load_model
 from tests.worlds.topology import SINGLE, Topology
 
 TOPOLOGIES = (
@@ -54,21 +53,6 @@ CASES = [
 ]
 Sources = Callable[[Family], tuple[Path, Path]]
 Dumps = Callable[[Family, Topology], tuple[Path, Path]]
-
-
-@pytest.fixture(scope="module")
-def sources(ranks: GlooRanks, tmp_path_factory: pytest.TempPathFactory) -> Sources:
-    """Family -> (its Hugging Face checkpoint, the same as torch_dist), each made once."""
-    made: dict[str, tuple[Path, Path]] = {}
-
-    def source(family: Family) -> tuple[Path, Path]:
-        if family.name not in made:
-            folder = tmp_path_factory.mktemp(family.name)
-            reference = write_mtp_checkpoint(family, folder / "hf")
-            made[family.name] = reference, write_torch_dist(ranks, family, reference, folder / "torch_dist")
-        return made[family.name]
-
-    return source
 
 
 @pytest.fixture(scope="module")

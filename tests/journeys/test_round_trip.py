@@ -14,10 +14,9 @@ import torch
 
 from shardmerge.phase2_merge import merge
 from tests.demo.compare import differing, logits
-from tests.worlds.checkpoints import write_hf_checkpoint
 from tests.worlds.families import FAMILIES, Family, by_name, topologies_of
 from tests.worlds.gloo import GlooRanks
-from tests.worlds.oracle import load_model, megatron_logits, write_torch_dist
+from tests.worlds.oracle import load_model, megatron_logits
 from tests.worlds.topology import Topology
 
 Tested = Callable[[str, str, str], None]
@@ -34,23 +33,6 @@ def dump_on_rank(
     found = dump(chunks, out, hf_reference=reference, run_id="river", step=7)
     assert found is not None
     return int(found.statistics["written_bytes"])
-
-
-@pytest.fixture(scope="module")
-def sources(
-    ranks: GlooRanks, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[Family], tuple[Path, Path]]:
-    """Family -> (its Hugging Face checkpoint, the same as torch_dist), each made once."""
-    made: dict[str, tuple[Path, Path]] = {}
-
-    def source(family: Family) -> tuple[Path, Path]:
-        if family.name not in made:
-            folder = tmp_path_factory.mktemp(family.name)
-            reference = write_hf_checkpoint(family, folder / "hf")
-            made[family.name] = reference, write_torch_dist(ranks, family, reference, folder / "torch_dist")
-        return made[family.name]
-
-    return source
 
 
 @pytest.mark.parametrize(("family", "topology"), CASES)

@@ -10,10 +10,10 @@ import torch
 from shardmerge.phase2_merge import merge
 from tests.demo.compare import differing
 from tests.journeys.test_round_trip import dump_on_rank
-from tests.worlds.checkpoints import read_hf_tensors, write_hf_checkpoint
+from tests.worlds.checkpoints import read_hf_tensors
 from tests.worlds.families import Family, by_name
 from tests.worlds.gloo import GlooRanks
-from tests.worlds.mtp import NEMOTRON_H_MTP, can_build, write_mtp_checkpoint
+from tests.worlds.mtp import NEMOTRON_H_MTP, can_build, write_checkpoint
 from tests.worlds.oracle import import_whole, write_torch_dist
 from tests.worlds.topology import SINGLE, Topology
 
@@ -46,7 +46,7 @@ def test_modelopt_exports_the_same_tensors(
     name: str, topology: Topology, ranks: GlooRanks, tmp_path: Path
 ) -> None:
     family, reference = FAMILIES[name], tmp_path / "hf"
-    (write_mtp_checkpoint if family.mtp else write_hf_checkpoint)(family, reference)
+    write_checkpoint(family, reference)
     ranks.run(export_on_rank, SINGLE, family, reference, tmp_path / "modelopt")
     torch_dist = write_torch_dist(ranks, family, reference, tmp_path / "torch_dist")
     ranks.run(dump_on_rank, topology, family, topology, torch_dist, reference, tmp_path / "dump")

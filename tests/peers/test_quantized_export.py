@@ -18,7 +18,7 @@ from tests.worlds.fake import build_model
 from tests.worlds.families import Family, by_name
 from tests.worlds.filling import fill
 from tests.worlds.gloo import GlooRanks
-from tests.worlds.mtp import can_build, write_mtp_checkpoint
+from tests.worlds.mtp import can_build, write_checkpoint
 from tests.worlds.oracle import import_whole, load_model, write_torch_dist
 from tests.worlds.quantizing import (
     DEEPSEEK_V3,
@@ -83,7 +83,7 @@ def sources(ranks: GlooRanks, tmp_path_factory: pytest.TempPathFactory) -> Sourc
         family = WITH_SEQUENTIAL[name]
         if name not in made:
             made[name] = tmp_path_factory.mktemp(name)
-            (write_mtp_checkpoint if family.mtp else write_hf_checkpoint)(family, made[name] / "hf")
+            write_checkpoint(family, made[name] / "hf")
             write_torch_dist(ranks, family, made[name] / "hf", made[name] / "torch_dist")
         reference, key = made[name] / "hf", (name, recipe_name, shared_inputs)
         if key not in made:

@@ -42,6 +42,11 @@ def can_build(family: Family) -> bool:
     return family.mamba is None or IS_HYBRID
 
 
+def write_checkpoint(family: Family, path: Path) -> Path:
+    """Write the checkpoint of any family, with its steps if it has some, and return it."""
+    return (write_mtp_checkpoint if family.mtp else write_hf_checkpoint)(family, path)
+
+
 def write_mtp_checkpoint(family: Family, path: Path, seed: int = 0) -> Path:
     """Write the checkpoint of a family of `MTP_FAMILIES` under `path`, in one file, and return it."""
     write_hf_checkpoint(family, path, seed)

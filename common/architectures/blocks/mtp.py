@@ -11,17 +11,16 @@ from ..dimensions import integer
 from ..keys import HF_LAYER, STEP
 from ..rows import Config, Row, Target, same
 
-FIRST, LAST = (
-    "mtp_first",
-    "mtp_last",
-)  # the sets of first and last layers of steps, which a table with MTP defines
+# the sets of first and last layers of steps, which a table with MTP defines
+FIRST, LAST = "mtp_first", "mtp_last"
+NUMBER = "num_nextn_predict_layers"
 
 
-def steps_of(config: Config) -> int:
-    """Return how many steps config.json says are stored. Raises ValueError for what is not a number."""
-    steps = integer(config, "num_nextn_predict_layers", 0)
+def steps_of(config: Config, key: str = NUMBER) -> int:
+    """Return how many steps config.json says, under `key`, are stored. Raises ValueError for what is not a number."""
+    steps = integer(config, key, 0)
     if steps < 0:
-        raise ValueError(f"num_nextn_predict_layers = {steps}")
+        raise ValueError(f"{key} = {steps}")
     return steps
 
 

@@ -14,11 +14,13 @@ from typing import Any
 from ..blocks.embeddings import EMBEDDINGS, NORMS
 from ..blocks.mla import LATENT_ATTENTION
 from ..blocks.mlp import DENSE_MLP, gated_mlp
-from ..blocks.mtp import FIRST, LAST, copied, step_rows, steps_of
+from ..blocks.mtp import FIRST, LAST, NUMBER, copied, step_rows, steps_of
 from ..blocks.router import biased_router
 from ..dimensions import common_dimensions, common_flags, integer, set_flags
 from ..keys import EXPERT, HF_LAYER, LAYER, STEP_LAYER
 from ..rows import Architecture, Config, Layers, MultiTokenPrediction
+
+ALIAS = "num_mtp_layers"
 
 
 def _dimensions(config: Config) -> dict[str, int]:
@@ -56,10 +58,10 @@ def _layers(config: Config) -> Layers:
 def _num_steps(config: Config) -> int:
     """Return how many steps there are. A config.json that says nothing promises one, as transformers 5 reads it.
 
-    Source: transformers `DeepseekV3Config`, where `num_mtp_layers` is another name of `num_nextn_predict_layers`.
+    Source: transformers `DeepseekV3Config`, where ALIAS is another name of NUMBER.
     """
-    key = next((key for key in ("num_nextn_predict_layers", "num_mtp_layers") if key in config), None)
-    return steps_of({"num_nextn_predict_layers": config[key] if key else 1})
+    key = next((key for key in (NUMBER, ALIAS) if key in config), None)
+    return steps_of(config, key) if key else 1
 
 
 def _steps(config: Config) -> tuple[int, int]:
@@ -67,9 +69,9 @@ def _steps(config: Config) -> tuple[int, int]:
 
 
 def _without_mtp(config: Config) -> dict[str, Any]:
-    """Say 0: an absent key is 1 to transformers 5, and SGLang refuses null. `num_mtp_layers` is another name of it."""
-    plain = {key: value for key, value in config.items() if key != "num_mtp_layers"}
-    return {**plain, "num_nextn_predict_layers": 0}
+    """Say 0: an absent key is 1 to transformers 5, and SGLang refuses null."""
+    plain = {key: value for key, value in config.items() if key != ALIAS}
+    return {**plain, NUMBER: 0}
 
 
 # What a step reads and what it predicts with are the model's own, which published files hold once more.

@@ -19,7 +19,7 @@ from ..blocks.attention import grouped_query_attention
 from ..blocks.embeddings import embeddings
 from ..blocks.mamba import mamba
 from ..blocks.mlp import plain_mlp
-from ..blocks.mtp import FIRST, LAST, step_rows, steps_of
+from ..blocks.mtp import FIRST, LAST, NUMBER, step_rows, steps_of
 from ..blocks.router import biased_router
 from ..dimensions import common_dimensions, common_flags, integer, set_flags
 from ..keys import EXPERT, LAYER, STEP_HYBRID_LAYER
@@ -62,13 +62,10 @@ def _mtp_pattern(config: Config) -> str:
         raise ValueError(f"mtp_layers_block_type = {words!r:.40}")
     listed = _letters(words or ())
     pattern = config.get("mtp_hybrid_override_pattern") or listed
-    if listed not in (
-        "",
-        "*E",
-        pattern,
-    ):  # readers take the list, but for this one, which transformers always writes
+    # readers take the list, but for this one, which transformers always writes
+    if listed not in ("", "*E", pattern):
         raise ValueError(
-            f"mtp_layers_block_type {words!r:.40} and mtp_hybrid_override_pattern {pattern!r:.40}"
+            f"mtp_layers_block_type {words!r:.40} beside mtp_hybrid_override_pattern {pattern!r:.40}"
         )
     if not pattern or not set(pattern) <= set(KINDS):
         raise ValueError(f"mtp_hybrid_override_pattern: the kinds of layers {pattern!r:.40}")
@@ -87,13 +84,10 @@ def _dimensions(config: Config) -> dict[str, int]:
     inner, state = mamba_heads * integer(config, "mamba_head_dim"), mamba_groups * mamba_state
 
     def if_used(letter: str, name: str) -> int:
-        """Dimensions are those of the decoder: steps of MTP may be left out, and are of the same sizes."""
+        """Return a size that the decoder needs, or that only steps of MTP may need: leaving these out changes none."""
         return config[name] if letter in pattern else config.get(name) or 0
 
-    plain = {
-        "num_hidden_layers": len(pattern),
-        "intermediate_size": if_used("-", "intermediate_size"),
-    }
+    plain = {"num_hidden_layers": len(pattern), "intermediate_size": if_used("-", "intermediate_size")}
     return common_dimensions({**config, **plain}) | {
         "num_experts": if_used("E", "n_routed_experts"),
         "moe_ffn": if_used("E", "moe_intermediate_size"),
@@ -122,15 +116,9 @@ def _flags(config: Config) -> frozenset[str]:
     return common_flags(config) | set_flags(own)
 
 
-def _all_letters(config: Config) -> str:
-    """Return a letter for each layer, those of multi-token prediction after the decoder's."""
-    steps = steps_of(config)
-    return _pattern(config) + (_mtp_pattern(config) * steps if steps else "")
-
-
 def _layers(config: Config) -> Layers:
-    pattern, first = _all_letters(config), len(_pattern(config))
-    period = _steps(config)[1]
+    decoder, (steps, period) = _pattern(config), _steps(config)
+    pattern, first = decoder + (_mtp_pattern(config) * steps if steps else ""), len(decoder)
     by_kind = {
         kind: frozenset(i for i, own in enumerate(pattern) if own == letter) for letter, kind in KINDS.items()
     }
@@ -149,7 +137,7 @@ def _without_mtp(config: Config) -> dict[str, Any]:
     Source: transformers `NemotronHConfig`; vllm/config/speculative.py; sglang/srt/models/nemotron_h_mtp.py.
     """
     plain = {key: value for key, value in config.items() if key != "mtp_hybrid_override_pattern"}
-    return {**plain, "num_nextn_predict_layers": 0, "mtp_layers_block_type": []}
+    return {**plain, NUMBER: 0, "mtp_layers_block_type": []}
 
 
 def _norm(where: str, *keys: str) -> Row:
