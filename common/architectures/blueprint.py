@@ -13,6 +13,8 @@ from typing import NamedTuple
 from ..errors import BadInputError
 from .keys import LAYER, KeyIds, key_ids, key_pattern
 from .rows import Architecture, Config, Layers, Row, Target
+from .settings.says import COMMON_SYNONYMS, Key, Synonyms
+from .settings.vocabulary import SETTINGS, UNSPOKEN, Value
 
 LAYER_NUMBER = re.compile("0|[1-9][0-9]{0,7}")
 MAX_SIZE = 1 << 31  # of a dimension: two of them are multiplied in 64 bits
@@ -44,6 +46,13 @@ class Claim:
     tensors: tuple[Tensor, ...]
     layer: int | None
     expert: int | None
+
+
+class Said(NamedTuple):
+    """What a config.json says of a setting, and the keys that say it; none if this architecture has no choice."""
+
+    value: Value
+    keys: tuple[Key, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +118,28 @@ class Blueprint:
         for names, shape, _ in self.families():
             by_name |= dict.fromkeys(names, shape)
         return by_name
+
+    def settings(self) -> dict[str, Said]:
+        """Return what config.json says of each setting, with what is neutral for those that the table leaves out.
+
+        Raises BadInputError if it lacks or contradicts one.
+        """
+        said = {name: Said(one.neutral) for name, one in SETTINGS.items() if one.neutral is not UNSPOKEN}
+        for row in self.architecture.settings:
+            try:
+                said[row.setting] = Said(row.value(self.config), row.keys)
+            except (KeyError, TypeError, ArithmeticError, ValueError, AttributeError) as error:
+                keys = ", ".join(row.keys)
+                raise BadInputError(
+                    f"config.json says {row.setting} ({keys}) in no way that readers know: {error}",
+                    "Correct it, or give the config.json of the model that was trained.",
+                ) from error
+        return said
+
+    @property
+    def synonyms(self) -> tuple[Synonyms, ...]:
+        """Keys of config.json that say the same thing, if it says them."""
+        return (*COMMON_SYNONYMS, *(keys for row in self.architecture.settings for keys in row.synonyms))
 
     def _places(self) -> Iterator[tuple[Row, int]]:
         """Yield each row with each layer that has it, in the order of layers. Rows of the model come first.

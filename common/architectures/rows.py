@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from .settings.says import Says
+
 Config = Mapping[str, Any]
 Layers = dict[str, Container[int]]
 
@@ -85,6 +87,7 @@ class Architecture:
 
     Dimensions that every table gives: `num_layers`, `num_experts` (0 for a dense model), and those that its rows name.
     What a layout needs besides is said where the layout is (`heads`, `groups` and `head_dim` for a fused q/k/v).
+    `settings` tell where config.json says what no shape shows.
     """
 
     name: str
@@ -95,6 +98,7 @@ class Architecture:
     layers: Callable[[Config], Layers]
     drops: tuple[Drop, ...] = ()
     mtp: MultiTokenPrediction | None = None
+    settings: tuple[Says, ...] = ()
 
 
 def same(
