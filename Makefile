@@ -58,6 +58,7 @@ test-bridge:  ## Compare with Megatron-Bridge's own export of models with multi-
 	@test -d $(BRIDGE)/megatron || $(PEERS)/bin/python -m pip install --quiet --no-deps --target $(BRIDGE) \
 	    $(TE) -r .constraints/bridge.txt
 	PYTHONPATH=.ns:.:$(BRIDGE) $(PEERS)/bin/python -W ignore -m tests.bridge.compare
+	PYTHONPATH=.ns:.:$(BRIDGE) $(PEERS)/bin/python -W ignore -m tests.bridge.settings
 
 .PHONY: run-peers
 run-peers:

@@ -36,17 +36,23 @@ class Facts:
 
     `dtype` is what weights are trained in, as safetensors spells it; `dimensions` are those of the architecture's
     table; `dtype_from_reference` tells whether the reference narrowed tensors that are otherwise kept float32.
+    `settings` are what the live model says of `architectures.settings`: a rank tells those that it knows.
+    `own_options` are fields of the model's config that are not megatron-core's, and so are compared with nothing.
     """
 
     dtype: str | None = None
     dimensions: dict[str, int] | None = None
     dtype_from_reference: bool | None = None
+    settings: dict[str, Json] | None = None
+    own_options: list[str] | None = None
     more: Mapping[str, Json] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check(self.dtype, str, "facts.dtype")
         _check_object(self.dimensions, int, "facts.dimensions")
         _check(self.dtype_from_reference, bool, "facts.dtype_from_reference")
+        _check_settings(self.settings)
+        _check_list(self.own_options, (str,), "facts.own_options")
 
     @classmethod
     def of_json(cls, value: Mapping[str, Json]) -> Facts:
@@ -194,6 +200,21 @@ def _check_object(value: Json, kind: type, what: str) -> None:
     _check(value, dict, what)
     _check_texts((value or {}).keys(), what)
     _check_each((value or {}).values(), (kind,), what)
+
+
+def _check_settings(value: Json) -> None:
+    """Raise ValueError unless a value is None or an object of plain values and lists of them."""
+    _check(value, dict, "facts.settings")
+    _check_texts((value or {}).keys(), "facts.settings")
+    for name, held in (value or {}).items():
+        plain = held if isinstance(held, list) else (held,)
+        what = f"facts.settings.{name}"
+        if any(isinstance(one, list | dict) for one in plain):
+            raise ValueError(
+                f"{what} holds {_spelt(next(one for one in plain if isinstance(one, list | dict)))}"
+            )
+        _check_texts([one for one in plain if isinstance(one, str)], what)
+        _check_each([one for one in plain if type(one) is int], (int,), what)
 
 
 def _check_each(values: Collection[Json], kinds: tuple[type, ...], what: str) -> None:

@@ -52,6 +52,9 @@ class ManifestFacts:
 
     architecture: the name in config.json, and `dimensions` what its table reads there.
     params_dtype: safetensors name of the dtype that the parameters are trained in.
+    settings: what the model says of `architectures.settings`, as far as this rank can tell; None if the source knows
+        nothing of them.
+    own_options: fields of the model's config that are not megatron-core's.
     dtype_from_reference: the reference was allowed to narrow tensors that are otherwise kept float32.
     drops: what is left out on purpose, counted by reason.
     router_bias_dtypes: how many router biases were held in each dtype: training may have rounded them.
@@ -62,6 +65,8 @@ class ManifestFacts:
     architecture: str
     dimensions: dict[str, int]
     params_dtype: str
+    settings: dict[str, Any] | None = None
+    own_options: tuple[str, ...] = ()
     dtype_from_reference: bool = False
     drops: dict[str, int] = field(default_factory=dict)
     router_bias_dtypes: dict[str, int] = field(default_factory=dict)

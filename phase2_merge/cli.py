@@ -18,7 +18,7 @@ from shardmerge.common.command import byte_count
 from shardmerge.common.command.outcome import HELP, Outcome, reported
 from shardmerge.common.errors import BadInputError
 
-from .options import ADOPT, ALLOWANCES, LAYOUTS, UNCALIBRATED
+from .options import ADOPT, ALLOW_CONFIG, ALLOWANCES, LAYOUTS, UNCALIBRATED
 from .shards.dask_cluster import cluster
 
 DIRECTORY = click.Path(path_type=Path)
@@ -58,7 +58,8 @@ def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
             "--allow",
             type=click.Choice(ALLOWANCES),
             multiple=True,
-            help="Make NaN or differing replicas a warning; may be given twice.",
+            help="Make a warning of NaN, of replicas that differ, or of a config.json that says other than the model "
+            "computes; may be given several times.",
         ),
         click.option(
             "--uncalibrated",
@@ -175,6 +176,12 @@ def merge(
     help="Where config.json and sidecars come from.  [default: those of OUT stay]",
 )
 @SET
+@click.option(
+    "--allow",
+    type=click.Choice([ALLOW_CONFIG]),
+    multiple=True,
+    help="Make a warning of a config.json that says other than the model computes.",
+)
 @BREAK_LOCK
 @reported
 def metadata(out: Path, **options: Any) -> Outcome:

@@ -14,7 +14,8 @@ from shardmerge.common.errors import BadInputError
 
 Uncalibrated = Literal["error", "layer-max"]
 UNCALIBRATED: tuple[str, ...] = get_args(Uncalibrated)
-ALLOWANCES = ("nan", "replicas")  # the words that errors name as their `allow`
+ALLOW_CONFIG = "config"
+ALLOWANCES = ("nan", "replicas", ALLOW_CONFIG)  # the words that errors name as their `allow`
 MTP = "mtp"  # as a graft: what the table of the architecture calls multi-token prediction
 ADOPT, CANONICAL = LAYOUTS = ("adopt", "canonical")
 
@@ -42,14 +43,15 @@ class Asked:
     drop_mtp: bool = False
 
     def __post_init__(self) -> None:
-        _refuse_unknown("allow", self.allow, ALLOWANCES)
-        _refuse_unknown("uncalibrated", [self.uncalibrated], UNCALIBRATED)
+        refuse_unknown("allow", self.allow, ALLOWANCES)
+        refuse_unknown("uncalibrated", [self.uncalibrated], UNCALIBRATED)
         if self.drop_mtp and MTP in self.grafts:
             raise BadInputError(
                 "--drop-mtp and --graft mtp", "Give one of them, or none to keep what was trained."
             )
 
 
-def _refuse_unknown(option: str, given: Collection[str], known: Sequence[str]) -> None:
+def refuse_unknown(option: str, given: Collection[str], known: Sequence[str]) -> None:
+    """Raise BadInputError if an option was given a word that it does not know."""
     if strange := sorted(set(given) - set(known)):
         raise BadInputError(f"{option} {', '.join(strange)}", f"Known: {', '.join(known)}.")

@@ -13,8 +13,8 @@ from typing import NamedTuple
 from ..errors import BadInputError
 from .keys import LAYER, KeyIds, key_ids, key_pattern
 from .rows import Architecture, Config, Layers, Row, Target
-from .settings.says import COMMON_SYNONYMS, Key, Synonyms
-from .settings.vocabulary import SETTINGS, UNSPOKEN, Value
+from .settings.says import COMMON_SYNONYMS, Key, Says, Synonyms
+from .settings.vocabulary import SETTINGS, UNSPOKEN, Value, is_valid
 
 LAYER_NUMBER = re.compile("0|[1-9][0-9]{0,7}")
 MAX_SIZE = 1 << 31  # of a dimension: two of them are multiplied in 64 bits
@@ -127,11 +127,10 @@ class Blueprint:
         said = {name: Said(one.neutral) for name, one in SETTINGS.items() if one.neutral is not UNSPOKEN}
         for row in self.architecture.settings:
             try:
-                said[row.setting] = Said(row.value(self.config), row.keys)
+                said[row.setting] = Said(_valid(row, self.config), row.keys)
             except (KeyError, TypeError, ArithmeticError, ValueError, AttributeError) as error:
-                keys = ", ".join(row.keys)
                 raise BadInputError(
-                    f"config.json says {row.setting} ({keys}) in no way that readers know: {error}",
+                    f"config.json says {row.setting} ({', '.join(row.keys)}) in no way that is known: {error}",
                     "Correct it, or give the config.json of the model that was trained.",
                 ) from error
         return said
@@ -250,6 +249,14 @@ class Blueprint:
 
     def _shape(self, target: Target) -> tuple[int, ...]:
         return tuple(self.dimensions[dim] for dim in target.shape)
+
+
+def _valid(row: Says, config: Config) -> Value:
+    """Return what a config.json says of a setting. Raises ValueError for what that cannot be."""
+    value = row.value(config)
+    if not is_valid(row.setting, value):
+        raise ValueError(f"{value!r:.60} is not {SETTINGS[row.setting].kind}")
+    return value
 
 
 def _is_of_experts(row: Row) -> bool:

@@ -3,6 +3,7 @@
 `exit_codes` holds the root and the branches, each other module the faults of one subject. All are imported from here.
 """
 
+from .config import ConfigContradictionError, ConfigMismatchError
 from .exit_codes import (
     SHOWN,
     ConflictError,
@@ -50,6 +51,7 @@ from .ranks import (
     MissingRankError,
     MissingRanksError,
     MixedGenerationsError,
+    MixedSettingsError,
 )
 from .several import ProblemsFoundError, raise_problems
 from .tensors import (
@@ -68,6 +70,8 @@ __all__ = [
     "SHOWN",
     "BadInputError",
     "BadScaleError",
+    "ConfigContradictionError",
+    "ConfigMismatchError",
     "ConflictError",
     "CorruptFileError",
     "CorruptIndexError",
@@ -89,6 +93,7 @@ __all__ = [
     "MissingScaleError",
     "MissingTensorError",
     "MixedGenerationsError",
+    "MixedSettingsError",
     "MtpMismatchError",
     "NonFiniteError",
     "NotInitializedError",

@@ -79,3 +79,18 @@ class DuplicateRankError(ConflictError):
     def message(self) -> str:
         places = ", ".join(self.paths)
         return f"rank {self.rank} has differing manifests in {places}. Keep the one that belongs to this run."
+
+
+@dataclass(eq=False)
+class MixedSettingsError(ConflictError):
+    setting: str
+    rank: int
+    value: str
+    others: tuple[int, ...]  # ranks that differ
+    other_value: str  # what the first of them says
+
+    def message(self) -> str:
+        return (
+            f"Ranks computed differently: {self.setting} is {self.value} on rank {self.rank}, {self.other_value} on "
+            f"ranks {first_ranks(self.others)}. Give ranks of one model."
+        )

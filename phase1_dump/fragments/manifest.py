@@ -50,6 +50,8 @@ def manifest_of(
             dtype=facts.params_dtype,
             dimensions=facts.dimensions,
             dtype_from_reference=facts.dtype_from_reference,
+            settings=facts.settings,
+            own_options=None if facts.settings is None else list(facts.own_options),
         ),
         files=tuple(map(_file, fragments)),
         names=names,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -22,12 +22,14 @@ from ..corrections import Correction, Recorded
 from ..hf_files import sidecars
 from ..ledger import published
 from ..ledger.published import PublishedPlan, PublishedRecords
+from ..options import ALLOW_CONFIG, refuse_unknown
 from ..output import journal
 from ..output.lock import Lock
 from ..proof.prove import Proof
 from ..quantization import declaration
 from ..shards import final_proof
 from ..shards.plan import Plan
+from .report import warning_lines
 from .rewritten_files import JsonFiles, decide
 
 STATEMENTS = ("quant_algo", "kv_cache_quant_algo", "exclude_modules")  # what a merge always writes
@@ -42,6 +44,7 @@ class MetadataReport:
     num_shards: int
     changed: tuple[str, ...]
     corrections: Recorded
+    warnings: tuple[str, ...]
     seconds: float
 
     def facts(self) -> dict[str, Any]:
@@ -51,7 +54,7 @@ class MetadataReport:
         what = f"Rewrote {', '.join(self.changed)}" if self.changed else "Nothing to change"
         size = f"{self.num_shards:,} shards with {self.num_tensors:,} tensors were not touched"
         line = f"{what} in {self.out}; {size}, in {self.seconds:.1f} s."
-        return "\n".join([line, *correcting.lines(self.corrections)])
+        return "\n".join([line, *correcting.lines(self.corrections), *warning_lines(self.warnings)])
 
 
 def metadata(
@@ -59,6 +62,7 @@ def metadata(
     *,
     hf_reference: str | Path | None = None,
     corrections: Sequence[str] = (),
+    allow: Collection[str] = (),
     break_lock: bool = False,
     talk: TextIO | None = None,
 ) -> MetadataReport:
@@ -71,6 +75,7 @@ def metadata(
         hf_reference: Where config.json and sidecars come from; without it those of `out` stay, with earlier
             corrections.
         corrections: `facts.KEY=VALUE`, `config.KEY=VALUE`, `quantization.KEY=VALUE`; recorded in the report.
+        allow: "config": config.json may say other than the model computes. What the merge was allowed stays allowed.
         break_lock: Take the lock of `out` from commands on other hosts, which are known to have ended.
         talk: Where to say what others left.
 
@@ -83,6 +88,7 @@ def metadata(
         ShardmergeError: What contradicts the tensors in `out`, as one error or ProblemsFoundError. Nothing has
             changed then.
     """
+    refuse_unknown("allow", allow, [ALLOW_CONFIG])
     given = correcting.parse(corrections)
     out, reference = Path(os.path.abspath(out)), Path(hf_reference) if hf_reference else None
     me = owner.here("a rewriting of metadata")
@@ -97,6 +103,7 @@ def metadata(
             records,
             reference,
             (*(correction for correction in stay if correction.key not in newer), *given),
+            allow,
         )
 
 
@@ -133,7 +140,13 @@ def republish(
             raise OutputExistsError(str(out), _difference(records.plan, plan.facts()))
         final_proof.require(plan, out)
         records = replace(records, report=records.report.choosing(proof.mtp))
-        return _rewrite(held, records, proof.reference.path, proof.given)
+        return _rewrite(
+            held,
+            records,
+            proof.reference.path,
+            proof.given,
+            [ALLOW_CONFIG],  # the proof allowed it,
+        )
 
 
 def published_plan(out: Path) -> dict[str, Any]:
@@ -155,11 +168,15 @@ def _require_output(out: Path) -> None:
 
 
 def _rewrite(
-    held: Lock, records: PublishedRecords, reference: Path | None, corrections: tuple[Correction, ...]
+    held: Lock,
+    records: PublishedRecords,
+    reference: Path | None,
+    corrections: tuple[Correction, ...],
+    allow: Collection[str],
 ) -> MetadataReport:
     """Read, decide, replace."""
     started, out = time.monotonic(), held.folder
-    decided = decide(records, _read(out, reference), corrections)
+    decided = decide(records, _read(out, reference), corrections, allow)
     changed = journal.replace(held, decided.files, decided.gone)
     return MetadataReport(
         out=str(out),
@@ -167,6 +184,7 @@ def _rewrite(
         num_shards=len(records.plan.shards),
         changed=changed,
         corrections=decided.corrections,
+        warnings=decided.warnings,
         seconds=round(time.monotonic() - started, 3),
     )
 

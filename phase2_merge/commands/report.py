@@ -18,6 +18,7 @@ from .. import corrections
 from ..corrections import Recorded
 from ..ledger.names import summary
 from ..proof.prove import Proof
+from ..proof.settings import Compared
 from ..shards.final_proof import NOTHING_REREAD, Reread
 from ..shards.plan import MANY_SHARDS, Plan
 
@@ -72,6 +73,7 @@ class CheckReport:
     mtp: str
     drops: dict[str, int]
     unchecked: tuple[str, ...]
+    config: Compared
 
     def facts(self) -> dict[str, Any]:
         return asdict(self)
@@ -210,6 +212,7 @@ def check_report(proof: Proof, verification: Verification) -> CheckReport:
         grafted=tuple(sorted(name for file in proof.ledger.grafted for name in file.names)),
         mtp=proof.mtp,
         unchecked=tuple(_unchecked(proof, verification)),
+        config=proof.compared,
         drops=dict(sum((Counter(head.manifest.drops) for head in proof.ledger.heads), Counter())),
         grafted_bytes=sum(
             tensor.end - tensor.begin for file in proof.ledger.grafted for tensor in file.placed
@@ -229,7 +232,11 @@ def _unchecked(proof: Proof, verification: Verification) -> Iterator[str]:
         yield "the bytes of tensors"
     if proof.ledger.rows.written.all():
         yield "whether other ranks hold the same replicas (the dump recorded none: --check-replicas)"
-    yield "what config.json says that shows in no shape or dtype"
+    if not proof.compared.settings:
+        yield "what config.json says that shows in no shape or dtype (the dump does not say what the model computes)"
+    else:
+        named, more = proof.compared.not_compared[:SHOWN], len(proof.compared.not_compared) - SHOWN
+        yield f"of config.json {', '.join(named)}{f' and {more:,} more' if more > 0 else ''}"
 
 
 def merge_report(plan: Plan, check: CheckReport, out: str, *, dry_run: bool) -> MergeReport:

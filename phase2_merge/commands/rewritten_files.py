@@ -6,13 +6,14 @@ corrections. What does not fit the tensors that are there is refused. Pure: must
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from shardmerge.common import canonical_json, places
 from shardmerge.common.architectures import Blueprint, blueprint, table_of
 from shardmerge.common.errors import (
+    Findings,
     ShardmergeError,
     UnexpectedTensorError,
     raise_problems,
@@ -24,7 +25,7 @@ from .. import corrections as correcting
 from ..corrections import Correction, Recorded
 from ..hf_files import config_json, index_json
 from ..ledger.published import PublishedRecords
-from ..proof import config_shapes
+from ..proof import config_shapes, settings
 from ..quantization import json_files
 
 Json = dict[str, Any]
@@ -51,15 +52,20 @@ class RewrittenFiles:
     files: What each holds, by name, in the order in which they are replaced.
     gone: Names of the files that are deleted.
     corrections: What was corrected.
+    warnings: In what config.json was allowed to differ from the model.
     """
 
     files: dict[str, bytes]
     gone: tuple[str, ...]
     corrections: Recorded
+    warnings: tuple[str, ...]
 
 
 def decide(
-    records: PublishedRecords, present: JsonFiles, corrections: Sequence[Correction]
+    records: PublishedRecords,
+    present: JsonFiles,
+    corrections: Sequence[Correction],
+    allow: Collection[str] = (),
 ) -> RewrittenFiles:
     """Decide what every file but the shards becomes.
 
@@ -67,6 +73,7 @@ def decide(
         records: What the output recorded of its merge.
         present: The JSON files of the output, and of a reference if one was given.
         corrections: What config.json, facts or quantization say wrongly.
+        allow: Kinds of problems that become warnings. In what the merge was allowed to differ, config.json still may.
 
     Returns:
         All files that a merge writes beside the shards, most of them as they are.
@@ -82,7 +89,9 @@ def decide(
     facts = correcting.corrected_facts(records.facts, corrections)
     config = as_merged(correcting.corrected("config", base, corrections), mtp)
     hf_quant_config, declares = json_files.corrected_both(present.hf_quant_config, declared, corrections)
-    raise_problems(problems(records, facts, blueprint(config)))
+    table = blueprint(config)
+    raise_problems(problems(records, facts, table))
+    compared, warnings = _compared(records, facts, table, allow)
     if present.reference_config is not None or correcting.of_part("quantization", corrections):
         dtype = (records.facts.dtype or "") if declared else records.dominant_dtype
         config = final_config(config, dtype, declares, corrections, mtp=mtp)
@@ -92,10 +101,10 @@ def decide(
     sidecars = sorted(present.sidecars) if present.sidecars is not None else list(before)
     files = dict(sorted(present.sidecars.items())) if present.sidecars is not None else {}
     files |= _own_files(config, hf_quant_config)
-    files[f"{RECORDS}/{REPORT}"] = _report(records, recorded, sidecars)
+    files[f"{RECORDS}/{REPORT}"] = _report(records, recorded, sidecars, compared, warnings)
     files |= _index(records)
     gone = tuple(name for name in before if name not in sidecars and places.is_sidecar(name))
-    return RewrittenFiles(files, gone, recorded)
+    return RewrittenFiles(files, gone, recorded, warnings)
 
 
 def as_merged(config: Json, mtp: str) -> Json:
@@ -169,8 +178,38 @@ def _own_files(config: Json, hf_quant_config: Json | None) -> dict[str, bytes]:
     return files | {CONFIG: config_json.readable(config)}
 
 
-def _report(records: PublishedRecords, recorded: Recorded, sidecars: Sequence[str]) -> bytes:
-    return canonical_json.encode(records.report.changed(recorded, sidecars), indent=2)
+def _compared(
+    records: PublishedRecords, facts: Facts, table: Blueprint, allow: Collection[str]
+) -> tuple[settings.Compared, tuple[str, ...]]:
+    """Compare config.json with what the model computes. Returns what was compared, and what was allowed to differ.
+
+    Raises what differs and may not, and what config.json says twice.
+    """
+    found = list(settings.differences(table, facts, mtp=records.report.mtp))
+    before = [problem for problem in found if problem.setting in records.report.differing]
+    newly = [problem for problem in found if problem.setting not in records.report.differing]
+    judged = Findings((*settings.said_twice(table.config, table.synonyms), *newly)).allowing(allow)
+    raise_problems(judged.problems)
+    allowed = Findings(tuple(before)).allowing(["config"]).warnings
+    return settings.compared(table, facts, mtp=records.report.mtp), (*allowed, *judged.warnings)
+
+
+def _report(
+    records: PublishedRecords,
+    recorded: Recorded,
+    sidecars: Sequence[str],
+    compared: settings.Compared,
+    warnings: Sequence[str],
+) -> bytes:
+    """Return report.json, in which what is said of config.json is said anew."""
+    begin = tuple(f"{name} (" for name in records.report.differing)
+    others = [
+        one
+        for one in records.report.warnings
+        if not (begin and one.startswith(begin) and one.endswith("(allowed)"))
+    ]
+    changed = records.report.changed(recorded, sidecars, asdict(compared), (*others, *warnings))
+    return canonical_json.encode(changed, indent=2)
 
 
 def _index(records: PublishedRecords) -> dict[str, bytes]:

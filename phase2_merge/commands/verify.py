@@ -15,7 +15,9 @@ from typing import Any, TextIO
 
 from shardmerge.common import reference as references
 from shardmerge.common import regular_files
-from shardmerge.common.architectures import blueprint
+from shardmerge.common.architectures import Blueprint, blueprint
+from shardmerge.common.architectures.settings import rope
+from shardmerge.common.architectures.settings.says import COMMON_SYNONYMS
 from shardmerge.common.command.byte_count import show
 from shardmerge.common.command.progress import Progress
 from shardmerge.common.dtypes import byte_size
@@ -35,9 +37,10 @@ from shardmerge.common.safetensors_header import Entry, Header
 
 from ..disk.hashing import Advance, checksums, in_threads, stretches, wrong_bytes
 from ..hf_files.config_json import TORCH_NAMES
+from ..ledger import published
 from ..ledger.names import grouped
 from ..output import journal
-from ..proof import config_shapes, numbers
+from ..proof import config_shapes, numbers, settings
 from ..quantization import declaration, scales
 from ..quantization.declaration import Declaration
 from . import records
@@ -263,13 +266,42 @@ def _dtype_warning(directory: Directory) -> Iterator[str]:
         yield f"config.json says {stated}, most bytes are {most}"
 
 
+def _check_settings(directory: Directory) -> Findings:
+    """Look whether config.json says two things of one, what nobody can read, or other than the model computes."""
+    try:
+        table = blueprint(directory.config)
+    except (UnsupportedArchitectureError, BadInputError):
+        return Findings(tuple(settings.said_twice(directory.config, (*COMMON_SYNONYMS, *rope.SYNONYMS))))
+    try:
+        table.settings()
+        differing = _differing(directory, table)
+    except BadInputError as error:
+        differing = Findings((error,))
+    return Findings.together(
+        [Findings(tuple(settings.said_twice(directory.config, table.synonyms))), differing]
+    )
+
+
+def _differing(directory: Directory, table: Blueprint) -> Findings:
+    """Compare config.json with what the model computes, as far as a merge recorded it. What it allowed is a warning."""
+    out = directory.path
+    if not (records.are_there(out) and published.is_output(out)):
+        return Findings()
+    report, facts = published.read_report(out), published.read_facts(out)
+    found = list(settings.differences(table, facts, mtp=report.mtp))
+    return Findings(
+        tuple(problem for problem in found if problem.setting not in report.differing),
+        tuple(f"{problem.message()} (allowed)" for problem in found if problem.setting in report.differing),
+    )
+
+
 def _check_records(directory: Directory) -> Findings:
     """Look whether an output of ours has all of its records and shards."""
     return records.check(directory.path, directory.shards)
 
 
 # All run, and everything that they find is reported, in this order.
-CHECKS = (_check_index, _check_quantization, _check_config, _check_records)
+CHECKS = (_check_index, _check_quantization, _check_config, _check_settings, _check_records)
 
 
 # ---- bytes ----------------------------------------------------------------------------------------------------------

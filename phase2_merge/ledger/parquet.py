@@ -23,7 +23,7 @@ from shardmerge.common import canonical_json, durable, plausible_sizes, regular_
 from shardmerge.common.errors import CorruptFileError
 from shardmerge.common.manifest import MAX_DIMS, Manifest, require
 
-from . import parquet_pages
+from . import parquet_pages, settings
 from .columns import COLUMNS, Column
 from .parquet_pages import CHECKSUM_BYTES
 from .table import Ledger
@@ -39,7 +39,7 @@ DAMAGED = (pa.ArrowException, OSError, KeyError, ValueError, TypeError, Attribut
 
 def write(ledger: Ledger, path: Path) -> None:
     """Write ledger.parquet. The same ledger always gives the same bytes."""
-    generation = {"digest": ledger.digest, **_generation(ledger.heads[0].manifest)}
+    generation = {"digest": ledger.digest, **_generation([head.manifest for head in ledger.heads])}
     table = _table(ledger).replace_schema_metadata({"shardmerge": canonical_json.encode(generation)})
     indexed = [field.name for field in table.schema if field.name not in PLAIN]
     with durable.naming(path), open(path, "xb") as file:
@@ -185,13 +185,14 @@ def _array(ledger: Ledger, column: Column, values: Any) -> pa.Array:
     return pa.array(values)
 
 
-def _generation(manifest: Manifest) -> dict[str, Any]:
-    """Return what every rank's manifest says of the whole dump."""
+def _generation(manifests: Sequence[Manifest]) -> dict[str, Any]:
+    """Return what the manifests of all ranks say of the whole dump."""
+    manifest = manifests[0]
     return {
         "run_id": manifest.run_id,
         "step": manifest.step,
         "attempt": manifest.attempt,
         "world_size": manifest.world_size,
         "architecture": manifest.architecture,
-        "facts": manifest.facts.as_json(),
+        "facts": settings.united(manifests).as_json(),
     }

@@ -7,7 +7,7 @@ eight bytes that say how long its header is.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -92,6 +92,23 @@ class PublishedReport:
     sidecars: tuple[str, ...]
 
     @property
+    def differing(self) -> frozenset[str]:
+        """Names of the settings in which config.json was allowed to differ from the model."""
+        compared = self.facts["check"].get("config")
+        names = compared.get("differing") if isinstance(compared, dict) else None
+        return (
+            frozenset(name for name in names if isinstance(name, str))
+            if isinstance(names, list)
+            else frozenset()
+        )
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the merge warned of."""
+        said = self.facts["check"].get("warnings")
+        return [one for one in said if isinstance(one, str)] if isinstance(said, list) else []
+
+    @property
     def mtp(self) -> str:
         """Where multi-token prediction comes from, as the merge was told; "" if it is not recorded."""
         mtp = self.facts["check"].get("mtp")
@@ -101,9 +118,25 @@ class PublishedReport:
         """Return the report of a merge that chose this."""
         return replace(self, facts={**self.facts, "check": {**self.facts["check"], "mtp": mtp}})
 
-    def changed(self, corrections: Mapping[str, Json], sidecars: Iterable[str]) -> Json:
-        """Return what report.json says once metadata are written again."""
-        check = {**self.facts["check"], "corrections": corrections}
+    def changed(
+        self,
+        corrections: Mapping[str, Json],
+        sidecars: Iterable[str],
+        compared: Mapping[str, Any],
+        warnings: Sequence[str],
+    ) -> Json:
+        """Return what report.json says once metadata are written again.
+
+        Args:
+            corrections: What was corrected.
+            sidecars: Names of the sidecars.
+            compared: What was compared of config.json.
+            warnings: All of them.
+
+        Returns:
+            The whole report.
+        """
+        check = {**self.facts["check"], "corrections": corrections, "config": compared, "warnings": warnings}
         return {**self.facts, "sidecars": list(sidecars), "check": check}
 
 
@@ -167,7 +200,7 @@ def read(out: Path) -> PublishedRecords:
             f"{out} holds no {RECORDS}/{missing[0]}", "Give a directory that shardmerge merge published."
         )
     plan = read_plan(out)
-    report = _read(out / RECORDS / REPORT, _report)
+    report = read_report(out)
     return _read(out / RECORDS / LEDGER, lambda path: _records(path, plan, report))
 
 
@@ -211,6 +244,21 @@ def _read(path: Path, reader: Callable[[Path], T]) -> T:
     except (*DAMAGED, ArithmeticError) as error:
         reraise_system_errors(error)
         raise CorruptFileError(str(path), f"{type(error).__name__}: {error}") from None
+
+
+def read_report(out: Path) -> PublishedReport:
+    """Read report.json alone. Raises CorruptFileError, OSError."""
+    return _read(out / RECORDS / REPORT, _report)
+
+
+def read_facts(out: Path) -> Facts:
+    """Return the facts of the dump that `out` was merged from. Raises CorruptFileError, OSError."""
+    return _read(out / RECORDS / LEDGER, _facts)
+
+
+def _facts(path: Path) -> Facts:
+    schema = parquet.read(path, path.parents[1], ("name",)).schema
+    return Facts.of_json(canonical_json.decode(schema.metadata[b"shardmerge"])["facts"])
 
 
 def _object(path: Path) -> Json:

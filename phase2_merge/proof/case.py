@@ -11,10 +11,11 @@ from shardmerge.common import reference as references
 from shardmerge.common.architectures import Blueprint, blueprint
 from shardmerge.common.errors import BadInputError, ShardmergeError
 from shardmerge.common.manifest import Manifest
+from shardmerge.common.manifest_facts import Facts
 from shardmerge.common.reference import Reference
 
 from ..corrections import Correction, Recorded, corrected, corrected_facts, parse, recorded
-from ..ledger import graft
+from ..ledger import graft, settings
 from ..ledger import table as ledger
 from ..ledger.fragments import Fragment, fragments
 from ..ledger.rank_directories import discover
@@ -116,8 +117,9 @@ def read(asked: Asked) -> Case:
     ranks = discover([Path(dump) for dump in asked.dumps])
     table = ledger.read(ranks, graft.graft(reference, _patterns(asked, reference, described), left))
     manifests = [head.manifest for head in table.heads]
-    changes |= recorded("facts", manifests[0].facts.as_json(), given)
-    right = tuple(_corrected(manifest, given) for manifest in manifests)
+    told = settings.united(manifests)
+    changes |= recorded("facts", told.as_json(), given)
+    right = tuple(_corrected(manifest, told, given) for manifest in manifests)
     if asked.drop_mtp:
         right = dropped.without(right, described.is_mtp)
     return Case(asked, reference, described, table, right, ranks.failures, given, changes)
@@ -149,6 +151,10 @@ def _patterns(asked: Asked, reference: Reference, described: Blueprint) -> tuple
     return (*(pattern for pattern in asked.grafts if pattern != MTP), *patterns)
 
 
-def _corrected(manifest: Manifest, given: Sequence[Correction]) -> Manifest:
-    """Return a manifest with its facts as they should be. The file and its digest stay as they are."""
-    return replace(manifest, facts=corrected_facts(manifest.facts, given))
+def _corrected(manifest: Manifest, told: Facts, given: Sequence[Correction]) -> Manifest:
+    """Return a manifest with its facts as they should be, and with the settings that any rank told.
+
+    The file and its digest stay as they are.
+    """
+    facts = replace(manifest.facts, settings=told.settings)
+    return replace(manifest, facts=corrected_facts(facts, given))

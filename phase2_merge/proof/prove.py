@@ -29,8 +29,10 @@ from . import (
     mtp,
     quantization,
     replicas,
+    settings,
 )
 from .case import Case
+from .settings import Compared
 from .tensors import completeness
 from .tensors.expected import Expected
 from .tensors.verdict import Verdict
@@ -46,6 +48,7 @@ GATES = (
 )
 # All run, and everything that they find is reported, in this order.
 CHECKS = (
+    settings.check,
     quantization.check_values,
     completeness.check,
     quantization.check_filled_in,
@@ -59,7 +62,7 @@ CHECKS = (
 class Proof:
     """What was proven, which a plan is made of. `given` are the corrections, `corrections` what they changed.
 
-    `mtp` is where multi-token prediction comes from, as `Case.mtp`.
+    `mtp` is where multi-token prediction comes from, as `Case.mtp`; `compared` is what was compared of config.json.
     """
 
     reference: Reference
@@ -73,6 +76,7 @@ class Proof:
     given: tuple[Correction, ...]
     quantization: Quantization | None
     mtp: str
+    compared: Compared
 
 
 def prove(asked: Asked) -> Proof:
@@ -97,6 +101,7 @@ def prove(asked: Asked) -> Proof:
             case.given,
             case.quantization,
             case.mtp,
+            settings.compared(case.blueprint, case.manifests[0].facts, mtp=case.mtp),
         )
 
 

@@ -58,7 +58,7 @@ MASKS = (
 def main() -> int:
     """Compare all models. Returns the exit code."""
     prepare()
-    _stand_in_for_masks()
+    stand_in_for_masks()
     torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment,return-value]
     logging.disable(logging.WARNING)
     failed = False
@@ -126,8 +126,8 @@ def differing(theirs: Tensors, ours: Tensors) -> list[str]:
     return sorted({*other, *(theirs.keys() ^ ours.keys())})
 
 
-def _stand_in_for_masks() -> None:
-    """transformers 5.13 and newer have no such module; nothing that is exported here calls it."""
+def stand_in_for_masks() -> None:
+    """Put an empty module in place of one that transformers 5.13 and newer lack; nothing here calls it."""
     name = "transformers.modeling_attn_mask_utils"
     module = ModuleType(name)
     for function in MASKS:

@@ -101,7 +101,7 @@ def shapes_of(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What phase one says of these two models, written down by hand."""
+    """What phase one says of these two models, written down by hand. Nothing is told of their settings."""
     dimensions = {
         "num_layers": config["num_hidden_layers"],
         "num_experts": config.get("num_experts", 0),
@@ -116,7 +116,7 @@ def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
     }
     if "num_experts" in config:
         dimensions["moe_ffn"] = config["moe_intermediate_size"]
-    return {"dtype": "BF16", "dimensions": dimensions}
+    return {"dtype": "BF16", "dimensions": dimensions, "settings": {}}
 
 
 def _mlp(at: str, width: int) -> dict[str, tuple[int, ...]]:

@@ -1,12 +1,15 @@
-"""Rows of grouped-query attention: fused projection, output projection, biases, norms of heads.
+"""Rows of grouped-query attention: fused projection, output projection, biases, norms of heads; its settings.
 
 Source: megatron/core/transformer/attention.py.
 """
 
 from __future__ import annotations
 
+from ..dimensions import integer
 from ..keys import HF_LAYER, LAYER
 from ..rows import Layout, Row, Target, same
+from ..settings.rope import rope
+from ..settings.says import Config, Says, derived, key
 
 
 def grouped_query_attention(hf_prefix: str, where: str) -> tuple[Row, ...]:
@@ -51,4 +54,64 @@ QKV_BIAS = (
 HEAD_NORMS = (
     same(LAYER + "self_attention.q_layernorm.weight", HF_LAYER + "self_attn.q_norm.weight", "head_dim"),
     same(LAYER + "self_attention.k_layernorm.weight", HF_LAYER + "self_attn.k_norm.weight", "head_dim"),
+)
+
+
+def _head_dim(config: Config) -> int:
+    return integer(config, "head_dim", 0) or integer(config, "hidden_size") // integer(
+        config, "num_attention_heads"
+    )
+
+
+HEADS = (
+    key("attention_heads", "num_attention_heads"),
+    derived(
+        "key_value_heads",
+        ("num_key_value_heads",),
+        lambda config: integer(config, "num_key_value_heads", integer(config, "num_attention_heads")),
+    ),
+    derived("head_dim", ("head_dim",), _head_dim),
+    derived("softmax_scale", ("head_dim",), lambda config: _head_dim(config) ** -0.5),
+)
+
+
+def rotated_heads(theta: float = 10000.0) -> tuple[Says, ...]:
+    """Return the settings of grouped-query attention with rotary positions; `theta` where config.json says none."""
+    return HEADS + rope(_head_dim, theta)
+
+
+def window_of_all(*, switch: str | None) -> Says:
+    """Return the setting of a sliding window that all layers have if config.json has a number under sliding_window.
+
+    Args:
+        switch: The key that must be true besides; None without one.
+
+    Returns:
+        The row.
+    """
+
+    def windows(config: Config) -> list[int] | None:
+        used = switch is None or config.get(switch)
+        window = integer(config, "sliding_window", 0) if used else 0
+        return [window] * integer(config, "num_hidden_layers") if window else None
+
+    return derived("sliding_windows", ("sliding_window", *([switch] if switch else [])), windows)
+
+
+def window_by_layer(config: Config) -> list[int] | None:
+    """Return the window of each layer of a config.json that lists kinds of layers, or says which is the first with one.
+
+    Source: transformers, models/qwen2/configuration_qwen2.py.
+    """
+    window = integer(config, "sliding_window", 4096) if config.get("use_sliding_window") else 0
+    first, layers = config.get("max_window_layers", 28), range(integer(config, "num_hidden_layers"))
+    kinds = config.get("layer_types") or ["sliding_attention" if layer >= first else "" for layer in layers]
+    windows = [window if kind == "sliding_attention" else 0 for kind in kinds]
+    return windows if any(windows) else None
+
+
+WINDOW_BY_LAYER = derived(
+    "sliding_windows",
+    ("sliding_window", "use_sliding_window", "max_window_layers", "layer_types"),
+    window_by_layer,
 )

@@ -1,4 +1,4 @@
-"""Rows of both embeddings, and of the norms that most decoders have.
+"""Rows of both embeddings, and of the norms that most decoders have; their settings.
 
 Source: megatron/core/models/gpt/gpt_layer_specs.py (`sharded_state_dict_keys_map`: the same norm has two keys,
 depending on the layer spec).
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from ..keys import HF_LAYER, LAYER
 from ..rows import Layout, Row, Target, same
+from ..settings.says import Says, key
 
 
 def embeddings(name: str, norm_key: str, norm_name: str) -> tuple[Row, ...]:
@@ -50,3 +51,10 @@ NORMS = (
         where="layers",
     ),
 )
+
+TIED = key("tied_embeddings", "tie_word_embeddings", otherwise=False)
+
+
+def rms_norms(eps: float = 1e-6) -> Says:
+    """Return the setting of what norms add to the mean square: `eps` where config.json says nothing."""
+    return key("norm_eps", "rms_norm_eps", otherwise=eps)

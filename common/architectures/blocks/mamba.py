@@ -1,12 +1,16 @@
-"""Rows of a Mamba-2 mixer, whose projections megatron-core describes in parts.
+"""Rows of a Mamba-2 mixer, whose projections megatron-core describes in parts; its settings.
 
 Source: megatron/core/ssm/mamba_mixer.py (order of the parts of in_proj and conv1d; A_log and D are float32 there).
 """
 
 from __future__ import annotations
 
+import math
+
 from ..keys import LAYER
 from ..rows import Layout, Row, Target, same
+from ..settings.says import key
+from ..settings.vocabulary import Value
 
 MIXER = LAYER + "mixer."
 CONVOLVED = ("inner", "state", "state")  # rows of x, B and C
@@ -51,3 +55,23 @@ def _parts(
         )
         for number, name in enumerate(parts.split())
     )
+
+
+def _bounds(said: Value) -> list[float | None]:
+    """Return the least and the largest time step, null for no bound: JSON has no infinity.
+
+    transformers 5 writes it as an object.
+    """
+    least, largest = said
+    return [float(least), None if largest in (None, math.inf, {"__float__": "Infinity"}) else float(largest)]
+
+
+MAMBA_SETTINGS = (
+    key("mamba_heads", "mamba_num_heads"),
+    key("mamba_head_dim", "mamba_head_dim"),
+    key("mamba_groups", "mamba_n_groups", "n_groups"),
+    key("mamba_state", "ssm_state_size"),
+    key("mamba_activation", "mamba_hidden_act", otherwise="silu"),
+    key("mamba_time_step", "mamba_dt_limit", "time_step_limit", otherwise=[0.0, None], reads=_bounds),
+    key("mamba_norm_eps", "layer_norm_epsilon", "norm_eps", otherwise=1e-5),
+)

@@ -1,4 +1,4 @@
-"""Rows of latent attention, with or without a low-rank query.
+"""Rows of latent attention, with or without a low-rank query; its settings.
 
 A norm has two keys: a module of its own (local spec), or fused into the up projection (Transformer Engine spec).
 Source: megatron/core/transformer/multi_latent_attention.py.
@@ -6,8 +6,11 @@ Source: megatron/core/transformer/multi_latent_attention.py.
 
 from __future__ import annotations
 
+from ..dimensions import integer
 from ..keys import HF_LAYER, LAYER
 from ..rows import Row, Target, same
+from ..settings import rope
+from ..settings.says import Config, always, derived, key
 
 ATTENTION = LAYER + "self_attention."
 HF_ATTENTION = HF_LAYER + "self_attn."
@@ -44,4 +47,37 @@ LATENT_ATTENTION = (
     same(ATTENTION + "linear_proj.weight", HF_ATTENTION + "o_proj.weight", "hidden", "attention_out"),
     _norm("q", "q_a_layernorm.weight", "q_latent", when="q_lora"),
     _norm("kv", "kv_a_layernorm.weight", "kv_latent"),
+)
+
+
+def _rope_channels(config: Config) -> int:
+    return integer(config, "qk_rope_head_dim")
+
+
+def _softmax_scale(config: Config) -> float:
+    """Return the factor on queries times keys, which YaRN enlarges.
+
+    Source: transformers, models/deepseek_v3/modeling_deepseek_v3.py (`yarn_apply_mscale`).
+    """
+    said = rope.parameters(config, rope.THETA_OF_MOST)
+    plain = float((integer(config, "qk_nope_head_dim") + _rope_channels(config)) ** -0.5)
+    all_dim = said.get("mscale_all_dim") if said["rope_type"] != "default" else None
+    return plain * rope.magnitude(said["factor"], all_dim) ** 2 if all_dim else plain
+
+
+LATENT_SETTINGS = (
+    key("attention_heads", "num_attention_heads"),
+    key("query_latent", "q_lora_rank"),
+    key("key_value_latent", "kv_lora_rank"),
+    key("nope_head_dim", "qk_nope_head_dim"),
+    key("rope_head_dim", "qk_rope_head_dim"),
+    key("value_head_dim", "v_head_dim"),
+    derived(
+        "softmax_scale",
+        ("qk_nope_head_dim", "qk_rope_head_dim", "rope_scaling", "rope_parameters"),
+        _softmax_scale,
+    ),
+    *rope.rope(_rope_channels),
+    key("rope_interleaved", "rope_interleave", otherwise=True),
+    always("latent_norm_eps", 1e-6),  # transformers gives these norms no eps of config.json
 )

@@ -1,6 +1,6 @@
 """Rows of gated and of plain MLPs, and so of routed experts, whose keys have another prefix.
 
-A gated fc1 appears as `weight_w` (gate) and `weight_v` (up).
+Settings of the activation stand here too. A gated fc1 appears as `weight_w` (gate) and `weight_v` (up).
 Source: megatron/core/transformer/mlp.py (`apply_swiglu_sharded_factory`).
 """
 
@@ -8,6 +8,20 @@ from __future__ import annotations
 
 from ..keys import HF_LAYER, LAYER
 from ..rows import Row, same
+from ..settings.says import Says, key
+
+# names of transformers' ACT2FN that say the same -> the name of the setting's value
+ACTIVATIONS = {
+    "swish": "silu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+
+
+def activation(name: str = "hidden_act", otherwise: str = "silu") -> Says:
+    """Return the setting of the activation, which config.json says under `name`."""
+    return key("activation", name, otherwise=otherwise, reads=lambda said: ACTIVATIONS.get(said, said))
 
 
 def gated_mlp(prefix: str, hf_prefix: str, width: str, where: str, when: str = "") -> tuple[Row, ...]:

@@ -1,12 +1,14 @@
-"""Rows of the routers that choose the experts of a token.
+"""Rows of the routers that choose the experts of a token; their settings.
 
 Source: megatron/core/transformer/moe/router.py.
 """
 
 from __future__ import annotations
 
+from ..dimensions import integer
 from ..keys import LAYER
 from ..rows import Row, same
+from ..settings.says import Config, Says, derived, key
 
 
 def biased_router(hf_prefix: str) -> tuple[Row, ...]:
@@ -20,4 +22,37 @@ def biased_router(hf_prefix: str) -> tuple[Row, ...]:
             where="moe",
             float32=True,
         ),
+    )
+
+
+EXPERTS_PER_TOKEN = key("experts_per_token", "num_experts_per_tok")
+
+
+def biased_router_settings(groups: tuple[int, int], scaling: float) -> tuple[Says, ...]:
+    """Return the settings of a router of sigmoids with a bias, and with groups scored by their two best experts.
+
+    Source: transformers, models/deepseek_v3/modeling_deepseek_v3.py (`DeepseekV3TopkRouter`); vLLM and SGLang read
+    `scoring_func` and `topk_method` besides.
+
+    Args:
+        groups: Where config.json says nothing, how many groups there are, and how many of them a token may use.
+        scaling: Where config.json says nothing, the factor on the weights of experts.
+
+    Returns:
+        Rows.
+    """
+
+    def limit(config: Config) -> list[int] | None:
+        all_groups, used = integer(config, "n_group", groups[0]), integer(config, "topk_group", groups[1])
+        return [all_groups, used] if used < all_groups else None
+
+    keys = ("n_group", "topk_group")
+    return (
+        EXPERTS_PER_TOKEN,
+        key("router_score", "scoring_func", otherwise="sigmoid"),
+        key("router_bias", "topk_method", otherwise=True, reads=lambda method: method == "noaux_tc"),
+        key("router_normalized", "norm_topk_prob", otherwise=True),
+        key("router_scaling", "routed_scaling_factor", otherwise=scaling),
+        derived("router_groups", keys, limit),
+        derived("router_group_score", keys, lambda config: 2 if limit(config) else None),
     )

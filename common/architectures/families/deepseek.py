@@ -11,14 +11,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..blocks.embeddings import EMBEDDINGS, NORMS
-from ..blocks.mla import LATENT_ATTENTION
-from ..blocks.mlp import DENSE_MLP, gated_mlp
+from ..blocks.embeddings import EMBEDDINGS, NORMS, TIED, rms_norms
+from ..blocks.mla import LATENT_ATTENTION, LATENT_SETTINGS
+from ..blocks.mlp import DENSE_MLP, activation, gated_mlp
 from ..blocks.mtp import FIRST, LAST, NUMBER, copied, step_rows, steps_of
-from ..blocks.router import biased_router
+from ..blocks.router import biased_router, biased_router_settings
 from ..dimensions import common_dimensions, common_flags, integer, set_flags
 from ..keys import EXPERT, HF_LAYER, LAYER, STEP_LAYER
 from ..rows import Architecture, Config, Layers, MultiTokenPrediction
+from ..settings.says import derived
 
 ALIAS = "num_mtp_layers"
 
@@ -104,5 +105,13 @@ DEEPSEEK_V3 = Architecture(
         (HF_LAYER, HF_LAYER),
         _without_mtp,
         "vllm/model_executor/models/deepseek_mtp.py",
+    ),
+    settings=(
+        *LATENT_SETTINGS,
+        rms_norms(),
+        activation(),
+        TIED,
+        *biased_router_settings(groups=(8, 4), scaling=2.5),
+        derived("mtp_steps", (NUMBER,), _num_steps, (NUMBER, ALIAS)),
     ),
 )

@@ -5,9 +5,15 @@ Source: transformers, models/{llama,qwen2,qwen3}/modeling_*.py (names, biases, q
 
 from __future__ import annotations
 
-from ..blocks.attention import GROUPED_QUERY_ATTENTION, HEAD_NORMS, QKV_BIAS
-from ..blocks.embeddings import EMBEDDINGS, NORMS
-from ..blocks.mlp import DENSE_MLP
+from ..blocks.attention import (
+    GROUPED_QUERY_ATTENTION,
+    HEAD_NORMS,
+    QKV_BIAS,
+    WINDOW_BY_LAYER,
+    rotated_heads,
+)
+from ..blocks.embeddings import EMBEDDINGS, NORMS, TIED, rms_norms
+from ..blocks.mlp import DENSE_MLP, activation
 from ..dimensions import common_dimensions, common_flags
 from ..rows import Architecture, Config, Layers
 
@@ -21,6 +27,7 @@ def _flags_always_biased(config: Config) -> frozenset[str]:
     return common_flags(config) | {"qkv_bias"}
 
 
+DENSE_SETTINGS = (*rotated_heads(), rms_norms(), activation(), TIED)
 DENSE_ROWS = EMBEDDINGS + NORMS + GROUPED_QUERY_ATTENTION + DENSE_MLP
 
 LLAMA = Architecture(
@@ -30,6 +37,7 @@ LLAMA = Architecture(
     common_dimensions,
     common_flags,
     _layers,
+    settings=DENSE_SETTINGS,
 )
 QWEN2 = Architecture(
     "Qwen2ForCausalLM",
@@ -38,6 +46,7 @@ QWEN2 = Architecture(
     common_dimensions,
     _flags_always_biased,
     _layers,
+    settings=(*DENSE_SETTINGS, WINDOW_BY_LAYER),
 )
 QWEN3 = Architecture(
     "Qwen3ForCausalLM",
@@ -46,4 +55,5 @@ QWEN3 = Architecture(
     common_dimensions,
     common_flags,
     _layers,
+    settings=(*DENSE_SETTINGS, WINDOW_BY_LAYER),
 )

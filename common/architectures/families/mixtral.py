@@ -6,12 +6,14 @@ model.safetensors.index.json.
 
 from __future__ import annotations
 
-from ..blocks.attention import GROUPED_QUERY_ATTENTION
-from ..blocks.embeddings import EMBEDDINGS, NORMS
-from ..blocks.mlp import gated_mlp_named
+from ..blocks.attention import GROUPED_QUERY_ATTENTION, rotated_heads, window_of_all
+from ..blocks.embeddings import EMBEDDINGS, NORMS, TIED, rms_norms
+from ..blocks.mlp import activation, gated_mlp_named
+from ..blocks.router import EXPERTS_PER_TOKEN
 from ..dimensions import common_dimensions, common_flags
 from ..keys import EXPERT, HF_LAYER, LAYER
 from ..rows import Architecture, Config, Layers, same
+from ..settings.says import always
 
 MOE = HF_LAYER + "block_sparse_moe."
 HF_EXPERT = MOE + "experts.{expert}."
@@ -39,4 +41,13 @@ MIXTRAL = Architecture(
     _dimensions,
     common_flags,
     _layers,
+    settings=(
+        *rotated_heads(1e6),
+        rms_norms(1e-5),
+        activation(),
+        TIED,
+        EXPERTS_PER_TOKEN,
+        always("router_normalized", True),
+        window_of_all(switch=None),
+    ),
 )

@@ -15,15 +15,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from ..blocks.attention import grouped_query_attention
-from ..blocks.embeddings import embeddings
-from ..blocks.mamba import mamba
-from ..blocks.mlp import plain_mlp
+from ..blocks.attention import HEADS, grouped_query_attention
+from ..blocks.embeddings import TIED, embeddings
+from ..blocks.mamba import MAMBA_SETTINGS, mamba
+from ..blocks.mlp import activation, plain_mlp
 from ..blocks.mtp import FIRST, LAST, NUMBER, step_rows, steps_of
-from ..blocks.router import biased_router
+from ..blocks.router import biased_router, biased_router_settings
 from ..dimensions import common_dimensions, common_flags, integer, set_flags
 from ..keys import EXPERT, LAYER, STEP_HYBRID_LAYER
 from ..rows import Architecture, Config, Layers, MultiTokenPrediction, Row, Target, same
+from ..settings.says import always, derived, key
 
 HF_LAYER = "backbone.layers.{layer}."
 MIXER, HF_MIXER = LAYER + "mixer.", HF_LAYER + "mixer."
@@ -192,5 +193,21 @@ NEMOTRON_H = Architecture(
         (HF_LAYER, "mtp.layers.{mtp}."),
         _without_mtp,
         "vllm/model_executor/models/nemotron_h_mtp.py; megatron-bridge, models/nemotronh/nemotron_h_bridge.py",
+    ),
+    settings=(
+        *HEADS,
+        key("norm_eps", "layer_norm_epsilon", "norm_eps", otherwise=1e-5),
+        activation("mlp_hidden_act", "relu2"),
+        always("gated", False),
+        TIED,
+        *MAMBA_SETTINGS,
+        *biased_router_settings(groups=(1, 1), scaling=1.0),
+        key("moe_latent", "moe_latent_size"),
+        key("mtp_steps", NUMBER, otherwise=0),
+        derived(
+            "mtp_pattern",
+            ("mtp_hybrid_override_pattern", "mtp_layers_block_type"),
+            lambda config: _mtp_pattern(config) if steps_of(config) else None,
+        ),
     ),
 )

@@ -6,12 +6,14 @@ it is in mlp_only_layers or (layer + 1) % decoder_sparse_step != 0).
 
 from __future__ import annotations
 
-from ..blocks.attention import GROUPED_QUERY_ATTENTION, HEAD_NORMS
-from ..blocks.embeddings import EMBEDDINGS, NORMS
-from ..blocks.mlp import DENSE_MLP, gated_mlp
+from ..blocks.attention import GROUPED_QUERY_ATTENTION, HEAD_NORMS, rotated_heads, window_of_all
+from ..blocks.embeddings import EMBEDDINGS, NORMS, TIED, rms_norms
+from ..blocks.mlp import DENSE_MLP, activation, gated_mlp
+from ..blocks.router import EXPERTS_PER_TOKEN
 from ..dimensions import common_dimensions, common_flags
 from ..keys import EXPERT, HF_LAYER, LAYER
 from ..rows import Architecture, Config, Layers, same
+from ..settings.says import key
 
 
 def _num_experts(config: Config) -> int:
@@ -52,4 +54,13 @@ QWEN3_MOE = Architecture(
     _dimensions,
     common_flags,
     _layers,
+    settings=(
+        *rotated_heads(),
+        rms_norms(),
+        activation(),
+        TIED,
+        EXPERTS_PER_TOKEN,
+        key("router_normalized", "norm_topk_prob", otherwise=False),
+        window_of_all(switch="use_sliding_window"),
+    ),
 )

@@ -33,10 +33,11 @@ SYNONYMS: tuple[Synonyms, ...] = (
     (f"{OLD}.rope_type", f"{OLD}.type", f"{NEW}.rope_type", f"{NEW}.type"),
     *((f"{OLD}.{name}", f"{NEW}.{name}") for name in SCALING),
 )
+THETA_OF_MOST = 10000.0
 Channels = Callable[[Config], int]
 
 
-def rope(channels: Channels, theta: float = 10000.0) -> tuple[Says, ...]:
+def rope(channels: Channels, theta: float = THETA_OF_MOST) -> tuple[Says, ...]:
     """Return the rows of an architecture that rotates queries and keys.
 
     Args:

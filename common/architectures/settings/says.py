@@ -63,7 +63,17 @@ def always(setting: str, value: Value) -> Says:
 
 
 def derived(setting: str, keys: Iterable[Key], value: Callable[[Config], Value], *synonyms: Synonyms) -> Says:
-    """Return the row of a setting that follows from several keys."""
+    """Return the row of a setting that follows from several keys.
+
+    Args:
+        setting: Its name in the vocabulary.
+        keys: What a user would change to change it.
+        value: Of a config.json, its value.
+        synonyms: Keys that say the same thing.
+
+    Returns:
+        The row.
+    """
     return Says(setting, tuple(keys), value, synonyms)
 
 

@@ -6,11 +6,15 @@ sides spell it alike: what the live model says (phase one), and what config.json
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Final
 
 Value = Any
+SHOWN_CHARACTERS = 200
 TOLERANCE = 1e-5  # relative: megatron-core computes rotary frequencies in float32
 
 
@@ -21,88 +25,121 @@ class _Unspoken:
 UNSPOKEN: Final = _Unspoken()
 
 
+class Kind(StrEnum):
+    """What the values of a setting are, unless they are null."""
+
+    COUNT = "an integer"
+    NUMBER = "a number"
+    FLAG = "true or false"
+    WORD = "a text"
+    LIST = "a list of numbers"
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
     """A setting.
 
     Attributes:
         meaning: In words, for messages and the documentation.
+        kind: What its values are.
         neutral: What an architecture computes with whose table does not mention it. UNSPOKEN: it is then not compared.
     """
 
     meaning: str
+    kind: Kind
     neutral: Value = UNSPOKEN
 
 
-# Numbers are counts unless they are said to be something else.
 SETTINGS: Final[dict[str, Setting]] = {
     # attention
-    "attention_heads": Setting("heads of queries"),
-    "key_value_heads": Setting("heads of keys and values"),
-    "head_dim": Setting("channels of a head"),
-    "query_latent": Setting("rank of the query's down projection; null without one"),
-    "key_value_latent": Setting("rank of the down projection of keys and values"),
-    "nope_head_dim": Setting("channels of a head of queries and keys that are not rotated"),
-    "rope_head_dim": Setting("channels of a head of queries and keys that are rotated"),
-    "value_head_dim": Setting("channels of a head of values"),
-    "softmax_scale": Setting("factor on queries times keys"),
-    "attention_sink": Setting("what the softmax adds to its denominator", "vanilla"),
-    "attention_gate": Setting("whether a gate multiplies the output of attention", False),
-    "attention_variant": Setting("attention that is neither grouped-query nor latent", None),
-    "linear_attention_layers": Setting("layers of linear attention, as 0 and 1", None),
-    "query_key_norm": Setting("a norm of queries and keys without weights", False),
-    "sliding_windows": Setting("tokens that each layer sees, 0 for all; null if each sees all", None),
-    "rope_frequencies": Setting("radians a token of each rotated pair of channels", []),
-    "rope_factor": Setting("factor on the rotary cosine and sine", 1.0),
-    "rope_interleaved": Setting("whether a rotated pair is two neighbours, not two halves", False),
-    "rope_sections": Setting("pairs for each axis of multimodal positions", None),
-    "layers_without_rope": Setting("layers that do not rotate, as 0 and 1", None),
-    # norms
-    "norm": Setting("kind of the norms", "RMSNorm"),
-    "norm_eps": Setting("what norms add to the mean square"),
-    "latent_norm_eps": Setting("what norms of latent queries, keys and values add"),
-    "mamba_norm_eps": Setting("what the gated norm of a Mamba mixer adds"),
-    # feed-forward
-    "activation": Setting("activation of feed-forward layers", "silu"),
-    "gated": Setting("whether the activation multiplies a second projection", True),
-    "activation_clamp": Setting("bound on what goes into the activation; null for none", None),
-    "gate_offset": Setting("what is added to the second projection", 0.0),
-    "moe_latent": Setting("width in which routed experts work; null for that of the model", None),
-    # router
-    "experts_per_token": Setting("experts that a token is sent to"),
-    "router_score": Setting("function that turns logits into scores", "softmax"),
-    "router_normalized": Setting("whether the weights of a token's experts add up to 1"),
-    "router_scaling": Setting("factor on the weights of a token's experts", 1.0),
-    "router_groups": Setting(
-        "groups of experts, and how many of them a token may use; null for no limit", None
+    "attention_heads": Setting("heads of queries", Kind.COUNT),
+    "key_value_heads": Setting("heads of keys and values", Kind.COUNT),
+    "head_dim": Setting("channels of a head", Kind.COUNT),
+    "query_latent": Setting("rank of the query's down projection; null without one", Kind.COUNT),
+    "key_value_latent": Setting("rank of the down projection of keys and values", Kind.COUNT),
+    "nope_head_dim": Setting("channels of a head of queries and keys that are not rotated", Kind.COUNT),
+    "rope_head_dim": Setting("channels of a head of queries and keys that are rotated", Kind.COUNT),
+    "value_head_dim": Setting("channels of a head of values", Kind.COUNT),
+    "softmax_scale": Setting("factor on queries times keys", Kind.NUMBER),
+    "attention_sink": Setting("what the softmax adds to its denominator", Kind.WORD, "vanilla"),
+    "attention_gate": Setting("whether a gate multiplies the output of attention", Kind.FLAG, False),
+    "attention_variant": Setting("attention that is neither grouped-query nor latent", Kind.WORD, None),
+    "linear_attention_layers": Setting("layers of linear attention, as 0 and 1", Kind.LIST, None),
+    "query_key_norm": Setting("a norm of queries and keys without weights", Kind.FLAG, False),
+    "sliding_windows": Setting(
+        "tokens that each layer sees, 0 for all; null if each sees all", Kind.LIST, None
     ),
-    "router_group_score": Setting("how many best experts score a group; null without groups", None),
-    "router_bias": Setting("whether a bias is added when experts are chosen", False),
-    "router_weights_input": Setting("whether a token's weight multiplies an expert's input", False),
-    "shared_expert_gate": Setting("whether a gate multiplies the output of shared experts", False),
+    "rope_frequencies": Setting("radians a token of each rotated pair of channels", Kind.LIST, []),
+    "rope_factor": Setting("factor on the rotary cosine and sine", Kind.NUMBER, 1.0),
+    "rope_interleaved": Setting("whether a rotated pair is two neighbours, not two halves", Kind.FLAG, False),
+    "rope_sections": Setting("pairs for each axis of multimodal positions", Kind.LIST, None),
+    "layers_without_rope": Setting("layers that do not rotate, as 0 and 1", Kind.LIST, None),
+    # norms
+    "norm": Setting("kind of the norms", Kind.WORD, "RMSNorm"),
+    "norm_eps": Setting("what norms add to the mean square", Kind.NUMBER),
+    "latent_norm_eps": Setting("what norms of latent queries, keys and values add", Kind.NUMBER),
+    "mamba_norm_eps": Setting("what the gated norm of a Mamba mixer adds", Kind.NUMBER),
+    # feed-forward
+    "activation": Setting("activation of feed-forward layers", Kind.WORD, "silu"),
+    "gated": Setting("whether the activation multiplies a second projection", Kind.FLAG, True),
+    "activation_clamp": Setting("bound on what goes into the activation; null for none", Kind.NUMBER, None),
+    "gate_offset": Setting("what is added to the second projection", Kind.NUMBER, 0.0),
+    "moe_latent": Setting("width in which routed experts work; null for that of the model", Kind.COUNT, None),
+    # router
+    "experts_per_token": Setting("experts that a token is sent to", Kind.COUNT),
+    "router_score": Setting("function that turns logits into scores", Kind.WORD, "softmax"),
+    "router_normalized": Setting("whether the weights of a token's experts add up to 1", Kind.FLAG),
+    "router_scaling": Setting("factor on the weights of a token's experts", Kind.NUMBER, 1.0),
+    "router_groups": Setting(
+        "groups of experts, and how many of them a token may use; null for no limit", Kind.LIST, None
+    ),
+    "router_group_score": Setting(
+        "how many best experts score a group; null without groups", Kind.COUNT, None
+    ),
+    "router_bias": Setting("whether a bias is added when experts are chosen", Kind.FLAG, False),
+    "router_weights_input": Setting(
+        "whether a token's weight multiplies an expert's input", Kind.FLAG, False
+    ),
+    "shared_expert_gate": Setting("whether a gate multiplies the output of shared experts", Kind.FLAG, False),
     # Mamba and DeltaNet
-    "mamba_heads": Setting("heads of a Mamba mixer"),
-    "mamba_head_dim": Setting("channels of a head of a Mamba mixer"),
-    "mamba_groups": Setting("groups of B and C in a Mamba mixer"),
-    "mamba_state": Setting("size of the state of a Mamba mixer"),
-    "mamba_activation": Setting("activation after a Mamba mixer's convolution"),
-    "mamba_time_step": Setting("least and largest time step of a Mamba mixer; null for no bound"),
-    "delta_key_heads": Setting("heads of keys in a DeltaNet"),
-    "delta_value_heads": Setting("heads of values in a DeltaNet"),
-    "delta_key_dim": Setting("channels of a head of keys in a DeltaNet"),
-    "delta_value_dim": Setting("channels of a head of values in a DeltaNet"),
-    "delta_kernel": Setting("width of a DeltaNet's convolution"),
-    "indexer_heads": Setting("heads of the indexer of sparse attention"),
-    "indexer_head_dim": Setting("channels of a head of the indexer"),
-    "indexer_top_k": Setting("tokens that sparse attention sees"),
+    "mamba_heads": Setting("heads of a Mamba mixer", Kind.COUNT),
+    "mamba_head_dim": Setting("channels of a head of a Mamba mixer", Kind.COUNT),
+    "mamba_groups": Setting("groups of B and C in a Mamba mixer", Kind.COUNT),
+    "mamba_state": Setting("size of the state of a Mamba mixer", Kind.COUNT),
+    "mamba_activation": Setting("activation after a Mamba mixer's convolution", Kind.WORD),
+    "mamba_time_step": Setting("least and largest time step of a Mamba mixer; null for no bound", Kind.LIST),
+    "delta_key_heads": Setting("heads of keys in a DeltaNet", Kind.COUNT),
+    "delta_value_heads": Setting("heads of values in a DeltaNet", Kind.COUNT),
+    "delta_key_dim": Setting("channels of a head of keys in a DeltaNet", Kind.COUNT),
+    "delta_value_dim": Setting("channels of a head of values in a DeltaNet", Kind.COUNT),
+    "delta_kernel": Setting("width of a DeltaNet's convolution", Kind.COUNT),
+    "indexer_heads": Setting("heads of the indexer of sparse attention", Kind.COUNT),
+    "indexer_head_dim": Setting("channels of a head of the indexer", Kind.COUNT),
+    "indexer_top_k": Setting("tokens that sparse attention sees", Kind.COUNT),
     # embeddings and multi-token prediction
-    "tied_embeddings": Setting("whether input and output embeddings are one tensor"),
-    "embedding_scale": Setting("factor on what is embedded", 1.0),
-    "logit_scale": Setting("factor on the logits", 1.0),
-    "mtp_steps": Setting("stored steps of multi-token prediction", 0),
-    "mtp_pattern": Setting("kinds of the layers of a step of multi-token prediction"),
+    "tied_embeddings": Setting("whether input and output embeddings are one tensor", Kind.FLAG),
+    "embedding_scale": Setting("factor on what is embedded", Kind.NUMBER, 1.0),
+    "logit_scale": Setting("factor on the logits", Kind.NUMBER, 1.0),
+    "mtp_steps": Setting("stored steps of multi-token prediction", Kind.COUNT, 0),
+    "mtp_pattern": Setting("kinds of the layers of a step of multi-token prediction", Kind.WORD),
 }
 MTP_SETTINGS: Final = frozenset({"mtp_steps", "mtp_pattern"})
+
+
+def is_valid(name: str, value: Value) -> bool:
+    """Whether a setting can have this value."""
+    return value is None or FITS[SETTINGS[name].kind](value)
+
+
+def spell(name: str, value: Value) -> str:
+    """Return a value for a message. Rotary frequencies are told by their base where they have one."""
+    if name != "rope_frequencies" or not _is_list(value) or len(value) < 2 or min(value) <= 0:
+        text = json.dumps(value)
+        return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
+    ratio, pairs = value[1] / value[0], len(value)
+    spread = f"{pairs} pairs, from {value[0]:.4g} to {value[-1]:.4g}"
+    plain = agree(value, [value[0] * ratio**pair for pair in range(pairs)])
+    return f"{spread}, as of base {ratio**-pairs:.6g}" if plain else f"{spread}, scaled"
 
 
 def agree(one: Value, other: Value) -> bool:
@@ -114,5 +151,18 @@ def agree(one: Value, other: Value) -> bool:
     return type(one) is type(other) and bool(one == other)
 
 
+def _is_list(value: Value) -> bool:
+    return isinstance(value, list) and all(one is None or _is_number(one) for one in value)
+
+
 def _is_number(value: Value) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+FITS: Final[dict[Kind, Callable[[Value], bool]]] = {
+    Kind.COUNT: lambda value: isinstance(value, int) and not isinstance(value, bool),
+    Kind.NUMBER: _is_number,
+    Kind.FLAG: lambda value: isinstance(value, bool),
+    Kind.WORD: lambda value: isinstance(value, str),
+    Kind.LIST: _is_list,
+}

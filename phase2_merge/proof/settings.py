@@ -1,0 +1,136 @@
+"""Does config.json make readers compute what the model computes? Compares settings, which show in no shape.
+
+The only comparison of the two: the proof, `metadata` and `verify` all use it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from shardmerge.common.architectures import Blueprint
+from shardmerge.common.architectures.settings.says import Synonyms, contradictions
+from shardmerge.common.architectures.settings.vocabulary import MTP_SETTINGS, SETTINGS, agree, spell
+from shardmerge.common.errors import (
+    ConfigContradictionError,
+    ConfigMismatchError,
+    Findings,
+    MixedSettingsError,
+)
+from shardmerge.common.manifest import Manifest
+from shardmerge.common.manifest_facts import Facts
+
+from .case import Case
+
+UNKNOWN = (
+    "The dump does not say what the model computes with, as those of older versions: config.json was compared with "
+    "shapes alone."
+)
+PADDED = "vocab_size, of which megatron-core knows a padded number only"
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What was compared of config.json, for the report.
+
+    Attributes:
+        settings: Names of the settings that were compared.
+        differing: Those of them that differ.
+        not_compared: In words, what the source does not tell.
+    """
+
+    settings: tuple[str, ...]
+    differing: tuple[str, ...]
+    not_compared: tuple[str, ...]
+
+
+def check(case: Case) -> Findings:
+    """Find settings that ranks tell differently, that config.json says twice, and that differ from the model's."""
+    facts = case.manifests[0].facts
+    problems = (
+        *disagreements([head.manifest for head in case.ledger.heads]),
+        *said_twice(case.blueprint.config, case.blueprint.synonyms),
+        *differences(case.blueprint, facts, mtp=case.mtp),
+    )
+    return Findings(problems, () if facts.settings is not None else (UNKNOWN,))
+
+
+def disagreements(manifests: Sequence[Manifest]) -> Iterator[MixedSettingsError]:
+    """Yield a problem for each setting that ranks tell differently."""
+    ranks: dict[str, dict[int, Any]] = {}
+    for manifest in manifests:
+        for name, value in (manifest.facts.settings or {}).items():
+            ranks.setdefault(name, {})[manifest.rank] = value
+    for name, told in sorted(ranks.items()):
+        first = next(iter(told.values()))
+        if others := tuple(
+            rank for rank, value in told.items() if value != first and not agree(value, first)
+        ):
+            rank = next(iter(told))
+            yield MixedSettingsError(name, rank, _spell(name, first), others, _spell(name, told[others[0]]))
+
+
+def said_twice(config: Mapping[str, Any], synonyms: Iterable[Synonyms]) -> Iterator[ConfigContradictionError]:
+    """Yield a problem for each two keys of config.json that mean the same and say different things."""
+    for (one, value), (other, differs) in contradictions(config, synonyms):
+        yield ConfigContradictionError(one, _spell("", value), other, _spell("", differs))
+
+
+def differences(blueprint: Blueprint, facts: Facts, *, mtp: str) -> Iterator[ConfigMismatchError]:
+    """Yield a problem for each setting in which config.json and the model differ.
+
+    Args:
+        blueprint: The config.json, with the table of its architecture.
+        facts: Of the dump.
+        mtp: Where multi-token prediction comes from, as `Case.mtp`: only what was trained is compared.
+
+    Returns:
+        Problems that are not raised.
+
+    Raises:
+        BadInputError: config.json says a setting in no way that is known.
+    """
+    for name, (told, said, keys) in _pairs(blueprint, facts, mtp).items():
+        if not agree(told, said):
+            yield ConfigMismatchError(
+                name,
+                SETTINGS[name].meaning,
+                _spell(name, told),
+                _spell(name, said),
+                keys,
+                blueprint.architecture.name,
+            )
+
+
+def compared(blueprint: Blueprint, facts: Facts, *, mtp: str) -> Compared:
+    """Return what `differences` compares. Arguments and errors are as there."""
+    pairs = _pairs(blueprint, facts, mtp)
+    told = facts.settings or {}
+    untold = [
+        name
+        for name, said in blueprint.settings().items()
+        if said.keys and name not in told and not (name in MTP_SETTINGS and mtp != "trained")
+    ]
+    lines = [f"{name} ({', '.join(blueprint.settings()[name].keys)})" for name in untold]
+    lines += [f"{name}, an option of the model's own config class" for name in facts.own_options or ()]
+    return Compared(
+        tuple(pairs),
+        tuple(name for name, (told_, said, _) in pairs.items() if not agree(told_, said)),
+        (*lines, PADDED),
+    )
+
+
+def _pairs(blueprint: Blueprint, facts: Facts, mtp: str) -> dict[str, tuple[Any, Any, tuple[str, ...]]]:
+    """Return, of each setting that both tell, what the model says, what config.json says, and the keys that say it."""
+    said = blueprint.settings()
+    told = {
+        name: value
+        for name, value in (facts.settings or {}).items()
+        if name in said and not (name in MTP_SETTINGS and mtp != "trained")
+    }
+    return {name: (value, said[name].value, said[name].keys) for name, value in told.items()}
+
+
+def _spell(name: str, value: Any) -> str:
+    return spell(name, value)

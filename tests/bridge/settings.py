@@ -1,0 +1,126 @@
+"""Compares the settings of models that Megatron-Bridge makes from config.json with what our tables read there.
+
+Run by `make test-bridge`. Exits 1 if a setting of a model differs from what the table of its architecture reads. Each
+config.json is tried as transformers writes it and with other values, which no default would hit.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from shardmerge.common.architectures import blueprint
+from shardmerge.common.architectures.settings.vocabulary import agree
+from shardmerge.phase1_dump.settings.live_settings import settings_of
+from tests.bridge.compare import stand_in_for_masks  # first: it installs Transformer Engine's stub
+from tests.worlds.checkpoints import write_hf_checkpoint
+from tests.worlds.cpu import prepare
+from tests.worlds.fake import join_model_parallel, leave_model_parallel
+from tests.worlds.families import Family, by_name
+from tests.worlds.topology import SINGLE
+
+Json = dict[str, Any]
+YARN = {
+    "rope_type": "yarn", "rope_theta": 10000.0, "factor": 40.0, "original_max_position_embeddings": 4096,
+    "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0,
+}  # fmt: skip
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}  # fmt: skip
+BASE: Json = {"rope_parameters": {"rope_type": "default", "rope_theta": 765432.0}}
+# Bridge 0.6.2 knows no Mixtral
+CASES: tuple[tuple[str, Json], ...] = (
+    ("llama", {}),
+    ("llama", {**BASE, "rms_norm_eps": 3e-4, "head_dim": 24, "num_attention_heads": 4}),
+    ("llama", {"rope_parameters": LLAMA3, "max_position_embeddings": 65536}),
+    ("llama_tied", {}),
+    ("qwen2", {**BASE, "rms_norm_eps": 3e-4}),
+    ("qwen3", {**BASE, "rms_norm_eps": 3e-4}),
+    ("qwen3_moe", {}),
+    ("qwen3_moe", {**BASE, "num_experts_per_tok": 3, "rms_norm_eps": 3e-4}),
+    ("deepseek_v3", {}),
+    ("deepseek_v3", {"rope_parameters": YARN, "max_position_embeddings": 163840}),
+    ("deepseek_v3", {"routed_scaling_factor": 1.75, "num_experts_per_tok": 4, "topk_group": 2, "n_group": 4}),
+    ("deepseek_v3_full_query", {}),
+    ("nemotron_h", {}),
+    ("nemotron_h_latent", {"routed_scaling_factor": 1.75, "num_experts_per_tok": 3}),
+)
+# what a CPU lacks
+OPTIONS: Json = {
+    "gradient_accumulation_fusion": False,
+    "moe_token_dispatcher_type": "allgather",
+    "apply_rope_fusion": False,
+    "moe_permute_fusion": False,
+    "moe_shared_expert_overlap": False,
+    "persist_layer_norm": False,
+}
+
+
+def main() -> int:
+    """Compare all models. Returns the exit code."""
+    prepare()
+    stand_in_for_masks()
+    torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment,return-value]
+    logging.disable(logging.WARNING)
+    failed = False
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [
+            _written(by_name(name), edits, Path(folder) / str(at)) for at, (name, edits) in enumerate(CASES)
+        ]
+        store: Any = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group("gloo", rank=0, world_size=1, store=store)
+        join_model_parallel(SINGLE)
+        try:
+            for (name, edits), path in zip(CASES, paths, strict=True):
+                said = blueprint(json.loads((path / "config.json").read_text())).settings()
+                told = settings_of([_model(path)])
+                both = told.keys() & said.keys()
+                wrong = {
+                    one: (told[one], said[one].value) for one in both if not agree(told[one], said[one].value)
+                }
+                print(
+                    f"{name} {sorted(edits)}: {len(both)} settings of Bridge's model compared, {wrong or 'none'} differ"
+                )
+                failed |= bool(wrong) or len(both) < 24
+        finally:
+            leave_model_parallel()
+    return int(failed)
+
+
+def _written(family: Family, edits: Json, path: Path) -> Path:
+    """Write the config.json of a family, and edit it. All are written before torch.distributed is up."""
+    write_hf_checkpoint(family, path)
+    config = json.loads((path / "config.json").read_text()) | edits
+    (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+def _model(path: Path) -> Any:
+    """Return the model that Bridge makes of a config.json, with random weights."""
+    import transformers
+    from megatron.bridge import AutoBridge
+    from megatron.core.process_groups_config import ProcessGroupCollection
+
+    config = transformers.AutoConfig.from_pretrained(path)
+    provider: Any = AutoBridge.from_hf_config(config).to_megatron_provider(load_weights=False)
+    for name, value in OPTIONS.items():
+        setattr(provider, name, value)
+    provider.use_cpu_initialization, provider.bf16, provider.params_dtype = True, True, torch.bfloat16
+    provider.finalize()
+    provider._pg_collection = ProcessGroupCollection.use_mpu_process_groups()
+    for name in [name for name in os.environ if name.startswith("NVTE_")]:
+        del os.environ[name]  # a model before it chose a backend of attention for the process
+    return provider.provide()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
