@@ -267,9 +267,9 @@ REFUSED: Final[dict[str, Refused]] = {
     ),
     "heterogeneous_block_specs": Refused((False,), "each layer has a config of its own"),
     # sinkhorn takes the sigmoid (of one expert) or the softmax of all logits, and ignores groups, bias and scaling;
-    # quantile_balancing adds a bias of its own
+    # quantile_balancing adds a bias of its own. What the router does not know, as Megatron-Bridge's noaux_tc, is top-k
     "moe_router_load_balancing_type": Refused(
-        ("aux_loss", "seq_aux_loss", "global_aux_loss", "none"),
+        ("aux_loss", "seq_aux_loss", "global_aux_loss", "none", "noaux_tc"),
         "the router chooses and weighs experts by a rule of its own",
     ),
     "moe_router_force_load_balancing": Refused((False,), "the router's logits are random numbers"),

@@ -171,5 +171,5 @@ def test_fields_of_a_callers_subclass_are_listed_in_their_order() -> None:
     assert unknown_fields(TransformerConfig(num_layers=1, hidden_size=8, num_attention_heads=1)) == ()
 
 
-def test_a_config_that_is_no_dataclass_has_no_unknown_fields() -> None:
+def test_a_config_that_is_not_a_dataclass_has_no_unknown_fields() -> None:
     assert unknown_fields(SimpleNamespace(num_layers=1, vocab_size=32000)) == ()
