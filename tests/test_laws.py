@@ -36,7 +36,8 @@ ROOMS = {
         "cli": {"dump_model", "fragments", "source"},
         "dump_model": {"fragments", "generation", "sources", "source", "world"},
         "fragments": {"rectangles", "source", "world"},
-        "sources": {"generation", "quantization", "rectangles", "source", "world"},
+        "settings": set(),
+        "sources": {"generation", "quantization", "rectangles", "settings", "source", "world"},
         "quantization": {"rectangles", "source"},
         "rectangles": {"source", "world"},
         "source": {"generation", "world"},
@@ -64,7 +65,12 @@ ROOMS = {
     },
 }  # fmt: skip
 # what runs where torch is not installed, or in a process that should not wait for it
-WITHOUT_TORCH = ("phase1_dump/rectangles", "phase1_dump/fragments", "phase1_dump/source.py")
+WITHOUT_TORCH = (
+    "phase1_dump/rectangles",
+    "phase1_dump/fragments",
+    "phase1_dump/settings/fields.py",
+    "phase1_dump/source.py",
+)
 API = {
     "check",
     "diff",

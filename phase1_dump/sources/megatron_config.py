@@ -1,7 +1,7 @@
 """Compares the model's own config with config.json where shapes cannot show a difference.
 
-Two head layouts can give a fused q/k/v of the same size, and some options of megatron-core change what the numbers
-of a weight mean but no shape. Both would be exported wrong without a word.
+Two head layouts can give a fused q/k/v of the same size, and some fields of megatron-core's config change what the
+numbers of a weight mean but no shape (`settings.fields`). Both would be exported wrong without a word.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from shardmerge.common.architectures import Blueprint
 from shardmerge.common.errors import MismatchError, UnsupportedParameterError
 
 from ..rectangles.layouts import LAYOUTS
+from ..settings.fields import refusals
 
 # dimension that a layout needs -> attribute of TransformerConfig
 ATTRIBUTES = {
@@ -24,15 +25,6 @@ ATTRIBUTES = {
 # size of a section that is a product, which hides its factors -> its factors
 FACTORS = {"state": ("mamba_groups", "mamba_state")}
 
-# Option of TransformerConfig -> what it does to weights that no row undoes.
-# Source: megatron/core/transformer/transformer_config.py
-REARRANGING = {
-    "layernorm_zero_centered_gamma": "norm weights are stored minus one",
-    "rotary_interleaved": "rotary pairs are neighbours in q and k, not halves of a head",
-    "moe_mlp_glu_interleave_size": "rows of gate and up alternate in the experts' fc1",
-    "moe_shared_expert_glu_interleave_size": "rows of gate and up alternate in the shared experts' fc1",
-}
-
 
 def check_agreement(config: Any, blueprint: Blueprint, rank: int) -> None:
     """Compare a model's TransformerConfig with the table that is to describe it.
@@ -44,15 +36,11 @@ def check_agreement(config: Any, blueprint: Blueprint, rank: int) -> None:
 
     Raises:
         MismatchError: the heads are not those of config.json.
-        UnsupportedParameterError: an option rearranges weights.
+        UnsupportedParameterError: a field has an effect that no config.json can say.
     """
-    for option, effect in REARRANGING.items():
-        if getattr(config, option, None):
-            raise UnsupportedParameterError(
-                f"{option}={getattr(config, option)}",
-                f"{effect}, which {blueprint.architecture.name} does not undo",
-                rank,
-            )
+    for field, value, effect in refusals(config):
+        what_is_missing = f"{effect}, of which no config.json of {blueprint.architecture.name} speaks"
+        raise UnsupportedParameterError(f"{field}={value}", what_is_missing, rank)
     for row in blueprint.rows:
         factors = (factor for section in row.sections for factor in FACTORS.get(section, ()))
         for dimension in (*LAYOUTS[row.layout].dimensions, *factors):

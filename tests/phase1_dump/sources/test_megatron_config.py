@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from megatron.core.models.gpt.gpt_model import GPTModel
 
-from shardmerge.common.errors import MismatchError, UnsupportedParameterError
+from shardmerge.common.errors import MismatchError
 from tests.phase1_dump.conftest import References
 from tests.phase1_dump.dumped import dumped
 from tests.phase1_dump.refusing import refused_and_recorded
@@ -67,25 +67,3 @@ def test_latent_attention_has_no_groups_to_compare(references: References, tmp_p
         model.config.kv_channels = 1000
 
         assert dumped(model, tmp_path, references.config("deepseek_v3")).rank == 0
-
-
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [
-        ("layernorm_zero_centered_gamma", True),
-        ("rotary_interleaved", True),
-        ("moe_mlp_glu_interleave_size", 32),
-        ("moe_shared_expert_glu_interleave_size", 32),
-    ],
-)
-def test_an_option_that_rearranges_weights_is_refused(
-    option: str, value: object, model: GPTModel, references: References, tmp_path: Path
-) -> None:
-    setattr(model.config, option, value)
-
-    message = refused_and_recorded(
-        UnsupportedParameterError, 5, model, tmp_path / "out", references.config("llama")
-    )
-
-    assert message.startswith(f"{option}={value} on rank 0: ")
-    assert "LlamaForCausalLM" in message
