@@ -52,6 +52,15 @@ class Asked:
 
 
 def refuse_unknown(option: str, given: Collection[str], known: Sequence[str]) -> None:
-    """Raise BadInputError if an option was given a word that it does not know."""
+    """Refuse a word that an option does not know.
+
+    Args:
+        option: Its name.
+        given: The words that it was given.
+        known: The words that it knows.
+
+    Raises:
+        BadInputError: There is another.
+    """
     if strange := sorted(set(given) - set(known)):
         raise BadInputError(f"{option} {', '.join(strange)}", f"Known: {', '.join(known)}.")

@@ -1,8 +1,8 @@
 """Everything in the documentation that is not written by hand: `python -m tests.generate_docs [MATRIX]`.
 
-Decides what is generated and where it stands: docs/cli.md and docs/inside/map.md whole, and in README.md what lies
-between a pair of markers; docs/consolidation.md is the outcome of a run. Must not know what the commands do or what was
-tested.
+Decides what is generated and where it stands: docs/cli.md, docs/reference/settings.md and docs/inside/map.md whole, and
+in README.md what lies between a pair of markers; docs/consolidation.md is the outcome of a run. Must not know what the
+commands do or what was tested.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README, CLI, MATRIX = ROOT / "README.md", ROOT / "docs" / "cli.md", ROOT / "docs" / "matrix.json"
 CONSOLIDATION = ROOT / "docs" / "consolidation.md"
 MAP = ROOT / "docs" / "inside" / "map.md"
+SETTINGS = ROOT / "docs" / "reference" / "settings.md"
 FOLDERS = ("common", "phase1_dump", "phase2_merge", "tests", "docs")
 TOP_FILES = ("Makefile", "pyproject.toml", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "LICENSE")
 # what cannot describe itself
@@ -72,6 +73,13 @@ def _help(name: str, command: click.Command) -> str:
     context = click.Context(command, info_name=name, max_content_width=110, terminal_width=110, **settings)
     text = "\n".join(line.rstrip() for line in command.get_help(context).splitlines())
     return f"```text\n{text}\n```"
+
+
+def settings() -> str:
+    """docs/reference/settings.md: what is compared of config.json."""
+    from tests import settings_page
+
+    return settings_page.page()
 
 
 def consolidation() -> str:
@@ -187,6 +195,7 @@ def main(arguments: list[str]) -> None:
 GENERATED: dict[Path, Callable[[], str]] = {
     CLI: cli_reference,
     CONSOLIDATION: consolidation,
+    SETTINGS: settings,
     MAP: every_file,
     README: readme,
 }

@@ -20,6 +20,23 @@ Settings = dict[str, Value]
 ACTIVATIONS = {"squared_relu": "relu2", "fast_gelu": "gelu_tanh", "openai_gelu": "gelu_tanh"}
 
 
+# kind of attention -> fields of TransformerConfig that it alone reads -> the settings that they are
+VARIANTS = {
+    "gated_delta_net": {
+        "linear_num_key_heads": "delta_key_heads",
+        "linear_num_value_heads": "delta_value_heads",
+        "linear_key_head_dim": "delta_key_dim",
+        "linear_value_head_dim": "delta_value_dim",
+        "linear_conv_kernel_dim": "delta_kernel",
+    },
+    "dsa": {
+        "dsa_indexer_n_heads": "indexer_heads",
+        "dsa_indexer_head_dim": "indexer_head_dim",
+        "dsa_indexer_topk": "indexer_top_k",
+    },
+}
+
+
 def settings_of(models: Sequence[Any], *, drop_mtp: bool = False) -> Settings:
     """Return the settings that this rank can tell.
 
@@ -77,10 +94,13 @@ def _latent_attention(config: Any, modules: Iterable[tuple[str, Any]]) -> Settin
 
 
 def _attention(config: Any) -> Settings:
+    variant = config.experimental_attention_variant
+    own = {field: getattr(config, field) for field in VARIANTS.get(variant, {})}
     return {
+        **{VARIANTS[variant][field]: value for field, value in own.items()},
         "attention_sink": config.softmax_type,
         "attention_gate": bool(config.attention_output_gate),
-        "attention_variant": config.experimental_attention_variant,
+        "attention_variant": variant,
         "linear_attention_layers": _by_layer(config.linear_attention_freq, config.num_layers),
         "query_key_norm": bool(config.qk_l2_norm),
         "sliding_windows": _windows(config),
@@ -138,17 +158,24 @@ def _norm_setting(config: Any, name: str) -> str:
 
 
 def _feed_forward(config: Any) -> Settings:
+    """A fused SwiGLU knows no clamp, and Transformer Engine's activation neither a clamp nor an offset.
+
+    Source: megatron/core/transformer/mlp.py.
+    """
+    activation, gated = _activation(config), bool(config.gated_linear_unit)
+    plain = not config.bias_activation_fusion or activation == "quick_gelu"
+    own = gated and not config.use_te_activation_func
     return {
-        "activation": _activation(config),
-        "gated": bool(config.gated_linear_unit),
-        "activation_clamp": config.activation_func_clamp_value,
-        "gate_offset": float(config.glu_linear_offset),
+        "activation": activation,
+        "gated": gated,
+        "activation_clamp": config.activation_func_clamp_value if own and plain else None,
+        "gate_offset": float(config.glu_linear_offset) if own else 0.0,
         "moe_latent": config.moe_latent_size,
     }
 
 
 def _activation(config: Any) -> str:
-    """Return the name of the activation. With a fused bias, megatron-core approximates gelu by tanh.
+    """Return the name of the activation. Fused with a bias and in Transformer Engine, gelu is approximated by tanh.
 
     Source: megatron/core/transformer/mlp.py; megatron/core/fusions/fused_bias_gelu.py.
     """
@@ -159,7 +186,7 @@ def _activation(config: Any) -> str:
     else:
         name = ""
     name = name or getattr(function, "__name__", type(function).__qualname__)
-    if name == "gelu" and config.bias_activation_fusion:
+    if name == "gelu" and (config.bias_activation_fusion or config.use_te_activation_func):
         return "gelu_tanh"
     return ACTIVATIONS.get(name, name)
 

@@ -28,6 +28,7 @@ from ..rectangles.holdings import holdings_of
 from ..rectangles.parts import Scalar
 from ..rectangles.quantization_facts import KVCache, facts_of
 from ..rectangles.written_dtypes import dtype_chooser
+from ..settings.fields import unknown_fields
 from ..settings.live_settings import settings_of
 from ..source import Holding, ManifestFacts, Stream
 from ..world import World
@@ -114,7 +115,7 @@ def live_model(
         table.dimensions,
         params_dtype,
         settings_of([unwrap(chunk) for chunk in chunks], drop_mtp=options.drop_mtp),
-        (),
+        unknown_fields(config),
         options.dtype_from_reference,
         drops,
         bias_dtypes,

@@ -17,8 +17,8 @@ from shardmerge.common.errors import SHOWN, printable
 from .. import corrections
 from ..corrections import Recorded
 from ..ledger.names import summary
+from ..proof.config.settings import Compared
 from ..proof.prove import Proof
-from ..proof.settings import Compared
 from ..shards.final_proof import NOTHING_REREAD, Reread
 from ..shards.plan import MANY_SHARDS, Plan
 

@@ -25,7 +25,7 @@ from .. import corrections as correcting
 from ..corrections import Correction, Recorded
 from ..hf_files import config_json, index_json
 from ..ledger.published import PublishedRecords
-from ..proof import config_shapes, settings
+from ..proof.config import settings, shapes
 from ..quantization import json_files
 
 Json = dict[str, Any]
@@ -162,11 +162,11 @@ def problems(records: PublishedRecords, facts: Facts, table: Blueprint) -> Itera
     Returns:
         Errors that are not raised: another architecture or dimension than was dumped, tensors that differ.
     """
-    yield from config_shapes.against_facts(table, records.architecture, facts)
+    yield from shapes.against_facts(table, records.architecture, facts)
     # packed weights have shapes of their own, and companions: the merge compared them
     if table.architecture.name != records.architecture or not records.plain:
         return
-    compared = config_shapes.against_tensors(table, dict(zip(records.names, records.shapes, strict=True)))
+    compared = shapes.against_tensors(table, dict(zip(records.names, records.shapes, strict=True)))
     yield from compared.problems
     # grafts may be outside the table
     strange = (name for name in compared.strange if name not in records.plan.grafted)
@@ -208,8 +208,8 @@ def _report(
         for one in records.report.warnings
         if not (begin and one.startswith(begin) and one.endswith("(allowed)"))
     ]
-    changed = records.report.changed(recorded, sidecars, asdict(compared), (*others, *warnings))
-    return canonical_json.encode(changed, indent=2)
+    checked = {"corrections": recorded, "config": asdict(compared), "warnings": (*others, *warnings)}
+    return canonical_json.encode(records.report.changed(checked, sidecars), indent=2)
 
 
 def _index(records: PublishedRecords) -> dict[str, bytes]:

@@ -40,7 +40,8 @@ from ..hf_files.config_json import TORCH_NAMES
 from ..ledger import published
 from ..ledger.names import grouped
 from ..output import journal
-from ..proof import config_shapes, numbers, settings
+from ..proof import numbers
+from ..proof.config import settings, shapes
 from ..quantization import declaration, scales
 from ..quantization.declaration import Declaration
 from . import records
@@ -234,7 +235,7 @@ def _check_config(directory: Directory) -> Findings:
         table = blueprint(directory.config)
     except (UnsupportedArchitectureError, BadInputError) as error:
         return Findings(warnings=(*warnings, f"shapes were not compared with config.json: {error.message()}"))
-    compared = config_shapes.against_tensors(table, _plain_shapes(directory))
+    compared = shapes.against_tensors(table, _plain_shapes(directory))
     strange = (
         f"{table.architecture.name} with this config.json has no {line}"
         for line in grouped(sorted(compared.strange))

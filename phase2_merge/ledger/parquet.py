@@ -21,9 +21,9 @@ import pyarrow.parquet as pq
 
 from shardmerge.common import canonical_json, durable, plausible_sizes, regular_files
 from shardmerge.common.errors import CorruptFileError
-from shardmerge.common.manifest import MAX_DIMS, Manifest, require
+from shardmerge.common.manifest import MAX_DIMS, require
 
-from . import parquet_pages, settings
+from . import parquet_pages
 from .columns import COLUMNS, Column
 from .parquet_pages import CHECKSUM_BYTES
 from .table import Ledger
@@ -39,7 +39,7 @@ DAMAGED = (pa.ArrowException, OSError, KeyError, ValueError, TypeError, Attribut
 
 def write(ledger: Ledger, path: Path) -> None:
     """Write ledger.parquet. The same ledger always gives the same bytes."""
-    generation = {"digest": ledger.digest, **_generation([head.manifest for head in ledger.heads])}
+    generation = {"digest": ledger.digest, **_generation(ledger)}
     table = _table(ledger).replace_schema_metadata({"shardmerge": canonical_json.encode(generation)})
     indexed = [field.name for field in table.schema if field.name not in PLAIN]
     with durable.naming(path), open(path, "xb") as file:
@@ -185,14 +185,14 @@ def _array(ledger: Ledger, column: Column, values: Any) -> pa.Array:
     return pa.array(values)
 
 
-def _generation(manifests: Sequence[Manifest]) -> dict[str, Any]:
+def _generation(ledger: Ledger) -> dict[str, Any]:
     """Return what the manifests of all ranks say of the whole dump."""
-    manifest = manifests[0]
+    manifest = ledger.heads[0].manifest
     return {
         "run_id": manifest.run_id,
         "step": manifest.step,
         "attempt": manifest.attempt,
         "world_size": manifest.world_size,
         "architecture": manifest.architecture,
-        "facts": settings.united(manifests).as_json(),
+        "facts": ledger.facts().as_json(),
     }

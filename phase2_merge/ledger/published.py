@@ -7,8 +7,8 @@ eight bytes that say how long its header is.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,8 +23,9 @@ from shardmerge.common.manifest_facts import Facts
 from shardmerge.common.places import COMMIT, LEDGER, PLAN, RECORDS, REPORT
 from shardmerge.common.reference import PLAIN_FLOATS, stays_inside
 
-from . import parquet
+from . import parquet, published_report
 from .parquet import DAMAGED, coded_names, dimensions, reraise_system_errors
+from .published_report import PublishedReport
 from .rows import IntArray
 
 SCALE = "_scale"  # the end of all names that a merge may fill in
@@ -81,63 +82,6 @@ class PublishedPlan:
     def shards(self) -> list[str]:
         """The names of all shards, adopted ones first."""
         return [shard.name for shard in self.adopted] + [shard.name for shard in self.assembled]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PublishedReport:
-    """report.json, which `facts` holds as it stands there. A correction has what `was` there and what is `now`."""
-
-    facts: Json
-    corrections: dict[str, Json]
-    sidecars: tuple[str, ...]
-
-    @property
-    def differing(self) -> frozenset[str]:
-        """Names of the settings in which config.json was allowed to differ from the model."""
-        compared = self.facts["check"].get("config")
-        names = compared.get("differing") if isinstance(compared, dict) else None
-        return (
-            frozenset(name for name in names if isinstance(name, str))
-            if isinstance(names, list)
-            else frozenset()
-        )
-
-    @property
-    def warnings(self) -> list[str]:
-        """What the merge warned of."""
-        said = self.facts["check"].get("warnings")
-        return [one for one in said if isinstance(one, str)] if isinstance(said, list) else []
-
-    @property
-    def mtp(self) -> str:
-        """Where multi-token prediction comes from, as the merge was told; "" if it is not recorded."""
-        mtp = self.facts["check"].get("mtp")
-        return mtp if isinstance(mtp, str) else ""
-
-    def choosing(self, mtp: str) -> PublishedReport:
-        """Return the report of a merge that chose this."""
-        return replace(self, facts={**self.facts, "check": {**self.facts["check"], "mtp": mtp}})
-
-    def changed(
-        self,
-        corrections: Mapping[str, Json],
-        sidecars: Iterable[str],
-        compared: Mapping[str, Any],
-        warnings: Sequence[str],
-    ) -> Json:
-        """Return what report.json says once metadata are written again.
-
-        Args:
-            corrections: What was corrected.
-            sidecars: Names of the sidecars.
-            compared: What was compared of config.json.
-            warnings: All of them.
-
-        Returns:
-            The whole report.
-        """
-        check = {**self.facts["check"], "corrections": corrections, "config": compared, "warnings": warnings}
-        return {**self.facts, "sidecars": list(sidecars), "check": check}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -248,17 +192,21 @@ def _read(path: Path, reader: Callable[[Path], T]) -> T:
 
 def read_report(out: Path) -> PublishedReport:
     """Read report.json alone. Raises CorruptFileError, OSError."""
-    return _read(out / RECORDS / REPORT, _report)
+    return _read(out / RECORDS / REPORT, published_report.read)
 
 
 def read_facts(out: Path) -> Facts:
     """Return the facts of the dump that `out` was merged from. Raises CorruptFileError, OSError."""
-    return _read(out / RECORDS / LEDGER, _facts)
+    return _read(
+        out / RECORDS / LEDGER,
+        lambda path: Facts.of_json(_generation(parquet.read(path, out, ("name",)))["facts"]),
+    )
 
 
-def _facts(path: Path) -> Facts:
-    schema = parquet.read(path, path.parents[1], ("name",)).schema
-    return Facts.of_json(canonical_json.decode(schema.metadata[b"shardmerge"])["facts"])
+def _generation(ledger: pa.Table) -> Json:
+    """Return what a ledger says of the whole dump."""
+    found: Json = canonical_json.decode(ledger.schema.metadata[b"shardmerge"])
+    return found
 
 
 def _object(path: Path) -> Json:
@@ -299,22 +247,6 @@ def _require_shard_name(name: Any) -> None:
     require(plausible and name.endswith(".safetensors"), f"the plan calls a shard {name!r:.60}")
 
 
-def _report(path: Path) -> PublishedReport:
-    facts = _object(path)
-    canonical_json.encode(facts)  # it will be written again, which infinities do not allow
-    check, sidecars = facts.get("check"), facts.get("sidecars", [])
-    corrections = check.get("corrections", {}) if isinstance(check, dict) else None
-    if not isinstance(corrections, dict) or not all(
-        isinstance(one, dict) and one.keys() >= {"was", "now"} for one in corrections.values()
-    ):
-        raise ValueError("no corrections that were recorded")
-    if not isinstance(sidecars, list) or not all(
-        isinstance(name, str) and stays_inside(name) for name in sidecars
-    ):
-        raise ValueError("no list of sidecars")
-    return PublishedReport(facts, corrections, tuple(sidecars))
-
-
 def _records(path: Path, plan: PublishedPlan, report: PublishedReport) -> PublishedRecords:
     """Read ledger.parquet. Raises what a damaged one makes pyarrow and numpy raise.
 
@@ -324,7 +256,7 @@ def _records(path: Path, plan: PublishedPlan, report: PublishedReport) -> Publis
 
     table = parquet.read(path, path.parents[1], ("name", "rank", "file", "dtype", "ndim", "g"))
     dims = dimensions(table.column_names, "g")
-    generation = canonical_json.decode(table.schema.metadata[b"shardmerge"])
+    generation = _generation(table)
     architecture = generation["architecture"]
     require(isinstance(architecture, str) and architecture.isprintable(), "it names no architecture")
     table = _with_filled(_with_copies(_without_dropped(table, plan), plan), plan).combine_chunks()

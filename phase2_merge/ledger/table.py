@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, count, repeat
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xxhash
+
+from shardmerge.common.manifest_facts import Facts
 
 from .columns import COLUMNS, GEOMETRY, Arrays, join
 from .graft import REFERENCE_RANK, GraftedFile
@@ -40,6 +43,19 @@ class Ledger:
         grafted = (f"{one.rectangle.name} {one.xxh3_128}" for file in self.grafted for one in file.placed)
         parts = [*(head.digest for head in self.heads), *grafted]
         return xxhash.xxh3_128_hexdigest("".join(parts).encode())
+
+    def facts(self) -> Facts:
+        """Return the facts of the first rank, with the settings that any rank tells; the first that tells one counts.
+
+        Settings are None if no rank tells any, as in dumps of older versions.
+        """
+        first = self.heads[0].manifest.facts
+        told = [settings for head in self.heads if (settings := head.manifest.facts.settings) is not None]
+        united: dict[str, Any] = {}
+        for settings in told:
+            if not settings.keys() <= united.keys():
+                united = {**settings, **united}
+        return replace(first, settings=dict(sorted(united.items()))) if told else first
 
     def name_ids(self, names: Sequence[str]) -> IntArray:
         """Return the place of each of these names in `self.names`, -1 for a tensor that is in no manifest."""

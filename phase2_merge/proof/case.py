@@ -15,7 +15,7 @@ from shardmerge.common.manifest_facts import Facts
 from shardmerge.common.reference import Reference
 
 from ..corrections import Correction, Recorded, corrected, corrected_facts, parse, recorded
-from ..ledger import graft, settings
+from ..ledger import graft
 from ..ledger import table as ledger
 from ..ledger.fragments import Fragment, fragments
 from ..ledger.rank_directories import discover
@@ -117,7 +117,7 @@ def read(asked: Asked) -> Case:
     ranks = discover([Path(dump) for dump in asked.dumps])
     table = ledger.read(ranks, graft.graft(reference, _patterns(asked, reference, described), left))
     manifests = [head.manifest for head in table.heads]
-    told = settings.united(manifests)
+    told = table.facts()
     changes |= recorded("facts", told.as_json(), given)
     right = tuple(_corrected(manifest, told, given) for manifest in manifests)
     if asked.drop_mtp:

@@ -20,19 +20,17 @@ from ..quantization import json_files
 from ..quantization.united import Quantization
 from . import case as cases
 from . import (
-    config_shapes,
     garbage_collector,
     generations,
     grafts,
     headers,
     health,
-    mtp,
     quantization,
     replicas,
-    settings,
 )
 from .case import Case
-from .settings import Compared
+from .config import mtp, settings, shapes
+from .config.settings import Compared
 from .tensors import completeness
 from .tensors.expected import Expected
 from .tensors.verdict import Verdict
@@ -40,8 +38,8 @@ from .tensors.verdict import Verdict
 # The first that finds a problem ends the proof: ranks, reference and formats must belong together.
 GATES = (
     generations.check,
-    config_shapes.check_facts,
-    config_shapes.check_number,
+    shapes.check_facts,
+    shapes.check_number,
     quantization.check_formats,
     grafts.check,
     mtp.check,

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.worlds.families import Family
+from tests.journeys.settings import Dumped, dumped
+from tests.worlds.checkpoints import write_hf_checkpoint
+from tests.worlds.families import FAMILIES, Family
 from tests.worlds.gloo import GlooRanks
 from tests.worlds.mtp import write_checkpoint
 from tests.worlds.oracle import write_torch_dist
@@ -28,3 +30,15 @@ def sources(
         return made[family.name]
 
     return source
+
+
+@pytest.fixture(scope="module")
+def dumps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Dumped]:
+    """By the name of a family. transformers writes all before a world is up."""
+    folder = tmp_path_factory.mktemp("settings")
+    for family in FAMILIES:
+        write_hf_checkpoint(family, folder / family.name)
+    return {
+        family.name: dumped(family, folder / family.name, folder / f"{family.name}-dump")
+        for family in FAMILIES
+    }

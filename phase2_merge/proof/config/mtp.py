@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from shardmerge.common.architectures import Blueprint
 from shardmerge.common.errors import Findings, MtpMismatchError
 
-from .case import Case
+from ..case import Case
 
 
 def check(case: Case) -> Findings:

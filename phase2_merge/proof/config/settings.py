@@ -21,7 +21,7 @@ from shardmerge.common.errors import (
 from shardmerge.common.manifest import Manifest
 from shardmerge.common.manifest_facts import Facts
 
-from .case import Case
+from ..case import Case
 
 UNKNOWN = (
     "The dump does not say what the model computes with, as those of older versions: config.json was compared with "
@@ -104,7 +104,16 @@ def differences(blueprint: Blueprint, facts: Facts, *, mtp: str) -> Iterator[Con
 
 
 def compared(blueprint: Blueprint, facts: Facts, *, mtp: str) -> Compared:
-    """Return what `differences` compares. Arguments and errors are as there."""
+    """Return what `differences` compares, whatever it finds.
+
+    Args:
+        blueprint: The config.json, with the table of its architecture.
+        facts: Of the dump.
+        mtp: Where multi-token prediction comes from.
+
+    Returns:
+        Names for the report.
+    """
     pairs = _pairs(blueprint, facts, mtp)
     told = facts.settings or {}
     untold = [

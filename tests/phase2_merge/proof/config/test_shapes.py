@@ -5,7 +5,7 @@ from __future__ import annotations
 from shardmerge.common.architectures import blueprint
 from shardmerge.common.errors import MismatchError, MissingTensorError
 from shardmerge.common.manifest_facts import Facts
-from shardmerge.phase2_merge.proof.config_shapes import Comparison, against_facts, against_tensors
+from shardmerge.phase2_merge.proof.config.shapes import Comparison, against_facts, against_tensors
 from tests.dumps.dumps import FFN, dense_config, shapes_of
 
 REQUIRED = "config.json with the table of Qwen3ForCausalLM"

@@ -19,7 +19,7 @@ from shardmerge.common.errors import (
 )
 from shardmerge.phase2_merge import check, diff, inspect, merge, merge_part, metadata, verify
 from tests.dumps.dumps import Cut, Held, Model, load, save, write_dump
-from tests.phase2_merge.proof.mtp_dumps import (
+from tests.phase2_merge.proof.config.mtp_dumps import (
     COPIES,
     DEEPSEEK,
     HEAD,

@@ -19,8 +19,8 @@ from shardmerge.common.errors import (
 from shardmerge.common.manifest_facts import Facts
 from shardmerge.common.rectangle import Shape
 
-from .case import Case
-from .tensors.expected import TABLE
+from ..case import Case
+from ..tensors.expected import TABLE
 
 # tensors that are named if they are missing: so many, and so many more for each that the ranks of a dump hold
 MANY, MANY_TIMES = 10_000, 100

@@ -1,0 +1,70 @@
+"""report.json of a published output: what the merge proved and chose, and what was corrected since."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from shardmerge.common import canonical_json
+from shardmerge.common.reference import stays_inside
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PublishedReport:
+    """report.json, which `facts` holds as it stands there. A correction has what `was` there and what is `now`."""
+
+    facts: Json
+    corrections: dict[str, Json]
+    sidecars: tuple[str, ...]
+
+    @property
+    def differing(self) -> frozenset[str]:
+        """Names of the settings in which config.json was allowed to differ from the model."""
+        compared = self.facts["check"].get("config")
+        return frozenset(_texts(compared.get("differing")) if isinstance(compared, dict) else ())
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the merge warned of."""
+        return _texts(self.facts["check"].get("warnings"))
+
+    @property
+    def mtp(self) -> str:
+        """Where multi-token prediction comes from, as the merge was told; "" if it is not recorded."""
+        mtp = self.facts["check"].get("mtp")
+        return mtp if isinstance(mtp, str) else ""
+
+    def choosing(self, mtp: str) -> PublishedReport:
+        """Return the report of a merge that chose this."""
+        return replace(self, facts={**self.facts, "check": {**self.facts["check"], "mtp": mtp}})
+
+    def changed(self, checked: Mapping[str, Any], sidecars: Iterable[str]) -> Json:
+        """Return what report.json says once metadata are written again. `checked` is what its "check" says anew."""
+        check = {**self.facts["check"], **checked}
+        return {**self.facts, "sidecars": list(sidecars), "check": check}
+
+
+def read(path: Path) -> PublishedReport:
+    """Read a report.json. Raises ValueError, KeyError, TypeError for what is none, CorruptFileError, OSError."""
+    facts = canonical_json.read_object(path, path.parents[1])
+    canonical_json.encode(facts)  # it will be written again, which infinities do not allow
+    check, sidecars = facts.get("check"), facts.get("sidecars", [])
+    corrections = check.get("corrections", {}) if isinstance(check, dict) else None
+    if not isinstance(corrections, dict) or not all(
+        isinstance(one, dict) and one.keys() >= {"was", "now"} for one in corrections.values()
+    ):
+        raise ValueError("no corrections that were recorded")
+    if not isinstance(sidecars, list) or not all(
+        isinstance(name, str) and stays_inside(name) for name in sidecars
+    ):
+        raise ValueError("no list of sidecars")
+    return PublishedReport(facts, corrections, tuple(sidecars))
+
+
+def _texts(value: Any) -> list[str]:
+    """Return the texts in a list, none if it is not one."""
+    return [one for one in value if isinstance(one, str)] if isinstance(value, list) else []

@@ -1,0 +1,1 @@
+"""config.json as a part of the proof."""
