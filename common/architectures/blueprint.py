@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ..errors import BadInputError
-from .keys import LAYER, KeyIds, key_ids, key_pattern
+from .keys import LAYER, KeyIds, is_routed_expert, key_ids, key_pattern
 from .rows import Architecture, Config, Layers, Row, Target
 from .settings.says import COMMON_SYNONYMS, Key, Says, Synonyms
 from .settings.vocabulary import SETTINGS, UNSPOKEN, Value, is_valid
@@ -170,11 +170,11 @@ class Blueprint:
             for name in self._names(target, layer)
         }
 
-    def expert_tensors(self, layer: int, expert: int) -> Iterator[Tensor]:
-        """Yield every tensor of one routed expert."""
+    def expert_claims(self, layer: int, expert: int) -> Iterator[Claim]:
+        """Yield each row of routed experts with what one expert of a layer has of it."""
         for row in self.rows:
-            if _is_of_experts(row):
-                yield from self._targets(row, layer, expert)
+            if row.keys and is_routed_expert(row.keys[0]):
+                yield Claim(row, tuple(self._targets(row, layer, expert)), layer, expert)
 
     def claim(self, key: str) -> Claim | None:
         """Return the row that a canonical key belongs to, or None if no row has this key."""

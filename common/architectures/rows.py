@@ -24,6 +24,7 @@ class Layout(StrEnum):
     QKV = "qkv"  # rows group by group: queries, key, value
     VOCAB = "vocab"  # rows, then padding that is dropped
     PART = "part"  # some rows of a tensor whose other rows have keys of their own
+    PACKED = "packed"  # one expert's of a tensor that holds those of all experts
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +48,10 @@ class Row:
     where: str = "model"  # or a set of layers the table defines: "layers", "dense", "moe"
     when: str = ""  # a flag of the config; "" is always
     float32: bool = False  # kept float32 whatever dtype the model has
-    sections: tuple[str, ...] = ()  # of Layout.PART: rows of all parts of the target, in order
+    sections: tuple[str, ...] = ()  # of Layout.PART and PACKED: rows of all parts of the target, in order
     part: int = 0  # which of them this is
+    interleaved: bool = False  # of Layout.PACKED: the parts' rows alternate
+    transposed: bool = False  # of Layout.PACKED: each expert's is transposed
     copy_of: str = ""  # Hugging Face name of the tensor that the target repeats; no rank has keys of it
 
 

@@ -49,12 +49,13 @@ def _check_layer(
     got = tuple(global_of_local.values())
     if got != indices or list(global_of_local) != list(range(len(indices))):
         raise ExpertIdsError(name, rank, got, indices)
-    rows_of = defaultdict[int, set[str]](set)
+    rows_of = defaultdict[int, set[tuple[str, ...]]](set)
     for weight in own:
-        rows_of[weight.claim.expert or 0].update(tensor.name for tensor in weight.claim.tensors)
-    for expert, names in rows_of.items():
-        for tensor in blueprint.expert_tensors(own[0].claim.layer or 0, expert):
-            if tensor.name not in names:
+        rows_of[weight.claim.expert or 0].add(weight.claim.row.keys)
+    for expert, rows in rows_of.items():
+        for claim in blueprint.expert_claims(own[0].claim.layer or 0, expert):
+            if claim.row.keys not in rows:
+                tensor = claim.tensors[0]
                 raise MissingTensorError(
                     tensor.name, tensor.shape, f"rank {rank}, which holds expert {expert},"
                 )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TypeAlias
 
 from shardmerge.common.architectures import Blueprint, Tensor
-from shardmerge.common.errors import OverlapError
+from shardmerge.common.errors import OverlapError, UnsupportedParameterError
 from shardmerge.common.rectangle import Rectangle, Shape, place
 
 from ..source import Holding
@@ -19,8 +19,9 @@ from .claims import Claimed
 from .layouts import pieces_of
 from .layouts.box import Box
 from .packed_pieces import Stored, packed_pieces, packed_scalars, scalar
-from .parts import Part, Recipe, Scalar, bounds, join
+from .parts import Part, Recipe, Scalar, bounds, fills_bounds, join
 
+INTERLEAVED = "this rank holds every other row of it, and nothing of the rows between them"
 # by tensor and the ranks that hold the same of it
 PartsByTensor: TypeAlias = dict[tuple[Stored, tuple[int, ...]], list[Part]]
 
@@ -45,6 +46,7 @@ def holdings_of(
         MismatchError: the model's shapes are not those of config.json.
         OverlapError: two parameters are the same part of the same tensor.
         CutInsideBlockError: a part of a packed weight begins or ends inside a block.
+        UnsupportedParameterError: what lies between its elements is held by another rank, or it is packed and turned.
     """
     parts: PartsByTensor = defaultdict(list)
     seen: set[tuple[str, Shape]] = set()
@@ -59,6 +61,8 @@ def holdings_of(
         parts[scalar(name), world.replicas(routed_expert=False, cut=False)].append(_scalar_part(value))
     for (stored, replicas), parts_of_tensor in parts.items():
         for joined in join(parts_of_tensor):
+            if not fills_bounds(joined):
+                raise UnsupportedParameterError(stored.name, INTERLEAVED, world.rank)
             offset, shape = bounds(joined)
             rectangle = Rectangle(stored.name, stored.dtype, stored.shape, offset, shape)
             yield Holding(rectangle, replicas, Recipe(tuple(joined), stored.encoding, stored.is_scale))
@@ -79,7 +83,7 @@ def _add_parts(
         source = tuple(map(sum, zip(parameter.start, piece.source, strict=True)))
         if packed is None:
             plain = Stored(piece.tensor.name, piece.tensor.shape, dtype_of(piece.tensor))
-            parts[plain, replicas].append(Part(parameter.data, source, piece.offset, piece.shape))
+            parts[plain, replicas].append(Part(parameter.data, source, piece.offset, piece.shape, piece.turn))
             continue
         for stored, part in packed_pieces(parameter, packed, piece, source, world.rank):
             parts[stored, replicas].append(part)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shardmerge.common.architectures import Tensor
-from shardmerge.common.errors import CutInsideBlockError
+from shardmerge.common.errors import CutInsideBlockError, UnsupportedParameterError
 from shardmerge.common.quantization.arithmetic import companion_shape, module_of, scaled
 from shardmerge.common.quantization.rows import Companion, Encoding, Format
 from shardmerge.common.rectangle import Shape
@@ -57,7 +57,15 @@ def packed_pieces(
 
     Raises:
         CutInsideBlockError: the piece begins or ends inside a block.
+        UnsupportedParameterError: the piece does not lie in its tensor as in the weight.
     """
+    if piece.turn is not None:
+        raise UnsupportedParameterError(
+            parameter.name,
+            f"it is quantized ({packed.row.name}), and {piece.tensor.name} holds it turned or beside others: quantized "
+            "experts are written one by one (--experts per-expert)",
+            rank,
+        )
     _require_whole_blocks(parameter, packed, piece, source, rank)
     for companion in packed.row.companions:
         if companion.divisors is not None:

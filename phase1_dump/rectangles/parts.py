@@ -13,6 +13,8 @@ from typing import Any
 from shardmerge.common.quantization.rows import Encoding
 from shardmerge.common.rectangle import Shape
 
+from .layouts.box import Turn
+
 
 @dataclass(frozen=True, slots=True)
 class Scalar:
@@ -23,15 +25,64 @@ class Scalar:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """`shape` elements at `source` of `data`, bound for `offset` of the Hugging Face tensor.
+    """Elements at `source` of `data`, bound for `offset` of the Hugging Face tensor, where there are `shape` of them.
 
-    `data` is a handle of the source that described the parameter, or a `Scalar`.
+    `data` is a handle of the source that described the parameter, or a `Scalar`. `turn` as of a `Piece`.
     """
 
     data: Any
     source: Shape
     offset: Shape
     shape: Shape
+    turn: Turn | None = None
+
+    @property
+    def source_shape(self) -> Shape:
+        """How many elements of `data` it has in each of its dimensions."""
+        if self.turn is None:
+            return self.shape
+        sizes = {
+            axis: size for axis, size in zip(self.turn.axes, self.shape, strict=True) if axis is not None
+        }
+        return tuple(sizes[axis] for axis in range(len(self.source)))
+
+    @property
+    def end(self) -> Shape:
+        """The first place behind it in each dimension of the Hugging Face tensor."""
+        if self.turn is None:
+            return tuple(map(sum, zip(self.offset, self.shape, strict=True)))
+        each = zip(self.offset, self.shape, self.turn.step, strict=True)
+        return tuple(at + (size - 1) * step + 1 if size else at for at, size, step in each)
+
+    def shared(self, offset: Shape, shape: Shape) -> SharedPart | None:
+        """Return what it has of a box of the Hugging Face tensor, None if it has nothing."""
+        skipped, extent, target, step = [], [], [], self.turn.step if self.turn else (1,) * len(self.shape)
+        for at, size, every, low, wide in zip(self.offset, self.shape, step, offset, shape, strict=True):
+            first = max(0, -(-(low - at) // every))
+            last = min(size, -(-(low + wide - at) // every))
+            if first >= last:
+                return None
+            skipped.append(first)
+            extent.append(last - first)
+            target.append(at + first * every - low)
+        return SharedPart(tuple(skipped), tuple(extent), tuple(target), step)
+
+
+@dataclass(frozen=True, slots=True)
+class SharedPart:
+    """What a part has of a box of the Hugging Face tensor, in the dimensions of that tensor.
+
+    Attributes:
+        skipped: How many of the part's elements lie before the box.
+        extent: How many lie in it.
+        target: Where the first of them lies in the box.
+        step: How far apart they lie.
+    """
+
+    skipped: Shape
+    extent: Shape
+    target: Shape
+    step: Shape
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,12 +97,12 @@ class Recipe:
 def join(parts: Sequence[Part]) -> Iterator[list[Part]]:
     """Yield groups of parts that each fill a box: all parts if they do, else runs along the first dimension."""
     ordered = sorted(parts, key=lambda part: part.offset)
-    if _fills_bounds(ordered):
+    if fills_bounds(ordered):
         yield ordered
         return
     run: list[Part] = []
     for part in sorted(parts, key=lambda part: (part.offset[1:], part.offset)):
-        if run and not _fills_bounds([*run, part]):
+        if run and not fills_bounds([*run, part]):
             yield run
             run = []
         run.append(part)
@@ -61,11 +112,11 @@ def join(parts: Sequence[Part]) -> Iterator[list[Part]]:
 def bounds(parts: Sequence[Part]) -> tuple[Shape, Shape]:
     """Return offset and shape of the smallest box around all parts."""
     low = tuple(map(min, *(part.offset for part in parts))) if len(parts) > 1 else parts[0].offset
-    ends = [tuple(map(sum, zip(part.offset, part.shape, strict=True))) for part in parts]
+    ends = [part.end for part in parts]
     high = tuple(map(max, *ends)) if len(ends) > 1 else ends[0]
     return low, tuple(end - start for start, end in zip(low, high, strict=True))
 
 
-def _fills_bounds(parts: Sequence[Part]) -> bool:
+def fills_bounds(parts: Sequence[Part]) -> bool:
     """Whether the parts, which never overlap, leave no hole in the box around them."""
     return prod(bounds(parts)[1]) == sum(prod(part.shape) for part in parts)

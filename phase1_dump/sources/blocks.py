@@ -6,17 +6,17 @@ operations on plain tensors; where the bytes go is not known here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from math import prod
 
 import torch
 
-from shardmerge.common.rectangle import Shape, intersect
+from shardmerge.common.rectangle import Shape
 
 from ..quantization.derived import Derived
 from ..quantization.element_types import TORCH
-from ..rectangles.parts import Part, Recipe, Scalar
+from ..rectangles.parts import Part, Recipe, Scalar, SharedPart
 from ..source import Holding
 from .ahead import Block
 
@@ -38,11 +38,27 @@ def planned(holding: Holding, max_bytes: int) -> Iterator[Block]:
             Block(partial(_scalar, part, dtype), dtype.itemsize, ahead=False) for part in recipe.parts
         )
         return
-    rows, ahead = _rows_of_block(holding, max_bytes, dtype), all(map(_is_for_any_thread, recipe.parts))
-    for first in range(0, max(1, rectangle.local_shape[0]), rows):
-        shape = (min(rows, rectangle.local_shape[0] - first), *rectangle.local_shape[1:])
-        offset = (rectangle.global_offset[0] + first, *rectangle.global_offset[1:])
+    ahead, max_elements = (
+        all(map(_is_for_any_thread, recipe.parts)),
+        _elements_of_block(holding, max_bytes, dtype),
+    )
+    for offset, shape in _boxes(rectangle.global_offset, rectangle.local_shape, max_elements):
         yield Block(partial(_block, recipe.parts, offset, shape, dtype), prod(shape) * dtype.itemsize, ahead)
+
+
+def _boxes(offset: Shape, shape: Shape, max_elements: int) -> Iterator[tuple[Shape, Shape]]:
+    """Cut a box into boxes whose elements follow each other, each of at most `max_elements` or one row.
+
+    Rows are cut first; a row of matrices, as the experts of a packed tensor, is cut into rows of its own.
+    """
+    rows = max(1, max_elements // max(1, prod(shape[1:])))
+    for first in range(0, max(1, shape[0]), rows):
+        box = ((offset[0] + first, *offset[1:]), (min(rows, shape[0] - first), *shape[1:]))
+        if rows == 1 and len(shape) > 2 and shape[0] and prod(shape[1:]) > max_elements:
+            for inner, extent in _boxes(offset[1:], shape[1:], max_elements):
+                yield (box[0][0], *inner), (1, *extent)
+        else:
+            yield box
 
 
 def _scalar(part: Part, dtype: torch.dtype) -> torch.Tensor:
@@ -57,31 +73,45 @@ def _is_for_any_thread(part: Part) -> bool:
     return isinstance(part.data, Derived) and part.data.by_any_thread and not part.data.is_cuda
 
 
-def _rows_of_block(holding: Holding, max_bytes: int, dtype: torch.dtype) -> int:
-    """Return how many rows fit in a block. What a CPU computes stays small enough for its cache."""
+def _elements_of_block(holding: Holding, max_bytes: int, dtype: torch.dtype) -> int:
+    """Return how many elements a block may have. What a CPU computes stays small enough for its cache."""
     shape, data = holding.rectangle.local_shape, holding.recipe.parts[0].data
-    rows = max(1, max_bytes // max(1, prod(shape[1:]) * dtype.itemsize))
     if isinstance(data, Derived) and not data.is_cuda:
-        return min(rows, data.rows_at_once(shape[1]))
-    return rows
+        return min(max_bytes // dtype.itemsize, data.rows_at_once(shape[1]) * prod(shape[1:]))
+    return max_bytes // dtype.itemsize
 
 
 def _block(parts: tuple[Part, ...], offset: Shape, shape: Shape, dtype: torch.dtype) -> torch.Tensor:
-    shared = [(part, intersect(part.offset, part.shape, offset, shape)) for part in parts]
-    filling = [(part, box) for part, box in shared if box is not None]
+    found = [(part, part.shared(offset, shape)) for part in parts]
+    filling = [(part, box) for part, box in found if box is not None]
     if len(filling) == 1:
-        part, (low, extent) = filling[0]
-        return _view(part, low, extent).to(dtype).contiguous().reshape(-1)
+        part, box = filling[0]
+        return _view(part, box).to(dtype).contiguous().reshape(-1)
     block = torch.empty(shape, dtype=dtype, device=parts[0].data.device)
-    for part, (low, extent) in filling:
-        target = tuple(slice(a - b, a - b + n) for a, b, n in zip(low, offset, extent, strict=True))
-        block[target].copy_(_view(part, low, extent))
+    for part, box in filling:
+        each = zip(box.target, box.extent, box.step, strict=True)
+        target = tuple(slice(at, at + (n - 1) * step + 1, step) for at, n, step in each)
+        block[target].copy_(_view(part, box))
     return block.reshape(-1)
 
 
-def _view(part: Part, low: Shape, extent: Shape) -> torch.Tensor:
-    """Return the elements of a part that are `extent` at `low` in the Hugging Face tensor: a view of the live one."""
-    starts = [s + a - o for s, a, o in zip(part.source, low, part.offset, strict=True)]
-    box = tuple(slice(at, at + n) for at, n in zip(starts, extent, strict=True))
-    found: torch.Tensor = part.data.detach()[box]
-    return found
+def _view(part: Part, box: SharedPart) -> torch.Tensor:
+    """Return the elements of a part in a box, as they lie in the Hugging Face tensor: a view of the live tensor."""
+    live = part.data.detach()
+    if part.turn is None:
+        found: torch.Tensor = live[_slices(part.source, box.skipped, box.extent)]
+        return found
+    axes = [axis for axis in part.turn.axes if axis is not None]
+    skipped = [at for at, axis in zip(box.skipped, part.turn.axes, strict=True) if axis is not None]
+    extent = [n for n, axis in zip(box.extent, part.turn.axes, strict=True) if axis is not None]
+    order = [axes.index(axis) for axis in range(len(axes))]  # of Megatron's dimensions
+    cut = live[_slices(part.source, [skipped[at] for at in order], [extent[at] for at in order])]
+    turned: torch.Tensor = cut.permute(axes)
+    for dimension, axis in enumerate(part.turn.axes):
+        if axis is None:
+            turned = turned.unsqueeze(dimension)
+    return turned
+
+
+def _slices(source: Sequence[int], skipped: Sequence[int], extent: Sequence[int]) -> tuple[slice, ...]:
+    return tuple(slice(at + skip, at + skip + n) for at, skip, n in zip(source, skipped, extent, strict=True))

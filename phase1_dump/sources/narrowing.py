@@ -33,5 +33,5 @@ def count_changed(source: torch.Tensor, target: torch.dtype) -> int:
 def _narrower(part: Part, target: torch.dtype) -> Iterator[torch.Tensor]:
     """Yield a part in pieces of `ELEMENTS`, if the target cannot hold all that its dtype can."""
     if part.data.dtype != target and torch.promote_types(part.data.dtype, target) != target:
-        box = tuple(slice(at, at + n) for at, n in zip(part.source, part.shape, strict=True))
-        yield from part.data.detach()[box].split(max(1, ELEMENTS // max(1, prod(part.shape[1:]))))
+        box = tuple(slice(at, at + n) for at, n in zip(part.source, part.source_shape, strict=True))
+        yield from part.data.detach()[box].split(max(1, ELEMENTS // max(1, prod(part.source_shape[1:]))))

@@ -28,13 +28,32 @@ class Box:
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """How a piece lies in the Hugging Face tensor where it does not lie there as in Megatron's.
+
+    Attributes:
+        axes: Of each dimension of the Hugging Face tensor, which one of Megatron's it is; None for one in which the
+            piece has a single place, as an expert has among all.
+        step: Of each dimension of the Hugging Face tensor, how far apart neighbours of the piece lie.
+    """
+
+    axes: tuple[int | None, ...]
+    step: Shape
+
+
+@dataclass(frozen=True, slots=True)
 class Piece:
-    """`shape` elements at `source` in the box are those at `offset` in the Hugging Face tensor."""
+    """Elements at `source` in the box, which are `shape` elements at `offset` in the Hugging Face tensor.
+
+    `source` has the dimensions of the Megatron tensor, `offset` and `shape` those of the Hugging Face tensor. They are
+    the same dimensions in the same order unless there is a `turn`.
+    """
 
     tensor: Tensor
     offset: Shape
     source: Shape
     shape: Shape
+    turn: Turn | None = None
 
 
 Mapper: TypeAlias = Callable[[Box, Claim, Dimensions], Iterator[Piece]]
