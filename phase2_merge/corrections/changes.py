@@ -95,6 +95,16 @@ def is_there(values: Json, path: Path) -> bool:
 
 
 def not_an_object(key: str, name: str, held: Json) -> BadInputError:
+    """Return the refusal of a key that leads through something else than objects.
+
+    Args:
+        key: What should be set.
+        name: The part of it that is not an object.
+        held: What is there.
+
+    Returns:
+        An error that is not raised.
+    """
     return BadInputError(
         f"{key} cannot be set: {name} is {typed.shown(held)}, which is not an object", "Set it as a whole."
     )

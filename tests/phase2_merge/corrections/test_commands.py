@@ -9,19 +9,18 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from shardmerge.common.architectures.settings import rope
 from shardmerge.common.command.group import main
 from shardmerge.phase2_merge import metadata
 from tests.dumps.dumps import Topology, moe_config, tree
 from tests.dumps.worlds import MakeWorld, World
-
-from .test_examples import bind_rope
 
 BOTH: dict[str, Any] = {
     "rope_theta": 10000.0,
     "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
     "norm_topk_prob": True,
     "rope_scaling": None,
+    "use_cache": True,
+    "pad_token_id": None,
 }
 
 
@@ -42,12 +41,6 @@ def recorded(out: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((out / ".shardmerge" / "report.json").read_bytes())
     corrections: dict[str, Any] = found["check"]["corrections"]
     return corrections
-
-
-@pytest.fixture(autouse=True)
-def _rope(monkeypatch: pytest.MonkeyPatch) -> None:
-    bind_rope(monkeypatch)
-    assert ("rope_scaling.rope_theta", "rope_parameters.rope_theta", "rope_theta") in rope.SYNONYMS
 
 
 def test_check_merge_and_metadata_take_both_options_and_say_all_keys_that_changed(world: MakeWorld) -> None:
@@ -127,11 +120,11 @@ def test_what_is_corrected_is_judged_as_if_it_had_stood_there(
 def test_a_later_metadata_repeats_what_was_set_whatever_its_type(world: MakeWorld) -> None:
     one = written(world)
     one.merge(
-        new_corrections=['config.norm_topk_prob="word"', "config.rope_scaling=5", "config.added.deep=null"]
+        new_corrections=['config.use_cache="word"', "config.pad_token_id=[5]", "config.added.deep=null"]
     )
     told = {
-        "config.norm_topk_prob": {"was": True, "now": "word"},
-        "config.rope_scaling": {"was": None, "now": 5},
+        "config.use_cache": {"was": True, "now": "word"},
+        "config.pad_token_id": {"was": None, "now": [5]},
         "config.added.deep": {"was": None, "now": None},
     }
     assert recorded(one.out) == told
@@ -139,7 +132,7 @@ def test_a_later_metadata_repeats_what_was_set_whatever_its_type(world: MakeWorl
     assert metadata(one.out).changed == ()
     assert tree(one.out) == before
     config = config_of(one.out)
-    del config["norm_topk_prob"], config["added"]
+    del config["use_cache"], config["added"]
     (one.out / "config.json").write_text(json.dumps(config))
     assert metadata(one.out).changed == ("config.json",)
     assert recorded(one.out) == told

@@ -6,7 +6,6 @@ import json
 import re
 import shlex
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,6 @@ import pytest
 import transformers
 from click.testing import CliRunner
 
-from shardmerge.common import architectures
-from shardmerge.common.architectures.settings import rope
 from shardmerge.common.command.group import main
 from tests import generate_docs
 from tests.dumps.dumps import Topology, moe_config
@@ -51,9 +48,8 @@ def test_the_examples_are_found() -> None:
 @pytest.mark.parametrize("spelling", ["transformers 5", "older", "both"])
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_transformers_reads_what_an_example_sets(
-    example: str, spelling: str, world: MakeWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    example: str, spelling: str, world: MakeWorld, tmp_path: Path
 ) -> None:
-    bind_rope(monkeypatch)
     words = shlex.split(example)
     key, _, value = words[1].removeprefix("config.").partition("=")
     if key in DEEPSEEK.keys() - moe_config().keys():
@@ -73,13 +69,6 @@ def test_transformers_goes_on_with_the_old_value_if_only_one_of_two_places_chang
     path = out / "config.json"
     path.write_text(json.dumps(json.loads(path.read_bytes()) | {"rope_theta": 5000000}))
     assert read_back(transformers.AutoConfig.from_pretrained(out), "rope_theta") == 10000.0
-
-
-def bind_rope(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the table of the small model say where its config.json speaks of rotation."""
-    table = architectures.ARCHITECTURES[MOE]
-    rows = rope.rope(lambda config: config["head_dim"])
-    monkeypatch.setitem(architectures.ARCHITECTURES, MOE, replace(table, settings=(*table.settings, *rows)))
 
 
 def moe(world: MakeWorld, spelling: str) -> Path:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from shardmerge.common import architectures
+from shardmerge.common.architectures import ARCHITECTURES
 from shardmerge.common.architectures.settings import rope
 from shardmerge.common.errors import BadInputError
 from shardmerge.common.manifest_facts import Facts
-from shardmerge.phase2_merge.corrections import settle
 from shardmerge.phase2_merge.corrections.changes import Change, corrected, corrected_facts
 from shardmerge.phase2_merge.corrections.settle import settled, settled_config, settled_facts
 from shardmerge.phase2_merge.corrections.written import parse
@@ -196,16 +194,17 @@ def test_a_dtype_can_be_corrected_where_a_reference_says_none() -> None:
     assert changes == (Change("config", ("dtype",), "float16"), Change("config", ("torch_dtype",), "float16"))
 
 
-def test_an_architecture_that_is_corrected_brings_its_own_pairs_of_keys(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    bound = replace(architectures.ARCHITECTURES["Qwen3ForCausalLM"], settings=rope.rope(lambda _: 2))
-    monkeypatch.setitem(architectures.ARCHITECTURES, "Qwen3ForCausalLM", bound)
-    assert bound.synonyms[0] == ("dtype", "torch_dtype")
+def test_an_architecture_that_is_corrected_brings_its_own_pairs_of_keys() -> None:
     config = {"architectures": ["NobodyForCausalLM"], "rope_parameters": {"rope_theta": 1.0}}
     texts = ['config.architectures=["Qwen3ForCausalLM"]', "config.rope_theta=5"]
     got = corrected("config", config, settled_config(config, parse(texts)))
     assert got == {"architectures": ["Qwen3ForCausalLM"], "rope_parameters": {"rope_theta": 5.0}}
     with pytest.raises(BadInputError, match=r"Do you mean rope_parameters\.rope_theta"):
         settled_config(config, parse(texts[1:]))
-    assert settle.WRITTEN == {"torch_dtype": "", "dtype": ""}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_table_says_where_config_json_speaks_of_rotation_and_of_dtypes(name: str) -> None:
+    assert ("dtype", "torch_dtype") in ARCHITECTURES[name].synonyms
+    rotates = any(row.setting == "rope_frequencies" and row.keys for row in ARCHITECTURES[name].settings)
+    assert ({*rope.SYNONYMS} <= {*ARCHITECTURES[name].synonyms}) == rotates
