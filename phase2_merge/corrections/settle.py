@@ -50,7 +50,9 @@ def settled(
     """
     groups, now = tuple(synonyms), dict(values)
     direct: list[tuple[Correction, Change]] = []
-    for correction in of_part(part, corrections):
+    # those of keys that are not there come last: they are of what the others leave there
+    in_order = sorted(of_part(part, corrections), key=lambda one: not (one.new or is_there(values, one.path)))
+    for correction in in_order:
         path = _place(now, correction, groups)
         was = at(now, path)
         change = Change(part, path, _value(correction, was))

@@ -100,6 +100,16 @@ def test_two_corrections_that_contradict_each_other_are_refused(one: str, other:
     assert "rope_scaling.rope_theta, rope_parameters.rope_theta, rope_theta say the same" in said
 
 
+def test_a_correction_of_what_only_a_new_object_says_is_of_the_new_one() -> None:
+    config = {"rope_parameters": {"rope_theta": 1.0, "rope_type": "default"}}
+    texts = ["config.rope_theta=5", 'config.rope_parameters={"rope_type": "default"}']
+    for order in (texts, texts[::-1]):
+        assert "there is no rope_theta to correct" in refusal(config, *order)
+    texts[1] = 'config.rope_parameters={"rope_theta": 6}'
+    for order in (texts, texts[::-1]):
+        assert "contradict each other" in refusal(config, *order)
+
+
 def test_two_corrections_that_say_the_same_are_one() -> None:
     texts = ["config.rope_theta=5", "config.rope_parameters.rope_theta=5.0"]
     assert after(BOTH, *texts)["rope_parameters"]["rope_theta"] == 5
