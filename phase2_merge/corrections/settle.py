@@ -132,6 +132,8 @@ def _value(correction: Correction, was: Json) -> Json:
     """Return the value that a correction gives to what was there. Raises BadInputError."""
     try:
         return typed.require_recordable(_read(correction, was))
+    except typed.NotJsonError as error:
+        raise BadInputError(f"{correction.said}: {error}", "Write VALUE as JSON.") from None
     except ValueError as error:
         raise BadInputError(f"{correction.said}: {error}", _another_way(correction)) from None
 
@@ -173,8 +175,11 @@ def _spread(
         if not is_there(now, path) or any(_said(change, path) is not None for _, change in direct):
             continue
         try:
-            fits = value if correction.new else typed.fitting(value, at(now, path))
+            fits = typed.fitting(value, at(now, path))
         except ValueError as error:
+            if correction.new:
+                yield Change(correction.part, path, value)
+                continue
             raise BadInputError(
                 f"{correction.said}, which {'.'.join(path)} says too: {error}", _another_way(correction)
             ) from None

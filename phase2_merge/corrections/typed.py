@@ -24,6 +24,10 @@ NO_NUMBER = "JSON has no such number"
 TOO_DEEP = "it is nested too deeply"
 
 
+class NotJsonError(ValueError):
+    """A text is not JSON. The message says how it is written."""
+
+
 def read(text: str, was: Json) -> Json:
     """Return the value that a text says.
 
@@ -35,14 +39,15 @@ def read(text: str, was: Json) -> Json:
         The value.
 
     Raises:
-        ValueError: It is not JSON, with words that say how it is written.
+        NotJsonError: It is not JSON.
+        ValueError: It holds a key twice, or is nested too deeply.
     """
     try:
         return canonical_json.decode(text.encode())
     except json.JSONDecodeError:
         if isinstance(was, str) and _is_word(text):
             return text
-        raise ValueError(f"it is not JSON: {_how(text)}") from None
+        raise NotJsonError(f"it is not JSON: {_how(text)}") from None
     except UnicodeEncodeError:
         raise ValueError("it holds half a character") from None
 
