@@ -28,7 +28,16 @@ SET = click.option(
     "corrections",
     metavar="KEY=VALUE",
     multiple=True,
-    help="Correct facts.KEY of the dump, config.KEY or quantization.KEY; recorded. May be given several times.",
+    help="Correct facts.KEY of the dump, config.KEY or quantization.KEY; KEY+=VALUE adds to a list. VALUE is JSON of "
+    "the type that is there. What config.json says in two places changes in both. Recorded; may be given several "
+    "times.",
+)
+SET_NEW = click.option(
+    "--set-new",
+    "new_corrections",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Add config.KEY, or replace it whatever its type; VALUE is JSON. Recorded; may be given several times.",
 )
 BREAK_LOCK = click.option(
     "--break-lock",
@@ -40,6 +49,7 @@ BREAK_LOCK = click.option(
 def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that check and merge both take."""
     for option in (
+        SET_NEW,
         SET,
         click.option(
             "--graft",
@@ -176,6 +186,7 @@ def merge(
     help="Where config.json and sidecars come from.  [default: those of OUT stay]",
 )
 @SET
+@SET_NEW
 @click.option(
     "--allow",
     type=click.Choice([ALLOW_CONFIG]),
@@ -193,6 +204,7 @@ def metadata(out: Path, **options: Any) -> Outcome:
     \b
     Example:
       shardmerge metadata /scratch/run7/hf --set config.rope_theta=1000000
+      shardmerge metadata /scratch/run7/hf --set-new 'config.eos_token_id=[151645, 151643]'
     """
     return phase2_merge.metadata(out, talk=sys.stderr, **options)
 

@@ -32,6 +32,7 @@ class Asked:
         corrections: `facts.KEY=VALUE` and the like.
         grafts: Patterns of the names of tensors that are taken from the reference, or MTP.
         drop_mtp: Leave out multi-token prediction, and say so in config.json.
+        new_corrections: `config.KEY=VALUE`, whatever is there.
     """
 
     dumps: Sequence[str | Path]
@@ -41,6 +42,7 @@ class Asked:
     corrections: Sequence[str] = ()
     grafts: Sequence[str] = ()
     drop_mtp: bool = False
+    new_corrections: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         refuse_unknown("allow", self.allow, ALLOWANCES)

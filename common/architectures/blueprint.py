@@ -13,7 +13,7 @@ from typing import NamedTuple
 from ..errors import BadInputError
 from .keys import LAYER, KeyIds, is_routed_expert, key_ids, key_pattern
 from .rows import Architecture, Config, Layers, Row, Target
-from .settings.says import COMMON_SYNONYMS, Key, Says, Synonyms
+from .settings.says import Key, Says, Synonyms
 from .settings.vocabulary import SETTINGS, UNSPOKEN, Value, is_valid
 
 LAYER_NUMBER = re.compile("0|[1-9][0-9]{0,7}")
@@ -138,7 +138,7 @@ class Blueprint:
     @property
     def synonyms(self) -> tuple[Synonyms, ...]:
         """Keys of config.json that say the same thing, if it says them."""
-        return (*COMMON_SYNONYMS, *(keys for row in self.architecture.settings for keys in row.synonyms))
+        return self.architecture.synonyms
 
     def _places(self) -> Iterator[tuple[Row, int]]:
         """Yield each row with each layer that has it, in the order of layers. Rows of the model come first.

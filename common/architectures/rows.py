@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from .settings.says import Says
+from .settings.says import COMMON_SYNONYMS, Says, Synonyms
 
 Config = Mapping[str, Any]
 Layers = dict[str, Container[int]]
@@ -102,6 +102,11 @@ class Architecture:
     drops: tuple[Drop, ...] = ()
     mtp: MultiTokenPrediction | None = None
     settings: tuple[Says, ...] = ()
+
+    @property
+    def synonyms(self) -> tuple[Synonyms, ...]:
+        """Keys of config.json that say the same thing, if it says them."""
+        return (*COMMON_SYNONYMS, *(keys for row in self.settings for keys in row.synonyms))
 
 
 def same(

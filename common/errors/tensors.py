@@ -29,7 +29,7 @@ class MtpMismatchError(ConflictError):
     listed: str  # the first that the reference's weights hold, "" for none
 
     def message(self) -> str:
-        let = "let config.json promise it (--set config.num_nextn_predict_layers=1)"
+        let = "let config.json promise it (--set-new config.num_nextn_predict_layers=1)"
         if self.promised:
             what = (
                 f"config.json promises multi-token prediction ({self.promised}), and nobody holds any of it."

@@ -20,6 +20,7 @@ def check(
     allow: Collection[str] = (),
     uncalibrated: Uncalibrated = "error",
     corrections: Sequence[str] = (),
+    new_corrections: Sequence[str] = (),
     grafts: Sequence[str] = (),
     drop_mtp: bool = False,
     talk: TextIO | None = None,
@@ -33,7 +34,8 @@ def check(
         allow: "nan", "replicas": such problems become warnings.
         uncalibrated: "layer-max" gives experts whose inputs calibration never saw the largest scale of their layer.
         corrections: `facts.KEY=VALUE`, `config.KEY=VALUE`, `quantization.KEY=VALUE`: what dump or reference say
-            wrongly. They are recorded in the report.
+            wrongly. VALUE is JSON of the type that is there. They are recorded in the report.
+        new_corrections: `config.KEY=VALUE`: adds a key, or replaces what is there whatever it is. Recorded too.
         grafts: patterns of names, as `model.visual.*`, of tensors that are taken from the reference's weights; "mtp"
             is what the architecture's table calls multi-token prediction.
         drop_mtp: leave out multi-token prediction. config.json then says that there is none.
@@ -45,7 +47,8 @@ def check(
     Raises:
         ShardmergeError: what is missing (exit 3), contradicts itself (4) or is not supported (5).
     """
-    proof = prove(Asked(dumps, hf_reference, allow, uncalibrated, corrections, grafts, drop_mtp))
+    asked = Asked(dumps, hf_reference, allow, uncalibrated, corrections, grafts, drop_mtp, new_corrections)
+    proof = prove(asked)
     if verify == "full":
         verify_bytes(proof.ledger, proof.fragments, talk)
     return check_report(proof, verify)

@@ -48,6 +48,7 @@ def merge(
     allow: Collection[str] = (),
     uncalibrated: Uncalibrated = "error",
     corrections: Sequence[str] = (),
+    new_corrections: Sequence[str] = (),
     grafts: Sequence[str] = (),
     drop_mtp: bool = False,
     finalize: bool = False,
@@ -62,7 +63,8 @@ def merge(
     If it exists, from the same dump in the same shards, its metadata are written again and no shard is touched.
 
     Args:
-        dumps, hf_reference, verify, allow, uncalibrated, corrections, grafts, drop_mtp, talk: As for `check`.
+        dumps, hf_reference, verify, allow, uncalibrated, corrections, new_corrections, grafts, drop_mtp, talk: As for
+            `check`.
         out: Where the checkpoint appears, whole or not at all.
         max_shard_bytes: Bytes of data in a shard that is assembled. Adopted shards are as the dump made them.
         min_shard_bytes: Fragments with fewer bytes are joined.
@@ -86,7 +88,8 @@ def merge(
     stages, out = Stages(), Path(os.path.abspath(out))
     if exists := os.path.lexists(out):
         refuse_other(out)
-    proof = prove(Asked(dumps, hf_reference, allow, uncalibrated, corrections, grafts, drop_mtp))
+    asked = Asked(dumps, hf_reference, allow, uncalibrated, corrections, grafts, drop_mtp, new_corrections)
+    proof = prove(asked)
     plan = plan_shards(proof, max_shard_bytes, min_shard_bytes, layout)
     options = AssemblyOptions(workers, executor, staging_bytes, verify == "full", talk)
     checked = check_report(proof, "size" if dry_run or exists else verify)
@@ -163,9 +166,9 @@ def _describe(proof: Proof, plan: Plan, report: MergeReport, folder: Path) -> No
         durable.write_file(records / REPORT, canonical_json.encode(report.published(), indent=2))
         weights = ((tensor.name, tensor.shape) for tensor in proof.expected)
         both = json_files.both(proof.quantization, weights)
-        hf_quant_config, declared = json_files.corrected_both(*both, proof.given)
+        hf_quant_config, declared = json_files.corrected_both(*both, proof.changes)
         config = final_config(
-            proof.reference.config, _plain_dtype(proof), declared, proof.given, mtp=proof.mtp
+            proof.reference.config, _plain_dtype(proof), declared, proof.changes, mtp=proof.mtp
         )
         config_json.write(folder, config, hf_quant_config)
         if len(plan.shards) > 1:

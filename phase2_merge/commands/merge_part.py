@@ -66,6 +66,7 @@ def merge_part(
     allow: Collection[str] = (),
     uncalibrated: Uncalibrated = "error",
     corrections: Sequence[str] = (),
+    new_corrections: Sequence[str] = (),
     grafts: Sequence[str] = (),
     drop_mtp: bool = False,
     break_lock: bool = False,
@@ -93,7 +94,8 @@ def merge_part(
         OSError: Likewise.
     """
     started, out, this = time.monotonic(), Path(os.path.abspath(out)), parts.parse(part)
-    proof = prove(Asked(dumps, hf_reference, allow, uncalibrated, corrections, grafts, drop_mtp))
+    asked = Asked(dumps, hf_reference, allow, uncalibrated, corrections, grafts, drop_mtp, new_corrections)
+    proof = prove(asked)
     plan = plan_shards(proof, max_shard_bytes, min_shard_bytes, layout)
     options = AssemblyOptions(workers, executor, staging_bytes, verify == "full", talk)
     shards = parts.share(plan, this)

@@ -17,8 +17,10 @@ from shardmerge.common import reference as references
 from shardmerge.common.errors import CorruptFileError, OutputExistsError
 from shardmerge.common.places import HF_QUANT_CONFIG
 
-from .. import corrections as correcting
-from ..corrections import Correction, Recorded
+from ..corrections import record
+from ..corrections.changes import Change
+from ..corrections.record import Recorded
+from ..corrections.written import Correction, parse
 from ..hf_files import sidecars
 from ..ledger import published
 from ..ledger.published import PublishedPlan, PublishedRecords
@@ -54,7 +56,7 @@ class MetadataReport:
         what = f"Rewrote {', '.join(self.changed)}" if self.changed else "Nothing to change"
         size = f"{self.num_shards:,} shards with {self.num_tensors:,} tensors were not touched"
         line = f"{what} in {self.out}; {size}, in {self.seconds:.1f} s."
-        return "\n".join([line, *correcting.lines(self.corrections), *warning_lines(self.warnings)])
+        return "\n".join([line, *record.lines(self.corrections), *warning_lines(self.warnings)])
 
 
 def metadata(
@@ -62,6 +64,7 @@ def metadata(
     *,
     hf_reference: str | Path | None = None,
     corrections: Sequence[str] = (),
+    new_corrections: Sequence[str] = (),
     allow: Collection[str] = (),
     break_lock: bool = False,
     talk: TextIO | None = None,
@@ -74,7 +77,9 @@ def metadata(
         out: A directory that a merge published.
         hf_reference: Where config.json and sidecars come from; without it those of `out` stay, with earlier
             corrections.
-        corrections: `facts.KEY=VALUE`, `config.KEY=VALUE`, `quantization.KEY=VALUE`; recorded in the report.
+        corrections: `facts.KEY=VALUE`, `config.KEY=VALUE`, `quantization.KEY=VALUE`, where VALUE is JSON of the type
+            that is there; recorded in the report.
+        new_corrections: `config.KEY=VALUE`: adds a key, or replaces what is there whatever it is. Recorded too.
         allow: "config": config.json may say other than the model computes. What the merge was allowed stays allowed.
         break_lock: Take the lock of `out` from commands on other hosts, which are known to have ended.
         talk: Where to say what others left.
@@ -89,22 +94,15 @@ def metadata(
             changed then.
     """
     refuse_unknown("allow", allow, [ALLOW_CONFIG])
-    given = correcting.parse(corrections)
+    given = parse(corrections, new_corrections)
     out, reference = Path(os.path.abspath(out)), Path(hf_reference) if hf_reference else None
     me = owner.here("a rewriting of metadata")
     with journal.rewriting(out, me, talk, lambda: _require_output(out), break_lock=break_lock) as held:
         records = published.read(out)
         published.require_shards(out, records)
-        earlier = correcting.replayed(records.report.corrections)
-        stay = [correction for correction in earlier if reference is None or correction.part != "config"]
-        newer = {correction.key for correction in given}
-        return _rewrite(
-            held,
-            records,
-            reference,
-            (*(correction for correction in stay if correction.key not in newer), *given),
-            allow,
-        )
+        earlier = record.replayed(records.report.corrections)
+        stay = tuple(change for change in earlier if reference is None or change.part != "config")
+        return _rewrite(held, records, reference, stay, given, allow)
 
 
 def republish(
@@ -120,7 +118,7 @@ def republish(
     Args:
         out: What the merge would publish.
         plan: Its shards.
-        proof: Names the reference, the corrections (earlier ones do not count), and the choice about multi-token
+        proof: Names the reference, the changes (earlier ones do not count), and the choice about multi-token
             prediction.
         talk: Where to say what others left.
         break_lock: Take the lock of `out` from commands on other hosts.
@@ -140,13 +138,8 @@ def republish(
             raise OutputExistsError(str(out), _difference(records.plan, plan.facts()))
         final_proof.require(plan, out)
         records = replace(records, report=records.report.choosing(proof.mtp))
-        return _rewrite(
-            held,
-            records,
-            proof.reference.path,
-            proof.given,
-            [ALLOW_CONFIG],  # the proof allowed it,
-        )
+        allow = [ALLOW_CONFIG]  # the proof allowed it
+        return _rewrite(held, records, proof.reference.path, proof.changes, (), allow)
 
 
 def published_plan(out: Path) -> dict[str, Any]:
@@ -171,12 +164,13 @@ def _rewrite(
     held: Lock,
     records: PublishedRecords,
     reference: Path | None,
-    corrections: tuple[Correction, ...],
+    changes: tuple[Change, ...],
+    given: tuple[Correction, ...],
     allow: Collection[str],
 ) -> MetadataReport:
     """Read, decide, replace."""
     started, out = time.monotonic(), held.folder
-    decided = decide(records, _read(out, reference), corrections, allow)
+    decided = decide(records, _read(out, reference), changes, given, allow)
     changed = journal.replace(held, decided.files, decided.gone)
     return MetadataReport(
         out=str(out),

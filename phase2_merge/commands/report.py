@@ -14,8 +14,8 @@ from typing import Any, Literal
 from shardmerge.common.command.byte_count import show
 from shardmerge.common.errors import SHOWN, printable
 
-from .. import corrections
-from ..corrections import Recorded
+from ..corrections import record
+from ..corrections.record import Recorded
 from ..ledger.names import summary
 from ..proof.config.settings import Compared
 from ..proof.prove import Proof
@@ -99,7 +99,7 @@ class CheckReport:
             ),
             *([grafts] if self.grafted else []),
             *([MTP_LINES[self.mtp]] if self.mtp in MTP_LINES else []),
-            *corrections.lines(self.corrections),
+            *record.lines(self.corrections),
             f"Not checked: {'; '.join(self.unchecked)}.",
             *warning_lines(self.warnings),
         ]

@@ -21,8 +21,11 @@ from shardmerge.common.errors import (
 from shardmerge.common.manifest_facts import Facts
 from shardmerge.common.places import CONFIG, HF_QUANT_CONFIG, INDEX, RECORDS, REPORT
 
-from .. import corrections as correcting
-from ..corrections import Correction, Recorded
+from ..corrections import record
+from ..corrections.changes import Change, corrected, corrected_facts
+from ..corrections.record import Recorded
+from ..corrections.settle import settled, settled_config, settled_facts
+from ..corrections.written import Correction
 from ..hf_files import config_json, index_json
 from ..ledger.published import PublishedRecords
 from ..proof.config import settings, shapes
@@ -64,7 +67,8 @@ class RewrittenFiles:
 def decide(
     records: PublishedRecords,
     present: JsonFiles,
-    corrections: Sequence[Correction],
+    earlier: Sequence[Change],
+    given: Sequence[Correction],
     allow: Collection[str] = (),
 ) -> RewrittenFiles:
     """Decide what every file but the shards becomes.
@@ -72,31 +76,35 @@ def decide(
     Args:
         records: What the output recorded of its merge.
         present: The JSON files of the output, and of a reference if one was given.
-        corrections: What config.json, facts or quantization say wrongly.
+        earlier: Changes that were decided before.
+        given: What config.json, facts or quantization say wrongly all the same.
         allow: Kinds of problems that become warnings. In what the merge was allowed to differ, config.json still may.
 
     Returns:
         All files that a merge writes beside the shards, most of them as they are.
 
     Raises:
-        BadInputError: A correction is of a key that is not there, or the architecture is not known.
+        BadInputError: A correction does not fit what is there, or the architecture is not known.
         MismatchError, MissingTensorError, UnexpectedTensorError: config.json does not fit the tensors; several such
             as ProblemsFoundError.
     """
     declared = present.config.get("quantization_config")
     mtp = records.report.mtp
     base = present.config if present.reference_config is None else as_merged(present.reference_config, mtp)
-    facts = correcting.corrected_facts(records.facts, corrections)
-    config = as_merged(correcting.corrected("config", base, corrections), mtp)
-    hf_quant_config, declares = json_files.corrected_both(present.hf_quant_config, declared, corrections)
+    statements = json_files.statements(present.hf_quant_config, declared)
+    changes = _changes(records.facts, base, statements, earlier, given)
+    facts = corrected_facts(records.facts, changes)
+    config = as_merged(corrected("config", base, changes), mtp)
+    hf_quant_config, declares = json_files.corrected_both(present.hf_quant_config, declared, changes)
     table = blueprint(config)
     raise_problems(problems(records, facts, table))
     compared, warnings = _compared(records, facts, table, allow)
-    if present.reference_config is not None or correcting.of_part("quantization", corrections):
+    if present.reference_config is not None or any(change.part == "quantization" for change in changes):
         dtype = (records.facts.dtype or "") if declared else records.dominant_dtype
-        config = final_config(config, dtype, declares, corrections, mtp=mtp)
-    statements = json_files.statements(present.hf_quant_config, declared)
-    recorded = _recorded(records, base, statements, corrections)
+        config = final_config(config, dtype, declares, changes, mtp=mtp)
+    if present.reference_config is None:
+        base = record.undone("config", base, records.report.corrections)
+    recorded = _recorded(records, base, statements, changes)
     before = records.report.sidecars
     sidecars = sorted(present.sidecars) if present.sidecars is not None else list(before)
     files = dict(sorted(present.sidecars.items())) if present.sidecars is not None else {}
@@ -128,7 +136,7 @@ def final_config(
     config: Json,
     dtype: str,
     quantization_config: Json | None,
-    corrections: Sequence[Correction],
+    changes: Sequence[Change],
     *,
     mtp: str,
 ) -> Json:
@@ -138,17 +146,17 @@ def final_config(
         config: The reference's.
         dtype: What plain weights are, as safetensors spells it.
         quantization_config: What the checkpoint declares of itself, None for nothing.
-        corrections: All that were given. Those of other parts are ignored.
+        changes: Corrections. Those of other parts are ignored.
         mtp: Where multi-token prediction comes from. If it was dropped, no correction promises it again.
 
     Returns:
         A new dict.
 
     Raises:
-        BadInputError: A correction leads through something that is not an object.
+        BadInputError: A change leads through something that is not an object.
     """
     edited = config_json.edited(config, dtype, quantization_config)
-    return as_merged(correcting.corrected("config", edited, corrections), mtp)
+    return as_merged(corrected("config", edited, changes), mtp)
 
 
 def problems(records: PublishedRecords, facts: Facts, table: Blueprint) -> Iterator[ShardmergeError]:
@@ -219,12 +227,22 @@ def _index(records: PublishedRecords) -> dict[str, bytes]:
     return {INDEX: index_json.encode(records.weight_map, records.num_parameters, records.total_bytes)}
 
 
-def _recorded(
-    records: PublishedRecords, base: Json, statements: Json, corrections: Sequence[Correction]
-) -> Recorded:
-    """Return what was corrected. A key that was corrected before has what it was at first."""
-    now = correcting.recorded("config", base, corrections)
-    now |= correcting.recorded("facts", records.facts.as_json(), corrections)
-    now |= correcting.recorded("quantization", statements, corrections)
-    earlier = records.report.corrections
-    return {key: {**values, "was": earlier.get(key, values)["was"]} for key, values in now.items()}
+def _changes(
+    facts: Facts, config: Json, statements: Json, earlier: Sequence[Change], given: Sequence[Correction]
+) -> tuple[Change, ...]:
+    """Return earlier changes, and those that corrections make of what these left."""
+    said = corrected("quantization", statements, earlier)
+    later = (
+        *settled_config(corrected("config", config, earlier), given),
+        *settled_facts(corrected_facts(facts, earlier), given),
+        *settled("quantization", said, given),
+    )
+    return record.followed_by(earlier, later)
+
+
+def _recorded(records: PublishedRecords, base: Json, statements: Json, changes: Sequence[Change]) -> Recorded:
+    """Return what was corrected: what the reference's `base` and the dump said before any correction, and say now."""
+    before = record.undone("quantization", statements, records.report.corrections)
+    now = record.recorded("config", base, changes)
+    now |= record.recorded("facts", records.facts.as_json(), changes)
+    return now | record.recorded("quantization", before, changes)

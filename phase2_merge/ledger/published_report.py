@@ -55,7 +55,8 @@ def read(path: Path) -> PublishedReport:
     check, sidecars = facts.get("check"), facts.get("sidecars", [])
     corrections = check.get("corrections", {}) if isinstance(check, dict) else None
     if not isinstance(corrections, dict) or not all(
-        isinstance(one, dict) and one.keys() >= {"was", "now"} for one in corrections.values()
+        "." in key and all(key.split(".")) and isinstance(one, dict) and one.keys() >= {"was", "now"}
+        for key, one in corrections.items()
     ):
         raise ValueError("no corrections that were recorded")
     if not isinstance(sidecars, list) or not all(

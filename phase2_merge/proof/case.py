@@ -14,7 +14,10 @@ from shardmerge.common.manifest import Manifest
 from shardmerge.common.manifest_facts import Facts
 from shardmerge.common.reference import Reference
 
-from ..corrections import Correction, Recorded, corrected, corrected_facts, parse, recorded
+from ..corrections.changes import Change, corrected, corrected_facts
+from ..corrections.record import Recorded, recorded
+from ..corrections.settle import settled_config, settled_facts
+from ..corrections.written import Correction, parse
 from ..ledger import graft
 from ..ledger import table as ledger
 from ..ledger.fragments import Fragment, fragments
@@ -40,8 +43,9 @@ class Case:
         ledger: What all ranks wrote, and what is grafted.
         manifests: In the order of `ledger.heads`, whose own facts are as they were dumped.
         failures: What ranks that failed recorded, by rank.
-        given: The corrections.
-        corrections: For the report, what was corrected, and what it is now.
+        given: The corrections, as they were written.
+        changes: What they make of config.json and of facts.
+        corrections: The same for the report: what was corrected, and what it is now.
     """
 
     asked: Asked
@@ -51,6 +55,7 @@ class Case:
     manifests: tuple[Manifest, ...]
     failures: Mapping[int, str]
     given: tuple[Correction, ...]
+    changes: tuple[Change, ...]
     corrections: Recorded
 
     @property
@@ -104,10 +109,11 @@ class Case:
 
 def read(asked: Asked) -> Case:
     """Read the reference, all manifests, and what is grafted. Raises one error of the tree, OSError."""
-    given = parse(asked.corrections)
+    given = parse(asked.corrections, asked.new_corrections)
     reference = references.read(Path(asked.hf_reference))
-    changes = recorded("config", reference.config, given)
-    reference = replace(reference, config=corrected("config", reference.config, given))
+    of_config = settled_config(reference.config, given)
+    told = recorded("config", reference.config, of_config)
+    reference = replace(reference, config=corrected("config", reference.config, of_config))
     described = blueprint(reference.config)
     left = {*described.copies()}
     if asked.drop_mtp:
@@ -117,12 +123,15 @@ def read(asked: Asked) -> Case:
     ranks = discover([Path(dump) for dump in asked.dumps])
     table = ledger.read(ranks, graft.graft(reference, _patterns(asked, reference, described), left))
     manifests = [head.manifest for head in table.heads]
-    told = table.facts()
-    changes |= recorded("facts", told.as_json(), given)
-    right = tuple(_corrected(manifest, told, given) for manifest in manifests)
+    facts = table.facts()
+    of_facts = settled_facts(facts, given)
+    told |= recorded("facts", facts.as_json(), of_facts)
+    right = tuple(_corrected(manifest, facts, of_facts) for manifest in manifests)
     if asked.drop_mtp:
         right = dropped.without(right, described.is_mtp)
-    return Case(asked, reference, described, table, right, ranks.failures, given, changes)
+    return Case(
+        asked, reference, described, table, right, ranks.failures, given, (*of_config, *of_facts), told
+    )
 
 
 def _without_mtp(reference: Reference, described: Blueprint) -> Reference:
@@ -151,10 +160,10 @@ def _patterns(asked: Asked, reference: Reference, described: Blueprint) -> tuple
     return (*(pattern for pattern in asked.grafts if pattern != MTP), *patterns)
 
 
-def _corrected(manifest: Manifest, told: Facts, given: Sequence[Correction]) -> Manifest:
+def _corrected(manifest: Manifest, told: Facts, changes: Sequence[Change]) -> Manifest:
     """Return a manifest with its facts as they should be, and with the settings that any rank told.
 
     The file and its digest stay as they are.
     """
     facts = replace(manifest.facts, settings=told.settings)
-    return replace(manifest, facts=corrected_facts(facts, given))
+    return replace(manifest, facts=corrected_facts(facts, changes))

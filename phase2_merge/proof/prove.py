@@ -12,7 +12,10 @@ from shardmerge.common.architectures import Blueprint
 from shardmerge.common.errors import Findings, raise_problems
 from shardmerge.common.reference import Reference
 
-from ..corrections import Correction, Recorded, corrected, of_part, recorded
+from ..corrections.changes import Change
+from ..corrections.record import Recorded, recorded
+from ..corrections.settle import settled
+from ..corrections.written import of_part
 from ..ledger.fragments import Fragment
 from ..ledger.table import Ledger
 from ..options import Asked
@@ -58,7 +61,7 @@ CHECKS = (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Proof:
-    """What was proven, which a plan is made of. `given` are the corrections, `corrections` what they changed.
+    """What was proven, which a plan is made of. `changes` are made to what was said, `corrections` are for the report.
 
     `mtp` is where multi-token prediction comes from, as `Case.mtp`; `compared` is what was compared of config.json.
     """
@@ -71,7 +74,7 @@ class Proof:
     fragments: list[Fragment]
     warnings: tuple[str, ...]
     corrections: Recorded
-    given: tuple[Correction, ...]
+    changes: tuple[Change, ...]
     quantization: Quantization | None
     mtp: str
     compared: Compared
@@ -86,6 +89,7 @@ def prove(asked: Asked) -> Proof:
         case = cases.read(asked)
         gates = [_passed(gate(case)) for gate in GATES]
         checks = [check(case) for check in CHECKS]
+        of_quantization, told = _quantization(case)
         passed = _passed(Findings.together((*gates, *checks)).allowing(asked.allow))
         return Proof(
             case.reference,
@@ -95,8 +99,8 @@ def prove(asked: Asked) -> Proof:
             case.verdict,
             case.fragments,
             passed.warnings,
-            case.corrections | _corrected_quantization(case),
-            case.given,
+            case.corrections | told,
+            (*case.changes, *of_quantization),
             case.quantization,
             case.mtp,
             settings.compared(case.blueprint, case.manifests[0].facts, mtp=case.mtp),
@@ -109,11 +113,11 @@ def _passed(findings: Findings) -> Findings:
     return findings
 
 
-def _corrected_quantization(case: Case) -> Recorded:
-    """Return for the report what the quantization was and is. Raises BadInputError for a key that it does not have."""
+def _quantization(case: Case) -> tuple[tuple[Change, ...], Recorded]:
+    """Return the changes of what the quantization says, and the same for the report. Raises BadInputError."""
     if not of_part("quantization", case.given):
-        return {}
+        return (), {}
     weights = ((tensor.name, tensor.shape) for tensor in case.expected)
     before = json_files.statements(*json_files.both(case.quantization, weights))
-    corrected("quantization", before, case.given)
-    return recorded("quantization", before, case.given)
+    changes = settled("quantization", before, case.given)
+    return changes, recorded("quantization", before, changes)

@@ -16,7 +16,7 @@ from shardmerge.common.quantization.formats import BY_ALGORITHM, FORMATS, KV_CAC
 from shardmerge.common.quantization.rows import ConfigForm, Format, ModeloptForm
 from shardmerge.common.rectangle import Shape
 
-from ..corrections import Correction, corrected, of_part
+from ..corrections.changes import Change, corrected
 from . import declaration
 from .united import Quantization
 
@@ -80,24 +80,24 @@ def statements(hf: Json | None, declared: Json | None) -> Json:
 
 
 def corrected_both(
-    hf: Json | None, declared: Json | None, corrections: Sequence[Correction]
+    hf: Json | None, declared: Json | None, changes: Sequence[Change]
 ) -> tuple[Json | None, Json | None]:
     """Correct both files. The second follows from the first.
 
     Args:
         hf: hf_quant_config.json, None if there is none.
         declared: config.json["quantization_config"], None if there is none.
-        corrections: all that were given; those of other parts are ignored.
+        changes: those of other parts are ignored.
 
     Returns:
         (hf_quant_config.json, quantization_config) as they should be.
 
     Raises:
-        BadInputError: a key is unknown, or the corrected statements cannot be read.
+        BadInputError: the corrected statements cannot be read.
     """
-    if not of_part("quantization", corrections):
+    if not any(change.part == "quantization" for change in changes):
         return hf, declared
-    now = corrected("quantization", statements(hf, declared), corrections)
+    now = corrected("quantization", statements(hf, declared), changes)
     if hf is None:
         return None, now
     declaration.refuse_unreadable(now)

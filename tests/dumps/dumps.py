@@ -66,6 +66,7 @@ def dense_config(layers: int = 2, **more: Any) -> dict[str, Any]:
         "head_dim": HEAD_DIM,
         "vocab_size": VOCAB,
         "rms_norm_eps": 1e-06,
+        "rope_theta": 10000.0,
         "tie_word_embeddings": False,
         **more,
     }

@@ -18,7 +18,10 @@ from shardmerge.common import reference as references
 from shardmerge.common.architectures import blueprint
 from shardmerge.common.errors import ShardmergeError
 from shardmerge.common.manifest_facts import Facts
-from shardmerge.phase2_merge import check, corrections, inspect, merge, metadata, verify
+from shardmerge.phase2_merge import check, inspect, merge, metadata, verify
+from shardmerge.phase2_merge.corrections import record, settle, written
+from shardmerge.phase2_merge.corrections.changes import corrected as corrected_values
+from shardmerge.phase2_merge.corrections.changes import corrected_facts
 from shardmerge.phase2_merge.hf_files import sidecars
 from shardmerge.phase2_merge.inspection.page import page
 from shardmerge.phase2_merge.ledger import parquet, published, rank_directories, table
@@ -33,6 +36,7 @@ from .verdict import NotAllowedError, Read
 
 MODULES = (f"{LAYER}up_proj", "model.layers.0.self_attn.q_proj", "lm_head", "")
 OUTSIDE = "outside.json"
+NEW = "new "  # before what is meant for --set-new
 
 
 def manifests(sound: Sound) -> Read:
@@ -264,25 +268,33 @@ def quantized_files(sound: Sound) -> Read:
 
 
 def corrected(sound: Sound) -> Read:
-    """Arguments of `--set`, one a line, applied to facts, to a config.json and to a declaration."""
+    """Arguments of `--set`, behind NEW of `--set-new`, one a line, applied to facts, config.json and a declaration."""
     config = references.read_config(sound.reference)
     facts = manifest.read(sound.one_rank / "rank-00000" / "manifest.json").facts
     declared = canonical_json.read_object(sound.quantized / places.HF_QUANT_CONFIG)["quantization"]
 
     def read(data: bytes) -> object:
-        given = corrections.parse(data.decode("utf-8", "surrogateescape").split("\n"))
-        _each(
-            lambda: Facts.of_json(corrections.corrected_facts(facts, given).as_json()),
-            lambda: blueprint(corrections.corrected("config", config, given)),
-            lambda: declaration.refuse_unreadable(corrections.corrected("quantization", declared, given)),
+        texts = data.decode("utf-8", "surrogateescape").split("\n")
+        new = [text.removeprefix(NEW) for text in texts if text.startswith(NEW)]
+        given = written.parse([text for text in texts if not text.startswith(NEW)], new)
+        changes = (
+            *settle.settled_config(config, given),
+            *settle.settled_facts(facts, given),
+            *settle.settled("quantization", declared, given),
         )
-        recorded = (
-            corrections.recorded("config", config, given)
-            | corrections.recorded("facts", facts.as_json(), given)
-            | corrections.recorded("quantization", declared, given)
-        )
+        values = {"config": config, "facts": facts.as_json(), "quantization": declared}
+        recorded: record.Recorded = {}
+        for part, said in values.items():
+            recorded |= record.recorded(part, said, changes)
+            again = corrected_values(part, said, record.replayed(recorded))
+            assert again == corrected_values(part, said, changes), "what was recorded says something else"
         canonical_json.encode(recorded)  # as report.json has it
-        return corrections.lines(recorded), corrections.replayed(recorded)
+        _each(
+            lambda: Facts.of_json(corrected_facts(facts, changes).as_json()),
+            lambda: blueprint(corrected_values("config", config, changes)),
+            lambda: declaration.refuse_unreadable(corrected_values("quantization", declared, changes)),
+        )
+        return record.lines(recorded)
 
     return read
 

@@ -115,8 +115,10 @@ def _settings(sound: Sound) -> list[bytes]:
     texts = (
         "facts.dtype=BF16",
         "config.rope_theta=1000000",
-        "config.rope_scaling.factor=2.5",
-        "config.pad_token_id=null",
+        "new config.rope_scaling.factor=2.5",
+        "new config.pad_token_id=null",
+        'new config.rope_parameters={"rope_theta": 5, "rope_type": "default"}',
+        "config.torch_dtype=float16",
         "quantization.quant_algo=FP8",
         'quantization.exclude_modules+=["lm_head"]',
     )

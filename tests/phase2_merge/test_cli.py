@@ -396,7 +396,7 @@ def test_metadata_and_a_second_merge_exit_with_0_and_touch_no_shard(world: MakeW
     found = run("metadata", one.out, "--set", "config.rope_theta=1000000")
     assert (found.exit_code, found.stderr) == (0, "")
     assert "2 shards with 25 tensors were not touched" in found.stdout
-    assert "Corrected: config.rope_theta is 1000000, was null." in found.stdout
+    assert "Corrected: config.rope_theta is 1000000.0, was 10000.0." in found.stdout
     assert json.loads((one.out / "config.json").read_bytes())["rope_theta"] == 1000000
     again = run(*merge_arguments(one))
     assert again.exit_code == 0

@@ -39,7 +39,7 @@ def measure(folder: Path) -> Rerun:
     out, reference = folder / "out", folder / "reference"
     _run("merge", folder / "dump", out, "--hf-reference", reference, "--verify", "size")
     before = _shards(out)
-    seconds = tuple(_run("metadata", out, "--set", correction) for correction in CORRECTIONS)
+    seconds = tuple(_run("metadata", out, "--set-new", correction) for correction in CORRECTIONS)
     if _shards(out) != before:
         raise RuntimeError(f"shardmerge metadata touched shards of {out}")
     return Rerun(tensors, seconds)

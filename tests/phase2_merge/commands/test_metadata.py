@@ -120,18 +120,18 @@ def test_a_correction_is_recorded_and_stays_without_a_reference(world: MakeWorld
     metadata(one.out, corrections=["config.rope_theta=6"])
     told = json.loads((one.out / ".shardmerge" / "report.json").read_bytes())["check"]["corrections"]
     assert told == {
-        "config.rope_theta": {"was": None, "now": 6},
+        "config.rope_theta": {"was": 10000.0, "now": 6},
         "config.rms_norm_eps": {"was": 1e-06, "now": 0.5},
     }
     assert (config_of(one.out)["rope_theta"], config_of(one.out)["rms_norm_eps"]) == (6, 0.5)
     metadata(one.out, hf_reference=one.reference)
-    assert "rope_theta" not in config_of(one.out)
+    assert config_of(one.out)["rope_theta"] == 10000.0
 
 
 def test_a_correction_has_the_last_word_on_the_dtype(world: MakeWorld) -> None:
     one = published(world)
     metadata(one.out, hf_reference=one.reference, corrections=["config.torch_dtype=float16"])
-    assert (config_of(one.out)["torch_dtype"], config_of(one.out)["dtype"]) == ("float16", "bfloat16")
+    assert (config_of(one.out)["torch_dtype"], config_of(one.out)["dtype"]) == ("float16", "float16")
 
 
 def test_a_dump_that_said_the_wrong_vocabulary_size_is_corrected_and_not_edited(world: MakeWorld) -> None:

@@ -211,7 +211,7 @@ def test_of_several_at_once_each_is_done_or_refused_and_the_output_is_that_of_th
     assert json.loads((one.out / "config.json").read_bytes())["rope_theta"] in done
     report = json.loads((one.out / ".shardmerge" / "report.json").read_bytes())
     theta = json.loads((one.out / "config.json").read_bytes())["rope_theta"]
-    assert report["check"]["corrections"] == {"config.rope_theta": {"was": None, "now": theta}}
+    assert report["check"]["corrections"] == {"config.rope_theta": {"was": 10000.0, "now": theta}}
     assert set(tree(one.out)) == names
     assert {name: inodes(one.out)[name] for name in shards} == shards
     assert verify(one.out).warnings == ()

@@ -11,7 +11,8 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 
 from shardmerge.common.errors import BadInputError
 from shardmerge.phase2_merge import merge
-from shardmerge.phase2_merge.corrections import parse
+from shardmerge.phase2_merge.corrections.settle import settled
+from shardmerge.phase2_merge.corrections.written import parse
 from shardmerge.phase2_merge.quantization import declaration
 from shardmerge.phase2_merge.quantization.json_files import corrected_both, excluded
 from tests.dumps.quantized_dumps import dump_quantized
@@ -76,7 +77,8 @@ def test_a_correction_may_take_the_format_of_weights_away() -> None:
         "producer": {},
         "quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": None, "exclude_modules": []},
     }
-    now, config = corrected_both(hf, {}, parse(["quantization.quant_algo="]))
+    changes = settled("quantization", hf["quantization"], parse(["quantization.quant_algo="]))
+    now, config = corrected_both(hf, {}, changes)
     assert now is not None
     assert config is not None
     assert (now["quantization"]["quant_algo"], config["config_groups"]) == ("", {})

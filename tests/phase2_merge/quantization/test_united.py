@@ -336,8 +336,8 @@ def test_a_mixture_lists_every_global_expert(reference: Path, tmp_path: Path) ->
         ("quant_algo=INT3", "says INT3"),
         ("quant_algo=FP8_BLOCK", "says FP8_BLOCK"),  # which hf_quant_config.json has no word for
         ("quant_algo=MIXED_PRECISION", "MIXED_PRECISION without quantized_layers"),
-        ("exclude_modules=lm_head", "expected a list of modules, got 'lm_head'"),
-        ("quant_algo=3", "expected a name, got 3"),
+        ("exclude_modules=lm_head", "exclude_modules=lm_head: it is not JSON"),
+        ("quant_algo=3", "quant_algo=3: 3 is a number"),
     ],
 )
 def test_a_correction_that_no_reader_would_understand_is_refused(

@@ -54,7 +54,7 @@ def test_what_was_trained_is_published_and_copies_have_the_bytes_of_their_source
     assert report["check"]["mtp"] == "trained"
     assert verify(out).checksums_compared == len(published(trained))
     assert merge([trained.dump], out, hf_reference=trained.reference, max_shard_bytes=2000).rewritten == ()
-    assert metadata(out, corrections=["config.rope_theta=5"]).changed
+    assert metadata(out, new_corrections=["config.rope_theta=5"]).changed
     assert diff(trained.dump, out).differing == ()
     assert load(out) == published(trained)
 

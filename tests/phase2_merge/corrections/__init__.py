@@ -1,0 +1,1 @@
+"""`--set` and `--set-new`: what they accept, what they change, and what is recorded."""
