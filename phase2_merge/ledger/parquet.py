@@ -23,9 +23,9 @@ from shardmerge.common import canonical_json, durable, plausible_sizes, regular_
 from shardmerge.common.errors import CorruptFileError
 from shardmerge.common.manifest import MAX_DIMS, require
 
-from . import parquet_pages
 from .columns import COLUMNS, Column
-from .parquet_pages import CHECKSUM_BYTES
+from .parquet_format import pages
+from .parquet_format.pages import CHECKSUM_BYTES
 from .table import Ledger
 
 PLAIN = ("xxh3_128", "all_zero")  # columns without a dictionary
@@ -75,7 +75,7 @@ def read(path: Path, root: Path | None, columns: Sequence[str] = ()) -> pa.Table
     """
     limit = plausible_sizes.LEDGER.limit(path, root) if root else plausible_sizes.LEDGER.ceiling_bytes
     data = regular_files.read(path, root or path.parent, limit)
-    parquet_pages.check(memoryview(data))  # before Arrow sees it
+    pages.check(memoryview(data))  # before Arrow sees it
     file = pq.ParquetFile(
         pa.BufferReader(data), read_dictionary=["name"], thrift_container_size_limit=MAX_LISTED
     )

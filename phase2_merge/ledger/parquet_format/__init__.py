@@ -1,0 +1,1 @@
+"""What a Parquet file says of itself, read before Arrow sees it: anybody may have written it."""
