@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from .says import Config, Says, Synonyms, derived
@@ -35,22 +36,43 @@ SYNONYMS: tuple[Synonyms, ...] = (
 )
 THETA_OF_MOST = 10000.0
 Channels = Callable[[Config], int]
+Partial = Callable[[Config], float]
 
 
-def rope(channels: Channels, theta: float = THETA_OF_MOST) -> tuple[Says, ...]:
+@dataclass(frozen=True, slots=True)
+class Rotated:
+    """Which part of a head rotates where config.json has no `partial_rotary_factor`.
+
+    Attributes:
+        partial: Of a config.json, the part.
+        keys: The keys that say it.
+    """
+
+    partial: Partial = lambda _: 1.0
+    keys: tuple[str, ...] = ()
+
+
+def rope(
+    channels: Channels, theta: float = THETA_OF_MOST, rotated: Rotated | None = None
+) -> tuple[Says, ...]:
     """Return the rows of an architecture that rotates queries and keys.
 
     Args:
         channels: Of a config.json, how many channels a head has that may be rotated.
         theta: The base where config.json says none.
+        rotated: Which of these channels rotate where config.json does not say it as most do; None: all.
 
     Returns:
         Rows of the frequencies, and of the factor on cosine and sine.
     """
-    keys = (f"{NEW}.{THETA}", THETA, OLD)
+    part = rotated or Rotated()
+    keys = (f"{NEW}.{THETA}", THETA, OLD, *part.keys)
     return (
         derived(
-            "rope_frequencies", keys, lambda config: frequencies(config, channels(config), theta), *SYNONYMS
+            "rope_frequencies",
+            keys,
+            lambda config: frequencies(config, channels(config), theta, part.partial(config)),
+            *SYNONYMS,
         ),
         derived(
             "rope_factor", (NEW, OLD), lambda config: attention_factor(parameters(config, theta), config)
@@ -72,13 +94,14 @@ def parameters(config: Config, theta: float) -> dict[str, Any]:
     return {THETA: theta, **beside, **known, "rope_type": kind}
 
 
-def frequencies(config: Config, channels: int, theta: float) -> list[float]:
+def frequencies(config: Config, channels: int, theta: float, partial: float = 1.0) -> list[float]:
     """Return the radians a token of each pair of channels, of a sequence that is not longer than in training.
 
     Args:
         config: What config.json holds.
         channels: Of a head, before `partial_rotary_factor`.
         theta: The base where config.json says none.
+        partial: That factor where config.json says none.
 
     Returns:
         A number for each pair.
@@ -88,7 +111,7 @@ def frequencies(config: Config, channels: int, theta: float) -> list[float]:
         KeyError, TypeError: A number is missing, or is none.
     """
     said = parameters(config, theta)
-    dim = int(channels * said.get(PARTIAL, 1.0))
+    dim = int(channels * said.get(PARTIAL, partial))
     plain = [said[THETA] ** -(2 * pair / dim) for pair in range(dim // 2)]
     kind = said["rope_type"]
     if kind in ("default", "dynamic"):  # the latter changes longer sequences only
