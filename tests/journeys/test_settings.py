@@ -25,7 +25,7 @@ from shardmerge.phase2_merge import check
 from tests.journeys.settings import NAMES, Change, Dumped, dumped, mismatches, problems
 from tests.worlds.families import by_name
 
-DENSE, MOE = ("llama", "qwen2", "qwen3"), ("qwen3_moe", "mixtral")
+DENSE, MOE = ("llama", "mistral", "qwen2", "qwen3"), ("qwen3_moe", "mixtral")
 
 
 @pytest.mark.parametrize("name", NAMES)

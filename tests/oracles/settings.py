@@ -41,6 +41,9 @@ CASES: tuple[tuple[str, Json], ...] = (
     ("llama", {**BASE, "rms_norm_eps": 3e-4, "head_dim": 24, "num_attention_heads": 4}),
     ("llama", {"rope_parameters": LLAMA3, "max_position_embeddings": 65536}),
     ("llama_tied", {}),
+    ("mistral", {}),
+    ("mistral", {**BASE, "sliding_window": 24, "rms_norm_eps": 3e-4}),
+    ("mistral", {"sliding_window": None, "head_dim": 24}),
     ("qwen2", {**BASE, "rms_norm_eps": 3e-4}),
     ("qwen3", {**BASE, "rms_norm_eps": 3e-4}),
     ("qwen3_moe", {}),
@@ -63,19 +66,20 @@ OPTIONS: Json = {
 }
 
 
-def main() -> int:
-    """Compare all models. Returns the exit code."""
+def main(names: list[str]) -> int:
+    """Compare all models, or those of these families. Returns the exit code."""
     stand_in()
     failed = False
+    cases = [(name, edits) for name, edits in CASES if not names or name in names]
     with tempfile.TemporaryDirectory() as folder:
         paths = [
-            _written(by_name(name), edits, Path(folder) / str(at)) for at, (name, edits) in enumerate(CASES)
+            _written(by_name(name), edits, Path(folder) / str(at)) for at, (name, edits) in enumerate(cases)
         ]
         store: Any = dist.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group("gloo", rank=0, world_size=1, store=store)
         join_model_parallel(SINGLE)
         try:
-            for (name, edits), path in zip(CASES, paths, strict=True):
+            for (name, edits), path in zip(cases, paths, strict=True):
                 said = blueprint(json.loads((path / "config.json").read_text())).settings()
                 told = settings_of([_model(path)])
                 both = told.keys() & said.keys()
@@ -118,4 +122,4 @@ def _model(path: Path) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -40,6 +40,7 @@ class Oracle:
 ORACLES: Final[dict[str, Oracle]] = {
     "llama": Oracle(),
     "llama_tied": Oracle(),
+    "mistral": Oracle(),
     "qwen2": Oracle(),
     "qwen3": Oracle(),
     "qwen3_moe": Oracle(),

@@ -8,10 +8,12 @@ Must not know checkpoints or shardmerge.
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from tests.worlds.hf_words import OWN_WORDS
 from tests.worlds.topology import TOPOLOGIES, Topology
 
 Architecture = Literal[
     "LlamaForCausalLM",
+    "MistralForCausalLM",
     "Qwen2ForCausalLM",
     "Qwen3ForCausalLM",
     "Qwen3MoeForCausalLM",
@@ -19,6 +21,9 @@ Architecture = Literal[
     "DeepseekV3ForCausalLM",
     "NemotronHForCausalLM",
 ]
+# One norm over all heads of the queries, and one over those of the keys: tensor parallelism cuts their weights, or each
+# rank holds them whole. "": none.
+FullNorms = Literal["", "cut", "whole"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +39,7 @@ class Experts:
     router_groups: int = 0
     groups_kept: int = 0
     scaling: float = 1.0
+    normalized: bool = True  # the weights of a token's experts add up to 1
     latent_width: int = 0  # of what routed experts read and write; 0: the hidden size
 
 
@@ -98,6 +104,9 @@ class Family:
     vocab: int = 211
     rope_theta: int = 10000
     norm_eps: float = 1e-5
+    window: int = 0  # tokens that a layer sees; 0: all
+    full_norms: FullNorms = ""
+    rotary_percent: float = 1.0  # of a head's channels, which part rotates
     experts: Experts | None = None
     latent: Latent | None = None
     mamba: Mamba | None = None
@@ -125,6 +134,7 @@ _NEMOTRON = Experts(shared_width=80, router_bias=True, scaling=2.5)
 FAMILIES: tuple[Family, ...] = (
     Family("llama", "LlamaForCausalLM"),
     Family("llama_tied", "LlamaForCausalLM", tied=True),
+    Family("mistral", "MistralForCausalLM", norm_eps=1e-6, window=24),
     Family("qwen2", "Qwen2ForCausalLM", qkv_bias=True, norm_eps=1e-6),
     Family("qwen3", "Qwen3ForCausalLM", qk_norm=True, norm_eps=1e-6),
     Family("qwen3_moe", "Qwen3MoeForCausalLM", qk_norm=True, norm_eps=1e-6, experts=Experts()),
@@ -149,6 +159,10 @@ FAMILIES: tuple[Family, ...] = (
     ),
 )
 
+# Model-Optimizer has no rules for these; other programs show their tables (`tests.oracles.table`)
+NOT_IMPORTED = frozenset({"MistralForCausalLM"})
+IMPORTED = tuple(family for family in FAMILIES if family.architecture not in NOT_IMPORTED)
+
 
 def by_name(name: str) -> Family:
     """Return the row called `name`. Raises KeyError for an unknown one."""
@@ -167,11 +181,11 @@ def topologies_of(family: Family) -> tuple[Topology, ...]:
 def hf_config(family: Family) -> dict[str, Any]:
     """Return the keyword arguments of the family's transformers config class.
 
-    Source: transformers 5, models/{llama,qwen2,qwen3,qwen3_moe,mixtral,deepseek_v3,nemotron_h}/configuration_*.py.
+    Source: transformers 5, models/{llama,mistral,qwen2,qwen3,qwen3_moe,mixtral,deepseek_v3,nemotron_h}/configuration_*.py.
     """
     if family.mamba is not None:
         return _hf_hybrid(family, family.mamba)
-    return {
+    config = {
         "vocab_size": family.vocab,
         "hidden_size": family.hidden,
         "intermediate_size": _hf_dense_width(family),
@@ -185,8 +199,10 @@ def hf_config(family: Family) -> dict[str, Any]:
         "bos_token_id": 1,
         "eos_token_id": 2,
         **_hf_attention(family),
-        **_hf_experts(family),
     }
+    if family.architecture in OWN_WORDS:
+        return OWN_WORDS[family.architecture](family, config)
+    return config | _hf_experts(family)
 
 
 def _hf_dense_width(family: Family) -> int:

@@ -1,6 +1,6 @@
-"""Dense decoders: Llama, Qwen2, Qwen3.
+"""Dense decoders: Llama, Mistral, Qwen2, Qwen3.
 
-Source: transformers, models/{llama,qwen2,qwen3}/modeling_*.py (names, biases, q/k norms) and configuration_*.py.
+Source: transformers, models/{llama,mistral,qwen2,qwen3}/modeling_*.py (names, biases, q/k norms) and configuration_*.py.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from ..blocks.attention import (
     QKV_BIAS,
     WINDOW_BY_LAYER,
     rotated_heads,
+    window_of_all,
 )
 from ..blocks.embeddings import EMBEDDINGS, NORMS, TIED, rms_norms
 from ..blocks.mlp import DENSE_MLP, activation
@@ -38,6 +39,15 @@ LLAMA = Architecture(
     common_flags,
     _layers,
     settings=DENSE_SETTINGS,
+)
+MISTRAL = Architecture(
+    "MistralForCausalLM",
+    "transformers models/mistral/modeling_mistral.py: the names of Llama; a window of 4,096 unless config.json says null",
+    DENSE_ROWS,
+    common_dimensions,
+    common_flags,
+    _layers,
+    settings=(*DENSE_SETTINGS, window_of_all(switch=None, otherwise=4096)),
 )
 QWEN2 = Architecture(
     "Qwen2ForCausalLM",
