@@ -11,12 +11,14 @@ from .families.deepseek import DEEPSEEK_V3
 from .families.llama import LLAMA, MISTRAL, QWEN2, QWEN3
 from .families.mixtral import MIXTRAL
 from .families.nemotron_h import NEMOTRON_H
+from .families.olmoe import OLMOE
 from .families.qwen3_moe import QWEN3_MOE
 from .keys import key_ids
 from .rows import Architecture, Config, Layout
 
 ARCHITECTURES = {
-    table.name: table for table in (LLAMA, MISTRAL, QWEN2, QWEN3, QWEN3_MOE, MIXTRAL, DEEPSEEK_V3, NEMOTRON_H)
+    table.name: table
+    for table in (LLAMA, MISTRAL, QWEN2, QWEN3, QWEN3_MOE, MIXTRAL, OLMOE, DEEPSEEK_V3, NEMOTRON_H)
 }
 
 __all__ = [

@@ -48,6 +48,36 @@ def integer(config: Config, name: str, otherwise: int | None = None) -> int:
     return value
 
 
+def one_of(config: Config, *names: str) -> int:
+    """Return a number that config.json may give under several names, as transformers 5 saves some under another.
+
+    Args:
+        config: What config.json holds.
+        names: The keys.
+
+    Returns:
+        The number.
+
+    Raises:
+        KeyError: None of them is there.
+        ValueError: Two of them differ.
+    """
+    said = {name: config[name] for name in names if name in config}
+    if not said:
+        raise KeyError(names[0])
+    if any(value != next(iter(said.values())) for value in said.values()):
+        raise ValueError(" and ".join(said))
+    value: int = next(iter(said.values()))
+    return value
+
+
+def refuse_true(config: Config, *names: str) -> None:
+    """Raise ValueError if config.json promises tensors, by a key that is true, that no row of a table has."""
+    for name in names:
+        if config.get(name):
+            raise ValueError(f"{name} = {config[name]!r:.40}, of which the table knows no tensors")
+
+
 def common_flags(config: Config) -> frozenset[str]:
     """Return {"untied"} unless input and output embeddings are one tensor."""
     return frozenset() if config.get("tie_word_embeddings", False) else frozenset({"untied"})

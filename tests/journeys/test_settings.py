@@ -25,7 +25,12 @@ from shardmerge.phase2_merge import check
 from tests.journeys.settings import NAMES, Change, Dumped, dumped, mismatches, problems
 from tests.worlds.families import by_name
 
-DENSE, MOE = ("llama", "mistral", "qwen2", "qwen3"), ("qwen3_moe", "mixtral")
+DENSE = ("llama", "mistral", "qwen2", "qwen3")
+NORMALIZED, UNNORMALIZED = (
+    ("qwen3_moe", "mixtral"),
+    ("olmoe",),
+)  # weights of a token's experts add up to 1, or not
+MOE = (*NORMALIZED, *UNNORMALIZED)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -154,9 +159,16 @@ CHANGES: tuple[tuple[str, tuple[str, ...], Change, set[str]], ...] = (
     ("top-k", MOE, setting(moe_router_topk=1), {"experts_per_token"}),
     ("more experts", LATENT, setting(moe_router_topk=4), {"experts_per_token", "router_group_score"}),
     ("more experts of hybrids", HYBRID, setting(moe_router_topk=3), {"experts_per_token"}),
-    ("score", MOE, setting(moe_router_score_function="sigmoid"), {"router_score"}),
+    ("score", NORMALIZED, setting(moe_router_score_function="sigmoid"), {"router_score"}),
+    (
+        "another score",
+        UNNORMALIZED,
+        setting(moe_router_score_function="sigmoid"),
+        {"router_score", "router_normalized"},
+    ),
     ("score of softmax", BIASED, setting(moe_router_score_function="softmax"), {"router_score"}),
-    ("normalisation", MOE, setting(moe_router_pre_softmax=True), {"router_normalized"}),
+    ("normalisation", NORMALIZED, setting(moe_router_pre_softmax=True), {"router_normalized"}),
+    ("none", UNNORMALIZED, setting(moe_router_pre_softmax=False), {"router_normalized"}),
     ("scaling", ROUTED, setting(moe_router_topk_scaling_factor=1.75), {"router_scaling"}),
     (
         "groups",

@@ -44,6 +44,7 @@ ORACLES: Final[dict[str, Oracle]] = {
     "qwen2": Oracle(),
     "qwen3": Oracle(),
     "qwen3_moe": Oracle(),
+    "olmoe": Oracle(),
     "mixtral": Oracle(
         "",
         reason="Neither Megatron-Bridge nor mcore-bridge knows Mixtral. Model-Optimizer imports what transformers "

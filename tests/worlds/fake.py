@@ -106,7 +106,7 @@ def _build_chunk(family: Family, config: Any, vocab_rows: int, te: bool, vp_stag
         return hybrid_model(family.mamba, family.mtp, config, te=te, **options)
     return GPTModel(
         config,
-        block_spec(config, te=te, vp_stage=vp_stage),
+        block_spec(family, config, te=te, vp_stage=vp_stage),
         position_embedding_type="rope",
         rotary_base=family.rope_theta,
         rotary_percent=family.rotary_percent,

@@ -14,6 +14,7 @@ from tests.worlds.topology import TOPOLOGIES, Topology
 Architecture = Literal[
     "LlamaForCausalLM",
     "MistralForCausalLM",
+    "OlmoeForCausalLM",
     "Qwen2ForCausalLM",
     "Qwen3ForCausalLM",
     "Qwen3MoeForCausalLM",
@@ -138,6 +139,14 @@ FAMILIES: tuple[Family, ...] = (
     Family("qwen2", "Qwen2ForCausalLM", qkv_bias=True, norm_eps=1e-6),
     Family("qwen3", "Qwen3ForCausalLM", qk_norm=True, norm_eps=1e-6),
     Family("qwen3_moe", "Qwen3MoeForCausalLM", qk_norm=True, norm_eps=1e-6, experts=Experts()),
+    # its queries are as wide as the model, whatever config.json says
+    Family(
+        "olmoe",
+        "OlmoeForCausalLM",
+        hidden=96,
+        full_norms="whole",
+        experts=Experts(normalized=False),
+    ),
     Family("mixtral", "MixtralForCausalLM", experts=Experts(width=104)),
     Family(
         "deepseek_v3", "DeepseekV3ForCausalLM", groups=8, norm_eps=1e-6, experts=_DEEPSEEK, latent=Latent()
@@ -160,7 +169,7 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 # Model-Optimizer has no rules for these; other programs show their tables (`tests.oracles.table`)
-NOT_IMPORTED = frozenset({"MistralForCausalLM"})
+NOT_IMPORTED = frozenset({"MistralForCausalLM", "OlmoeForCausalLM"})
 IMPORTED = tuple(family for family in FAMILIES if family.architecture not in NOT_IMPORTED)
 
 
@@ -181,7 +190,7 @@ def topologies_of(family: Family) -> tuple[Topology, ...]:
 def hf_config(family: Family) -> dict[str, Any]:
     """Return the keyword arguments of the family's transformers config class.
 
-    Source: transformers 5, models/{llama,mistral,qwen2,qwen3,qwen3_moe,mixtral,deepseek_v3,nemotron_h}/configuration_*.py.
+    Source: transformers 5, models/*/configuration_*.py.
     """
     if family.mamba is not None:
         return _hf_hybrid(family, family.mamba)

@@ -44,6 +44,7 @@ COLUMN_CUT = re.compile(r"(linear_proj|linear_fc2|out_proj)\.weight$")
 IN_SECTIONS = re.compile(r"mixer\.(in_proj|conv1d)\.")
 FLOAT32 = re.compile(r"(expert_bias|A_log|mixer\.D)$")
 STEP_LAYER = re.compile(r"(mtp\.layers\.\d+)\.(?:transformer_layer|mtp_model_layer)(\.layers\.\d+)?\.(.*)")
+FULL_NORM = re.compile(r"self_attention\.[qk]_layernorm\.")
 LATENT_DOWN = re.compile(r"linear_(q|kv)_down_proj\.weight$")
 
 
@@ -141,6 +142,9 @@ def _extent(
     elif identity.endswith("linear_fc1.weight"):  # local rows are [gate part ; up part]
         half = shape[0] // 2
         rows = torch.where(rows < half, rows + cut * half, rows - half + (size + cut) * half)
+    elif FULL_NORM.search(identity) and family.full_norms == "cut":
+        whole = family.heads if "q_layernorm" in identity else family.groups
+        rows = rows + cut * min(whole, size) // size * shape[0]
     elif ROW_CUT.search(identity) or _is_cut_down_projection(identity, shape, family):
         rows = rows + cut * shape[0]
     elif COLUMN_CUT.search(identity):

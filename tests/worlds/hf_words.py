@@ -18,7 +18,19 @@ def _mistral(family: Family, config: Json) -> Json:
     return config | {"sliding_window": family.window or None}
 
 
+def _olmoe(family: Family, config: Json) -> Json:
+    assert family.experts is not None
+    del config["head_dim"]
+    return config | {
+        "intermediate_size": family.experts.width,
+        "num_experts": family.experts.num_experts,
+        "num_experts_per_tok": family.experts.top_k,
+        "norm_topk_prob": family.experts.normalized,
+    }
+
+
 # architecture -> the arguments of its config class, from a family and what most classes share
 OWN_WORDS: dict[str, Callable[[Family, Json], Json]] = {
     "MistralForCausalLM": _mistral,
+    "OlmoeForCausalLM": _olmoe,
 }

@@ -18,6 +18,7 @@ from megatron.core.transformer.transformer_config import MLATransformerConfig, T
 
 from tests.worlds.attention import CpuAttention
 from tests.worlds.families import Experts, Family, Latent, Steps
+from tests.worlds.full_norms import FULL_NORMS
 from tests.worlds.hybrid import hybrid_options
 from tests.worlds.topology import Topology
 
@@ -39,7 +40,9 @@ def transformer_config(
     return MLATransformerConfig(**options | _latent_options(family.latent, family.rope_theta))
 
 
-def block_spec(config: TransformerConfig, *, te: bool = False, vp_stage: int | None = None) -> Any:
+def block_spec(
+    family: Family, config: TransformerConfig, *, te: bool = False, vp_stage: int | None = None
+) -> Any:
     """Return the specs of the layers that this pipeline stage (and virtual stage) builds.
 
     The local attention core is always replaced (see `attention`), Transformer Engine's only with context
@@ -50,6 +53,9 @@ def block_spec(config: TransformerConfig, *, te: bool = False, vp_stage: int | N
     )
     for layer in spec.layer_specs:
         _mend_attention(layer, config, te)
+        if family.full_norms:
+            attention = layer.submodules.self_attention.submodules
+            attention.q_layernorm, attention.k_layernorm = FULL_NORMS[family.full_norms]
     return spec
 
 
@@ -108,7 +114,7 @@ def _model_options(family: Family) -> dict[str, Any]:
         "num_query_groups": family.groups,
         "kv_channels": family.head_channels,
         "ffn_hidden_size": family.dense_width,
-        "qk_layernorm": family.qk_norm or family.latent is not None,
+        "qk_layernorm": family.qk_norm or bool(family.full_norms) or family.latent is not None,
         "add_qkv_bias": family.qkv_bias,
         "window_size": (family.window - 1, 0) if family.window else None,
         "add_bias_linear": False,

@@ -6,9 +6,14 @@ Source: megatron/core/transformer/moe/router.py.
 from __future__ import annotations
 
 from ..dimensions import integer
-from ..keys import LAYER
+from ..keys import HF_LAYER, LAYER
 from ..rows import Row, same
 from ..settings.says import Config, Says, derived, key
+
+# one matrix, and no bias
+PLAIN_ROUTER = (
+    same(LAYER + "mlp.router.weight", HF_LAYER + "mlp.gate.weight", "num_experts", "hidden", where="moe"),
+)
 
 
 def biased_router(hf_prefix: str) -> tuple[Row, ...]:

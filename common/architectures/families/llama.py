@@ -1,6 +1,6 @@
 """Dense decoders: Llama, Mistral, Qwen2, Qwen3.
 
-Source: transformers, models/{llama,mistral,qwen2,qwen3}/modeling_*.py (names, biases, q/k norms) and configuration_*.py.
+Source: transformers, models/{llama,mistral,qwen2,qwen3}/{configuration,modeling}_*.py (names, biases, norms).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ LLAMA = Architecture(
 )
 MISTRAL = Architecture(
     "MistralForCausalLM",
-    "transformers models/mistral/modeling_mistral.py: the names of Llama; a window of 4,096 unless config.json says null",
+    "transformers models/mistral/modeling_mistral.py: Llama, but a window of 4,096 unless config.json says null",
     DENSE_ROWS,
     common_dimensions,
     common_flags,

@@ -9,23 +9,16 @@ from __future__ import annotations
 from ..blocks.attention import GROUPED_QUERY_ATTENTION, HEAD_NORMS, rotated_heads, window_of_all
 from ..blocks.embeddings import EMBEDDINGS, NORMS, TIED, rms_norms
 from ..blocks.mlp import DENSE_MLP, activation, gated_mlp
-from ..blocks.router import EXPERTS_PER_TOKEN
-from ..dimensions import common_dimensions, common_flags
-from ..keys import EXPERT, HF_LAYER, LAYER
-from ..rows import Architecture, Config, Layers, same
+from ..blocks.router import EXPERTS_PER_TOKEN, PLAIN_ROUTER
+from ..dimensions import common_dimensions, common_flags, one_of
+from ..keys import EXPERT, HF_LAYER
+from ..rows import Architecture, Config, Layers
 from ..settings.says import key
 
 
 def _num_experts(config: Config) -> int:
-    """Return the number of experts, which transformers 5 saves under another name.
-
-    Source: `attribute_map` in configuration_qwen3_moe.py.
-    """
-    key = "num_experts" if "num_local_experts" not in config else "num_local_experts"
-    if config.get("num_experts", config[key]) != config[key]:
-        raise ValueError("num_experts and num_local_experts")
-    count: int = config[key]
-    return count
+    """Return the number of experts. Source for its second name: `attribute_map` in configuration_qwen3_moe.py."""
+    return one_of(config, "num_local_experts", "num_experts")
 
 
 def _dimensions(config: Config) -> dict[str, int]:
@@ -49,7 +42,7 @@ QWEN3_MOE = Architecture(
     + GROUPED_QUERY_ATTENTION
     + HEAD_NORMS
     + DENSE_MLP
-    + (same(LAYER + "mlp.router.weight", HF_LAYER + "mlp.gate.weight", "num_experts", "hidden", where="moe"),)
+    + PLAIN_ROUTER
     + gated_mlp(EXPERT, HF_LAYER + "mlp.experts.{expert}.", "moe_ffn", "moe"),
     _dimensions,
     common_flags,

@@ -1,0 +1,55 @@
+"""OLMoE: every layer has routed experts, and queries and keys are normed over all heads at once.
+
+Source: transformers, models/olmoe/{configuration,modeling}_olmoe.py; allenai/OLMoE-1B-7B-0924.
+"""
+
+from __future__ import annotations
+
+from ..blocks.attention import FULL_WIDTH_NORMS, GROUPED_QUERY_ATTENTION, rotated_heads
+from ..blocks.embeddings import EMBEDDINGS, NORMS, TIED, rms_norms
+from ..blocks.mlp import activation, gated_mlp
+from ..blocks.router import EXPERTS_PER_TOKEN, PLAIN_ROUTER
+from ..dimensions import common_dimensions, common_flags, one_of, refuse_true
+from ..keys import EXPERT, HF_LAYER
+from ..rows import Architecture, Config, Layers
+from ..settings.says import key
+
+
+def _dimensions(config: Config) -> dict[str, int]:
+    return common_dimensions(config) | {"num_experts": one_of(config, "num_experts", "num_local_experts")}
+
+
+def _flags(config: Config) -> frozenset[str]:
+    refuse_true(
+        config, "attention_bias"
+    )  # megatron-core has no model with these biases that has none in experts
+    return common_flags(config)
+
+
+def _layers(config: Config) -> Layers:
+    every = range(config["num_hidden_layers"])
+    return {"layers": every, "moe": every}
+
+
+OLMOE = Architecture(
+    "OlmoeForCausalLM",
+    "transformers models/olmoe/modeling_olmoe.py",
+    EMBEDDINGS
+    + NORMS
+    + GROUPED_QUERY_ATTENTION
+    + FULL_WIDTH_NORMS
+    + PLAIN_ROUTER
+    + gated_mlp(EXPERT, HF_LAYER + "mlp.experts.{expert}.", "ffn", "moe"),
+    _dimensions,
+    _flags,
+    _layers,
+    settings=(
+        *rotated_heads(),
+        key("projection_clip", "clip_qkv"),
+        rms_norms(1e-5),
+        activation(),
+        TIED,
+        EXPERTS_PER_TOKEN,
+        key("router_normalized", "norm_topk_prob", otherwise=False),
+    ),
+)
