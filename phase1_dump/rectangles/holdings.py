@@ -19,6 +19,7 @@ from .claims import Claimed
 from .layouts import pieces_of
 from .layouts.box import Box
 from .packed_pieces import Stored, packed_pieces, packed_scalars, scalar
+from .parameter import Parameter
 from .parts import Part, Recipe, Scalar, bounds, fills_bounds, join
 
 INTERLEAVED = "this rank holds every other row of it, and nothing of the rows between them"
@@ -77,7 +78,7 @@ def _add_parts(
 ) -> None:
     """Add what a parameter holds of every tensor that it becomes."""
     parameter, packed = entry.parameter, entry.packed
-    replicas = world.replicas(routed_expert=parameter.is_routed_expert, cut=parameter.is_cut)
+    replicas = _replicas(parameter, world)
     box = Box(parameter.global_shape, parameter.global_offset, parameter.local_shape)
     for piece in pieces_of(box, entry.claim, blueprint.dimensions):
         source = tuple(map(sum, zip(parameter.start, piece.source, strict=True)))
@@ -91,6 +92,17 @@ def _add_parts(
         everywhere = world.replicas(routed_expert=parameter.is_routed_expert, cut=False)
         for stored, value in packed_scalars(packed, entry.claim.tensors):
             parts[stored, everywhere].append(_scalar_part(value))
+
+
+def _replicas(parameter: Parameter, world: World) -> tuple[int, ...]:
+    """Return the ranks that hold the same part of a tensor."""
+    routed = parameter.is_routed_expert
+    copies = world.copies(*parameter.part, routed_expert=routed) if parameter.is_cut else 1
+    if copies is None:
+        part, parts = parameter.part
+        reason = f"it is part {part} of {parts}, which other ranks hold too, but not neighbours of tensor parallelism"
+        raise UnsupportedParameterError(parameter.name, reason, world.rank)
+    return world.replicas(routed_expert=routed, cut=parameter.is_cut, copies=copies)
 
 
 def _scalar_part(value: float) -> Part:

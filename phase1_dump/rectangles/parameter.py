@@ -33,6 +33,15 @@ class Parameter:
         return self.local_shape != self.global_shape
 
     @property
+    def part(self) -> tuple[int, int]:
+        """Which of the equal parts of the tensor this is, and how many there are."""
+        part, parts = 0, 1
+        for whole, local, offset in zip(self.global_shape, self.local_shape, self.global_offset, strict=True):
+            along = -(-whole // local) if local else 1
+            part, parts = part * along + (offset // local if local else 0), parts * along
+        return part, parts
+
+    @property
     def is_stage_copy(self) -> bool:
         """Whether another pipeline stage owns it, as the first does the tied embedding of the last."""
         return self.pp_replica != 0

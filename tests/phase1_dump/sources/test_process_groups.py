@@ -72,6 +72,16 @@ def test_context_parallel_ranks_are_replicas_of_dense_tensors() -> None:
     assert found.replicas(routed_expert=True, cut=False) == (1, 5)
 
 
+def test_a_part_that_neighbours_of_tensor_parallelism_share_repeats_among_them() -> None:
+    """tp 4, dp 2: of two parts ranks 0, 1 and 4, 5 hold the first, 2, 3 and 6, 7 the second."""
+    found = world(Topology(tp=4, dp=2), 3)
+
+    assert found.copies(1, 2, routed_expert=False) == 2
+    assert found.replicas(routed_expert=False, cut=True, copies=2) == (2, 3, 6, 7)
+    assert found.copies(0, 2, routed_expert=False) is None
+    assert found.copies(3, 4, routed_expert=False) == 1
+
+
 def test_one_process_alone_is_the_only_replica() -> None:
     found = world_of(nn.Identity())
 
