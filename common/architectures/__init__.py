@@ -9,6 +9,7 @@ from ..errors import BadInputError, UnsupportedArchitectureError
 from .blueprint import Blueprint, Claim, Tensor
 from .families.deepseek import DEEPSEEK_V3
 from .families.llama import LLAMA, MISTRAL, QWEN2, QWEN3
+from .families.minimax_m2 import MINIMAX_M2
 from .families.mixtral import MIXTRAL
 from .families.nemotron_h import NEMOTRON_H
 from .families.olmoe import OLMOE
@@ -18,7 +19,18 @@ from .rows import Architecture, Config, Layout
 
 ARCHITECTURES = {
     table.name: table
-    for table in (LLAMA, MISTRAL, QWEN2, QWEN3, QWEN3_MOE, MIXTRAL, OLMOE, DEEPSEEK_V3, NEMOTRON_H)
+    for table in (
+        LLAMA,
+        MISTRAL,
+        QWEN2,
+        QWEN3,
+        QWEN3_MOE,
+        MIXTRAL,
+        OLMOE,
+        MINIMAX_M2,
+        DEEPSEEK_V3,
+        NEMOTRON_H,
+    )
 }
 
 __all__ = [

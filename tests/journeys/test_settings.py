@@ -31,6 +31,7 @@ NORMALIZED, UNNORMALIZED = (
     ("olmoe",),
 )  # weights of a token's experts add up to 1, or not
 MOE = (*NORMALIZED, *UNNORMALIZED)
+SIGMOID = ("minimax_m2",)  # of scores with a bias, without groups
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -108,11 +109,11 @@ def tied(model: Any) -> None:
     model.share_embeddings_and_output_weights = True
 
 
-GROUPED = (*DENSE, *MOE)
+GROUPED = (*DENSE, *MOE, *SIGMOID)
 LATENT = ("deepseek_v3", "deepseek_v3_full_query")
 HYBRID = ("nemotron_h",)
-ROUTED = (*MOE, *LATENT, *HYBRID)
-BIASED = (*LATENT, *HYBRID)
+ROUTED = (*MOE, *SIGMOID, *LATENT, *HYBRID)
+BIASED = (*SIGMOID, *LATENT, *HYBRID)
 ALL = (*GROUPED, *LATENT, *HYBRID)
 CHANGES: tuple[tuple[str, tuple[str, ...], Change, set[str]], ...] = (
     ("base", GROUPED, rotating(rotary_base=500000), {"rope_frequencies"}),
@@ -158,7 +159,7 @@ CHANGES: tuple[tuple[str, tuple[str, ...], Change, set[str]], ...] = (
     ("offset", (*GROUPED, *LATENT), setting(glu_linear_offset=1.0), {"gate_offset"}),
     ("top-k", MOE, setting(moe_router_topk=1), {"experts_per_token"}),
     ("more experts", LATENT, setting(moe_router_topk=4), {"experts_per_token", "router_group_score"}),
-    ("more experts of hybrids", HYBRID, setting(moe_router_topk=3), {"experts_per_token"}),
+    ("more experts without groups", (*HYBRID, *SIGMOID), setting(moe_router_topk=3), {"experts_per_token"}),
     ("score", NORMALIZED, setting(moe_router_score_function="sigmoid"), {"router_score"}),
     (
         "another score",
@@ -172,7 +173,7 @@ CHANGES: tuple[tuple[str, tuple[str, ...], Change, set[str]], ...] = (
     ("scaling", ROUTED, setting(moe_router_topk_scaling_factor=1.75), {"router_scaling"}),
     (
         "groups",
-        MOE,
+        (*MOE, *SIGMOID),
         setting(moe_router_num_groups=2, moe_router_group_topk=1),
         {"router_groups", "router_group_score"},
     ),

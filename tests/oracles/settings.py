@@ -50,6 +50,8 @@ CASES: tuple[tuple[str, Json], ...] = (
     ("qwen3_moe", {**BASE, "num_experts_per_tok": 3, "rms_norm_eps": 3e-4}),
     ("olmoe", {"num_key_value_heads": 8}),
     ("olmoe", {**BASE, "num_key_value_heads": 8, "num_experts_per_tok": 3, "rms_norm_eps": 3e-4}),
+    ("minimax_m2", {}),
+    ("minimax_m2", {**BASE, "rotary_dim": 4, "num_experts_per_tok": 3, "rms_norm_eps": 3e-4}),
     ("deepseek_v3", {}),
     ("deepseek_v3", {"rope_parameters": YARN, "max_position_embeddings": 163840}),
     ("deepseek_v3", {"routed_scaling_factor": 1.75, "num_experts_per_tok": 4, "topk_group": 2, "n_group": 4}),

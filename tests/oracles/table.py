@@ -45,6 +45,7 @@ ORACLES: Final[dict[str, Oracle]] = {
     "qwen3": Oracle(),
     "qwen3_moe": Oracle(),
     "olmoe": Oracle(),
+    "minimax_m2": Oracle(),
     "mixtral": Oracle(
         "",
         reason="Neither Megatron-Bridge nor mcore-bridge knows Mixtral. Model-Optimizer imports what transformers "

@@ -15,6 +15,7 @@ Architecture = Literal[
     "LlamaForCausalLM",
     "MistralForCausalLM",
     "OlmoeForCausalLM",
+    "MiniMaxM2ForCausalLM",
     "Qwen2ForCausalLM",
     "Qwen3ForCausalLM",
     "Qwen3MoeForCausalLM",
@@ -147,6 +148,14 @@ FAMILIES: tuple[Family, ...] = (
         full_norms="whole",
         experts=Experts(normalized=False),
     ),
+    Family(
+        "minimax_m2",
+        "MiniMaxM2ForCausalLM",
+        full_norms="cut",
+        rotary_percent=2 / 3,
+        norm_eps=1e-6,
+        experts=Experts(router_bias=True),
+    ),
     Family("mixtral", "MixtralForCausalLM", experts=Experts(width=104)),
     Family(
         "deepseek_v3", "DeepseekV3ForCausalLM", groups=8, norm_eps=1e-6, experts=_DEEPSEEK, latent=Latent()
@@ -169,7 +178,7 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 # Model-Optimizer has no rules for these; other programs show their tables (`tests.oracles.table`)
-NOT_IMPORTED = frozenset({"MistralForCausalLM", "OlmoeForCausalLM"})
+NOT_IMPORTED = frozenset({"MistralForCausalLM", "OlmoeForCausalLM", "MiniMaxM2ForCausalLM"})
 IMPORTED = tuple(family for family in FAMILIES if family.architecture not in NOT_IMPORTED)
 
 

@@ -29,8 +29,22 @@ def _olmoe(family: Family, config: Json) -> Json:
     }
 
 
+def _minimax_m2(family: Family, config: Json) -> Json:
+    """The published file says how many channels rotate; transformers 5 adds which part that is."""
+    assert family.experts is not None
+    return config | {
+        "intermediate_size": family.experts.width,
+        "num_local_experts": family.experts.num_experts,
+        "num_experts_per_tok": family.experts.top_k,
+        "rotary_dim": int(family.head_channels * family.rotary_percent),
+        "scoring_func": "sigmoid",
+        "use_routing_bias": True,
+    }
+
+
 # architecture -> the arguments of its config class, from a family and what most classes share
 OWN_WORDS: dict[str, Callable[[Family, Json], Json]] = {
     "MistralForCausalLM": _mistral,
     "OlmoeForCausalLM": _olmoe,
+    "MiniMaxM2ForCausalLM": _minimax_m2,
 }

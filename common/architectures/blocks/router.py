@@ -18,15 +18,14 @@ PLAIN_ROUTER = (
 
 def biased_router(hf_prefix: str) -> tuple[Row, ...]:
     """Return the rows of a router whose scores are corrected by a bias for each expert, which stays float32."""
+    return router_with_bias(hf_prefix + "weight", hf_prefix + "e_score_correction_bias")
+
+
+def router_with_bias(weight: str, bias: str) -> tuple[Row, ...]:
+    """Return the rows of such a router whose Hugging Face tensors have these names."""
     return (
-        same(LAYER + "mlp.router.weight", hf_prefix + "weight", "num_experts", "hidden", where="moe"),
-        same(
-            LAYER + "mlp.router.expert_bias",
-            hf_prefix + "e_score_correction_bias",
-            "num_experts",
-            where="moe",
-            float32=True,
-        ),
+        same(LAYER + "mlp.router.weight", weight, "num_experts", "hidden", where="moe"),
+        same(LAYER + "mlp.router.expert_bias", bias, "num_experts", where="moe", float32=True),
     )
 
 
