@@ -96,7 +96,7 @@ def decide(
     facts = corrected_facts(records.facts, changes)
     config = as_merged(corrected("config", base, changes), mtp)
     hf_quant_config, declares = json_files.corrected_both(present.hf_quant_config, declared, changes)
-    table = blueprint(config)
+    table = blueprint(config, records.weight_map)
     raise_problems(problems(records, facts, table))
     compared, warnings = _compared(records, facts, table, allow)
     if present.reference_config is not None or any(change.part == "quantization" for change in changes):

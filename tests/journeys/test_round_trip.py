@@ -14,9 +14,9 @@ import torch
 
 from shardmerge.phase2_merge import merge
 from tests.demo.compare import differing, logits
-from tests.worlds.families import IMPORTED, Family, by_name, topologies_of
+from tests.worlds.families import Family, by_name, topologies_of
 from tests.worlds.gloo import GlooRanks
-from tests.worlds.oracle import load_model, megatron_logits
+from tests.worlds.oracle import IMPORTED, load_model, megatron_logits
 from tests.worlds.topology import Topology
 
 Tested = Callable[[str, str, str], None]

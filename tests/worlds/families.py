@@ -20,7 +20,11 @@ Architecture = Literal[
     "Qwen3ForCausalLM",
     "Qwen3MoeForCausalLM",
     "MixtralForCausalLM",
+    "DeepseekV2ForCausalLM",
     "DeepseekV3ForCausalLM",
+    "Glm4MoeForCausalLM",
+    "Glm4MoeLiteForCausalLM",
+    "KimiK2ForCausalLM",
     "NemotronHForCausalLM",
 ]
 # One norm over all heads of the queries, and one over those of the keys: tensor parallelism cuts their weights, or each
@@ -30,7 +34,10 @@ FullNorms = Literal["", "cut", "whole"]
 
 @dataclass(frozen=True, slots=True)
 class Experts:
-    """Routed experts; `dense_layers` leading layers have none, `router_groups` 0 means ungrouped routing."""
+    """Routed experts; `dense_layers` leading layers have none, `router_groups` 0 means ungrouped routing.
+
+    `normalized` says whether the weights of a token's experts add up to 1.
+    """
 
     num_experts: int = 8
     top_k: int = 2
@@ -38,10 +45,10 @@ class Experts:
     shared_width: int = 0
     dense_layers: int = 0
     router_bias: bool = False
+    normalized: bool = True
     router_groups: int = 0
     groups_kept: int = 0
     scaling: float = 1.0
-    normalized: bool = True  # the weights of a token's experts add up to 1
     latent_width: int = 0  # of what routed experts read and write; 0: the hidden size
 
 
@@ -105,10 +112,10 @@ class Family:
     dense_width: int = 112
     vocab: int = 211
     rope_theta: int = 10000
+    rotated: float = 1.0  # part of a head's channels
     norm_eps: float = 1e-5
     window: int = 0  # tokens that a layer sees; 0: all
     full_norms: FullNorms = ""
-    rotary_percent: float = 1.0  # of a head's channels, which part rotates
     experts: Experts | None = None
     latent: Latent | None = None
     mamba: Mamba | None = None
@@ -131,6 +138,8 @@ class Family:
 _DEEPSEEK = Experts(
     shared_width=80, dense_layers=1, router_bias=True, router_groups=2, groups_kept=1, scaling=2.5
 )
+_DEEPSEEK_V2 = Experts(shared_width=80, dense_layers=1, normalized=False, scaling=1.5)
+_GLM = Experts(shared_width=80, dense_layers=1, router_bias=True, scaling=1.25)
 _NEMOTRON = Experts(shared_width=80, router_bias=True, scaling=2.5)
 
 FAMILIES: tuple[Family, ...] = (
@@ -152,7 +161,7 @@ FAMILIES: tuple[Family, ...] = (
         "minimax_m2",
         "MiniMaxM2ForCausalLM",
         full_norms="cut",
-        rotary_percent=2 / 3,
+        rotated=2 / 3,
         norm_eps=1e-6,
         experts=Experts(router_bias=True),
     ),
@@ -168,6 +177,33 @@ FAMILIES: tuple[Family, ...] = (
         experts=_DEEPSEEK,
         latent=Latent(query_rank=0),
     ),
+    # a token uses as many groups as experts: both sides then score a group by its best expert
+    Family(
+        "deepseek_v2",
+        "DeepseekV2ForCausalLM",
+        groups=8,
+        norm_eps=1e-6,
+        experts=replace(_DEEPSEEK_V2, router_groups=4, groups_kept=2),
+        latent=Latent(),
+    ),
+    Family(
+        "deepseek_v2_lite",
+        "DeepseekV2ForCausalLM",
+        groups=8,
+        norm_eps=1e-6,
+        experts=_DEEPSEEK_V2,
+        latent=Latent(query_rank=0),
+    ),
+    Family(
+        "kimi_k2",
+        "KimiK2ForCausalLM",
+        groups=8,
+        norm_eps=1e-6,
+        experts=replace(_GLM, scaling=2.5),
+        latent=Latent(),
+    ),
+    Family("glm4_moe", "Glm4MoeForCausalLM", qkv_bias=True, qk_norm=True, experts=_GLM, rotated=0.5),
+    Family("glm4_moe_lite", "Glm4MoeLiteForCausalLM", groups=8, experts=_GLM, latent=Latent()),
     Family("nemotron_h", "NemotronHForCausalLM", experts=_NEMOTRON, mamba=Mamba("ME*-")),
     Family(
         "nemotron_h_latent",
@@ -176,10 +212,6 @@ FAMILIES: tuple[Family, ...] = (
         mamba=Mamba("EM*E"),
     ),
 )
-
-# Model-Optimizer has no rules for these; other programs show their tables (`tests.oracles.table`)
-NOT_IMPORTED = frozenset({"MistralForCausalLM", "OlmoeForCausalLM", "MiniMaxM2ForCausalLM"})
-IMPORTED = tuple(family for family in FAMILIES if family.architecture not in NOT_IMPORTED)
 
 
 def by_name(name: str) -> Family:
@@ -212,7 +244,11 @@ def hf_config(family: Family) -> dict[str, Any]:
         "num_key_value_heads": family.groups,
         "max_position_embeddings": 64,
         "rms_norm_eps": family.norm_eps,
-        "rope_parameters": {"rope_type": "default", "rope_theta": float(family.rope_theta)},
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": float(family.rope_theta),
+            **_hf_rotated(family),
+        },
         "tie_word_embeddings": family.tied,
         "bos_token_id": 1,
         "eos_token_id": 2,
@@ -221,6 +257,10 @@ def hf_config(family: Family) -> dict[str, Any]:
     if family.architecture in OWN_WORDS:
         return OWN_WORDS[family.architecture](family, config)
     return config | _hf_experts(family)
+
+
+def _hf_rotated(family: Family) -> dict[str, float]:
+    return {} if family.rotated == 1 else {"partial_rotary_factor": family.rotated}
 
 
 def _hf_dense_width(family: Family) -> int:
@@ -232,7 +272,11 @@ def _hf_dense_width(family: Family) -> int:
 
 def _hf_attention(family: Family) -> dict[str, Any]:
     if family.latent is None:
-        return {"head_dim": family.head_channels}
+        own = {"attention_bias": family.qkv_bias, "use_qk_norm": family.qk_norm}
+        return {
+            "head_dim": family.head_channels,
+            **(own if family.architecture == "Glm4MoeForCausalLM" else {}),
+        }
     return {
         "q_lora_rank": family.latent.query_rank or None,
         "kv_lora_rank": family.latent.key_value_rank,
@@ -251,18 +295,23 @@ def _hf_experts(family: Family) -> dict[str, Any]:
     common = {
         "moe_intermediate_size": experts.width,
         "num_experts_per_tok": experts.top_k,
-        "norm_topk_prob": True,
+        "norm_topk_prob": experts.normalized,
     }
     if family.architecture == "Qwen3MoeForCausalLM":
         return common | {"num_experts": experts.num_experts}
     return common | {
         "n_routed_experts": experts.num_experts,
         "n_shared_experts": experts.shared_width // experts.width,
-        "n_group": experts.router_groups,
-        "topk_group": experts.groups_kept,
+        "n_group": experts.router_groups or 1,
+        "topk_group": experts.groups_kept or 1,
         "routed_scaling_factor": experts.scaling,
         "first_k_dense_replace": experts.dense_layers,
         "num_nextn_predict_layers": 0,
+        **(
+            {"topk_method": "group_limited_greedy" if experts.router_groups else "greedy"}
+            if family.architecture == "DeepseekV2ForCausalLM"
+            else {}
+        ),
     }
 
 

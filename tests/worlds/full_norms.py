@@ -1,7 +1,8 @@
 """One norm over all heads of the queries, and one over those of the keys, in place of megatron-core's norms of a head.
 
 As Megatron-Bridge builds them for MiniMax-M2, where tensor parallelism cuts their weights, and for OLMoE, where each
-rank holds them whole. Of fewer groups of keys than ranks, several ranks hold the same weights. Must not know families.
+rank holds them whole. Of fewer groups of keys than ranks, several ranks hold the same weights. A forward takes one rank.
+Must not know families.
 Source: megatron-bridge, models/minimax_m2/minimax_m2_provider.py (`_FullDimRMSNorm`), models/olmoe/olmoe_provider.py.
 """
 
@@ -13,7 +14,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
 
 class FullNorm(torch.nn.Module):
-    """The common part: a weight of all channels, or of this rank's. It computes nothing, as no test runs it."""
+    """The common part: a weight of all channels, or of this rank's."""
 
     cut = True
     of_keys = False
@@ -26,6 +27,11 @@ class FullNorm(torch.nn.Module):
         self.eps = eps
         width = heads * hidden_size // self.shards
         self.weight = torch.nn.Parameter(torch.ones(width, dtype=config.params_dtype))
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """Norm [sequence, batch, heads, channels] over heads and channels together."""
+        flat = values.flatten(2)
+        return torch.nn.functional.rms_norm(flat, flat.shape[2:], self.weight, self.eps).view_as(values)
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: Any = None

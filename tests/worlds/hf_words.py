@@ -36,7 +36,7 @@ def _minimax_m2(family: Family, config: Json) -> Json:
         "intermediate_size": family.experts.width,
         "num_local_experts": family.experts.num_experts,
         "num_experts_per_tok": family.experts.top_k,
-        "rotary_dim": int(family.head_channels * family.rotary_percent),
+        "rotary_dim": int(family.head_channels * family.rotated),
         "scoring_func": "sigmoid",
         "use_routing_bias": True,
     }

@@ -12,10 +12,10 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 
 from tests.worlds.checkpoints import read_hf_tensors, write_hf_checkpoint
 from tests.worlds.fake import build_model, fake_world
-from tests.worlds.families import FAMILIES, IMPORTED, Family, by_name, topologies_of
+from tests.worlds.families import FAMILIES, Family, by_name, topologies_of
 from tests.worlds.filling import FLOAT32_TAIL, expected, fill, holdings
 from tests.worlds.gloo import GlooRanks, RankError, RankTimeoutError
-from tests.worlds.oracle import load_model, megatron_logits, write_torch_dist
+from tests.worlds.oracle import IMPORTED, load_model, megatron_logits, write_torch_dist
 from tests.worlds.topology import TOPOLOGIES, Topology
 
 EIGHT_RANKS = Topology(tp=2, pp=2, ep=2, dp=2)

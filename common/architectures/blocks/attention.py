@@ -51,10 +51,21 @@ QKV_BIAS = (
     ),
 )
 
-HEAD_NORMS = (
-    same(LAYER + "self_attention.q_layernorm.weight", HF_LAYER + "self_attn.q_norm.weight", "head_dim"),
-    same(LAYER + "self_attention.k_layernorm.weight", HF_LAYER + "self_attn.k_norm.weight", "head_dim"),
-)
+
+def head_norms(when: str = "") -> tuple[Row, ...]:
+    """Return the rows of the norms of each query and key, which exist if the flag `when` is set."""
+    return tuple(
+        same(
+            LAYER + f"self_attention.{side}_layernorm.weight",
+            HF_LAYER + f"self_attn.{side}_norm.weight",
+            "head_dim",
+            when=when,
+        )
+        for side in "qk"
+    )
+
+
+HEAD_NORMS = head_norms()
 
 # one norm over all heads of the queries, and one over those of the keys. Megatron-Bridge and mcore-bridge, which alone
 # build them, call them differently; megatron-core has norms of heads under the first of these keys
@@ -86,17 +97,20 @@ HEADS = (
 )
 
 
-def rotated_heads(theta: float = 10000.0, rotated: Rotated | None = None) -> tuple[Says, ...]:
+def rotated_heads(
+    theta: float = 10000.0, partial: float = 1.0, rotated: Rotated | None = None
+) -> tuple[Says, ...]:
     """Return the settings of grouped-query attention with rotary positions.
 
     Args:
         theta: The base where config.json says none.
-        rotated: Which channels of a head rotate where config.json does not say it as most do; None: all.
+        partial: Which part of a head's channels is rotated where config.json says none.
+        rotated: The same, where it has a spelling of its own.
 
     Returns:
         Rows.
     """
-    return HEADS + rope(_head_dim, theta, rotated)
+    return HEADS + rope(_head_dim, theta, partial, rotated)
 
 
 def window_of_all(*, switch: str | None, otherwise: int = 0) -> Says:

@@ -6,14 +6,14 @@ Source: megatron/core/transformer/moe/router.py.
 from __future__ import annotations
 
 from ..dimensions import integer
-from ..keys import HF_LAYER, LAYER
+from ..keys import LAYER
 from ..rows import Row, same
 from ..settings.says import Config, Says, derived, key
 
-# one matrix, and no bias
-PLAIN_ROUTER = (
-    same(LAYER + "mlp.router.weight", HF_LAYER + "mlp.gate.weight", "num_experts", "hidden", where="moe"),
-)
+
+def plain_router(hf_prefix: str) -> tuple[Row, ...]:
+    """Return the row of a router without a bias."""
+    return (same(LAYER + "mlp.router.weight", hf_prefix + "weight", "num_experts", "hidden", where="moe"),)
 
 
 def biased_router(hf_prefix: str) -> tuple[Row, ...]:

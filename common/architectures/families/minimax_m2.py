@@ -64,7 +64,7 @@ MINIMAX_M2 = Architecture(
     _flags,
     _layers,
     settings=(
-        *rotated_heads(5e6, Rotated(_rotated, (CHANNELS,))),
+        *rotated_heads(5e6, rotated=Rotated(_rotated, (CHANNELS,))),
         rms_norms(),
         activation(),
         TIED,

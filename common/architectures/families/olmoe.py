@@ -8,7 +8,7 @@ from __future__ import annotations
 from ..blocks.attention import FULL_WIDTH_NORMS, GROUPED_QUERY_ATTENTION, rotated_heads
 from ..blocks.embeddings import EMBEDDINGS, NORMS, TIED, rms_norms
 from ..blocks.mlp import activation, gated_mlp
-from ..blocks.router import EXPERTS_PER_TOKEN, PLAIN_ROUTER
+from ..blocks.router import EXPERTS_PER_TOKEN, plain_router
 from ..dimensions import common_dimensions, common_flags, one_of, refuse_true
 from ..keys import EXPERT, HF_LAYER
 from ..rows import Architecture, Config, Layers
@@ -38,7 +38,7 @@ OLMOE = Architecture(
     + NORMS
     + GROUPED_QUERY_ATTENTION
     + FULL_WIDTH_NORMS
-    + PLAIN_ROUTER
+    + plain_router(HF_LAYER + "mlp.gate.")
     + gated_mlp(EXPERT, HF_LAYER + "mlp.experts.{expert}.", "ffn", "moe"),
     _dimensions,
     _flags,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from ..blocks.attention import GROUPED_QUERY_ATTENTION, HEAD_NORMS, rotated_heads, window_of_all
 from ..blocks.embeddings import EMBEDDINGS, NORMS, TIED, rms_norms
 from ..blocks.mlp import DENSE_MLP, activation, gated_mlp
-from ..blocks.router import EXPERTS_PER_TOKEN, PLAIN_ROUTER
+from ..blocks.router import EXPERTS_PER_TOKEN, plain_router
 from ..dimensions import common_dimensions, common_flags, one_of
 from ..keys import EXPERT, HF_LAYER
 from ..rows import Architecture, Config, Layers
@@ -42,7 +42,7 @@ QWEN3_MOE = Architecture(
     + GROUPED_QUERY_ATTENTION
     + HEAD_NORMS
     + DENSE_MLP
-    + PLAIN_ROUTER
+    + plain_router(HF_LAYER + "mlp.gate.")
     + gated_mlp(EXPERT, HF_LAYER + "mlp.experts.{expert}.", "moe_ffn", "moe"),
     _dimensions,
     common_flags,
