@@ -24,6 +24,7 @@ class Layout(StrEnum):
     QKV = "qkv"  # rows group by group: queries, key, value
     VOCAB = "vocab"  # rows, then padding that is dropped
     PART = "part"  # some rows of a tensor whose other rows have keys of their own
+    LIFTED = "lifted"  # the same elements below a first dimension of one
     PACKED = "packed"  # one expert's of a tensor that holds those of all experts
 
 

@@ -27,10 +27,11 @@ from tests.worlds.families import by_name
 
 DENSE = ("llama", "mistral", "qwen2", "qwen3")
 NORMALIZED, UNNORMALIZED = (
-    ("qwen3_moe", "mixtral"),
+    ("qwen3_moe", "mixtral", "ernie4_5_moe"),
     ("olmoe",),
 )  # weights of a token's experts add up to 1, or not
 MOE = (*NORMALIZED, *UNNORMALIZED)
+UNBIASED = ("qwen3_moe", "mixtral", "olmoe")
 SIGMOID = ("minimax_m2",)  # of scores with a bias, without groups
 
 
@@ -114,10 +115,10 @@ LATENT = ("deepseek_v3", "deepseek_v3_full_query")
 HYBRID = ("nemotron_h",)
 GLM = ("glm4_moe", "glm4_moe_lite")
 ROUTED = (*MOE, *SIGMOID, *LATENT, *HYBRID, *GLM, "deepseek_v2")
-BIASED = (*SIGMOID, *LATENT, *HYBRID, *GLM)
+BIASED = ("ernie4_5_moe", *SIGMOID, *LATENT, *HYBRID, *GLM)
 ALL = (*GROUPED, *LATENT, *HYBRID, *GLM, "deepseek_v2")
 CHANGES: tuple[tuple[str, tuple[str, ...], Change, set[str]], ...] = (
-    ("base", GROUPED, rotating(rotary_base=500000), {"rope_frequencies"}),
+    ("base", GROUPED, rotating(rotary_base=600000), {"rope_frequencies"}),
     ("whole heads", ("glm4_moe",), rotating(), {"rope_frequencies"}),
     ("percent", GROUPED, rotating(rotary_percent=0.5), {"rope_frequencies"}),
     ("interpolation", GROUPED, rotating(seq_len_interpolation_factor=4.0), {"rope_frequencies"}),
@@ -136,6 +137,8 @@ CHANGES: tuple[tuple[str, tuple[str, ...], Change, set[str]], ...] = (
         {"rope_frequencies", "rope_factor"},
     ),
     ("no rotation", GROUPED, lambda model: delattr(model, "rotary_pos_emb"), {"rope_frequencies"}),
+    ("neighbours", ("llama", "qwen3_moe"), setting(rotary_interleaved=True), {"rope_interleaved"}),
+    ("halves", ("ernie4_5_moe",), setting(rotary_interleaved=False), {"rope_interleaved"}),
     ("layers without", GROUPED, setting(no_rope_freq=[0, 0, 0, 1]), {"layers_without_rope"}),
     ("eps of all", GROUPED, each_module("eps", 3e-4), {"norm_eps"}),
     ("eps of one norm", GROUPED, each_module("eps", 3e-4, "final_layernorm"), {"norm_eps"}),
@@ -174,7 +177,7 @@ CHANGES: tuple[tuple[str, tuple[str, ...], Change, set[str]], ...] = (
         setting(moe_router_score_function="sigmoid"),
         {"router_score", "router_normalized"},
     ),
-    ("score of softmax", BIASED, setting(moe_router_score_function="softmax"), {"router_score"}),
+    ("score of softmax", BIASED[1:], setting(moe_router_score_function="softmax"), {"router_score"}),
     ("normalisation", NORMALIZED, setting(moe_router_pre_softmax=True), {"router_normalized"}),
     ("none", UNNORMALIZED, setting(moe_router_pre_softmax=False), {"router_normalized"}),
     ("scaling", ROUTED, setting(moe_router_topk_scaling_factor=1.75), {"router_scaling"}),
@@ -185,7 +188,7 @@ CHANGES: tuple[tuple[str, tuple[str, ...], Change, set[str]], ...] = (
         {"router_groups", "router_group_score"},
     ),
     ("no groups", LATENT, setting(moe_router_group_topk=None), {"router_groups", "router_group_score"}),
-    ("bias", MOE, setting(moe_router_enable_expert_bias=True), {"router_bias"}),
+    ("bias", UNBIASED, setting(moe_router_enable_expert_bias=True), {"router_bias"}),
     (
         "groups scored by several",
         ("deepseek_v2",),

@@ -43,6 +43,7 @@ ORACLES: Final[dict[str, Oracle]] = {
     "qwen3_moe": Oracle(),
     "olmoe": Oracle(),
     "minimax_m2": Oracle(),
+    "ernie4_5_moe": Oracle(),
     "mixtral": Oracle(
         "",
         reason="Neither Megatron-Bridge nor mcore-bridge knows Mixtral. Model-Optimizer imports what transformers "

@@ -22,7 +22,13 @@ from tests.worlds.mtp import can_build, write_bare
 from tests.worlds.oracle import IMPORTED
 from tests.worlds.topology import SINGLE
 
-NOT_IMPORTED = tuple(family for family in FAMILIES if family not in IMPORTED and can_build(family))
+# megatron-core adds no bias to a softmax
+NOT_COMPUTED = {"ernie4_5_moe"}
+NOT_IMPORTED = tuple(
+    family
+    for family in FAMILIES
+    if family not in IMPORTED and can_build(family) and family.name not in NOT_COMPUTED
+)
 
 
 @pytest.mark.parametrize("family", NOT_IMPORTED, ids=lambda family: family.name)

@@ -66,7 +66,12 @@ def random_hf_model(family: Family, seed: int = 0) -> Any:
         for module in model.modules():
             if hasattr(module, "e_score_correction_bias"):
                 shape = module.e_score_correction_bias.shape
-                module.e_score_correction_bias = 0.1 * torch.randn(shape, generator=generator)
+                drawn = 0.1 * torch.randn(shape, generator=generator)
+                module.e_score_correction_bias = (
+                    torch.nn.Parameter(drawn, requires_grad=False)
+                    if isinstance(module.e_score_correction_bias, torch.nn.Parameter)
+                    else drawn
+                )
             for name in FLOAT32 & {own for own, _ in module.named_parameters(recurse=False)}:
                 parameter = getattr(module, name)
                 parameter.data = torch.randn(parameter.shape, generator=generator)

@@ -16,6 +16,7 @@ Architecture = Literal[
     "MistralForCausalLM",
     "OlmoeForCausalLM",
     "MiniMaxM2ForCausalLM",
+    "Ernie4_5_MoeForCausalLM",
     "Qwen2ForCausalLM",
     "Qwen3ForCausalLM",
     "Qwen3MoeForCausalLM",
@@ -45,6 +46,7 @@ class Experts:
     shared_width: int = 0
     dense_layers: int = 0
     router_bias: bool = False
+    score: str = ""  # of the router; "": sigmoid with a bias, softmax without one
     normalized: bool = True
     router_groups: int = 0
     groups_kept: int = 0
@@ -113,6 +115,7 @@ class Family:
     vocab: int = 211
     rope_theta: int = 10000
     rotated: float = 1.0  # part of a head's channels
+    neighbours: bool = False  # rotated pairs are neighbours, not halves
     norm_eps: float = 1e-5
     window: int = 0  # tokens that a layer sees; 0: all
     full_norms: FullNorms = ""
@@ -164,6 +167,13 @@ FAMILIES: tuple[Family, ...] = (
         rotated=2 / 3,
         norm_eps=1e-6,
         experts=Experts(router_bias=True),
+    ),
+    Family(
+        "ernie4_5_moe",
+        "Ernie4_5_MoeForCausalLM",
+        rope_theta=500000,
+        neighbours=True,
+        experts=Experts(shared_width=80, dense_layers=1, router_bias=True, score="softmax"),
     ),
     Family("mixtral", "MixtralForCausalLM", experts=Experts(width=104)),
     Family(

@@ -1,7 +1,7 @@
 """One norm over all heads of the queries, and one over those of the keys, in place of megatron-core's norms of a head.
 
 As Megatron-Bridge builds them for MiniMax-M2, where tensor parallelism cuts their weights, and for OLMoE, where each
-rank holds them whole. Of fewer groups of keys than ranks, several ranks hold the same weights. A forward takes one rank.
+rank holds them whole. Of fewer groups of keys than ranks, several ranks hold the same weights. A forward has one rank.
 Must not know families.
 Source: megatron-bridge, models/minimax_m2/minimax_m2_provider.py (`_FullDimRMSNorm`), models/olmoe/olmoe_provider.py.
 """

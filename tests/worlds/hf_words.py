@@ -42,9 +42,22 @@ def _minimax_m2(family: Family, config: Json) -> Json:
     }
 
 
+def _ernie(family: Family, config: Json) -> Json:
+    experts = family.experts
+    assert experts is not None
+    return config | {
+        "moe_intermediate_size": experts.width,
+        "moe_num_experts": experts.num_experts,
+        "moe_k": experts.top_k,
+        "moe_num_shared_experts": experts.shared_width // experts.width,
+        "moe_layer_start_index": experts.dense_layers,
+    }
+
+
 # architecture -> the arguments of its config class, from a family and what most classes share
 OWN_WORDS: dict[str, Callable[[Family, Json], Json]] = {
     "MistralForCausalLM": _mistral,
     "OlmoeForCausalLM": _olmoe,
     "MiniMaxM2ForCausalLM": _minimax_m2,
+    "Ernie4_5_MoeForCausalLM": _ernie,
 }

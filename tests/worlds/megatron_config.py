@@ -35,7 +35,11 @@ def transformer_config(
     if family.mamba is not None:
         options |= hybrid_options(family.mamba, family.experts)
     if family.latent is None:
-        return TransformerConfig(**options, multi_latent_attention=False)
+        config = TransformerConfig(**options, multi_latent_attention=False)
+        if family.experts is not None and family.experts.score:
+            # its constructor refuses a softmax with a bias, which published models have
+            config.moe_router_score_function = family.experts.score
+        return config
     _mend_latent_attention()
     return MLATransformerConfig(**options | _latent_options(family.latent, family.rope_theta))
 
@@ -116,6 +120,7 @@ def _model_options(family: Family) -> dict[str, Any]:
         "ffn_hidden_size": family.dense_width,
         "qk_layernorm": family.qk_norm or bool(family.full_norms) or family.latent is not None,
         "add_qkv_bias": family.qkv_bias,
+        "rotary_interleaved": family.neighbours,
         "window_size": (family.window - 1, 0) if family.window else None,
         "add_bias_linear": False,
         "layernorm_epsilon": family.norm_eps,

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from shardmerge.common.architectures import Claim, Layout
 
 from .box import Box, Dimensions, Piece, Rules
+from .lifted import LIFTED
 from .packed import PACKED
 from .qkv import QKV
 from .same import SAME
@@ -23,6 +24,7 @@ LAYOUTS: dict[Layout, Rules] = {
     Layout.VOCAB: VOCAB,
     Layout.QKV: QKV,
     Layout.PART: SECTIONS,
+    Layout.LIFTED: LIFTED,
     Layout.PACKED: PACKED,
 }
 

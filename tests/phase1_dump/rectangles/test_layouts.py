@@ -51,6 +51,10 @@ def section(box: Box, tensor: Tensor, sections: Sizes, number: int) -> list[Piec
     return mapped(Layout.PART, box, [tensor], sections, number)
 
 
+def lifted(box: Box, tensor: Tensor) -> list[Piece]:
+    return mapped(Layout.LIFTED, box, [tensor], {})
+
+
 def rows(pieces: Iterable[Piece]) -> Rows:
     return [(piece.tensor.name, piece.offset[0], piece.source[0], piece.shape[0]) for piece in pieces]
 
@@ -207,3 +211,13 @@ def test_a_table_knows_the_dimensions_that_its_layouts_need(family: Family, refe
     table = blueprint(read_config(references.config(family.name)))
 
     assert all(set(LAYOUTS[row.layout].dimensions) <= table.dimensions.keys() for row in table.rows)
+
+
+def test_a_lifted_tensor_has_one_place_in_its_first_dimension() -> None:
+    (piece,) = lifted(Box((8,), (6,), (2,)), Tensor("bias", (1, 8), True))
+
+    assert (piece.source, piece.offset, piece.shape) == ((0,), (0, 6), (1, 2))
+    assert piece.turn is not None
+    assert piece.turn.axes == (None, 0)
+    with pytest.raises(MismatchError, match=r"is \[1, 8\], expected \[2, 8\]"):
+        lifted(Box((8,), (0,), (8,)), Tensor("bias", (2, 8), True))
