@@ -12,6 +12,7 @@ from .blueprint import Blueprint, Claim, Tensor
 from .families.deepseek import DEEPSEEK_V3
 from .families.deepseek_v2 import DEEPSEEK_V2
 from .families.ernie import ERNIE4_5_MOE
+from .families.exaone_moe import EXAONE_MOE
 from .families.glm import GLM4_MOE, GLM4_MOE_LITE
 from .families.llama import LLAMA, MISTRAL, QWEN2, QWEN3
 from .families.minimax_m2 import MINIMAX_M2
@@ -32,6 +33,7 @@ TABLES = (
     OLMOE,
     MINIMAX_M2,
     ERNIE4_5_MOE,
+    EXAONE_MOE,
     DEEPSEEK_V2,
     DEEPSEEK_V3,
     GLM4_MOE,

@@ -62,6 +62,7 @@ def _changed(config: Json, key: str) -> Json | None:
         "rope_theta": None, "topk_method": "greedy", "time_step_limit": [0.5, 2.0],
         "mamba_dt_limit": [0.5, 2.0], "sliding_window": 16, "use_sliding_window": True, "layer_types": None,
         "max_window_layers": None, "mtp_hybrid_override_pattern": None, "mtp_layers_block_type": None,
+        "sliding_window_pattern": None,
         "num_nextn_predict_layers": None, "mamba_n_groups": 2, "norm_eps": None,
     }  # fmt: skip
     if _is_idle(key, config):

@@ -32,7 +32,7 @@ NORMALIZED, UNNORMALIZED = (
 )  # weights of a token's experts add up to 1, or not
 MOE = (*NORMALIZED, *UNNORMALIZED)
 UNBIASED = ("qwen3_moe", "mixtral", "olmoe")
-SIGMOID = ("minimax_m2",)  # of scores with a bias, without groups
+SIGMOID = ("minimax_m2", "exaone_moe")  # of scores with a bias, without groups
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -44,6 +44,7 @@ ORACLES: Final[dict[str, Oracle]] = {
     "olmoe": Oracle(),
     "minimax_m2": Oracle(),
     "ernie4_5_moe": Oracle(),
+    "exaone_moe": Oracle(),
     "mixtral": Oracle(
         "",
         reason="Neither Megatron-Bridge nor mcore-bridge knows Mixtral. Model-Optimizer imports what transformers "
@@ -63,6 +64,7 @@ ORACLES: Final[dict[str, Oracle]] = {
     "deepseek_v3_mtp": Oracle(te=False, copies=COPIES),
     "glm4_moe_mtp": Oracle(),
     "glm4_moe_lite_mtp": Oracle(held=True),
+    "exaone_moe_mtp": Oracle(),
     "nemotron_h_mtp": Oracle(),
     "nemotron_h_latent_mtp": Oracle(),
     "nemotron_h_mixed_mtp": Oracle(

@@ -111,6 +111,6 @@ def _build_chunk(family: Family, config: Any, vocab_rows: int, te: bool, vp_stag
         rotary_base=family.rope_theta,
         rotary_percent=family.rotated,
         vp_stage=vp_stage,
-        mtp_block_spec=mtp_spec(config, te=te, vp_stage=vp_stage) if family.mtp else None,
+        mtp_block_spec=mtp_spec(family.mtp, config, te=te, vp_stage=vp_stage) if family.mtp else None,
         **options,
     )

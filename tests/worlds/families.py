@@ -17,6 +17,7 @@ Architecture = Literal[
     "OlmoeForCausalLM",
     "MiniMaxM2ForCausalLM",
     "Ernie4_5_MoeForCausalLM",
+    "ExaoneMoeForCausalLM",
     "Qwen2ForCausalLM",
     "Qwen3ForCausalLM",
     "Qwen3MoeForCausalLM",
@@ -90,6 +91,7 @@ class Steps:
     count: int = 1
     pattern: str = ""
     passes: int = 1
+    dense: bool = False  # a step has no experts, though the decoder's last layer has
 
     @property
     def predicted(self) -> int:
@@ -118,6 +120,7 @@ class Family:
     neighbours: bool = False  # rotated pairs are neighbours, not halves
     norm_eps: float = 1e-5
     window: int = 0  # tokens that a layer sees; 0: all
+    global_layers: tuple[int, ...] = ()  # layers that see all nevertheless, and do not rotate
     full_norms: FullNorms = ""
     experts: Experts | None = None
     latent: Latent | None = None
@@ -174,6 +177,14 @@ FAMILIES: tuple[Family, ...] = (
         rope_theta=500000,
         neighbours=True,
         experts=Experts(shared_width=80, dense_layers=1, router_bias=True, score="softmax"),
+    ),
+    Family(
+        "exaone_moe",
+        "ExaoneMoeForCausalLM",
+        qk_norm=True,
+        window=24,
+        global_layers=(1,),
+        experts=Experts(shared_width=80, dense_layers=1, router_bias=True, scaling=1.25),
     ),
     Family("mixtral", "MixtralForCausalLM", experts=Experts(width=104)),
     Family(

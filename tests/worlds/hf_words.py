@@ -54,10 +54,30 @@ def _ernie(family: Family, config: Json) -> Json:
     }
 
 
+def _exaone(family: Family, config: Json) -> Json:
+    experts, layers = family.experts, range(family.layers)
+    assert experts is not None
+    kinds = ["full_attention" if layer in family.global_layers else "sliding_attention" for layer in layers]
+    return config | {
+        "sliding_window": family.window,
+        "layer_types": kinds,
+        "first_k_dense_replace": experts.dense_layers,
+        "moe_intermediate_size": experts.width,
+        "num_experts": experts.num_experts,
+        "num_experts_per_tok": experts.top_k,
+        "num_shared_experts": experts.shared_width // experts.width,
+        "norm_topk_prob": experts.normalized,
+        "routed_scaling_factor": experts.scaling,
+        "n_group": 1,
+        "topk_group": 1,
+    }
+
+
 # architecture -> the arguments of its config class, from a family and what most classes share
 OWN_WORDS: dict[str, Callable[[Family, Json], Json]] = {
     "MistralForCausalLM": _mistral,
     "OlmoeForCausalLM": _olmoe,
     "MiniMaxM2ForCausalLM": _minimax_m2,
+    "ExaoneMoeForCausalLM": _exaone,
     "Ernie4_5_MoeForCausalLM": _ernie,
 }

@@ -3,6 +3,7 @@
 Decides every option that the two supported versions need on a CPU. Must not know ranks or weights.
 """
 
+from copy import copy
 from typing import Any
 
 import torch
@@ -63,13 +64,18 @@ def block_spec(
     return spec
 
 
-def mtp_spec(config: TransformerConfig, *, te: bool = False, vp_stage: int | None = None) -> Any:
+def mtp_spec(
+    steps: Steps, config: TransformerConfig, *, te: bool = False, vp_stage: int | None = None
+) -> Any:
     """Return the specs of the steps of multi-token prediction that this stage builds, None if it builds none.
 
     A step is built like the decoder's last layer, which another stage may hold: a layout can put steps by themselves.
     """
+    like = copy(config)
+    if steps.dense:
+        like.num_moe_experts, like.moe_layer_freq = None, [0] * config.num_layers
     layer = get_gpt_decoder_layer_specs(
-        config, use_transformer_engine=te, normalization="RMSNorm", vp_stage=vp_stage
+        like, use_transformer_engine=te, normalization="RMSNorm", vp_stage=vp_stage
     )[-1]
     _mend_attention(layer, config, te)
     return get_gpt_mtp_block_spec(config, layer, use_transformer_engine=te, vp_stage=vp_stage)
@@ -122,6 +128,7 @@ def _model_options(family: Family) -> dict[str, Any]:
         "add_qkv_bias": family.qkv_bias,
         "rotary_interleaved": family.neighbours,
         "window_size": (family.window - 1, 0) if family.window else None,
+        **_global_layers(family),
         "add_bias_linear": False,
         "layernorm_epsilon": family.norm_eps,
         "normalization": "RMSNorm",
@@ -135,6 +142,14 @@ def _model_options(family: Family) -> dict[str, Any]:
         "masked_softmax_fusion": False,
         "persist_layer_norm": False,
     }
+
+
+def _global_layers(family: Family) -> dict[str, Any]:
+    if not family.global_layers:
+        return {}
+    seeing_all = [int(layer in family.global_layers) for layer in range(family.layers)]
+    of_steps = [1] * (family.mtp.predicted if family.mtp else 0)  # 0.16 counts steps as layers after the last
+    return {"window_attn_skip_freq": [1 - one for one in seeing_all] + of_steps, "no_rope_freq": seeing_all}
 
 
 def _step_options(mtp: Steps | None) -> dict[str, Any]:

@@ -38,11 +38,14 @@ NEMOTRON_H_MIXED_MTP = replace(
 # of published models GLM-4.6 holds no copies of the embeddings below its step, GLM-4.7-Flash does
 GLM4_MOE_MTP = replace(by_name("glm4_moe"), name="glm4_moe_mtp", qk_norm=False, mtp=Steps())
 GLM4_MOE_LITE_MTP = replace(by_name("glm4_moe_lite"), name="glm4_moe_lite_mtp", mtp=Steps())
+# its step is dense, though its last layer has experts
+EXAONE_MOE_MTP = replace(by_name("exaone_moe"), name="exaone_moe_mtp", mtp=Steps(dense=True))
 
 MTP_FAMILIES = (
     DEEPSEEK_V3_MTP,
     GLM4_MOE_MTP,
     GLM4_MOE_LITE_MTP,
+    EXAONE_MOE_MTP,
     NEMOTRON_H_MTP,
     NEMOTRON_H_LATENT_MTP,
     NEMOTRON_H_MIXED_MTP,
@@ -82,11 +85,8 @@ def write_mtp_checkpoint(family: Family, path: Path, seed: int = 0) -> Path:
     write_hf_checkpoint(family, path, seed)
     decoder = read_hf_tensors(path)
     generator = torch.Generator().manual_seed(seed + 1)
-    added = (
-        _deepseek(family, decoder, generator)
-        if family.mamba is None
-        else _nemotron(family, decoder, generator)
-    )
+    writer = _nemotron if family.mamba else _exaone if _steps(family).dense else _deepseek
+    added = writer(family, decoder, generator)
     save_file(decoder | added, path / "model.safetensors", metadata={"format": "pt"})
     _add_steps(family, path)
     return path
@@ -103,6 +103,8 @@ def _config(family: Family) -> dict[str, object]:
     Of DeepSeek-V3 it says besides how to route, without which vLLM takes no router bias; transformers leaves that out.
     """
     steps = _steps(family)
+    if steps.dense:
+        return {"num_nextn_predict_layers": steps.count}
     if family.mamba is None:
         routing = {"topk_method": "noaux_tc", "scoring_func": "sigmoid"}
         return {"num_nextn_predict_layers": steps.count, **routing}
@@ -124,6 +126,19 @@ def _deepseek(family: Family, decoder: Tensors, generator: torch.Generator) -> T
         if family.architecture != "Glm4MoeForCausalLM":
             for name, source in COPIES.items():
                 found[prefix + name] = decoder[source].clone()
+    return found
+
+
+def _exaone(family: Family, decoder: Tensors, generator: torch.Generator) -> Tensors:
+    """The only step is a dense layer, as the decoder's first one is."""
+    found = _like(decoder, "model.layers.0.", "mtp.layers.0.", generator)
+    names = {
+        "enorm.weight": "pre_fc_norm_embedding.weight", "hnorm.weight": "pre_fc_norm_hidden.weight",
+        "eh_proj.weight": "fc.weight",
+    }  # fmt: skip
+    for name, tensor in _joining(family.hidden, generator):
+        found[f"mtp.{names[name]}"] = tensor
+    found["mtp.norm.weight"] = _drawn("norm", (family.hidden,), generator)
     return found
 
 

@@ -42,6 +42,7 @@ MIXTRAL_AS_QWEN3_MOE = (
 
 # classes that Model-Optimizer 0.47 has no rules for
 NOT_IMPORTED = {
+    "ExaoneMoeForCausalLM",
     "Ernie4_5_MoeForCausalLM",
     "Glm4MoeForCausalLM",
     "Glm4MoeLiteForCausalLM",

@@ -84,6 +84,16 @@ def step_rows(hf_prefix: str, final_norm: str) -> tuple[Row, ...]:
     )
 
 
+def one_step() -> tuple[Row, ...]:
+    """Return the rows of a step as Qwen and EXAONE call them, whose names have place for one."""
+    return (
+        same(STEP + "enorm.weight", "mtp.pre_fc_norm_embedding.weight", "hidden", where=FIRST),
+        same(STEP + "hnorm.weight", "mtp.pre_fc_norm_hidden.weight", "hidden", where=FIRST),
+        same(STEP + "eh_proj.weight", "mtp.fc.weight", "hidden", "two_hidden", where=FIRST),
+        same(STEP + "final_layernorm.weight", "mtp.norm.weight", "hidden", where=LAST),
+    )
+
+
 def copied(name: str, source: str, when: str = "", *, if_held: bool = False) -> Row:
     """Return the row of a tensor of a step that repeats an embedding of the model.
 
