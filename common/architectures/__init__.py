@@ -17,6 +17,7 @@ from .families.glm import GLM4_MOE, GLM4_MOE_LITE
 from .families.llama import LLAMA, MISTRAL, QWEN2, QWEN3
 from .families.minimax_m2 import MINIMAX_M2
 from .families.mixtral import MIXTRAL
+from .families.nemotron import NEMOTRON
 from .families.nemotron_h import NEMOTRON_H
 from .families.olmoe import OLMOE
 from .families.qwen3_moe import QWEN3_MOE
@@ -38,6 +39,7 @@ TABLES = (
     DEEPSEEK_V3,
     GLM4_MOE,
     GLM4_MOE_LITE,
+    NEMOTRON,
     NEMOTRON_H,
 )
 ARCHITECTURES = {name: table for table in TABLES for name in (table.name, *table.aliases)}

@@ -116,7 +116,7 @@ HYBRID = ("nemotron_h",)
 GLM = ("glm4_moe", "glm4_moe_lite")
 ROUTED = (*MOE, *SIGMOID, *LATENT, *HYBRID, *GLM, "deepseek_v2")
 BIASED = ("ernie4_5_moe", *SIGMOID, *LATENT, *HYBRID, *GLM)
-ALL = (*GROUPED, *LATENT, *HYBRID, *GLM, "deepseek_v2")
+ALL = (*GROUPED, *LATENT, *HYBRID, *GLM, "deepseek_v2", "nemotron")
 CHANGES: tuple[tuple[str, tuple[str, ...], Change, set[str]], ...] = (
     ("base", GROUPED, rotating(rotary_base=600000), {"rope_frequencies"}),
     ("whole heads", ("glm4_moe",), rotating(), {"rope_frequencies"}),
@@ -145,7 +145,9 @@ CHANGES: tuple[tuple[str, tuple[str, ...], Change, set[str]], ...] = (
     ("eps of hybrids", HYBRID, each_module("eps", 3e-4, "input_layernorm"), {"norm_eps"}),
     ("eps of mixers", HYBRID, each_module("eps", 3e-4, "mixer.norm"), {"mamba_norm_eps"}),
     ("eps of latent norms", LATENT, each_module("eps", 3e-4, "kv_layernorm"), {"latent_norm_eps"}),
-    ("kind of norms", ALL, setting(normalization="LayerNorm"), {"norm"}),
+    ("kind of norms", ALL[:-1], setting(normalization="LayerNorm"), {"norm"}),
+    ("another kind of norms", ("nemotron",), setting(normalization="RMSNorm"), {"norm"}),
+    ("another base", ("nemotron",), rotating(rotary_base=600000, rotary_percent=2 / 3), {"rope_frequencies"}),
     ("norm of heads", ALL, setting(qk_l2_norm=True), {"query_key_norm"}),
     ("scale", (*GROUPED, *HYBRID), setting(softmax_scale=0.125), {"softmax_scale"}),
     (

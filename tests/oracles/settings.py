@@ -83,6 +83,8 @@ CASES: tuple[tuple[str, Json], ...] = (
     ("glm4_moe_lite", {**BASE, "rms_norm_eps": 3e-4, "num_experts_per_tok": 4, "routed_scaling_factor": 1.0}),
     ("glm4_moe_mtp", {}),
     ("glm4_moe_lite_mtp", {}),
+    ("nemotron", {}),
+    ("nemotron", {**BASE, "norm_eps": 3e-4, "head_dim": 24}),
     ("nemotron_h", {}),
     ("nemotron_h_latent", {"routed_scaling_factor": 1.75, "num_experts_per_tok": 3}),
 )

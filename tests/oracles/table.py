@@ -57,6 +57,7 @@ ORACLES: Final[dict[str, Oracle]] = {
     "kimi_k2": Oracle(),
     "glm4_moe": Oracle(),
     "glm4_moe_lite": Oracle(),
+    "nemotron": Oracle(),
     "nemotron_h": Oracle(
         reason="Bridge 0.6.2 has no rule for the norm of a hybrid's attention in a local spec."
     ),

@@ -27,6 +27,7 @@ Architecture = Literal[
     "Glm4MoeForCausalLM",
     "Glm4MoeLiteForCausalLM",
     "KimiK2ForCausalLM",
+    "NemotronForCausalLM",
     "NemotronHForCausalLM",
 ]
 # One norm over all heads of the queries, and one over those of the keys: tensor parallelism cuts their weights, or each
@@ -118,7 +119,9 @@ class Family:
     rope_theta: int = 10000
     rotated: float = 1.0  # part of a head's channels
     neighbours: bool = False  # rotated pairs are neighbours, not halves
+    norm: Literal["RMSNorm", "LayerNorm1P"] = "RMSNorm"  # the latter has biases, and weights stored minus one
     norm_eps: float = 1e-5
+    activation: Literal["silu", "relu2"] = "silu"  # the latter without a gate
     window: int = 0  # tokens that a layer sees; 0: all
     global_layers: tuple[int, ...] = ()  # layers that see all nevertheless, and do not rotate
     full_norms: FullNorms = ""
@@ -126,6 +129,11 @@ class Family:
     latent: Latent | None = None
     mamba: Mamba | None = None
     mtp: Steps | None = None
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether feed-forward layers have a gate."""
+        return self.mamba is None and self.activation == "silu"
 
     @property
     def moe_layers(self) -> tuple[int, ...]:
@@ -225,6 +233,7 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family("glm4_moe", "Glm4MoeForCausalLM", qkv_bias=True, qk_norm=True, experts=_GLM, rotated=0.5),
     Family("glm4_moe_lite", "Glm4MoeLiteForCausalLM", groups=8, experts=_GLM, latent=Latent()),
+    Family("nemotron", "NemotronForCausalLM", rotated=2 / 3, norm="LayerNorm1P", activation="relu2"),
     Family("nemotron_h", "NemotronHForCausalLM", experts=_NEMOTRON, mamba=Mamba("ME*-")),
     Family(
         "nemotron_h_latent",

@@ -29,6 +29,8 @@ FLOAT32_TAIL = 2.0**-15  # in what is kept in float32: lost if anything rounds i
 FUSED_NORMS = (
     ("self_attention.linear_qkv.layer_norm_weight", "input_layernorm.weight"),
     ("mlp.linear_fc1.layer_norm_weight", "pre_mlp_layernorm.weight"),
+    ("self_attention.linear_qkv.layer_norm_bias", "input_layernorm.bias"),
+    ("mlp.linear_fc1.layer_norm_bias", "pre_mlp_layernorm.bias"),
     ("self_attention.linear_q_up_proj.layer_norm_weight", "self_attention.q_layernorm.weight"),
     ("self_attention.linear_kv_up_proj.layer_norm_weight", "self_attention.kv_layernorm.weight"),
     ("mixer.in_proj.layer_norm_weight", "norm.weight"),
@@ -137,7 +139,7 @@ def _extent(
     columns = torch.arange(shape[1] if len(shape) == 2 else 0)
     if IN_SECTIONS.search(identity) and family.mamba is not None:
         rows = _rows_in_sections(_sections(identity, family.mamba), size, cut)
-    elif identity.endswith("linear_fc1.weight") and family.mamba is not None:  # not gated
+    elif identity.endswith("linear_fc1.weight") and not family.is_gated:
         rows = rows + cut * shape[0]
     elif identity.endswith("linear_fc1.weight"):  # local rows are [gate part ; up part]
         half = shape[0] // 2

@@ -73,9 +73,15 @@ def _exaone(family: Family, config: Json) -> Json:
     }
 
 
+def _nemotron(family: Family, config: Json) -> Json:
+    eps = config.pop("rms_norm_eps")
+    return config | {"norm_eps": eps, "hidden_act": family.activation}
+
+
 # architecture -> the arguments of its config class, from a family and what most classes share
 OWN_WORDS: dict[str, Callable[[Family, Json], Json]] = {
     "MistralForCausalLM": _mistral,
+    "NemotronForCausalLM": _nemotron,
     "OlmoeForCausalLM": _olmoe,
     "MiniMaxM2ForCausalLM": _minimax_m2,
     "ExaoneMoeForCausalLM": _exaone,

@@ -7,6 +7,7 @@ from copy import copy
 from typing import Any
 
 import torch
+from megatron.core.activations import squared_relu
 from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_decoder_block_spec,
     get_gpt_decoder_layer_specs,
@@ -18,6 +19,7 @@ from megatron.core.transformer.moe import moe_utils
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 
 from tests.worlds.attention import CpuAttention
+from tests.worlds.centred_norm import CentredLayerNorm
 from tests.worlds.families import Experts, Family, Latent, Steps
 from tests.worlds.full_norms import FULL_NORMS
 from tests.worlds.hybrid import hybrid_options
@@ -54,10 +56,15 @@ def block_spec(
     parallelism, for which it creates a CUDA stream.
     """
     spec = get_gpt_decoder_block_spec(
-        config, use_transformer_engine=te, normalization="RMSNorm", vp_stage=vp_stage
+        config, use_transformer_engine=te, normalization=config.normalization, vp_stage=vp_stage
     )
+    centred = config.layernorm_zero_centered_gamma and not te
+    if centred:
+        spec.layer_norm = CentredLayerNorm
     for layer in spec.layer_specs:
         _mend_attention(layer, config, te)
+        if centred:
+            layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = CentredLayerNorm
         if family.full_norms:
             attention = layer.submodules.self_attention.submodules
             attention.q_layernorm, attention.k_layernorm = FULL_NORMS[family.full_norms]
@@ -131,9 +138,10 @@ def _model_options(family: Family) -> dict[str, Any]:
         **_global_layers(family),
         "add_bias_linear": False,
         "layernorm_epsilon": family.norm_eps,
-        "normalization": "RMSNorm",
-        "gated_linear_unit": True,
-        "activation_func": torch.nn.functional.silu,
+        "normalization": family.norm.removesuffix("1P"),
+        "layernorm_zero_centered_gamma": family.norm.endswith("1P"),
+        "gated_linear_unit": family.is_gated,
+        "activation_func": torch.nn.functional.silu if family.is_gated else squared_relu,
         "attention_dropout": 0.0,
         "hidden_dropout": 0.0,
         # kernels that exist on a GPU only

@@ -49,6 +49,7 @@ NOT_IMPORTED = {
     "KimiK2ForCausalLM",
     "MiniMaxM2ForCausalLM",
     "MistralForCausalLM",
+    "NemotronForCausalLM",
     "OlmoeForCausalLM",
 }
 IMPORTED = tuple(family for family in FAMILIES if family.architecture not in NOT_IMPORTED)
