@@ -15,6 +15,7 @@ PACKAGES := common phase1_dump phase2_merge
 PEERS := .venv-peers
 VLLM := .venv-vllm
 BRIDGE := build/bridge
+MCORE_BRIDGE := build/mcore-bridge
 VLLM_PYTHON ?= python3.11
 MATRIX := build/matrix.json
 POWER ?= ext4 xfs#         file systems whose power make torture cuts, where it may mount them
@@ -53,12 +54,15 @@ test-vllm:  ## Let vLLM load all of merged checkpoints, MTP and quantized ones t
 	$(PEERS)/bin/python -W ignore -m tests.vllm.write build/vllm
 	$(VLLM)/bin/python -m tests.vllm.read build/vllm
 
-test-oracles:  ## Record what Megatron-Bridge exports, compare with it, and settings too (Python >= 3.12)
+test-oracles:  ## Record what other programs export, compare with it, and settings too (Python >= 3.12)
 	python="$$(.ci/find-peer-python)"; $(MAKE) setup VENV=$(PEERS) PYTHON="$$python"
 	@test -d $(BRIDGE)/megatron || $(PEERS)/bin/python -m pip install --quiet --no-deps --target $(BRIDGE) \
 	    $(TE) -r .constraints/bridge.txt
+	@test -d $(MCORE_BRIDGE)/mcore_bridge || $(PEERS)/bin/python -m pip install --quiet --no-deps \
+	    --target $(MCORE_BRIDGE) -r .constraints/mcore-bridge.txt
 	PYTHONPATH=.ns:.:$(BRIDGE) $(PEERS)/bin/python -W ignore -m tests.oracles.bridge $(FAMILIES)
-	PYTHONPATH=.ns:.:$(BRIDGE) $(PEERS)/bin/python -W ignore -m tests.oracles.settings
+	PYTHONPATH=.ns:.:$(BRIDGE):$(MCORE_BRIDGE) $(PEERS)/bin/python -W ignore -m tests.oracles.mcore_bridge $(FAMILIES)
+	PYTHONPATH=.ns:.:$(BRIDGE):$(MCORE_BRIDGE) $(PEERS)/bin/python -W ignore -m tests.oracles.settings $(FAMILIES)
 	$(PEERS)/bin/python -m pytest -n $(JOBS) tests/oracles
 
 .PHONY: run-peers

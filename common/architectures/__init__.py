@@ -20,6 +20,7 @@ from .families.mixtral import MIXTRAL
 from .families.nemotron import NEMOTRON
 from .families.nemotron_h import NEMOTRON_H
 from .families.olmoe import OLMOE
+from .families.qwen2_moe import QWEN2_MOE
 from .families.qwen3_moe import QWEN3_MOE
 from .keys import key_ids
 from .rows import Architecture, Config, Layout
@@ -29,6 +30,7 @@ TABLES = (
     MISTRAL,
     QWEN2,
     QWEN3,
+    QWEN2_MOE,
     QWEN3_MOE,
     MIXTRAL,
     OLMOE,

@@ -28,10 +28,10 @@ from tests.worlds.families import by_name
 DENSE = ("llama", "mistral", "qwen2", "qwen3")
 NORMALIZED, UNNORMALIZED = (
     ("qwen3_moe", "mixtral", "ernie4_5_moe"),
-    ("olmoe",),
+    ("olmoe", "qwen2_moe"),
 )  # weights of a token's experts add up to 1, or not
 MOE = (*NORMALIZED, *UNNORMALIZED)
-UNBIASED = ("qwen3_moe", "mixtral", "olmoe")
+UNBIASED = ("qwen3_moe", "mixtral", "olmoe", "qwen2_moe")
 SIGMOID = ("minimax_m2", "exaone_moe")  # of scores with a bias, without groups
 
 
@@ -117,6 +117,7 @@ GLM = ("glm4_moe", "glm4_moe_lite")
 ROUTED = (*MOE, *SIGMOID, *LATENT, *HYBRID, *GLM, "deepseek_v2")
 BIASED = ("ernie4_5_moe", *SIGMOID, *LATENT, *HYBRID, *GLM)
 ALL = (*GROUPED, *LATENT, *HYBRID, *GLM, "deepseek_v2", "nemotron")
+UNGATED = tuple(name for name in ROUTED if name != "qwen2_moe")
 CHANGES: tuple[tuple[str, tuple[str, ...], Change, set[str]], ...] = (
     ("base", GROUPED, rotating(rotary_base=600000), {"rope_frequencies"}),
     ("whole heads", ("glm4_moe",), rotating(), {"rope_frequencies"}),
@@ -205,7 +206,8 @@ CHANGES: tuple[tuple[str, tuple[str, ...], Change, set[str]], ...] = (
     ),
     ("no bias", BIASED, setting(moe_router_enable_expert_bias=False), {"router_bias"}),
     ("weights on inputs", ROUTED, setting(moe_apply_probs_on_input=True), {"router_weights_input"}),
-    ("gate of shared experts", ROUTED, setting(moe_shared_expert_gate=True), {"shared_expert_gate"}),
+    ("gate of shared experts", UNGATED, setting(moe_shared_expert_gate=True), {"shared_expert_gate"}),
+    ("no such gate", ("qwen2_moe",), setting(moe_shared_expert_gate=False), {"shared_expert_gate"}),
     ("variant", ALL, setting(experimental_attention_variant="dsa"), {"attention_variant"}),
     ("gate of attention", ALL, setting(attention_output_gate=True), {"attention_gate"}),
     ("linear layers", ALL, setting(linear_attention_freq=2), {"linear_attention_layers"}),

@@ -1,4 +1,4 @@
-"""Compares the settings of models that Megatron-Bridge makes from config.json with what our tables read there.
+"""Compares the settings of models that other programs make from config.json with what our tables read there.
 
 Run by `make test-oracles`. Exits 1 if a setting of a model differs from what the table of its architecture reads. Each
 config.json is tried as transformers writes it and with other values, which no default would hit.
@@ -20,7 +20,7 @@ from shardmerge.common.architectures import blueprint
 from shardmerge.common.architectures.settings.vocabulary import agree
 from shardmerge.phase1_dump.settings.live_settings import settings_of
 from tests.oracles.bridge import stand_in  # first: it installs Transformer Engine's stub
-from tests.oracles.table import every_family
+from tests.oracles.table import MCORE_BRIDGE, ORACLES, every_family
 from tests.worlds.fake import join_model_parallel, leave_model_parallel
 from tests.worlds.families import Family
 from tests.worlds.mtp import write_bare
@@ -62,6 +62,8 @@ CASES: tuple[tuple[str, Json], ...] = (
     ("exaone_moe", {}),
     ("exaone_moe", {**BASE, "routed_scaling_factor": 1.75, "num_experts_per_tok": 4, "rms_norm_eps": 3e-4}),
     ("exaone_moe", {"n_group": 4, "topk_group": 2, "num_experts_per_tok": 4, "sliding_window": 32}),
+    ("qwen2_moe", {}),
+    ("qwen2_moe", {**BASE, "num_experts_per_tok": 3, "rms_norm_eps": 3e-4, "norm_topk_prob": True}),
     ("minimax_m2", {}),
     ("minimax_m2", {**BASE, "rotary_dim": 4, "num_experts_per_tok": 3, "rms_norm_eps": 3e-4}),
     ("deepseek_v3", {}),
@@ -116,7 +118,7 @@ def main(names: list[str]) -> int:
         try:
             for (name, edits), path in zip(cases, paths, strict=True):
                 said = blueprint(json.loads((path / "config.json").read_text())).settings()
-                told = settings_of([_model(path)])
+                told = settings_of(_models(name, path))
                 both = told.keys() & said.keys()
                 wrong = {
                     one: (told[one], said[one].value)
@@ -124,7 +126,7 @@ def main(names: list[str]) -> int:
                     if not agree(told[one], said[one].value)
                 }
                 print(
-                    f"{name} {sorted(edits)}: {len(both)} settings of Bridge's model compared, {wrong or 'none'} differ"
+                    f"{name} {sorted(edits)}: {len(both)} settings of its oracle's model compared, {wrong or 'none'} differ"
                 )
                 failed |= bool(wrong) or len(both) < 24
         finally:
@@ -138,6 +140,16 @@ def _written(family: Family, edits: Json, path: Path) -> Path:
     config = json.loads((path / "config.json").read_text()) | edits
     (path / "config.json").write_text(json.dumps(config))
     return path
+
+
+def _models(name: str, path: Path) -> list[Any]:
+    """Return the model that a family's oracle makes of a config.json, with random weights."""
+    if ORACLES[name].program == MCORE_BRIDGE:
+        from tests.oracles.mcore_bridge import OnCpu, model_of
+
+        with OnCpu():
+            return model_of(path)[1]
+    return [_model(path)]
 
 
 def _model(path: Path) -> Any:

@@ -12,6 +12,7 @@ from tests.worlds.families import FAMILIES, Family
 from tests.worlds.mtp import COPIES, MTP_FAMILIES
 
 BRIDGE: Final = "Megatron-Bridge"
+MCORE_BRIDGE: Final = "mcore-bridge"
 FULL_QUERY: Final = "megatron-core 0.19 fuses a norm into the projection of a full query, which no table has."
 
 
@@ -45,6 +46,7 @@ ORACLES: Final[dict[str, Oracle]] = {
     "minimax_m2": Oracle(),
     "ernie4_5_moe": Oracle(),
     "exaone_moe": Oracle(),
+    "qwen2_moe": Oracle(MCORE_BRIDGE, reason="Megatron-Bridge 0.6.2 does not know the class."),
     "mixtral": Oracle(
         "",
         reason="Neither Megatron-Bridge nor mcore-bridge knows Mixtral. Model-Optimizer imports what transformers "

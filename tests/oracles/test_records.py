@@ -62,7 +62,8 @@ def test_every_family_has_an_oracle_or_a_reason() -> None:
 
 
 def test_every_table_is_that_of_a_family() -> None:
-    assert {family.architecture for family in every_family()} == {*ARCHITECTURES}
+    told = {family.architecture for family in every_family()}
+    assert {table.name for table in ARCHITECTURES.values()} <= told <= {*ARCHITECTURES}
 
 
 @pytest.mark.parametrize("family", RECORDED, ids=lambda family: family.name)

@@ -20,6 +20,7 @@ Architecture = Literal[
     "ExaoneMoeForCausalLM",
     "Qwen2ForCausalLM",
     "Qwen3ForCausalLM",
+    "Qwen2MoeForCausalLM",
     "Qwen3MoeForCausalLM",
     "MixtralForCausalLM",
     "DeepseekV2ForCausalLM",
@@ -46,6 +47,7 @@ class Experts:
     top_k: int = 2
     width: int = 40
     shared_width: int = 0
+    shared_gate: bool = False  # multiplies the output of shared experts
     dense_layers: int = 0
     router_bias: bool = False
     score: str = ""  # of the router; "": sigmoid with a bias, softmax without one
@@ -193,6 +195,13 @@ FAMILIES: tuple[Family, ...] = (
         window=24,
         global_layers=(1,),
         experts=Experts(shared_width=80, dense_layers=1, router_bias=True, scaling=1.25),
+    ),
+    Family(
+        "qwen2_moe",
+        "Qwen2MoeForCausalLM",
+        qkv_bias=True,
+        norm_eps=1e-6,
+        experts=Experts(shared_width=88, shared_gate=True, normalized=False),
     ),
     Family("mixtral", "MixtralForCausalLM", experts=Experts(width=104)),
     Family(

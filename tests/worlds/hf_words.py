@@ -78,11 +78,24 @@ def _nemotron(family: Family, config: Json) -> Json:
     return config | {"norm_eps": eps, "hidden_act": family.activation}
 
 
+def _qwen2_moe(family: Family, config: Json) -> Json:
+    experts = family.experts
+    assert experts is not None
+    return config | {
+        "moe_intermediate_size": experts.width,
+        "shared_expert_intermediate_size": experts.shared_width,
+        "num_experts": experts.num_experts,
+        "num_experts_per_tok": experts.top_k,
+        "norm_topk_prob": experts.normalized,
+    }
+
+
 # architecture -> the arguments of its config class, from a family and what most classes share
 OWN_WORDS: dict[str, Callable[[Family, Json], Json]] = {
     "MistralForCausalLM": _mistral,
     "NemotronForCausalLM": _nemotron,
     "OlmoeForCausalLM": _olmoe,
+    "Qwen2MoeForCausalLM": _qwen2_moe,
     "MiniMaxM2ForCausalLM": _minimax_m2,
     "ExaoneMoeForCausalLM": _exaone,
     "Ernie4_5_MoeForCausalLM": _ernie,

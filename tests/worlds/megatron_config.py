@@ -192,6 +192,7 @@ def _expert_options(experts: Experts, layers: int) -> dict[str, Any]:
         "moe_ffn_hidden_size": experts.width,
         "moe_layer_freq": [int(layer >= experts.dense_layers) for layer in range(layers)],
         "moe_shared_expert_intermediate_size": experts.shared_width or None,
+        "moe_shared_expert_gate": experts.shared_gate,
         "moe_router_load_balancing_type": "none",
         "moe_router_dtype": "fp32",
         "moe_router_pre_softmax": not experts.normalized,

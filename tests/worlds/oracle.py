@@ -51,6 +51,7 @@ NOT_IMPORTED = {
     "MistralForCausalLM",
     "NemotronForCausalLM",
     "OlmoeForCausalLM",
+    "Qwen2MoeForCausalLM",
 }
 IMPORTED = tuple(family for family in FAMILIES if family.architecture not in NOT_IMPORTED)
 

@@ -16,20 +16,21 @@ from ..rows import Architecture, Config, Layers
 from ..settings.says import key
 
 
-def _num_experts(config: Config) -> int:
+def number_of_experts(config: Config) -> int:
     """Return the number of experts. Source for its second name: `attribute_map` in configuration_qwen3_moe.py."""
     return one_of(config, "num_local_experts", "num_experts")
 
 
 def _dimensions(config: Config) -> dict[str, int]:
-    experts = {"num_experts": _num_experts(config), "moe_ffn": config["moe_intermediate_size"]}
+    experts = {"num_experts": number_of_experts(config), "moe_ffn": config["moe_intermediate_size"]}
     return common_dimensions(config) | experts
 
 
-def _layers(config: Config) -> Layers:
+def layers_with_experts(config: Config) -> Layers:
+    """Return the sets of layers: which have experts depends on a step, and on a list of those without."""
     layers = range(config["num_hidden_layers"])
     step, dense_only = config.get("decoder_sparse_step", 1), set(config.get("mlp_only_layers") or ())
-    routed = _num_experts(config) > 0
+    routed = number_of_experts(config) > 0
     moe = frozenset(i for i in layers if i not in dense_only and routed and (i + 1) % step == 0)
     return {"layers": layers, "moe": moe, "dense": frozenset(layers) - moe}
 
@@ -46,7 +47,7 @@ QWEN3_MOE = Architecture(
     + gated_mlp(EXPERT, HF_LAYER + "mlp.experts.{expert}.", "moe_ffn", "moe"),
     _dimensions,
     common_flags,
-    _layers,
+    layers_with_experts,
     settings=(
         *rotated_heads(),
         rms_norms(),
