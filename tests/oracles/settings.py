@@ -126,7 +126,7 @@ def main(names: list[str]) -> int:
                     if not agree(told[one], said[one].value)
                 }
                 print(
-                    f"{name} {sorted(edits)}: {len(both)} settings of its oracle's model compared, {wrong or 'none'} differ"
+                    f"{name} {sorted(edits)}: {len(both)} settings of the oracle's model, {wrong or 'none'} differ"
                 )
                 failed |= bool(wrong) or len(both) < 24
         finally:
