@@ -30,6 +30,12 @@ CASES = [
         "super", Topology(pp=8, tp=2, ep=8, dp=4), marks=pytest.mark.scale, id="super-64-ranks-tp2-pp8-ep8"
     ),
     pytest.param("nano", Topology(pp=4, ep=8, dp=8), marks=pytest.mark.scale, id="nano-32-ranks-pp4-ep8"),
+    pytest.param(
+        "ultra",
+        Topology(pp=4, vpp=3, ep=8, dp=8, stage_layers=(*[10] * 10, 8, 0)),
+        marks=[pytest.mark.scale, pytest.mark.skipif(not IS_HYBRID, reason="megatron-core 0.16 cannot")],
+        id="ultra-32-ranks-pp4-vpp3-ep8-steps-alone",
+    ),
 ]
 
 
