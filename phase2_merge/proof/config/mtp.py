@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from shardmerge.common.architectures import Blueprint
-from shardmerge.common.errors import Findings, MtpMismatchError
+from shardmerge.common.errors import Findings, MissingTensorError, MtpMismatchError, ShardmergeError
 
 from ..case import Case
 
@@ -21,6 +21,23 @@ def check(case: Case) -> Findings:
     if (promised and not held and is_whole) or (not promised and (held or listed)):
         return Findings((MtpMismatchError(promised, held, listed),))
     return Findings()
+
+
+def as_one(case: Case, missing: Iterable[ShardmergeError]) -> tuple[ShardmergeError, ...]:
+    """Put one problem in front for all tensors of it that are missing, if nobody holds any of it.
+
+    Such tensors are among `missing` only if no rank that is missing can have held them: where it can, that rank is
+    what to look for first.
+    """
+    table, errors = case.blueprint, tuple(missing)
+    if not table.mtp_layers or _first(table, case.ledger.names):
+        return errors
+    of_it = [isinstance(error, MissingTensorError) and table.is_mtp(error.tensor) for error in errors]
+    if not any(of_it):
+        return errors
+    promised, listed = _first(table, case.expected.names), _first(table, case.reference.tensors)
+    others = (error for error, own in zip(errors, of_it, strict=True) if not own)
+    return (MtpMismatchError(promised, "", listed), *others)
 
 
 def _first(table: Blueprint, names: Iterable[str]) -> str:

@@ -13,8 +13,10 @@ import pytest
 from shardmerge.common.architectures import blueprint
 from shardmerge.common.errors import (
     BadInputError,
+    MissingRankError,
     MissingTensorError,
     MtpMismatchError,
+    ProblemsFoundError,
     ReplicaMismatchError,
 )
 from shardmerge.phase2_merge import check, diff, inspect, merge, merge_part, metadata, verify
@@ -100,6 +102,16 @@ def test_grafted_it_comes_from_the_reference_but_copies_repeat_what_was_trained(
     assert verify(out).checksums_compared == len(load(out))
 
 
+@pytest.mark.parametrize("pattern", [*COPIES, "*.1.embed_tokens.*", "*shared_head.head*"])
+def test_a_graft_of_nothing_but_copies_is_refused(pattern: str, tmp_path: Path) -> None:
+    one = Written(tmp_path, DEEPSEEK, deepseek_shapes())
+    save(one.reference / "model.safetensors", published(one))
+    with pytest.raises(
+        BadInputError, match=r"fits only copies: .* once more, and the merge writes it itself"
+    ):
+        one.merge(grafts=[pattern])
+
+
 def test_what_is_promised_and_not_held_names_the_three_choices(trained: Written) -> None:
     without = Written(trained.folder / "without", trained.config, shapes_of(trained), trained=False)
     with pytest.raises(
@@ -108,6 +120,34 @@ def test_what_is_promised_and_not_held_names_the_three_choices(trained: Written)
         without.merge()
     assert info.value.exit_code == 4
     assert without.config_of(without.merge(drop_mtp=True))["num_nextn_predict_layers"] == 0
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_the_three_choices_are_named_beside_a_missing_rank_that_cannot_have_held_it(
+    missing: int, trained: Written
+) -> None:
+    without = Written(trained.folder / "without", trained.config, shapes_of(trained), trained=False)
+    shutil.rmtree(without.dump / f"rank-{missing:05}")
+    with pytest.raises(ProblemsFoundError) as info:
+        without.merge()
+    promise, rank = info.value.problems
+    assert isinstance(promise, MtpMismatchError)
+    assert "Choose: dump" in promise.message()
+    assert isinstance(rank, MissingRankError)
+    assert rank.rank == missing
+    assert "mtp" not in rank.message()
+
+
+def test_ranks_that_may_have_held_it_are_named_and_not_the_choices(trained: Written) -> None:
+    """Without its stage nobody knows whether it was trained: the ranks are looked for first."""
+    without = Written(trained.folder / "without", trained.config, shapes_of(trained), trained=False)
+    for rank in (2, 3):
+        shutil.rmtree(without.dump / f"rank-{rank:05}")
+    with pytest.raises(ProblemsFoundError) as info:
+        without.merge()
+    assert {type(problem) for problem in info.value.problems} == {MissingRankError}
+    label = "layer 1" if trained.config["model_type"] == "deepseek_v3" else "layers mtp.0-mtp.1"
+    assert all(label in str(problem) for problem in info.value.problems)
 
 
 def test_what_is_held_and_not_promised_names_the_three_choices(trained: Written) -> None:
@@ -125,11 +165,33 @@ def test_a_step_has_experts_where_the_decoder_has_none() -> None:
     assert blueprint({**DEEPSEEK, "first_k_dense_replace": 3}).shapes() == expected
 
 
-def test_no_correction_promises_again_what_is_dropped(trained: Written) -> None:
-    out = trained.merge(drop_mtp=True, corrections=["config.num_nextn_predict_layers=1"])
+def test_a_correction_that_promises_what_is_dropped_is_refused(trained: Written) -> None:
+    """It could not be kept, and the report would say that it was."""
+    promise = "config.num_nextn_predict_layers=1"
+    refused = f"{promise} contradicts --drop-mtp, which makes it 0"
+    with pytest.raises(BadInputError, match=refused):
+        check([trained.dump], hf_reference=trained.reference, drop_mtp=True, corrections=[promise])
+    with pytest.raises(BadInputError, match=refused):
+        trained.merge(drop_mtp=True, corrections=[promise])
+    out = trained.merge(drop_mtp=True, corrections=["config.num_nextn_predict_layers=0"])
+    before = (out / ".shardmerge" / "report.json").read_bytes()
+    with pytest.raises(BadInputError, match=refused):
+        metadata(out, corrections=[promise])
+    with pytest.raises(BadInputError, match=refused):
+        metadata(out, hf_reference=trained.reference, corrections=[promise])
+    assert (out / ".shardmerge" / "report.json").read_bytes() == before
     assert trained.config_of(out)["num_nextn_predict_layers"] == 0
-    metadata(out, hf_reference=trained.reference, corrections=["config.num_nextn_predict_layers=2"])
-    assert trained.config_of(out)["num_nextn_predict_layers"] == 0
+
+
+@pytest.mark.parametrize(
+    "said", ["mtp_hybrid_override_pattern=M", 'mtp_layers_block_type=["attention", "moe"]']
+)
+def test_no_other_word_promises_what_is_dropped(said: str, tmp_path: Path) -> None:
+    one = Written(tmp_path, NEMOTRON, nemotron_shapes())
+    with pytest.raises(
+        BadInputError, match=r"config\.mtp_.* contradicts --drop-mtp, which (makes|removes) it"
+    ):
+        one.merge(drop_mtp=True, new_corrections=[f"config.{said}"])
 
 
 @pytest.mark.parametrize("pattern", ["*.norm.weight", "mtp.*"])
