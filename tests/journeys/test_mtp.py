@@ -23,10 +23,8 @@ from tests.worlds.checkpoints import read_hf_tensors
 from tests.worlds.families import Family
 from tests.worlds.gloo import GlooRanks
 from tests.worlds.mtp import (
-    DEEPSEEK_V3_MTP,
     HYBRID_STAGES,
-    NEMOTRON_H_LATENT_MTP,
-    NEMOTRON_H_MTP,
+    MTP_FAMILIES,
     can_build,
 )
 from tests.worlds.oracle import load_model
@@ -43,10 +41,7 @@ TOPOLOGIES = (
     Topology(tp=2, pp=2, ep=2, dp=2),
 )
 HYBRID_TOPOLOGIES = (*(world for world in TOPOLOGIES if world.vpp == 1), *HYBRID_STAGES)
-# Model-Optimizer imports no Mamba mixer in a step
-FAMILIES = tuple(
-    family for family in (DEEPSEEK_V3_MTP, NEMOTRON_H_MTP, NEMOTRON_H_LATENT_MTP) if can_build(family)
-)
+FAMILIES = tuple(family for family in MTP_FAMILIES if can_build(family))
 CASES = [
     pytest.param(family, topology, id=f"{family.name}-{topology.name}")
     for family in FAMILIES
