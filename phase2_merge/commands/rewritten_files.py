@@ -28,6 +28,7 @@ from ..corrections.settle import settled, settled_config, settled_facts
 from ..corrections.written import Correction
 from ..hf_files import config_json, index_json
 from ..ledger.published import PublishedRecords
+from ..proof.config import mtp as steps
 from ..proof.config import settings, shapes
 from ..quantization import json_files
 
@@ -174,8 +175,11 @@ def problems(records: PublishedRecords, facts: Facts, table: Blueprint) -> Itera
         Errors that are not raised: another architecture or dimension than was dumped, tensors that differ.
     """
     yield from shapes.against_facts(table, records.architecture, facts)
-    # packed weights have shapes of their own, and companions: the merge compared them
-    if table.architecture.name != records.architecture or not records.plain:
+    if table.architecture.name != records.architecture:
+        return
+    if not records.plain:
+        # packed weights have shapes of their own, and companions: the merge compared them, but no dimension tells steps
+        yield from steps.against_names(table, records.names)
         return
     compared = shapes.against_tensors(table, dict(zip(records.names, records.shapes, strict=True)))
     yield from compared.problems

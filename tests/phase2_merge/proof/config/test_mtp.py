@@ -304,6 +304,39 @@ def test_quantized_steps_that_are_dropped_leave_no_word_in_the_files(tmp_path: P
     assert dtype == "BF16"
 
 
+@pytest.mark.parametrize("is_trained", [True, False])
+def test_metadata_of_a_packed_output_promise_exactly_the_steps_it_holds(
+    is_trained: bool, tmp_path: Path
+) -> None:
+    """No shape of it is compared again, and the number of steps is no dimension."""
+    one = Written(tmp_path, NEMOTRON, nemotron_shapes(), trained=is_trained)
+    module = "backbone.layers.0.mixer.q_proj"
+    _, shape, data = one.model.tensors[f"{module}.weight"]
+    one.model.tensors[f"{module}.weight"] = ("F8_E4M3", shape, data[: len(data) // 2])
+    scales = [f"{module}.input_scale", f"{module}.weight_scale"]
+    one.model.tensors |= dict.fromkeys(scales, ("F32", (), np.float32(1).tobytes()))
+    told = {
+        "layers": {"FP8": [module]}, "excluded": sorted(plain_modules(one.model) - {module}), "kv_cache": {},
+        "scalars": {"names": scales, "values": [1.0, 1.0]}, "uncalibrated": [],
+        "producer": {"name": "modelopt", "version": "0.47.0"},
+    }  # fmt: skip
+    facts = {"dtype": "BF16", "dimensions": one.table.dimensions}
+    whole = {name: [Cut(3, (0,) * len(shape), shape)] for name, (_, shape, _) in one.model.tensors.items()}
+    shutil.rmtree(one.dump)
+    write_dump(one.dump, one.model, whole, STAGES, facts=facts, quantization=told)
+    right, wrong = (1, 0) if is_trained else (0, 1)
+    out = one.merge(corrections=[f"config.num_nextn_predict_layers={right}"])
+    with pytest.raises(MtpMismatchError, match=r"config\.json promises"):
+        metadata(out, corrections=[f"config.num_nextn_predict_layers={wrong}"])
+    if is_trained:
+        with pytest.raises(ProblemsFoundError, match=r"mtp\.layers\.2\..* is in no manifest"):
+            metadata(out, corrections=["config.num_nextn_predict_layers=2"])
+        with pytest.raises(ProblemsFoundError, match=r"mtp\.layers\.1\."):
+            metadata(out, corrections=["config.mtp_hybrid_override_pattern=*"])
+    metadata(out, corrections=[f"config.num_nextn_predict_layers={right}"])
+    assert one.config_of(out)["num_nextn_predict_layers"] == right
+
+
 def test_a_missing_part_of_it_is_missing_like_any_other(trained: Written) -> None:
     name = next(name for name in trained.model.tensors if name.endswith("eh_proj.weight"))
     del trained.model.tensors[name]
