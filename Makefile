@@ -55,10 +55,16 @@ test-vllm:  ## Let vLLM load all of merged checkpoints, MTP and quantized ones t
 
 test-bridge:  ## Compare with Megatron-Bridge's own export of models with multi-token prediction (Python >= 3.12)
 	python="$$(.ci/find-peer-python)"; $(MAKE) setup VENV=$(PEERS) PYTHON="$$python"
-	@test -d $(BRIDGE)/megatron || $(PEERS)/bin/python -m pip install --quiet --no-deps --target $(BRIDGE) \
-	    $(TE) -r .constraints/bridge.txt
+	$(MAKE) --no-print-directory $(BRIDGE)/.installed
 	PYTHONPATH=.ns:.:$(BRIDGE) $(PEERS)/bin/python -W ignore -m tests.bridge.compare
 	PYTHONPATH=.ns:.:$(BRIDGE) $(PEERS)/bin/python -W ignore -m tests.bridge.settings
+
+# Installed beside its name, then renamed: an interrupted installation is begun anew.
+$(BRIDGE)/.installed: .constraints/bridge.txt
+	@rm -rf $(BRIDGE) $(BRIDGE).partial
+	@$(PEERS)/bin/python -m pip install --quiet --no-deps --target $(BRIDGE).partial $(TE) -r $<
+	@touch $(BRIDGE).partial/.installed
+	@mv $(BRIDGE).partial $(BRIDGE)
 
 .PHONY: run-peers
 run-peers:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,7 +28,7 @@ from shardmerge.phase2_merge import merge  # noqa: E402
 from tests.worlds.checkpoints import read_hf_tensors  # noqa: E402
 from tests.worlds.cpu import prepare  # noqa: E402
 from tests.worlds.fake import build_model, join_model_parallel, leave_model_parallel  # noqa: E402
-from tests.worlds.families import Family  # noqa: E402
+from tests.worlds.families import Family, Steps  # noqa: E402
 from tests.worlds.filling import fill  # noqa: E402
 from tests.worlds.mtp import (  # noqa: E402
     DEEPSEEK_V3_MTP,
@@ -38,12 +39,15 @@ from tests.worlds.mtp import (  # noqa: E402
 from tests.worlds.topology import SINGLE  # noqa: E402
 
 Tensors = dict[str, torch.Tensor]
-# Bridge 0.6.2 has no rule for the norm of a hybrid's attention where it is a module of its own
+# Bridge 0.6.2 has no rule for the norm of a hybrid's attention where it is a module of its own, and in a step none for
+# the weights of a Mamba mixer: dense layers it has
+DENSE_STEP = replace(NEMOTRON_H_MTP, name="nemotron_h_dense_step", mtp=Steps(1, "-*E"))
 CASES = (
     (DEEPSEEK_V3_MTP, False),
     (DEEPSEEK_V3_MTP, True),
     (NEMOTRON_H_MTP, True),
     (NEMOTRON_H_LATENT_MTP, True),
+    (DENSE_STEP, True),
 )
 COPIES = ("embed_tokens.weight", "shared_head.head.weight")
 MASKS = (

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from tests.worlds.checkpoints import read_hf_tensors, telling_values, write_hf_checkpoint
 from tests.worlds.families import Family, Mamba, Steps, by_name
 from tests.worlds.hybrid import IS_HYBRID
+from tests.worlds.topology import Topology
 
 Tensors = dict[str, torch.Tensor]
 WORDS = {"M": "mamba", "*": "attention", "-": "mlp", "E": "moe"}
@@ -35,6 +36,14 @@ NEMOTRON_H_MIXED_MTP = replace(
 )
 
 MTP_FAMILIES = (DEEPSEEK_V3_MTP, NEMOTRON_H_MTP, NEMOTRON_H_LATENT_MTP, NEMOTRON_H_MIXED_MTP)
+
+# A hybrid's virtual stages must be laid out by hand. The last chunk may hold steps, final norm and head, but no layer.
+HYBRID_STAGES = (
+    Topology(pp=2, vpp=2, stage_layers=(1, 1, 1, 1)),
+    Topology(pp=3, stage_layers=(2, 2, 0)),
+    Topology(pp=3, vpp=2, stage_layers=(1, 1, 0, 1, 1, 0)),
+    Topology(pp=2, vpp=2, tp=2, ep=2, dp=2, stage_layers=(2, 0, 2, 0)),
+)
 
 
 def can_build(family: Family) -> bool:

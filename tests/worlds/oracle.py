@@ -93,7 +93,8 @@ def load_model(
         return chunks
     loaded = dist_checkpointing.load(sharded_state_dict(chunks), str(torch_dist))
     for number, chunk in enumerate(chunks):
-        missing, unexpected = chunk.load_state_dict(loaded[f"model{number}"], strict=False)
+        own = loaded.get(f"model{number}", {})  # megatron-core leaves out a chunk without tensors
+        missing, unexpected = chunk.load_state_dict(own, strict=False)
         left = [name for name in [*missing, *unexpected] if not name.endswith("_extra_state")]
         if left:
             raise RuntimeError(f"not loaded from {torch_dist}: {left}")
