@@ -23,7 +23,7 @@ PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 # which versions the environment gets
 PINS = .constraints/$$($(BIN)/python -c 'import sys; print("py311" if sys.version_info[:2] == (3, 11) else "py312")').txt
 
-.PHONY: help setup demo test test-all test-peers test-vllm test-bridge lint format typecheck bench torture scale fuzz docs clean
+.PHONY: help setup demo test test-all test-peers test-vllm test-oracles lint format typecheck bench torture scale fuzz docs clean
 
 help:  ## List the verbs
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
@@ -53,11 +53,12 @@ test-vllm:  ## Let vLLM load all of merged checkpoints, MTP and quantized ones t
 	$(PEERS)/bin/python -W ignore -m tests.vllm.write build/vllm
 	$(VLLM)/bin/python -m tests.vllm.read build/vllm
 
-test-bridge:  ## Compare with Megatron-Bridge's own export of models with multi-token prediction (Python >= 3.12)
+test-oracles:  ## Record what Megatron-Bridge exports, compare with it, and settings too (Python >= 3.12)
 	python="$$(.ci/find-peer-python)"; $(MAKE) setup VENV=$(PEERS) PYTHON="$$python"
 	$(MAKE) --no-print-directory $(BRIDGE)/.installed
-	PYTHONPATH=.ns:.:$(BRIDGE) $(PEERS)/bin/python -W ignore -m tests.bridge.compare
-	PYTHONPATH=.ns:.:$(BRIDGE) $(PEERS)/bin/python -W ignore -m tests.bridge.settings
+	PYTHONPATH=.ns:.:$(BRIDGE) $(PEERS)/bin/python -W ignore -m tests.oracles.bridge $(FAMILIES)
+	PYTHONPATH=.ns:.:$(BRIDGE) $(PEERS)/bin/python -W ignore -m tests.oracles.settings
+	$(PEERS)/bin/python -m pytest -n $(JOBS) tests/oracles
 
 # Installed beside its name, then renamed: an interrupted installation is begun anew.
 $(BRIDGE)/.installed: .constraints/bridge.txt

@@ -35,13 +35,14 @@ DESCRIPTIONS = {
     "docs/inside": "How it is built, for those who change it",
     "docs/reference": "What it promises, and which test shows it",
     "tests/fuzz/corpus": "Inputs by target: sound ones, and those that once found a defect",
+    "tests/oracles/records": "What other programs export, by family: written by `make test-oracles`",
     "tests/torture/shim.c": "Stands between a process and libc: counts file-system calls, and strikes one",
     "docs/matrix.json": "What the last full test run compared: the source of the table above",
     "docs/inspect.png": "The page of `shardmerge inspect --html`, of a dump with three ranks missing",
     "docs/manifest.schema.json": "JSON Schema of a manifest",
 }
 UNLISTED = {"__init__.py", "py.typed"}
-CLOSED = {"tests/fuzz/corpus"}  # folders whose files are not listed
+CLOSED = {"tests/fuzz/corpus", "tests/oracles/records"}  # folders whose files are not listed
 MAX_DESCRIPTION = 110
 
 

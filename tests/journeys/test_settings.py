@@ -2,7 +2,7 @@
 
 Each setting of each family is changed once in the model and once in config.json, and must be noticed by its name.
 Models as they are must agree with the config.json that transformers writes for them; what an importer of others makes
-of it is compared in `tests.bridge.settings`.
+of it is compared in `tests.oracles.settings`.
 """
 
 from __future__ import annotations

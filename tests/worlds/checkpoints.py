@@ -39,6 +39,15 @@ def write_hf_checkpoint(
     return path
 
 
+def write_config(family: Family, path: Path) -> Path:
+    """Write config.json alone under `path`, which is made, and return it."""
+    kind = getattr(transformers, family.architecture).config_class
+    config = kind(**hf_config(family), architectures=[family.architecture], dtype="bfloat16")
+    config.save_pretrained(path)
+    _publish_config(family, path)
+    return path
+
+
 def random_hf_model(family: Family, seed: int = 0) -> Any:
     """Return the family's transformers model in bfloat16, every parameter and bias buffer drawn from `seed`."""
     model_class = getattr(transformers, family.architecture)

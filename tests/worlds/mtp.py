@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from tests.worlds.checkpoints import read_hf_tensors, telling_values, write_hf_checkpoint
+from tests.worlds.checkpoints import read_hf_tensors, telling_values, write_config, write_hf_checkpoint
 from tests.worlds.families import Family, Mamba, Steps, by_name
 from tests.worlds.hybrid import IS_HYBRID
 from tests.worlds.topology import Topology
@@ -56,6 +56,14 @@ def write_checkpoint(family: Family, path: Path) -> Path:
     return (write_mtp_checkpoint if family.mtp else write_hf_checkpoint)(family, path)
 
 
+def write_bare(family: Family, path: Path) -> Path:
+    """Write config.json of any family, with its steps if it has some, and no weights; return the folder."""
+    write_config(family, path)
+    if family.mtp:
+        _add_steps(family, path)
+    return path
+
+
 def write_mtp_checkpoint(family: Family, path: Path, seed: int = 0) -> Path:
     """Write the checkpoint of a family of `MTP_FAMILIES` under `path`, in one file, and return it."""
     write_hf_checkpoint(family, path, seed)
@@ -67,9 +75,13 @@ def write_mtp_checkpoint(family: Family, path: Path, seed: int = 0) -> Path:
         else _nemotron(family, decoder, generator)
     )
     save_file(decoder | added, path / "model.safetensors", metadata={"format": "pt"})
+    _add_steps(family, path)
+    return path
+
+
+def _add_steps(family: Family, path: Path) -> None:
     config = json.loads((path / "config.json").read_text()) | _config(family)
     (path / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    return path
 
 
 def _config(family: Family) -> dict[str, object]:

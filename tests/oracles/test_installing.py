@@ -1,4 +1,4 @@
-"""Megatron-Bridge is installed whole or not at all: the next `make test-bridge` would take half of it for all."""
+"""Megatron-Bridge is installed whole or not at all: the next `make test-oracles` would take half of it for all."""
 
 from __future__ import annotations
 

@@ -1,13 +1,12 @@
 """Compares the settings of models that Megatron-Bridge makes from config.json with what our tables read there.
 
-Run by `make test-bridge`. Exits 1 if a setting of a model differs from what the table of its architecture reads. Each
+Run by `make test-oracles`. Exits 1 if a setting of a model differs from what the table of its architecture reads. Each
 config.json is tried as transformers writes it and with other values, which no default would hit.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 import tempfile
@@ -20,9 +19,8 @@ import torch.distributed as dist
 from shardmerge.common.architectures import blueprint
 from shardmerge.common.architectures.settings.vocabulary import agree
 from shardmerge.phase1_dump.settings.live_settings import settings_of
-from tests.bridge.compare import stand_in_for_masks  # first: it installs Transformer Engine's stub
+from tests.oracles.bridge import stand_in  # first: it installs Transformer Engine's stub
 from tests.worlds.checkpoints import write_hf_checkpoint
-from tests.worlds.cpu import prepare
 from tests.worlds.fake import join_model_parallel, leave_model_parallel
 from tests.worlds.families import Family, by_name
 from tests.worlds.topology import SINGLE
@@ -67,10 +65,7 @@ OPTIONS: Json = {
 
 def main() -> int:
     """Compare all models. Returns the exit code."""
-    prepare()
-    stand_in_for_masks()
-    torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment,return-value]
-    logging.disable(logging.WARNING)
+    stand_in()
     failed = False
     with tempfile.TemporaryDirectory() as folder:
         paths = [

@@ -1,1 +1,0 @@
-"""Megatron-Bridge beside shardmerge: both export the same models with MTP. Run by `make test-bridge`."""

@@ -1,0 +1,1 @@
+"""What other programs export of the same models: recorded by `make test-oracles`, compared by `make test`."""

@@ -1,0 +1,80 @@
+"""The oracle of each family of the tests: a program that is independent of shardmerge's tables, or why there is none.
+
+Decides who is asked, and how the model is built for it. Must not know how a program is asked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+from tests.worlds.families import FAMILIES, Family, Steps
+from tests.worlds.mtp import MTP_FAMILIES, NEMOTRON_H_MTP
+
+BRIDGE: Final = "Megatron-Bridge"
+
+DENSE_STEP: Final = replace(NEMOTRON_H_MTP, name="nemotron_h_dense_step", mtp=Steps(1, "-*E"))
+# names below a step -> the tensors that they repeat in published files; the program writes none of them
+DEEPSEEK_COPIES: Final = {
+    "embed_tokens.weight": "model.embed_tokens.weight",
+    "shared_head.head.weight": "lm_head.weight",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Oracle:
+    """Who exports a family.
+
+    Attributes:
+        program: Its name. "": no program knows the class, and `reason` says what shows its table instead.
+        te: Whether it is given Transformer Engine's modules, or those of the local spec.
+        copies: Names below a step that it leaves out -> the tensor of the model that each repeats.
+        reason: Why this program and these modules, as a sentence.
+    """
+
+    program: str = BRIDGE
+    te: bool = True
+    copies: dict[str, str] | None = None
+    reason: str = ""
+
+
+ORACLES: Final[dict[str, Oracle]] = {
+    "llama": Oracle(),
+    "llama_tied": Oracle(),
+    "qwen2": Oracle(),
+    "qwen3": Oracle(),
+    "qwen3_moe": Oracle(),
+    "mixtral": Oracle(
+        "",
+        reason="Neither Megatron-Bridge nor mcore-bridge knows Mixtral. Model-Optimizer imports what transformers "
+        "wrote, every byte comes back, and logits agree (tests/journeys/test_round_trip.py).",
+    ),
+    "deepseek_v3": Oracle(),
+    "deepseek_v3_full_query": Oracle(
+        te=False,
+        reason="megatron-core 0.19 fuses a norm into the projection of a full query, which no table has.",
+    ),
+    "nemotron_h": Oracle(
+        reason="Bridge 0.6.2 has no rule for the norm of a hybrid's attention in a local spec."
+    ),
+    "nemotron_h_latent": Oracle(),
+    "deepseek_v3_mtp": Oracle(te=False, copies=DEEPSEEK_COPIES),
+    "nemotron_h_mtp": Oracle(),
+    "nemotron_h_latent_mtp": Oracle(),
+    "nemotron_h_mixed_mtp": Oracle(
+        "",
+        reason="Megatron-Bridge 0.6.2 has no rule for Mamba mixers in a step, which no published model has. "
+        "Model-Optimizer imports them and exports one step of them (tests/journeys, tests/peers).",
+    ),
+    "nemotron_h_dense_step": Oracle(reason="A step with a dense layer, for which Bridge has rules."),
+}
+
+
+def every_family() -> tuple[Family, ...]:
+    """All families of the tests, those with steps of multi-token prediction last."""
+    return (*FAMILIES, *MTP_FAMILIES, DENSE_STEP)
+
+
+def recorded_families() -> tuple[Family, ...]:
+    """Families that a program exports."""
+    return tuple(family for family in every_family() if ORACLES[family.name].program)

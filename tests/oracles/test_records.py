@@ -1,0 +1,126 @@
+"""What shardmerge publishes is what other programs export: names, shapes and bytes, against their records.
+
+A record is of one table, one model and one formula; when any of them changes, `make test-oracles` must run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+
+from shardmerge.common.architectures import ARCHITECTURES, Architecture, blueprint
+from shardmerge.common.architectures.rows import Row
+from shardmerge.common.errors import ShardmergeError
+from shardmerge.common.reference import read_config
+from shardmerge.phase1_dump import dump
+from shardmerge.phase2_merge import merge
+from tests.oracles import records
+from tests.oracles.mutations import is_used, mutations
+from tests.oracles.ours import copies, published, topologies
+from tests.oracles.table import ORACLES, every_family, recorded_families
+from tests.worlds.checkpoints import read_hf_tensors
+from tests.worlds.fake import build_model, fake_world
+from tests.worlds.families import Family
+from tests.worlds.filling import fill
+from tests.worlds.mtp import can_build, write_bare
+from tests.worlds.topology import SINGLE
+
+RECORDED = recorded_families()
+BUILT = tuple(family for family in RECORDED if can_build(family))
+
+
+def differing(family: Family, ours: dict[str, torch.Tensor]) -> list[str]:
+    """What of a family's tensors is not as its oracle says."""
+    copied = copies(sorted(ours), ORACLES[family.name].copies)
+    return records.differing(ours, records.read(family), copied)
+
+
+def test_every_family_has_an_oracle_or_a_reason() -> None:
+    assert [family.name for family in every_family()] == [*ORACLES]
+    assert [name for name, oracle in ORACLES.items() if not oracle.program and not oracle.reason] == []
+    assert {path.stem for path in records.RECORDS.iterdir()} == {family.name for family in RECORDED}
+
+
+def test_every_table_is_that_of_a_family() -> None:
+    assert {family.architecture for family in every_family()} == {*ARCHITECTURES}
+
+
+@pytest.mark.parametrize("family", RECORDED, ids=lambda family: family.name)
+def test_a_record_is_of_todays_table_model_and_formula(family: Family) -> None:
+    record = records.read(family)
+    now = records.current(family)
+    assert {name: record[name] for name in now} == now, "run make test-oracles"
+
+
+@pytest.mark.parametrize("family", BUILT, ids=lambda family: family.name)
+def test_one_rank_and_cut_ones_publish_what_the_oracle_exports(family: Family, tmp_path: Path) -> None:
+    reference = write_bare(family, tmp_path / "hf")
+    for topology in topologies(family):
+        ours = published(family, topology, reference, tmp_path / topology.name)
+        assert differing(family, ours) == [], topology.name
+
+
+@pytest.mark.parametrize("family", BUILT, ids=lambda family: family.name)
+def test_every_row_that_is_changed_is_noticed(family: Family, tmp_path: Path) -> None:
+    """Of each table every row is changed once: with the first family that has it."""
+    reference = write_bare(family, tmp_path / "hf")
+    table = blueprint(read_config(reference)).architecture
+    seen = {row for before in _before(family) for row in _used(before, tmp_path / before.name)}
+    tried = [
+        (what, replace(table, rows=rows), tmp_path / f"{number}")
+        for number, (row, what, rows) in enumerate(_mutations(family, reference))
+        if row not in seen
+    ]
+    with fake_world(SINGLE, 0):
+        chunks = build_model(family, SINGLE)
+        fill(chunks, family, SINGLE, 0)
+        dumped = [_is_dumped(chunks, wrong, reference, folder / "dump") for _, wrong, folder in tried]
+    missed = [
+        what
+        for was, (what, wrong, folder) in zip(dumped, tried, strict=True)
+        if was and not _is_noticed(family, wrong, reference, folder)
+    ]
+    assert missed == []
+    assert len(tried) == len(_used(family, tmp_path / "own") - seen)
+
+
+def _before(family: Family) -> list[Family]:
+    """Families with the same table that come before this one."""
+    same = [one for one in BUILT if one.architecture == family.architecture]
+    return same[: same.index(family)]
+
+
+def _used(family: Family, folder: Path) -> set[Row]:
+    table = blueprint(read_config(write_bare(family, folder)))
+    return {row for row in table.rows if is_used(table, row)}
+
+
+def _mutations(family: Family, reference: Path) -> Iterator[tuple[Row, str, tuple[Row, ...]]]:
+    """Yield the row that is changed, what is wrong with it, and all rows."""
+    table = blueprint(read_config(reference))
+    used = [row for row in table.rows if is_used(table, row)]
+    yield from ((row, what, rows) for row, (what, rows) in zip(used, mutations(table), strict=True))
+
+
+def _is_dumped(chunks: list[Any], wrong: Architecture, reference: Path, out: Path) -> bool:
+    with mock.patch.dict(ARCHITECTURES, {wrong.name: wrong}):
+        try:
+            dump(chunks, out, hf_reference=reference, run_id="wrong", step=1)
+        except ShardmergeError:
+            return False
+    return True
+
+
+def _is_noticed(family: Family, wrong: Architecture, reference: Path, folder: Path) -> bool:
+    with mock.patch.dict(ARCHITECTURES, {wrong.name: wrong}):
+        try:
+            merge([folder / "dump"], folder / "merged", hf_reference=reference, workers=1)
+        except ShardmergeError:
+            return True
+    return differing(family, read_hf_tensors(folder / "merged")) != []
