@@ -8,6 +8,7 @@ from __future__ import annotations
 from ..errors import BadInputError, UnsupportedArchitectureError
 from .blueprint import Blueprint, Claim, Tensor
 from .families.deepseek import DEEPSEEK_V3
+from .families.gpt_oss import GPT_OSS
 from .families.llama import LLAMA, QWEN2, QWEN3
 from .families.mixtral import MIXTRAL
 from .families.nemotron_h import NEMOTRON_H
@@ -16,7 +17,7 @@ from .keys import key_ids
 from .rows import Architecture, Config, Layout
 
 ARCHITECTURES = {
-    table.name: table for table in (LLAMA, QWEN2, QWEN3, QWEN3_MOE, MIXTRAL, DEEPSEEK_V3, NEMOTRON_H)
+    table.name: table for table in (LLAMA, QWEN2, QWEN3, QWEN3_MOE, MIXTRAL, GPT_OSS, DEEPSEEK_V3, NEMOTRON_H)
 }
 
 __all__ = [

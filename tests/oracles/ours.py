@@ -6,6 +6,7 @@ Decides how models are dumped and merged. Must not know records or other program
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,8 +24,10 @@ CUT, CUT_EXPERTS = Topology(tp=2, pp=2), Topology(tp=2, pp=2, ep=2, etp=2, dp=2)
 
 
 def topologies(family: Family) -> tuple[Topology, Topology]:
-    """One rank, and a world that cuts all there is to cut."""
-    return SINGLE, CUT if family.experts is None else CUT_EXPERTS
+    """One rank, and a world that cuts all there is to cut. megatron cuts no expert that has biases."""
+    if family.experts is None:
+        return SINGLE, CUT
+    return SINGLE, replace(CUT_EXPERTS, etp=1) if family.bias else CUT_EXPERTS
 
 
 def published(family: Family, topology: Topology, reference: Path, folder: Path) -> dict[str, torch.Tensor]:

@@ -49,6 +49,7 @@ ORACLES: Final[dict[str, Oracle]] = {
         reason="Neither Megatron-Bridge nor mcore-bridge knows Mixtral. Model-Optimizer imports what transformers "
         "wrote, every byte comes back, and logits agree (tests/journeys/test_round_trip.py).",
     ),
+    "gpt_oss": Oracle(),
     "deepseek_v3": Oracle(),
     "deepseek_v3_full_query": Oracle(
         te=False,

@@ -1,29 +1,39 @@
 """An attention core that runs on a CPU, in place of the two that megatron-core brings.
 
 The local spec's core refuses context parallelism and multi-latent head widths, and its dropout forks a CUDA
-random state; Transformer Engine's needs a GPU. A core without softmax offset holds no parameter, so another
-one changes no name and no shape. Must not know families or topologies.
+random state; Transformer Engine's needs a GPU. Sinks are a parameter, described as megatron-core's own core describes
+it. Must not know families or topologies.
 """
 
 from typing import Any
 
 import torch
+from megatron.core.transformer.dot_product_attention import DotProductAttention
 
 
 class CpuAttention(torch.nn.Module):
     """Causal attention of [sequence, batch, heads, channels] tensors by torch's own kernel."""
 
-    def __init__(self, config: Any, softmax_scale: float | None = None, **_ignored: object) -> None:
-        """Take what megatron passes to any core; Raises ValueError for variants that carry parameters."""
+    def __init__(
+        self, config: Any, softmax_scale: float | None = None, pg_collection: Any = None, **_ignored: object
+    ) -> None:
+        """Take what megatron passes to any core."""
         super().__init__()
-        if getattr(config, "softmax_type", "vanilla") != "vanilla":
-            raise ValueError(f"softmax_type {config.softmax_type} has a parameter, which this core lacks")
-        self.softmax_scale = softmax_scale
+        self.config, self.softmax_scale = config, softmax_scale
+        self.tp_group = getattr(pg_collection, "tp", None)
+        if config.softmax_type == "learnable":
+            heads = config.num_attention_heads // config.tensor_model_parallel_size
+            self.softmax_offset = torch.nn.Parameter(torch.zeros(heads, dtype=config.params_dtype))
+
+    def sharded_state_dict(self, *arguments: Any, **options: Any) -> Any:
+        """Describe the sinks, if there are any, in the words of megatron-core's own core."""
+        described: Any = DotProductAttention.sharded_state_dict
+        return described(self, *arguments, **options)
 
     def forward(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_mask: object, **_ignored: object
     ) -> torch.Tensor:
-        """Return [sequence, batch, heads * value channels]; every mask is taken to be the causal one."""
+        """Return [sequence, batch, heads * value channels]; every mask is taken to be the causal one. Sinks are not."""
         repeats = query.shape[2] // key.shape[2]
         heads = [tensor.permute(1, 2, 0, 3) for tensor in (query, key, value)]  # [b, n, s, d]
         heads[1:] = [tensor.repeat_interleave(repeats, dim=1) for tensor in heads[1:]]

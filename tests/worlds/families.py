@@ -16,6 +16,7 @@ Architecture = Literal[
     "Qwen3ForCausalLM",
     "Qwen3MoeForCausalLM",
     "MixtralForCausalLM",
+    "GptOssForCausalLM",
     "DeepseekV3ForCausalLM",
     "NemotronHForCausalLM",
 ]
@@ -89,6 +90,9 @@ class Family:
     tied: bool = False
     qkv_bias: bool = False
     qk_norm: bool = False
+    bias: bool = False  # of every linear layer, experts and router included
+    sinks: bool = False
+    window: int = 0  # tokens that every other layer sees, from the first on
     layers: int = 4
     hidden: int = 72
     heads: int = 8
@@ -130,6 +134,16 @@ FAMILIES: tuple[Family, ...] = (
     Family("qwen3_moe", "Qwen3MoeForCausalLM", qk_norm=True, norm_eps=1e-6, experts=Experts()),
     Family("mixtral", "MixtralForCausalLM", experts=Experts(width=104)),
     Family(
+        "gpt_oss",
+        "GptOssForCausalLM",
+        qkv_bias=True,
+        bias=True,
+        sinks=True,
+        window=16,
+        rope_theta=150000,
+        experts=Experts(width=56),
+    ),
+    Family(
         "deepseek_v3", "DeepseekV3ForCausalLM", groups=8, norm_eps=1e-6, experts=_DEEPSEEK, latent=Latent()
     ),
     Family(
@@ -158,9 +172,10 @@ def by_name(name: str) -> Family:
 def topologies_of(family: Family) -> tuple[Topology, ...]:
     """Return the listed worlds that can hold the family.
 
-    megatron refuses ep and etp without experts, and virtual stages of Mamba (0.16).
+    megatron refuses ep and etp without experts, etp with biases of experts, and virtual stages of Mamba (0.16).
     """
     worlds = (world for world in TOPOLOGIES if family.experts is not None or world.ep * world.etp == 1)
+    worlds = (world for world in worlds if not family.bias or world.etp == 1)
     return tuple(world for world in worlds if family.mamba is None or world.vpp == 1)
 
 
@@ -190,8 +205,8 @@ def hf_config(family: Family) -> dict[str, Any]:
 
 
 def _hf_dense_width(family: Family) -> int:
-    """Mixtral has no dense layer and calls the width of an expert `intermediate_size`."""
-    if family.architecture == "MixtralForCausalLM" and family.experts is not None:
+    """These have no dense layer and call the width of an expert `intermediate_size`."""
+    if family.architecture in ("MixtralForCausalLM", "GptOssForCausalLM") and family.experts is not None:
         return family.experts.width
     return family.dense_width
 
@@ -212,8 +227,9 @@ def _hf_experts(family: Family) -> dict[str, Any]:
     experts = family.experts
     if experts is None:
         return {}
-    if family.architecture == "MixtralForCausalLM":
-        return {"num_local_experts": experts.num_experts, "num_experts_per_tok": experts.top_k}
+    if family.architecture in ("MixtralForCausalLM", "GptOssForCausalLM"):
+        window = {"sliding_window": family.window} if family.window else {}
+        return {"num_local_experts": experts.num_experts, "num_experts_per_tok": experts.top_k, **window}
     common = {
         "moe_intermediate_size": experts.width,
         "num_experts_per_tok": experts.top_k,

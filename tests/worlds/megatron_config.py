@@ -6,6 +6,7 @@ Decides every option that the two supported versions need on a CPU. Must not kno
 from typing import Any
 
 import torch
+from megatron.core.activations import quick_gelu
 from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_decoder_block_spec,
     get_gpt_decoder_layer_specs,
@@ -20,6 +21,15 @@ from tests.worlds.attention import CpuAttention
 from tests.worlds.families import Experts, Family, Latent, Steps
 from tests.worlds.hybrid import hybrid_options
 from tests.worlds.topology import Topology
+
+# by architecture, where it is not that of most
+ACTIVATIONS: dict[str, dict[str, Any]] = {
+    "GptOssForCausalLM": {
+        "activation_func": quick_gelu,
+        "activation_func_clamp_value": 7.0,
+        "glu_linear_offset": 1.0,
+    }
+}
 
 
 def transformer_config(
@@ -43,7 +53,7 @@ def block_spec(config: TransformerConfig, *, te: bool = False, vp_stage: int | N
     """Return the specs of the layers that this pipeline stage (and virtual stage) builds.
 
     The local attention core is always replaced (see `attention`), Transformer Engine's only with context
-    parallelism, for which it creates a CUDA stream.
+    parallelism, for which it creates a CUDA stream, and with sinks, which it allocates on a GPU.
     """
     spec = get_gpt_decoder_block_spec(
         config, use_transformer_engine=te, normalization="RMSNorm", vp_stage=vp_stage
@@ -67,7 +77,7 @@ def mtp_spec(config: TransformerConfig, *, te: bool = False, vp_stage: int | Non
 
 def _mend_attention(layer: Any, config: TransformerConfig, te: bool) -> None:
     attention = layer.submodules.self_attention.submodules
-    if not te or config.context_parallel_size > 1:
+    if not te or config.context_parallel_size > 1 or config.softmax_type == "learnable":
         attention.core_attention = CpuAttention
     if config.multi_latent_attention and config.q_lora_rank is None and not te:
         attention.q_layernorm = IdentityOp  # 0.19 refuses a norm that would not be used; 0.16 ignores it
@@ -110,11 +120,13 @@ def _model_options(family: Family) -> dict[str, Any]:
         "ffn_hidden_size": family.dense_width,
         "qk_layernorm": family.qk_norm or family.latent is not None,
         "add_qkv_bias": family.qkv_bias,
-        "add_bias_linear": False,
+        "add_bias_linear": family.bias,
+        **({"window_size": (family.window - 1, 0), "window_attn_skip_freq": 2} if family.window else {}),
+        **({"softmax_type": "learnable"} if family.sinks else {}),
         "layernorm_epsilon": family.norm_eps,
         "normalization": "RMSNorm",
         "gated_linear_unit": True,
-        "activation_func": torch.nn.functional.silu,
+        **ACTIVATIONS.get(family.architecture, {"activation_func": torch.nn.functional.silu}),
         "attention_dropout": 0.0,
         "hidden_dropout": 0.0,
         # kernels that exist on a GPU only

@@ -5,6 +5,8 @@ Source: megatron/core/transformer/attention.py.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from ..dimensions import integer
 from ..keys import HF_LAYER, LAYER
 from ..rows import Layout, Row, Target, same
@@ -106,6 +108,11 @@ def window_by_layer(config: Config) -> list[int] | None:
     window = integer(config, "sliding_window", 4096) if config.get("use_sliding_window") else 0
     first, layers = config.get("max_window_layers", 28), range(integer(config, "num_hidden_layers"))
     kinds = config.get("layer_types") or ["sliding_attention" if layer >= first else "" for layer in layers]
+    return windows_by_layer(window, kinds)
+
+
+def windows_by_layer(window: int, kinds: Iterable[str]) -> list[int] | None:
+    """Return the window of each layer, by the names that transformers gives to kinds of layers."""
     windows = [window if kind == "sliding_attention" else 0 for kind in kinds]
     return windows if any(windows) else None
 
