@@ -50,6 +50,7 @@ class Row:
     sections: tuple[str, ...] = ()  # of Layout.PART: rows of all parts of the target, in order
     part: int = 0  # which of them this is
     copy_of: str = ""  # Hugging Face name of the tensor that the target repeats; no rank has keys of it
+    if_held: bool = False  # only where the reference holds the target: published files differ
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ class Architecture:
 
     Dimensions that every table gives: `num_layers`, `num_experts` (0 for a dense model), and those that its rows name.
     What a layout needs besides is said where the layout is (`heads`, `groups` and `head_dim` for a fused q/k/v).
-    `settings` tell where config.json says what no shape shows.
+    `settings` tell where config.json says what no shape shows. `aliases` are other names of the same architecture.
     """
 
     name: str
@@ -99,6 +100,7 @@ class Architecture:
     drops: tuple[Drop, ...] = ()
     mtp: MultiTokenPrediction | None = None
     settings: tuple[Says, ...] = ()
+    aliases: tuple[str, ...] = ()
 
 
 def same(

@@ -89,7 +89,7 @@ def decide(
     facts = correcting.corrected_facts(records.facts, corrections)
     config = as_merged(correcting.corrected("config", base, corrections), mtp)
     hf_quant_config, declares = json_files.corrected_both(present.hf_quant_config, declared, corrections)
-    table = blueprint(config)
+    table = blueprint(config, records.weight_map)
     raise_problems(problems(records, facts, table))
     compared, warnings = _compared(records, facts, table, allow)
     if present.reference_config is not None or correcting.of_part("quantization", corrections):

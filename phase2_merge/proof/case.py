@@ -108,12 +108,12 @@ def read(asked: Asked) -> Case:
     reference = references.read(Path(asked.hf_reference))
     changes = recorded("config", reference.config, given)
     reference = replace(reference, config=corrected("config", reference.config, given))
-    described = blueprint(reference.config)
+    described = blueprint(reference.config, reference.tensors)
     left = {*described.copies()}
     if asked.drop_mtp:
         left |= set(filter(described.is_mtp, reference.tensors))
         reference = _without_mtp(reference, described)
-        described = blueprint(reference.config)
+        described = blueprint(reference.config, reference.tensors)
     ranks = discover([Path(dump) for dump in asked.dumps])
     table = ledger.read(ranks, graft.graft(reference, _patterns(asked, reference, described), left))
     manifests = [head.manifest for head in table.heads]

@@ -14,13 +14,13 @@ import torch
 
 from shardmerge.phase2_merge import merge
 from tests.demo.compare import differing, logits
-from tests.worlds.families import FAMILIES, Family, by_name, topologies_of
+from tests.worlds.families import Family, by_name, topologies_of
 from tests.worlds.gloo import GlooRanks
-from tests.worlds.oracle import load_model, megatron_logits
+from tests.worlds.oracle import IMPORTED, load_model, megatron_logits
 from tests.worlds.topology import Topology
 
 Tested = Callable[[str, str, str], None]
-CASES = [pytest.param(f, t, id=f"{f.name}-{t.name}") for f in FAMILIES for t in topologies_of(f)]
+CASES = [pytest.param(f, t, id=f"{f.name}-{t.name}") for f in IMPORTED for t in topologies_of(f)]
 
 
 def dump_on_rank(

@@ -15,7 +15,7 @@ from tests.worlds.fake import build_model, fake_world
 from tests.worlds.families import FAMILIES, Family, by_name, topologies_of
 from tests.worlds.filling import FLOAT32_TAIL, expected, fill, holdings
 from tests.worlds.gloo import GlooRanks, RankError, RankTimeoutError
-from tests.worlds.oracle import load_model, megatron_logits, write_torch_dist
+from tests.worlds.oracle import IMPORTED, load_model, megatron_logits, write_torch_dist
 from tests.worlds.topology import TOPOLOGIES, Topology
 
 EIGHT_RANKS = Topology(tp=2, pp=2, ep=2, dp=2)
@@ -153,7 +153,7 @@ def test_filled_values_are_exact_in_bfloat16_and_written_by_hand() -> None:
 # ---------------------------------------------------------------- the oracle
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=family_id)
+@pytest.mark.parametrize("family", IMPORTED, ids=family_id)
 def test_an_imported_model_computes_what_transformers_computes(
     family: Family, ranks: GlooRanks, tmp_path: Path
 ) -> None:
