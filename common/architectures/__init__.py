@@ -5,9 +5,13 @@ Decides which table a config.json gets. What the tables say is decided in `famil
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from ..errors import BadInputError, UnsupportedArchitectureError
 from .blueprint import Blueprint, Claim, Tensor
 from .families.deepseek import DEEPSEEK_V3
+from .families.deepseek_v2 import DEEPSEEK_V2
+from .families.glm import GLM4_MOE, GLM4_MOE_LITE
 from .families.gpt_oss import GPT_OSS
 from .families.llama import LLAMA, QWEN2, QWEN3
 from .families.mixtral import MIXTRAL
@@ -16,9 +20,20 @@ from .families.qwen3_moe import QWEN3_MOE
 from .keys import key_ids
 from .rows import Architecture, Config, Layout
 
-ARCHITECTURES = {
-    table.name: table for table in (LLAMA, QWEN2, QWEN3, QWEN3_MOE, MIXTRAL, GPT_OSS, DEEPSEEK_V3, NEMOTRON_H)
-}
+TABLES = (
+    LLAMA,
+    QWEN2,
+    QWEN3,
+    QWEN3_MOE,
+    MIXTRAL,
+    GPT_OSS,
+    DEEPSEEK_V2,
+    DEEPSEEK_V3,
+    GLM4_MOE,
+    GLM4_MOE_LITE,
+    NEMOTRON_H,
+)
+ARCHITECTURES = {name: table for table in TABLES for name in (table.name, *table.aliases)}
 
 __all__ = [
     "ARCHITECTURES",
@@ -35,12 +50,21 @@ __all__ = [
 ]
 
 
-def blueprint(config: Config) -> Blueprint:
+def blueprint(config: Config, held: Container[str] = ()) -> Blueprint:
     """Return the table of the architecture that a config.json names, bound to that config.
 
-    Raises what `table_of` raises, and BadInputError if a dimension is missing or contradicted.
+    Args:
+        config: What config.json holds.
+        held: Names of the tensors beside it. Some that repeat others are published or not, and it decides.
+
+    Returns:
+        The table.
+
+    Raises:
+        BadInputError: The config names no architecture, or a dimension is missing or contradicted.
+        UnsupportedArchitectureError: There is no table.
     """
-    return Blueprint(table_of(config), config)
+    return Blueprint(table_of(config), config, held)
 
 
 def table_of(config: Config) -> Architecture:

@@ -6,8 +6,8 @@ Must not know tensors, only their names and shapes.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Container, Iterable, Iterator
+from dataclasses import InitVar, dataclass, field
 from typing import NamedTuple
 
 from ..errors import BadInputError
@@ -60,6 +60,7 @@ class Blueprint:
     """A table bound to a config.json. Raises BadInputError if the config lacks or contradicts a dimension.
 
     Layers are numbered through: those of multi-token prediction (MTP) follow the `num_layers` of the decoder.
+    `held` are names of the reference's tensors, which decide about rows that are `if_held`.
 
     Attributes:
         mtp_layers: Numbers of the MTP layers, of which each step has `mtp_period`.
@@ -73,8 +74,9 @@ class Blueprint:
     by_key: dict[str, Row] = field(init=False)
     mtp_layers: range = field(init=False)
     mtp_period: int = field(init=False)
+    held: InitVar[Container[str]] = ()
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, held: Container[str]) -> None:
         try:
             mtp = self.architecture.mtp
             steps, period = mtp.steps(self.config) if mtp else (0, 1)
@@ -100,6 +102,12 @@ class Blueprint:
             "mtp_period": period,
         }.items():
             object.__setattr__(self, name, value)
+        rows = tuple(row for row in rows if not row.if_held or self._is_held(row, held))
+        object.__setattr__(self, "rows", rows)
+
+    def _is_held(self, row: Row, held: Container[str]) -> bool:
+        layers = (layer for layer in range(self.mtp_layers.stop) if layer in self.layers[row.where])
+        return any(name in held for layer in layers for name in self._names(row.targets[0], layer))
 
     def families(self) -> Iterator[Family]:
         """Yield all `tensors`, grouped, so that callers decide once for a family and not a million times."""

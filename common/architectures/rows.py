@@ -53,6 +53,7 @@ class Row:
     interleaved: bool = False  # of Layout.PACKED: the parts' rows alternate
     transposed: bool = False  # of Layout.PACKED: each expert's is transposed
     copy_of: str = ""  # Hugging Face name of the tensor that the target repeats; no rank has keys of it
+    if_held: bool = False  # only where the reference holds the target: published files differ
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ class Architecture:
 
     Dimensions that every table gives: `num_layers`, `num_experts` (0 for a dense model), and those that its rows name.
     What a layout needs besides is said where the layout is (`heads`, `groups` and `head_dim` for a fused q/k/v).
-    `settings` tell where config.json says what no shape shows.
+    `settings` tell where config.json says what no shape shows. `aliases` are other names of the same architecture.
     """
 
     name: str
@@ -102,6 +103,7 @@ class Architecture:
     drops: tuple[Drop, ...] = ()
     mtp: MultiTokenPrediction | None = None
     settings: tuple[Says, ...] = ()
+    aliases: tuple[str, ...] = ()
 
     @property
     def synonyms(self) -> tuple[Synonyms, ...]:

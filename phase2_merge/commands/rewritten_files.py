@@ -100,7 +100,7 @@ def decide(
     config = as_merged(told, mtp)
     refuse_undone(told, config, changes)
     hf_quant_config, declares = json_files.corrected_both(present.hf_quant_config, declared, changes)
-    table = blueprint(config)
+    table = blueprint(config, records.weight_map)
     raise_problems(problems(records, facts, table))
     compared, warnings = _compared(records, facts, table, allow)
     if present.reference_config is not None or any(change.part == "quantization" for change in changes):

@@ -232,7 +232,7 @@ def _check_config(directory: Directory) -> Findings:
     """Compare every tensor with config.json. Packed weights count as unpacked, and scales are not looked for."""
     warnings = tuple(_dtype_warning(directory))
     try:
-        table = blueprint(directory.config)
+        table = blueprint(directory.config, directory.entries)
     except (UnsupportedArchitectureError, BadInputError) as error:
         return Findings(warnings=(*warnings, f"shapes were not compared with config.json: {error.message()}"))
     compared = shapes.against_tensors(table, _plain_shapes(directory))
@@ -270,7 +270,7 @@ def _dtype_warning(directory: Directory) -> Iterator[str]:
 def _check_settings(directory: Directory) -> Findings:
     """Look whether config.json says two things of one, what nobody can read, or other than the model computes."""
     try:
-        table = blueprint(directory.config)
+        table = blueprint(directory.config, directory.entries)
     except (UnsupportedArchitectureError, BadInputError):
         return Findings(tuple(settings.said_twice(directory.config, (*COMMON_SYNONYMS, *rope.SYNONYMS))))
     try:

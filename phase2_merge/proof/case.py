@@ -114,12 +114,12 @@ def read(asked: Asked) -> Case:
     of_config = settled_config(reference.config, given)
     told = recorded("config", reference.config, of_config)
     reference = replace(reference, config=corrected("config", reference.config, of_config))
-    described = blueprint(reference.config)
+    described = blueprint(reference.config, reference.tensors)
     copies, left = described.copies(), frozenset[str]()
     if asked.drop_mtp:
         left = frozenset(filter(described.is_mtp, reference.tensors))
         reference = _without_mtp(reference, described, of_config)
-        described = blueprint(reference.config)
+        described = blueprint(reference.config, reference.tensors)
     ranks = discover([Path(dump) for dump in asked.dumps])
     table = ledger.read(ranks, graft.graft(reference, _patterns(asked, reference, described), copies, left))
     manifests = [head.manifest for head in table.heads]

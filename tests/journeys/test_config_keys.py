@@ -39,6 +39,13 @@ def edits(config: Json) -> Iterator[tuple[str, Json, set[str]]]:
         yield key, changed, {name for name, said in after.items() if said.value != before.get(name)}
 
 
+def _is_idle(key: str, config: Json) -> bool:
+    """Whether a key says nothing without groups of experts, of which DeepSeek-V2 speaks by its method."""
+    if config.get("topk_method") == "greedy":
+        return key in ("n_group", "topk_group", "topk_method")
+    return key == "topk_group" and config["n_group"] == 1
+
+
 def _changed(config: Json, key: str) -> Json | None:
     """Return a config.json in which a key holds another value of its type, None where none is known."""
     name, _, inner = key.partition(".")
@@ -52,19 +59,20 @@ def _changed(config: Json, key: str) -> Json | None:
     others: Json = {
         "rope_scaling": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0},
         "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0},
-        "rope_theta": None, "scoring_func": "softmax", "topk_method": "greedy", "time_step_limit": [0.5, 2.0],
+        "rope_theta": None, "topk_method": "greedy", "time_step_limit": [0.5, 2.0],
         "mamba_dt_limit": [0.5, 2.0], "sliding_window": 24, "use_sliding_window": True, "layer_types": None,
         "max_window_layers": None, "mtp_hybrid_override_pattern": None, "mtp_layers_block_type": None,
         "num_nextn_predict_layers": None, "mamba_n_groups": 2, "norm_eps": None,
     }  # fmt: skip
+    if _is_idle(key, config):
+        return None
+    others["scoring_func"] = "sigmoid" if config["model_type"] == "deepseek_v2" else "softmax"
     if key in others:
         more: Json = {"use_sliding_window": True, "sliding_window": 24}
         more |= {"layer_types": ["sliding_attention"] * 4} if "layer_types" in config else {}
         given = more if key in more and "use_sliding_window" in config else {key: others[key]}
         return None if others[key] is None else {**config, **given}
     held = config.get(key)
-    if key == "topk_group" and config["n_group"] == 1:
-        return None  # of one group
     if isinstance(held, bool):
         return {**config, key: not held}
     if isinstance(held, str):

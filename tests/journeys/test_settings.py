@@ -106,11 +106,13 @@ def tied(model: Any) -> None:
 GROUPED = (*DENSE, *MOE)
 LATENT = ("deepseek_v3", "deepseek_v3_full_query")
 HYBRID = ("nemotron_h",)
-ROUTED = (*MOE, *LATENT, *HYBRID)
-BIASED = (*LATENT, *HYBRID)
-ALL = (*GROUPED, *LATENT, *HYBRID)
+GLM = ("glm4_moe", "glm4_moe_lite")
+ROUTED = (*MOE, *LATENT, *HYBRID, *GLM, "deepseek_v2")
+BIASED = (*LATENT, *HYBRID, *GLM)
+ALL = (*GROUPED, *LATENT, *HYBRID, *GLM, "deepseek_v2")
 CHANGES: tuple[tuple[str, tuple[str, ...], Change, set[str]], ...] = (
     ("base", GROUPED, rotating(rotary_base=500000), {"rope_frequencies"}),
+    ("whole heads", ("glm4_moe",), rotating(), {"rope_frequencies"}),
     ("percent", GROUPED, rotating(rotary_percent=0.5), {"rope_frequencies"}),
     ("interpolation", GROUPED, rotating(seq_len_interpolation_factor=4.0), {"rope_frequencies"}),
     ("llama 3", GROUPED, rotating(rope_scaling=True), {"rope_frequencies"}),
@@ -153,7 +155,7 @@ CHANGES: tuple[tuple[str, tuple[str, ...], Change, set[str]], ...] = (
     ("offset", (*GROUPED, *LATENT), setting(glu_linear_offset=1.0), {"gate_offset"}),
     ("top-k", MOE, setting(moe_router_topk=1), {"experts_per_token"}),
     ("more experts", LATENT, setting(moe_router_topk=4), {"experts_per_token", "router_group_score"}),
-    ("more experts of hybrids", HYBRID, setting(moe_router_topk=3), {"experts_per_token"}),
+    ("more experts without groups", (*HYBRID, *GLM), setting(moe_router_topk=3), {"experts_per_token"}),
     ("score", MOE, setting(moe_router_score_function="sigmoid"), {"router_score"}),
     ("score of softmax", BIASED, setting(moe_router_score_function="softmax"), {"router_score"}),
     ("normalisation", MOE, setting(moe_router_pre_softmax=True), {"router_normalized"}),
@@ -166,6 +168,18 @@ CHANGES: tuple[tuple[str, tuple[str, ...], Change, set[str]], ...] = (
     ),
     ("no groups", LATENT, setting(moe_router_group_topk=None), {"router_groups", "router_group_score"}),
     ("bias", MOE, setting(moe_router_enable_expert_bias=True), {"router_bias"}),
+    (
+        "groups scored by several",
+        ("deepseek_v2",),
+        setting(moe_router_topk=4),
+        {"experts_per_token", "router_group_score"},
+    ),
+    (
+        "normalisation of DeepSeek-V2",
+        ("deepseek_v2",),
+        setting(moe_router_pre_softmax=False),
+        {"router_normalized"},
+    ),
     ("no bias", BIASED, setting(moe_router_enable_expert_bias=False), {"router_bias"}),
     ("weights on inputs", ROUTED, setting(moe_apply_probs_on_input=True), {"router_weights_input"}),
     ("gate of shared experts", ROUTED, setting(moe_shared_expert_gate=True), {"shared_expert_gate"}),

@@ -20,12 +20,14 @@ from shardmerge.common.architectures import blueprint
 from shardmerge.common.architectures.settings.vocabulary import agree
 from shardmerge.phase1_dump.settings.live_settings import settings_of
 from tests.oracles.bridge import stand_in  # first: it installs Transformer Engine's stub
-from tests.worlds.checkpoints import write_hf_checkpoint
+from tests.oracles.table import every_family
 from tests.worlds.fake import join_model_parallel, leave_model_parallel
-from tests.worlds.families import Family, by_name
+from tests.worlds.families import Family
+from tests.worlds.mtp import write_bare
 from tests.worlds.topology import SINGLE
 
 Json = dict[str, Any]
+FAMILIES = {family.name: family for family in every_family()}
 YARN = {
     "rope_type": "yarn", "rope_theta": 10000.0, "factor": 40.0, "original_max_position_embeddings": 4096,
     "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0,
@@ -40,6 +42,11 @@ GPT_OSS_YARN = {
 }  # fmt: skip
 ZEROS = torch.zeros
 BASE: Json = {"rope_parameters": {"rope_type": "default", "rope_theta": 765432.0}}
+# what transformers leaves out, and Bridge reads
+AS_PUBLISHED: Json = {"scoring_func": "sigmoid", "topk_method": "noaux_tc"}
+PARTIAL: Json = {
+    "rope_parameters": {"rope_type": "default", "rope_theta": 765432.0, "partial_rotary_factor": 0.25}
+}
 # Bridge 0.6.2 knows no Mixtral
 CASES: tuple[tuple[str, Json], ...] = (
     ("llama", {}),
@@ -55,6 +62,21 @@ CASES: tuple[tuple[str, Json], ...] = (
     ("deepseek_v3", {"rope_parameters": YARN, "max_position_embeddings": 163840}),
     ("deepseek_v3", {"routed_scaling_factor": 1.75, "num_experts_per_tok": 4, "topk_group": 2, "n_group": 4}),
     ("deepseek_v3_full_query", {}),
+    ("deepseek_v2", {"rope_parameters": YARN, "max_position_embeddings": 163840}),
+    ("deepseek_v2", {"n_group": 1, "topk_group": 1, "topk_method": "greedy", "num_experts_per_tok": 3}),
+    ("deepseek_v2_lite", {**BASE, "routed_scaling_factor": 1.0}),
+    ("kimi_k2", {**AS_PUBLISHED, "rope_parameters": YARN, "max_position_embeddings": 131072}),
+    ("kimi_k2", {**AS_PUBLISHED, **BASE, "routed_scaling_factor": 2.827, "num_experts_per_tok": 3}),
+    ("glm4_moe", {}),
+    (
+        "glm4_moe",
+        {**PARTIAL, "head_dim": 16, "use_qk_norm": False, "num_experts_per_tok": 4, "rms_norm_eps": 3e-4},
+    ),
+    ("glm4_moe", {"attention_bias": False, "num_experts_per_tok": 4, "topk_group": 2, "n_group": 4}),
+    ("glm4_moe_lite", {}),
+    ("glm4_moe_lite", {**BASE, "rms_norm_eps": 3e-4, "num_experts_per_tok": 4, "routed_scaling_factor": 1.0}),
+    ("glm4_moe_mtp", {}),
+    ("glm4_moe_lite_mtp", {}),
     ("nemotron_h", {}),
     ("nemotron_h_latent", {"routed_scaling_factor": 1.75, "num_experts_per_tok": 3}),
 )
@@ -76,7 +98,7 @@ def main() -> int:
     failed = False
     with tempfile.TemporaryDirectory() as folder:
         paths = [
-            _written(by_name(name), edits, Path(folder) / str(at)) for at, (name, edits) in enumerate(CASES)
+            _written(FAMILIES[name], edits, Path(folder) / str(at)) for at, (name, edits) in enumerate(CASES)
         ]
         store: Any = dist.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group("gloo", rank=0, world_size=1, store=store)
@@ -105,7 +127,7 @@ def _zeros_on_cpu(*size: Any, **options: Any) -> torch.Tensor:
 
 def _written(family: Family, edits: Json, path: Path) -> Path:
     """Write the config.json of a family, and edit it. All are written before torch.distributed is up."""
-    write_hf_checkpoint(family, path)
+    write_bare(family, path)
     config = json.loads((path / "config.json").read_text()) | edits
     (path / "config.json").write_text(json.dumps(config))
     return path
@@ -118,6 +140,13 @@ def _model(path: Path) -> Any:
     from megatron.core.process_groups_config import ProcessGroupCollection
 
     config = transformers.AutoConfig.from_pretrained(path)
+    rotated = (
+        config.rope_parameters.get("partial_rotary_factor") if hasattr(config, "rope_parameters") else None
+    )
+    if (
+        rotated is not None
+    ):  # Bridge 0.6.2 looks where transformers 4 had it, and would rotate whole heads of GLM-4.5
+        config.partial_rotary_factor = rotated
     provider: Any = AutoBridge.from_hf_config(config).to_megatron_provider(load_weights=False)
     for name, value in OPTIONS.items():
         setattr(provider, name, value)

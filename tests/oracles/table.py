@@ -9,16 +9,11 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from tests.worlds.families import FAMILIES, Family, Steps
-from tests.worlds.mtp import MTP_FAMILIES, NEMOTRON_H_MTP
+from tests.worlds.mtp import COPIES, MTP_FAMILIES, NEMOTRON_H_MTP
 
 BRIDGE: Final = "Megatron-Bridge"
-
+FULL_QUERY: Final = "megatron-core 0.19 fuses a norm into the projection of a full query, which no table has."
 DENSE_STEP: Final = replace(NEMOTRON_H_MTP, name="nemotron_h_dense_step", mtp=Steps(1, "-*E"))
-# names below a step -> the tensors that they repeat in published files; the program writes none of them
-DEEPSEEK_COPIES: Final = {
-    "embed_tokens.weight": "model.embed_tokens.weight",
-    "shared_head.head.weight": "lm_head.weight",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +24,14 @@ class Oracle:
         program: Its name. "": no program knows the class, and `reason` says what shows its table instead.
         te: Whether it is given Transformer Engine's modules, or those of the local spec.
         copies: Names below a step that it leaves out -> the tensor of the model that each repeats.
+        held: Whether published files, and so the reference, hold these copies, and the program writes them.
         reason: Why this program and these modules, as a sentence.
     """
 
     program: str = BRIDGE
     te: bool = True
     copies: dict[str, str] | None = None
+    held: bool = False
     reason: str = ""
 
 
@@ -51,15 +48,19 @@ ORACLES: Final[dict[str, Oracle]] = {
     ),
     "gpt_oss": Oracle(),
     "deepseek_v3": Oracle(),
-    "deepseek_v3_full_query": Oracle(
-        te=False,
-        reason="megatron-core 0.19 fuses a norm into the projection of a full query, which no table has.",
-    ),
+    "deepseek_v3_full_query": Oracle(te=False, reason=FULL_QUERY),
+    "deepseek_v2": Oracle(),
+    "deepseek_v2_lite": Oracle(te=False, reason=FULL_QUERY),
+    "kimi_k2": Oracle(),
+    "glm4_moe": Oracle(),
+    "glm4_moe_lite": Oracle(),
     "nemotron_h": Oracle(
         reason="Bridge 0.6.2 has no rule for the norm of a hybrid's attention in a local spec."
     ),
     "nemotron_h_latent": Oracle(),
-    "deepseek_v3_mtp": Oracle(te=False, copies=DEEPSEEK_COPIES),
+    "deepseek_v3_mtp": Oracle(te=False, copies=COPIES),
+    "glm4_moe_mtp": Oracle(),
+    "glm4_moe_lite_mtp": Oracle(held=True),
     "nemotron_h_mtp": Oracle(),
     "nemotron_h_latent_mtp": Oracle(),
     "nemotron_h_mixed_mtp": Oracle(

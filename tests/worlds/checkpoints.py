@@ -39,9 +39,15 @@ def write_hf_checkpoint(
     return path
 
 
+def hf_class(family: Family) -> Any:
+    """Return the family's class of transformers. Kimi-K2 is DeepSeek-V3 under a name of its own there."""
+    name = family.architecture
+    return getattr(transformers, "DeepseekV3ForCausalLM" if name == "KimiK2ForCausalLM" else name)
+
+
 def write_config(family: Family, path: Path) -> Path:
     """Write config.json alone under `path`, which is made, and return it."""
-    kind = getattr(transformers, family.architecture).config_class
+    kind = hf_class(family).config_class
     config = kind(**hf_config(family), architectures=[family.architecture], dtype="bfloat16")
     config.save_pretrained(path)
     _publish_config(family, path)
@@ -50,7 +56,7 @@ def write_config(family: Family, path: Path) -> Path:
 
 def random_hf_model(family: Family, seed: int = 0) -> Any:
     """Return the family's transformers model in bfloat16, every parameter and bias buffer drawn from `seed`."""
-    model_class = getattr(transformers, family.architecture)
+    model_class = hf_class(family)
     config = model_class.config_class(**hf_config(family))
     model = model_class(config).to(torch.bfloat16).eval()
     generator = torch.Generator().manual_seed(seed)
@@ -91,6 +97,7 @@ def _publish_config(family: Family, path: Path) -> None:
     if family.mamba is not None and family.experts is not None and not family.experts.latent_width:
         del config["layers_block_type"]
         config |= {"hybrid_override_pattern": family.mamba.pattern, "num_hidden_layers": family.layers}
+    config["architectures"] = [family.architecture]
     config["rope_theta"] = float(family.rope_theta)
     config["torch_dtype"] = "bfloat16"
     (path / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

@@ -112,6 +112,7 @@ def _build_chunk(
         block_spec(config, te=te, vp_stage=vp_stage),
         position_embedding_type="rope",
         rotary_base=family.rope_theta,
+        rotary_percent=family.rotated,
         vp_stage=vp_stage,
         mtp_block_spec=mtp_spec(config, te=te, vp_stage=vp_stage) if family.mtp else None,
         **options,

@@ -17,14 +17,21 @@ Architecture = Literal[
     "Qwen3MoeForCausalLM",
     "MixtralForCausalLM",
     "GptOssForCausalLM",
+    "DeepseekV2ForCausalLM",
     "DeepseekV3ForCausalLM",
+    "Glm4MoeForCausalLM",
+    "Glm4MoeLiteForCausalLM",
+    "KimiK2ForCausalLM",
     "NemotronHForCausalLM",
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class Experts:
-    """Routed experts; `dense_layers` leading layers have none, `router_groups` 0 means ungrouped routing."""
+    """Routed experts; `dense_layers` leading layers have none, `router_groups` 0 means ungrouped routing.
+
+    `normalized` says whether the weights of a token's experts add up to 1.
+    """
 
     num_experts: int = 8
     top_k: int = 2
@@ -32,6 +39,7 @@ class Experts:
     shared_width: int = 0
     dense_layers: int = 0
     router_bias: bool = False
+    normalized: bool = True
     router_groups: int = 0
     groups_kept: int = 0
     scaling: float = 1.0
@@ -101,6 +109,7 @@ class Family:
     dense_width: int = 112
     vocab: int = 211
     rope_theta: int = 10000
+    rotated: float = 1.0  # part of a head's channels
     norm_eps: float = 1e-5
     experts: Experts | None = None
     latent: Latent | None = None
@@ -124,6 +133,8 @@ class Family:
 _DEEPSEEK = Experts(
     shared_width=80, dense_layers=1, router_bias=True, router_groups=2, groups_kept=1, scaling=2.5
 )
+_DEEPSEEK_V2 = Experts(shared_width=80, dense_layers=1, normalized=False, scaling=1.5)
+_GLM = Experts(shared_width=80, dense_layers=1, router_bias=True, scaling=1.25)
 _NEMOTRON = Experts(shared_width=80, router_bias=True, scaling=2.5)
 
 FAMILIES: tuple[Family, ...] = (
@@ -154,6 +165,33 @@ FAMILIES: tuple[Family, ...] = (
         experts=_DEEPSEEK,
         latent=Latent(query_rank=0),
     ),
+    # a token uses as many groups as experts: both sides then score a group by its best expert
+    Family(
+        "deepseek_v2",
+        "DeepseekV2ForCausalLM",
+        groups=8,
+        norm_eps=1e-6,
+        experts=replace(_DEEPSEEK_V2, router_groups=4, groups_kept=2),
+        latent=Latent(),
+    ),
+    Family(
+        "deepseek_v2_lite",
+        "DeepseekV2ForCausalLM",
+        groups=8,
+        norm_eps=1e-6,
+        experts=_DEEPSEEK_V2,
+        latent=Latent(query_rank=0),
+    ),
+    Family(
+        "kimi_k2",
+        "KimiK2ForCausalLM",
+        groups=8,
+        norm_eps=1e-6,
+        experts=replace(_GLM, scaling=2.5),
+        latent=Latent(),
+    ),
+    Family("glm4_moe", "Glm4MoeForCausalLM", qkv_bias=True, qk_norm=True, experts=_GLM, rotated=0.5),
+    Family("glm4_moe_lite", "Glm4MoeLiteForCausalLM", groups=8, experts=_GLM, latent=Latent()),
     Family("nemotron_h", "NemotronHForCausalLM", experts=_NEMOTRON, mamba=Mamba("ME*-")),
     Family(
         "nemotron_h_latent",
@@ -182,7 +220,8 @@ def topologies_of(family: Family) -> tuple[Topology, ...]:
 def hf_config(family: Family) -> dict[str, Any]:
     """Return the keyword arguments of the family's transformers config class.
 
-    Source: transformers 5, models/{llama,qwen2,qwen3,qwen3_moe,mixtral,deepseek_v3,nemotron_h}/configuration_*.py.
+    Source: transformers 5, models/*/configuration_*.py of llama, qwen2, qwen3, qwen3_moe, mixtral, deepseek_v2,
+    deepseek_v3, glm4_moe, glm4_moe_lite and nemotron_h.
     """
     if family.mamba is not None:
         return _hf_hybrid(family, family.mamba)
@@ -195,13 +234,21 @@ def hf_config(family: Family) -> dict[str, Any]:
         "num_key_value_heads": family.groups,
         "max_position_embeddings": 64,
         "rms_norm_eps": family.norm_eps,
-        "rope_parameters": {"rope_type": "default", "rope_theta": float(family.rope_theta)},
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": float(family.rope_theta),
+            **_hf_rotated(family),
+        },
         "tie_word_embeddings": family.tied,
         "bos_token_id": 1,
         "eos_token_id": 2,
         **_hf_attention(family),
         **_hf_experts(family),
     }
+
+
+def _hf_rotated(family: Family) -> dict[str, float]:
+    return {} if family.rotated == 1 else {"partial_rotary_factor": family.rotated}
 
 
 def _hf_dense_width(family: Family) -> int:
@@ -213,7 +260,11 @@ def _hf_dense_width(family: Family) -> int:
 
 def _hf_attention(family: Family) -> dict[str, Any]:
     if family.latent is None:
-        return {"head_dim": family.head_channels}
+        own = {"attention_bias": family.qkv_bias, "use_qk_norm": family.qk_norm}
+        return {
+            "head_dim": family.head_channels,
+            **(own if family.architecture == "Glm4MoeForCausalLM" else {}),
+        }
     return {
         "q_lora_rank": family.latent.query_rank or None,
         "kv_lora_rank": family.latent.key_value_rank,
@@ -233,18 +284,23 @@ def _hf_experts(family: Family) -> dict[str, Any]:
     common = {
         "moe_intermediate_size": experts.width,
         "num_experts_per_tok": experts.top_k,
-        "norm_topk_prob": True,
+        "norm_topk_prob": experts.normalized,
     }
     if family.architecture == "Qwen3MoeForCausalLM":
         return common | {"num_experts": experts.num_experts}
     return common | {
         "n_routed_experts": experts.num_experts,
         "n_shared_experts": experts.shared_width // experts.width,
-        "n_group": experts.router_groups,
-        "topk_group": experts.groups_kept,
+        "n_group": experts.router_groups or 1,
+        "topk_group": experts.groups_kept or 1,
         "routed_scaling_factor": experts.scaling,
         "first_k_dense_replace": experts.dense_layers,
         "num_nextn_predict_layers": 0,
+        **(
+            {"topk_method": "group_limited_greedy" if experts.router_groups else "greedy"}
+            if family.architecture == "DeepseekV2ForCausalLM"
+            else {}
+        ),
     }
 
 

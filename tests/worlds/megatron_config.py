@@ -175,7 +175,8 @@ def _expert_options(experts: Experts, layers: int) -> dict[str, Any]:
         "moe_router_enable_expert_bias": experts.router_bias,
         "moe_router_num_groups": experts.router_groups or None,
         "moe_router_group_topk": experts.groups_kept or None,
-        "moe_router_topk_scaling_factor": experts.scaling if experts.router_bias else None,
+        "moe_router_topk_scaling_factor": experts.scaling if experts.scaling != 1 else None,
+        "moe_router_pre_softmax": not experts.normalized,
         "moe_token_dispatcher_type": "allgather",  # "alltoall" opens a CUDA stream in 0.19
     }
 

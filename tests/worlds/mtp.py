@@ -20,6 +20,7 @@ from tests.worlds.hybrid import IS_HYBRID
 from tests.worlds.topology import Topology
 
 Tensors = dict[str, torch.Tensor]
+COPIES = {"embed_tokens.weight": "model.embed_tokens.weight", "shared_head.head.weight": "lm_head.weight"}
 WORDS = {"M": "mamba", "*": "attention", "-": "mlp", "E": "moe"}
 
 DEEPSEEK_V3_MTP = replace(by_name("deepseek_v3"), name="deepseek_v3_mtp", mtp=Steps(count=2))
@@ -35,7 +36,18 @@ NEMOTRON_H_MIXED_MTP = replace(
     NEMOTRON_H_MTP, name="nemotron_h_mixed_mtp", mamba=Mamba("ME*-"), mtp=Steps(2, "M-E*")
 )
 
-MTP_FAMILIES = (DEEPSEEK_V3_MTP, NEMOTRON_H_MTP, NEMOTRON_H_LATENT_MTP, NEMOTRON_H_MIXED_MTP)
+# of published models GLM-4.6 holds no copies of the embeddings below its step, GLM-4.7-Flash does
+GLM4_MOE_MTP = replace(by_name("glm4_moe"), name="glm4_moe_mtp", qk_norm=False, mtp=Steps())
+GLM4_MOE_LITE_MTP = replace(by_name("glm4_moe_lite"), name="glm4_moe_lite_mtp", mtp=Steps())
+
+MTP_FAMILIES = (
+    DEEPSEEK_V3_MTP,
+    GLM4_MOE_MTP,
+    GLM4_MOE_LITE_MTP,
+    NEMOTRON_H_MTP,
+    NEMOTRON_H_LATENT_MTP,
+    NEMOTRON_H_MIXED_MTP,
+)
 
 # A hybrid's virtual stages must be laid out by hand. The last chunk may hold steps, final norm and head, but no layer.
 HYBRID_STAGES = (
@@ -62,6 +74,16 @@ def write_bare(family: Family, path: Path) -> Path:
     if family.mtp:
         _add_steps(family, path)
     return path
+
+
+def hold_copies(family: Family, path: Path) -> None:
+    """Let a folder without weights hold the copies below each step, of zeros: the reference's numbers do not count."""
+    steps = range(family.layers, family.layers + _steps(family).count)
+    shape = (family.vocab, family.hidden)
+    zeros = {
+        f"model.layers.{layer}.{name}": torch.zeros(shape).bfloat16() for layer in steps for name in COPIES
+    }
+    save_file(zeros, path / "model.safetensors", metadata={"format": "pt"})
 
 
 def write_mtp_checkpoint(family: Family, path: Path, seed: int = 0) -> Path:
@@ -108,8 +130,9 @@ def _deepseek(family: Family, decoder: Tensors, generator: torch.Generator) -> T
         for name, tensor in _joining(family.hidden, generator):
             found[prefix + name] = tensor
         found[f"{prefix}shared_head.norm.weight"] = _drawn("norm", (family.hidden,), generator)
-        found[f"{prefix}embed_tokens.weight"] = decoder["model.embed_tokens.weight"].clone()
-        found[f"{prefix}shared_head.head.weight"] = decoder["lm_head.weight"].clone()
+        if family.architecture != "Glm4MoeForCausalLM":
+            for name, source in COPIES.items():
+                found[prefix + name] = decoder[source].clone()
     return found
 
 

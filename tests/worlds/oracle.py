@@ -41,7 +41,12 @@ MIXTRAL_AS_QWEN3_MOE = (
 )
 
 # classes that Model-Optimizer 0.47 has no rules for
-NOT_IMPORTED = {"GptOssForCausalLM"}
+NOT_IMPORTED = {
+    "Glm4MoeForCausalLM",
+    "Glm4MoeLiteForCausalLM",
+    "GptOssForCausalLM",
+    "KimiK2ForCausalLM",
+}
 IMPORTED = tuple(family for family in FAMILIES if family.architecture not in NOT_IMPORTED)
 
 

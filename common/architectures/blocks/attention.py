@@ -53,10 +53,21 @@ QKV_BIAS = (
     ),
 )
 
-HEAD_NORMS = (
-    same(LAYER + "self_attention.q_layernorm.weight", HF_LAYER + "self_attn.q_norm.weight", "head_dim"),
-    same(LAYER + "self_attention.k_layernorm.weight", HF_LAYER + "self_attn.k_norm.weight", "head_dim"),
-)
+
+def head_norms(when: str = "") -> tuple[Row, ...]:
+    """Return the rows of the norms of each query and key, which exist if the flag `when` is set."""
+    return tuple(
+        same(
+            LAYER + f"self_attention.{side}_layernorm.weight",
+            HF_LAYER + f"self_attn.{side}_norm.weight",
+            "head_dim",
+            when=when,
+        )
+        for side in "qk"
+    )
+
+
+HEAD_NORMS = head_norms()
 
 
 def _head_dim(config: Config) -> int:
@@ -77,9 +88,17 @@ HEADS = (
 )
 
 
-def rotated_heads(theta: float = 10000.0) -> tuple[Says, ...]:
-    """Return the settings of grouped-query attention with rotary positions; `theta` where config.json says none."""
-    return HEADS + rope(_head_dim, theta)
+def rotated_heads(theta: float = 10000.0, partial: float = 1.0) -> tuple[Says, ...]:
+    """Return the settings of grouped-query attention with rotary positions.
+
+    Args:
+        theta: The base where config.json says none.
+        partial: Which part of a head's channels is rotated where config.json says none.
+
+    Returns:
+        Rows.
+    """
+    return HEADS + rope(_head_dim, theta, partial)
 
 
 def window_of_all(*, switch: str | None) -> Says:

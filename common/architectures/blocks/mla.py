@@ -50,6 +50,27 @@ LATENT_ATTENTION = (
 )
 
 
+def latent_dimensions(config: Config) -> dict[str, int]:
+    """Return the dimensions that rows of latent attention name."""
+    heads, latent = integer(config, "num_attention_heads"), integer(config, "kv_lora_rank")
+    nope, rotated = integer(config, "qk_nope_head_dim"), _rope_channels(config)
+    value = integer(config, "v_head_dim")
+    return {
+        "q": heads * (nope + rotated),
+        "q_latent": config.get("q_lora_rank") or 0,
+        "kv_latent": latent,
+        "kv_down": latent + rotated,
+        "kv_up": heads * (nope + value),
+        "attention_out": heads * value,
+    }
+
+
+def latent_flags(config: Config) -> dict[str, bool]:
+    """Return whether the query is low-rank or full."""
+    low_rank = bool(config.get("q_lora_rank"))
+    return {"q_lora": low_rank, "q_full": not low_rank}
+
+
 def _rope_channels(config: Config) -> int:
     return integer(config, "qk_rope_head_dim")
 
@@ -65,7 +86,7 @@ def _softmax_scale(config: Config) -> float:
     return plain * rope.magnitude(said["factor"], all_dim) ** 2 if all_dim else plain
 
 
-LATENT_SETTINGS = (
+LATENT_SIZES = (
     key("attention_heads", "num_attention_heads"),
     key("query_latent", "q_lora_rank"),
     key("key_value_latent", "kv_lora_rank"),
@@ -78,6 +99,7 @@ LATENT_SETTINGS = (
         _softmax_scale,
     ),
     *rope.rope(_rope_channels),
-    key("rope_interleaved", "rope_interleave", otherwise=True),
-    always("latent_norm_eps", 1e-6),  # transformers gives these norms no eps of config.json
 )
+ROPE_INTERLEAVED = key("rope_interleaved", "rope_interleave", otherwise=True)
+FIXED_NORM_EPS = always("latent_norm_eps", 1e-6)  # transformers gives these norms no eps of config.json
+LATENT_SETTINGS = (*LATENT_SIZES, ROPE_INTERLEAVED, FIXED_NORM_EPS)

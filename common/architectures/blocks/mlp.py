@@ -6,7 +6,7 @@ Source: megatron/core/transformer/mlp.py (`apply_swiglu_sharded_factory`).
 
 from __future__ import annotations
 
-from ..keys import HF_LAYER, LAYER
+from ..keys import EXPERT, HF_LAYER, LAYER
 from ..rows import Row, same
 from ..settings.says import Says, key
 
@@ -65,6 +65,10 @@ def gated_mlp_named(
 
 
 DENSE_MLP = gated_mlp(LAYER + "mlp.", HF_LAYER + "mlp.", "ffn", "dense")
+SHARED_EXPERTS = gated_mlp(
+    LAYER + "mlp.shared_experts.", HF_LAYER + "mlp.shared_experts.", "shared_ffn", "moe", "shared_experts"
+)
+ROUTED_EXPERTS = gated_mlp(EXPERT, HF_LAYER + "mlp.experts.{expert}.", "moe_ffn", "moe")
 
 
 def plain_mlp(

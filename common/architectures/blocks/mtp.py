@@ -7,13 +7,17 @@ Source: megatron/core/transformer/multi_token_prediction.py; DeepSeek-V3 technic
 
 from __future__ import annotations
 
+from collections.abc import Container
+from typing import Any
+
 from ..dimensions import integer
 from ..keys import HF_LAYER, STEP
-from ..rows import Config, Row, Target, same
+from ..rows import Config, Layers, Row, Target, same
 
 # the sets of first and last layers of steps, which a table with MTP defines
 FIRST, LAST = "mtp_first", "mtp_last"
 NUMBER = "num_nextn_predict_layers"
+ALIAS = "num_mtp_layers"  # as transformers 5 calls it for some
 
 
 def steps_of(config: Config, key: str = NUMBER) -> int:
@@ -22,6 +26,44 @@ def steps_of(config: Config, key: str = NUMBER) -> int:
     if steps < 0:
         raise ValueError(f"{key} = {steps}")
     return steps
+
+
+def promised_steps(config: Config) -> int:
+    """Return how many steps there are. A config.json that says nothing promises one, as transformers 5 reads it.
+
+    Source: transformers `DeepseekV3Config` and `Glm4MoeConfig`, where ALIAS is another name of NUMBER.
+    """
+    key = next((key for key in (NUMBER, ALIAS) if key in config), None)
+    return steps_of(config, key) if key else 1
+
+
+def without_steps(config: Config) -> dict[str, Any]:
+    """Say 0: an absent key is 1 to transformers 5, and SGLang refuses null."""
+    plain = {key: value for key, value in config.items() if key != ALIAS}
+    return {**plain, NUMBER: 0}
+
+
+def decoder_and_steps(config: Config, dense: Container[int], steps: int) -> Layers:
+    """Return the sets of layers of a decoder of which some are `dense`, and of steps, which have experts.
+
+    Args:
+        config: What config.json holds.
+        dense: Numbers of the layers without experts; those of steps do not count.
+        steps: How many steps there are, each of one layer.
+
+    Returns:
+        The sets.
+    """
+    decoder = config["num_hidden_layers"]
+    every = range(decoder + steps)
+    plain = frozenset(layer for layer in range(decoder) if layer in dense)
+    return {
+        "layers": every,
+        "dense": plain,
+        "moe": frozenset(every) - plain,
+        FIRST: every[decoder:],
+        LAST: every[decoder:],
+    }
 
 
 def step_rows(hf_prefix: str, final_norm: str) -> tuple[Row, ...]:
@@ -42,15 +84,25 @@ def step_rows(hf_prefix: str, final_norm: str) -> tuple[Row, ...]:
     )
 
 
-def copied(name: str, source: str, when: str = "") -> Row:
+def copied(name: str, source: str, when: str = "", *, if_held: bool = False) -> Row:
     """Return the row of a tensor of a step that repeats an embedding of the model.
 
     Args:
         name: Hugging Face name in the step's layer.
         source: Hugging Face name of the tensor whose bytes it has.
         when: a flag of config.json that must be set for it to exist, "" for none.
+        if_held: it exists only where the reference holds it.
 
     Returns:
         A row that no key belongs to.
     """
-    return Row((), (Target(HF_LAYER + name, ("vocab", "hidden")),), where=FIRST, when=when, copy_of=source)
+    target = Target(HF_LAYER + name, ("vocab", "hidden"))
+    return Row((), (target,), where=FIRST, when=when, copy_of=source, if_held=if_held)
+
+
+def copies(*, if_held: bool = False) -> tuple[Row, ...]:
+    """Return the rows of what a step reads and predicts with: the model's own, which published files hold once more."""
+    return (
+        copied("embed_tokens.weight", "model.embed_tokens.weight", if_held=if_held),
+        copied("shared_head.head.weight", "lm_head.weight", when="untied", if_held=if_held),
+    )

@@ -11,6 +11,11 @@ from ..rows import Row, same
 from ..settings.says import Config, Says, derived, key
 
 
+def plain_router(hf_prefix: str) -> tuple[Row, ...]:
+    """Return the row of a router without a bias."""
+    return (same(LAYER + "mlp.router.weight", hf_prefix + "weight", "num_experts", "hidden", where="moe"),)
+
+
 def biased_router(hf_prefix: str) -> tuple[Row, ...]:
     """Return the rows of a router whose scores are corrected by a bias for each expert, which stays float32."""
     return (

@@ -37,20 +37,24 @@ THETA_OF_MOST = 10000.0
 Channels = Callable[[Config], int]
 
 
-def rope(channels: Channels, theta: float = THETA_OF_MOST) -> tuple[Says, ...]:
+def rope(channels: Channels, theta: float = THETA_OF_MOST, partial: float = 1.0) -> tuple[Says, ...]:
     """Return the rows of an architecture that rotates queries and keys.
 
     Args:
         channels: Of a config.json, how many channels a head has that may be rotated.
         theta: The base where config.json says none.
+        partial: The part of these channels that is rotated where config.json says none.
 
     Returns:
         Rows of the frequencies, and of the factor on cosine and sine.
     """
-    keys = (f"{NEW}.{THETA}", THETA, OLD)
+    keys = (f"{NEW}.{THETA}", THETA, OLD, *((f"{NEW}.{PARTIAL}", PARTIAL) if partial != 1 else ()))
     return (
         derived(
-            "rope_frequencies", keys, lambda config: frequencies(config, channels(config), theta), *SYNONYMS
+            "rope_frequencies",
+            keys,
+            lambda config: frequencies(config, channels(config), theta, partial),
+            *SYNONYMS,
         ),
         derived(
             "rope_factor", (NEW, OLD), lambda config: attention_factor(parameters(config, theta), config)
@@ -72,13 +76,14 @@ def parameters(config: Config, theta: float) -> dict[str, Any]:
     return {THETA: theta, **beside, **known, "rope_type": kind}
 
 
-def frequencies(config: Config, channels: int, theta: float) -> list[float]:
+def frequencies(config: Config, channels: int, theta: float, partial: float = 1.0) -> list[float]:
     """Return the radians a token of each pair of channels, of a sequence that is not longer than in training.
 
     Args:
         config: What config.json holds.
         channels: Of a head, before `partial_rotary_factor`.
         theta: The base where config.json says none.
+        partial: `partial_rotary_factor` where config.json says none.
 
     Returns:
         A number for each pair.
@@ -88,7 +93,7 @@ def frequencies(config: Config, channels: int, theta: float) -> list[float]:
         KeyError, TypeError: A number is missing, or is none.
     """
     said = parameters(config, theta)
-    dim = int(channels * said.get(PARTIAL, 1.0))
+    dim = int(channels * said.get(PARTIAL, partial))
     plain = [said[THETA] ** -(2 * pair / dim) for pair in range(dim // 2)]
     kind = said["rope_type"]
     if kind in ("default", "dynamic"):  # the latter changes longer sequences only

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
+from shardmerge.common import reference as references
 from shardmerge.common.architectures import Blueprint, blueprint
 from shardmerge.common.errors import OverlapError
 from shardmerge.phase1_dump.sources.parameters import parameters_of
@@ -62,8 +62,9 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def table(checkpoint: Path) -> Blueprint:
-    """The table of the project, bound to the checkpoint's config.json."""
-    return blueprint(json.loads((checkpoint / "config.json").read_text()))
+    """The table of the project, bound to a checkpoint."""
+    known = references.read(checkpoint)
+    return blueprint(known.config, known.tensors)
 
 
 def claims(
