@@ -134,14 +134,22 @@ class Blueprint:
         """
         said = {name: Said(one.neutral) for name, one in SETTINGS.items() if one.neutral is not UNSPOKEN}
         for row in self.architecture.settings:
-            try:
-                said[row.setting] = Said(_valid(row, self.config), row.keys)
-            except (KeyError, TypeError, ArithmeticError, ValueError, AttributeError) as error:
-                raise BadInputError(
-                    f"config.json says {row.setting} ({', '.join(row.keys)}) in no way that is known: {error}",
-                    "Correct it, or give the config.json of the model that was trained.",
-                ) from error
+            said[row.setting] = self._said(row)
         return said
+
+    def says(self, setting: str) -> Said:
+        """Return what config.json says of one setting that has a neutral value. Raises what `settings` raises."""
+        row = next((row for row in self.architecture.settings if row.setting == setting), None)
+        return self._said(row) if row else Said(SETTINGS[setting].neutral)
+
+    def _said(self, row: Says) -> Said:
+        try:
+            return Said(_valid(row, self.config), row.keys)
+        except (KeyError, TypeError, ArithmeticError, ValueError, AttributeError) as error:
+            raise BadInputError(
+                f"config.json says {row.setting} ({', '.join(row.keys)}) in no way that is known: {error}",
+                "Correct it, or give the config.json of the model that was trained.",
+            ) from error
 
     @property
     def synonyms(self) -> tuple[Synonyms, ...]:

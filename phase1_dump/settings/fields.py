@@ -25,6 +25,7 @@ COMPARED: Final[dict[str, tuple[str, ...]]] = {
     "window_attn_skip_freq": ("sliding_windows",),
     "no_rope_freq": ("layers_without_rope",),
     "mrope_section": ("rope_sections",),
+    "rotary_interleaved": ("rope_interleaved",),
     "experimental_attention_variant": ("attention_variant",),
     "linear_attention_freq": ("linear_attention_layers",),
     # latent attention, where the config and not the model's arguments say how it rotates
@@ -45,6 +46,7 @@ COMPARED: Final[dict[str, tuple[str, ...]]] = {
     "mscale_all_dim": ("rope_factor", "softmax_scale"),
     # norms
     "normalization": ("norm",),
+    "layernorm_zero_centered_gamma": ("zero_centred_norms",),
     "layernorm_epsilon": ("norm_eps", "latent_norm_eps"),
     # feed-forward; kernels compute GELU with tanh, and those of SwiGLU know no clamp
     "activation_func": ("activation",),
@@ -259,8 +261,6 @@ class Refused:
 
 
 REFUSED: Final[dict[str, Refused]] = {
-    "layernorm_zero_centered_gamma": Refused((False,), "norm weights are stored minus one"),
-    "rotary_interleaved": Refused((False,), "rotary pairs are neighbours in q and k, not halves of a head"),
     "moe_mlp_glu_interleave_size": Refused((None,), "rows of gate and up alternate in the experts' fc1"),
     "moe_shared_expert_glu_interleave_size": Refused(
         (None,), "rows of gate and up alternate in the shared experts' fc1"

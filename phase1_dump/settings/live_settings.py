@@ -103,6 +103,7 @@ def _attention(config: Any) -> Settings:
         "attention_variant": variant,
         "linear_attention_layers": _by_layer(config.linear_attention_freq, config.num_layers),
         "query_key_norm": bool(config.qk_l2_norm),
+        "projection_clip": None,  # its attention has none
         "sliding_windows": _windows(config),
     }
 
@@ -142,7 +143,10 @@ def _norms(config: Any, modules: Iterable[tuple[str, Any]]) -> Settings:
         eps = getattr(module, "eps", None)
         if isinstance(eps, float):
             seen.setdefault(_norm_setting(config, name), set()).add(eps)
-    found: Settings = {"norm": config.normalization}
+    found: Settings = {
+        "norm": config.normalization,
+        "zero_centred_norms": bool(config.layernorm_zero_centered_gamma),
+    }
     for setting, values in seen.items():
         found |= _one(setting, values)
     return found

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from ..dimensions import integer
 from ..keys import HF_LAYER, LAYER
 from ..rows import Layout, Row, Target, same
-from ..settings.rope import rope
+from ..settings.rope import Rotated, rope
 from ..settings.says import Config, Says, derived, key
 
 
@@ -69,6 +69,17 @@ def head_norms(when: str = "") -> tuple[Row, ...]:
 
 HEAD_NORMS = head_norms()
 
+# one norm over all heads of the queries, and one over those of the keys. Megatron-Bridge and mcore-bridge, which alone
+# build them, call them differently; megatron-core has norms of heads under the first of these keys
+FULL_WIDTH_NORMS = tuple(
+    Row(
+        (LAYER + f"self_attention.{one}_layernorm.weight", LAYER + f"self_attention.{one}_norm.weight"),
+        (Target(HF_LAYER + f"self_attn.{one}_norm.weight", (width,)),),
+        where="layers",
+    )
+    for one, width in (("q", "q"), ("k", "kv"))
+)
+
 
 def _head_dim(config: Config) -> int:
     return integer(config, "head_dim", 0) or integer(config, "hidden_size") // integer(
@@ -88,24 +99,25 @@ HEADS = (
 )
 
 
-def rotated_heads(theta: float = 10000.0, partial: float = 1.0) -> tuple[Says, ...]:
+def rotated_heads(theta: float = 10000.0, rotated: Rotated | None = None) -> tuple[Says, ...]:
     """Return the settings of grouped-query attention with rotary positions.
 
     Args:
         theta: The base where config.json says none.
-        partial: Which part of a head's channels is rotated where config.json says none.
+        rotated: Which channels of a head rotate where config.json does not say it as most do; None: all.
 
     Returns:
         Rows.
     """
-    return HEADS + rope(_head_dim, theta, partial)
+    return HEADS + rope(_head_dim, theta, rotated)
 
 
-def window_of_all(*, switch: str | None) -> Says:
+def window_of_all(*, switch: str | None, otherwise: int = 0) -> Says:
     """Return the setting of a sliding window that all layers have if config.json has a number under sliding_window.
 
     Args:
         switch: The key that must be true besides; None without one.
+        otherwise: The window where config.json lacks sliding_window. Null there is always none.
 
     Returns:
         The row.
@@ -113,7 +125,8 @@ def window_of_all(*, switch: str | None) -> Says:
 
     def windows(config: Config) -> list[int] | None:
         used = switch is None or config.get(switch)
-        window = integer(config, "sliding_window", 0) if used else 0
+        said = integer(config, "sliding_window", 0) if "sliding_window" in config else otherwise
+        window = said if used else 0
         return [window] * integer(config, "num_hidden_layers") if window else None
 
     return derived("sliding_windows", ("sliding_window", *([switch] if switch else [])), windows)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from .says import Config, Says, Synonyms, derived
@@ -35,25 +36,42 @@ SYNONYMS: tuple[Synonyms, ...] = (
 )
 THETA_OF_MOST = 10000.0
 Channels = Callable[[Config], int]
+Partial = Callable[[Config], float]
 
 
-def rope(channels: Channels, theta: float = THETA_OF_MOST, partial: float = 1.0) -> tuple[Says, ...]:
+@dataclass(frozen=True, slots=True)
+class Rotated:
+    """Which part of a head rotates where config.json has no `partial_rotary_factor`.
+
+    Attributes:
+        partial: Of a config.json, the part.
+        keys: The keys that say it.
+    """
+
+    partial: Partial = lambda _: 1.0
+    keys: tuple[str, ...] = ()
+
+
+def rope(
+    channels: Channels, theta: float = THETA_OF_MOST, rotated: Rotated | None = None
+) -> tuple[Says, ...]:
     """Return the rows of an architecture that rotates queries and keys.
 
     Args:
         channels: Of a config.json, how many channels a head has that may be rotated.
         theta: The base where config.json says none.
-        partial: The part of these channels that is rotated where config.json says none.
+        rotated: Which of these channels rotate where config.json does not say it as most do; None: all.
 
     Returns:
         Rows of the frequencies, and of the factor on cosine and sine.
     """
-    keys = (f"{NEW}.{THETA}", THETA, OLD, *((f"{NEW}.{PARTIAL}", PARTIAL) if partial != 1 else ()))
+    part = rotated or Rotated()
+    keys = (f"{NEW}.{THETA}", THETA, OLD, *part.keys)
     return (
         derived(
             "rope_frequencies",
             keys,
-            lambda config: frequencies(config, channels(config), theta, partial),
+            lambda config: frequencies(config, channels(config), theta, part.partial(config)),
             *SYNONYMS,
         ),
         derived(
@@ -83,7 +101,7 @@ def frequencies(config: Config, channels: int, theta: float, partial: float = 1.
         config: What config.json holds.
         channels: Of a head, before `partial_rotary_factor`.
         theta: The base where config.json says none.
-        partial: `partial_rotary_factor` where config.json says none.
+        partial: That factor where config.json says none.
 
     Returns:
         A number for each pair.

@@ -66,6 +66,7 @@ SETTINGS: Final[dict[str, Setting]] = {
     "attention_variant": Setting("attention that is neither grouped-query nor latent", Kind.WORD, None),
     "linear_attention_layers": Setting("layers of linear attention, as 0 and 1", Kind.LIST, None),
     "query_key_norm": Setting("a norm of queries and keys without weights", Kind.FLAG, False),
+    "projection_clip": Setting("bound on queries, keys and values; null for none", Kind.NUMBER, None),
     "sliding_windows": Setting(
         "tokens that each layer sees, 0 for all; null if each sees all", Kind.LIST, None
     ),
@@ -76,6 +77,7 @@ SETTINGS: Final[dict[str, Setting]] = {
     "layers_without_rope": Setting("layers that do not rotate, as 0 and 1", Kind.LIST, None),
     # norms
     "norm": Setting("kind of the norms", Kind.WORD, "RMSNorm"),
+    "zero_centred_norms": Setting("whether 1 is added to the weights of norms", Kind.FLAG, False),
     "norm_eps": Setting("what norms add to the mean square", Kind.NUMBER),
     "latent_norm_eps": Setting("what norms of latent queries, keys and values add", Kind.NUMBER),
     "mamba_norm_eps": Setting("what the gated norm of a Mamba mixer adds", Kind.NUMBER),

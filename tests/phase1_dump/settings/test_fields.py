@@ -65,8 +65,6 @@ ONLY_019 = """
 # tested version -> fields of the table that it does not have
 ABSENT = {"0.16": set(ONLY_019.split()), "0.19": set(ONLY_016.split())}
 NOT_FINE: dict[str, object] = {
-    "layernorm_zero_centered_gamma": True,
-    "rotary_interleaved": True,
     "moe_mlp_glu_interleave_size": 32,
     "moe_shared_expert_glu_interleave_size": 32,
     "heterogeneous_block_specs": True,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from megatron.core.models.gpt.gpt_model import GPTModel
 
-from shardmerge.common.errors import MismatchError
+from shardmerge.common.errors import MismatchError, UnsupportedParameterError
 from tests.phase1_dump.conftest import References
 from tests.phase1_dump.dumped import dumped
 from tests.phase1_dump.refusing import refused_and_recorded
@@ -67,3 +67,32 @@ def test_latent_attention_has_no_groups_to_compare(references: References, tmp_p
         model.config.kv_channels = 1000
 
         assert dumped(model, tmp_path, references.config("deepseek_v3")).rank == 0
+
+
+def test_norm_weights_stored_minus_one_are_refused_where_readers_add_nothing(
+    model: GPTModel, references: References, tmp_path: Path
+) -> None:
+    model.config.layernorm_zero_centered_gamma = True
+
+    message = refused_and_recorded(
+        UnsupportedParameterError, 5, model, tmp_path / "out", references.config("llama")
+    )
+
+    assert message.startswith(
+        "layernorm_zero_centered_gamma=True on rank 0: norm weights are stored minus one"
+    )
+    assert "readers of LlamaForCausalLM add nothing" in message
+
+
+def test_latent_attention_that_exchanges_neighbours_twice_is_refused(
+    references: References, tmp_path: Path
+) -> None:
+    with fake_world(SINGLE, 0):
+        model = build_model(by_name("deepseek_v3"), SINGLE)[0]
+        model.config.rotary_interleaved = True
+
+        message = refused_and_recorded(
+            UnsupportedParameterError, 5, model, tmp_path / "out", references.config("deepseek_v3")
+        )
+
+    assert message.startswith("rotary_interleaved=True on rank 0: latent attention")
