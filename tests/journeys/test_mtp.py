@@ -88,6 +88,7 @@ def faults(reference: Path, dump: Path) -> list[str]:
     return tiling_faults(pieces, shapes) or differing_tensors(assembled(pieces, shapes), expected)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("family", "topology"), CASES)
 def test_every_byte_of_a_step_comes_back_from_real_ranks(
     family: Family, topology: Topology, dumps: Dumps, tmp_path: Path
@@ -98,6 +99,7 @@ def test_every_byte_of_a_step_comes_back_from_real_ranks(
     assert differing(reference, tmp_path / "merged") == []
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("family", "topology"), CASES)
 def test_fragments_hold_every_byte_of_a_step_but_copies(
     family: Family, topology: Topology, dumps: Dumps

@@ -196,6 +196,7 @@ MODELS = [
 ]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("name", "change", "wanted"), MODELS)
 def test_a_model_that_computes_something_else_is_noticed(
     name: str, change: Change, wanted: set[str], dumps: dict[str, Dumped], tmp_path: Path

@@ -80,6 +80,7 @@ def test_one_rank_and_cut_ones_publish_what_the_oracle_exports(family: Family, t
         assert differing(family, ours) == [], topology.name
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("family", BUILT, ids=lambda family: family.name)
 def test_every_row_that_is_changed_is_noticed(family: Family, tmp_path: Path) -> None:
     """Of each table every row is changed once: with the first family that has it."""

@@ -91,6 +91,7 @@ def test_checkpoints_have_the_published_expert_names_and_sidecars(tmp_path: Path
 # ---------------------------------------------------------------- fake worlds
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("family", FAMILIES, ids=family_id)
 def test_a_family_builds_on_every_rank_of_every_world(family: Family) -> None:
     for world in topologies_of(family):

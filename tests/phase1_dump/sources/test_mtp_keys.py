@@ -109,6 +109,7 @@ def test_the_table_expects_what_published_checkpoints_hold(
     assert table(checkpoints[family.name]).shapes() == shapes_of(checkpoints[family.name])
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("family", "topology"), CELLS)
 def test_every_key_is_claimed_and_every_tensor_but_copies_is_held(
     family: Family, topology: Topology, checkpoints: dict[str, Path]
@@ -131,6 +132,7 @@ def test_keys_of_transformer_engines_modules_are_claimed_too(
     assert names == shapes_held(checkpoints[family.name]).keys()
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("family", "topology"), CELLS)
 def test_every_element_is_written_once_and_copies_not_at_all(
     family: Family, topology: Topology, checkpoints: dict[str, Path], tmp_path: Path
