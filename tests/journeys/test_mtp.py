@@ -27,7 +27,7 @@ from tests.worlds.mtp import (
     MTP_FAMILIES,
     can_build,
 )
-from tests.worlds.oracle import load_model
+from tests.worlds.oracle import NOT_IMPORTED, load_model
 from tests.worlds.topology import SINGLE, Topology
 
 TOPOLOGIES = (
@@ -41,7 +41,9 @@ TOPOLOGIES = (
     Topology(tp=2, pp=2, ep=2, dp=2),
 )
 HYBRID_TOPOLOGIES = (*(world for world in TOPOLOGIES if world.vpp == 1), *HYBRID_STAGES)
-FAMILIES = tuple(family for family in MTP_FAMILIES if can_build(family))
+FAMILIES = tuple(
+    family for family in MTP_FAMILIES if can_build(family) and family.architecture not in NOT_IMPORTED
+)
 CASES = [
     pytest.param(family, topology, id=f"{family.name}-{topology.name}")
     for family in FAMILIES
