@@ -54,6 +54,12 @@ ORACLES: Final[dict[str, Oracle]] = {
     "kimi_k2": Oracle(),
     "glm4_moe": Oracle(),
     "glm4_moe_lite": Oracle(),
+    "deepseek_v32": Oracle(
+        "",
+        reason="Megatron-Bridge does not know DeepSeek-V3.2. transformers computes of what is published what Megatron "
+        "computed (tests/oracles/test_logits.py); the rows are those of GLM-5.",
+    ),
+    "glm_moe_dsa": Oracle(),
     "nemotron_h": Oracle(
         reason="Bridge 0.6.2 has no rule for the norm of a hybrid's attention in a local spec."
     ),
@@ -61,6 +67,7 @@ ORACLES: Final[dict[str, Oracle]] = {
     "deepseek_v3_mtp": Oracle(te=False, copies=COPIES),
     "glm4_moe_mtp": Oracle(),
     "glm4_moe_lite_mtp": Oracle(held=True),
+    "glm_moe_dsa_mtp": Oracle(copies=COPIES),
     "nemotron_h_mtp": Oracle(),
     "nemotron_h_latent_mtp": Oracle(),
     "nemotron_h_mixed_mtp": Oracle(

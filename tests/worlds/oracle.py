@@ -42,8 +42,10 @@ MIXTRAL_AS_QWEN3_MOE = (
 
 # classes that Model-Optimizer 0.47 has no rules for
 NOT_IMPORTED = {
+    "DeepseekV32ForCausalLM",
     "Glm4MoeForCausalLM",
     "Glm4MoeLiteForCausalLM",
+    "GlmMoeDsaForCausalLM",
     "GptOssForCausalLM",
     "KimiK2ForCausalLM",
 }
