@@ -11,6 +11,7 @@ from ..errors import BadInputError, UnsupportedArchitectureError
 from .blueprint import Blueprint, Claim, Tensor
 from .families.deepseek import DEEPSEEK_V3
 from .families.deepseek_v2 import DEEPSEEK_V2
+from .families.dots import DOTS1
 from .families.glm import GLM4_MOE, GLM4_MOE_LITE
 from .families.gpt_oss import GPT_OSS
 from .families.llama import LLAMA, QWEN2, QWEN3
@@ -31,6 +32,7 @@ TABLES = (
     DEEPSEEK_V2,
     DEEPSEEK_V3,
     DEEPSEEK_V32,
+    DOTS1,
     GLM4_MOE,
     GLM4_MOE_LITE,
     GLM_MOE_DSA,

@@ -106,7 +106,7 @@ def tied(model: Any) -> None:
 GROUPED = (*DENSE, *MOE)
 LATENT = ("deepseek_v3", "deepseek_v3_full_query")
 HYBRID = ("nemotron_h",)
-GLM = ("glm4_moe", "glm4_moe_lite")
+GLM = ("glm4_moe", "glm4_moe_lite", "dots1")
 ROUTED = (*MOE, *LATENT, *HYBRID, *GLM, "deepseek_v2")
 BIASED = (*LATENT, *HYBRID, *GLM)
 ALL = (*GROUPED, *LATENT, *HYBRID, *GLM, "deepseek_v2")

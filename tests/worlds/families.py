@@ -20,6 +20,7 @@ Architecture = Literal[
     "DeepseekV2ForCausalLM",
     "DeepseekV3ForCausalLM",
     "DeepseekV32ForCausalLM",
+    "Dots1ForCausalLM",
     "Glm4MoeForCausalLM",
     "Glm4MoeLiteForCausalLM",
     "GlmMoeDsaForCausalLM",
@@ -203,6 +204,7 @@ FAMILIES: tuple[Family, ...] = (
         experts=replace(_GLM, scaling=2.5),
         latent=Latent(),
     ),
+    Family("dots1", "Dots1ForCausalLM", qk_norm=True, norm_eps=1e-6, experts=_GLM),
     Family("glm4_moe", "Glm4MoeForCausalLM", qkv_bias=True, qk_norm=True, experts=_GLM, rotated=0.5),
     Family("glm4_moe_lite", "Glm4MoeLiteForCausalLM", groups=8, experts=_GLM, latent=Latent()),
     Family(
