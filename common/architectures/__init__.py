@@ -11,12 +11,14 @@ from ..errors import BadInputError, UnsupportedArchitectureError
 from .blueprint import Blueprint, Claim, Tensor
 from .families.deepseek import DEEPSEEK_V3
 from .families.deepseek_v2 import DEEPSEEK_V2
+from .families.dots import DOTS1
 from .families.glm import GLM4_MOE, GLM4_MOE_LITE
 from .families.gpt_oss import GPT_OSS
 from .families.llama import LLAMA, QWEN2, QWEN3
 from .families.mixtral import MIXTRAL
 from .families.nemotron_h import NEMOTRON_H
 from .families.qwen3_moe import QWEN3_MOE
+from .families.sparse import DEEPSEEK_V32, GLM_MOE_DSA
 from .keys import key_ids
 from .rows import Architecture, Config, Layout
 
@@ -29,8 +31,11 @@ TABLES = (
     GPT_OSS,
     DEEPSEEK_V2,
     DEEPSEEK_V3,
+    DEEPSEEK_V32,
+    DOTS1,
     GLM4_MOE,
     GLM4_MOE_LITE,
+    GLM_MOE_DSA,
     NEMOTRON_H,
 )
 ARCHITECTURES = {name: table for table in TABLES for name in (table.name, *table.aliases)}

@@ -70,7 +70,11 @@ def _changed(config: Json, key: str) -> Json | None:
     if key in others:
         more: Json = {"use_sliding_window": True, "sliding_window": 24}
         more |= {"layer_types": ["sliding_attention"] * 4} if "layer_types" in config else {}
-        given = more if key in more and "use_sliding_window" in config else {key: others[key]}
+        given = (
+            more
+            if key in more and {"use_sliding_window", "layer_types"} & config.keys()
+            else {key: others[key]}
+        )
         return None if others[key] is None else {**config, **given}
     held = config.get(key)
     if isinstance(held, bool):

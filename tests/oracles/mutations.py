@@ -74,3 +74,9 @@ def is_used(table: Blueprint, row: Row) -> bool:
     """Whether a layer of this config.json has the row."""
     every = range(table.mtp_layers.stop)
     return row.where == "model" or any(layer in table.layers[row.where] for layer in every)
+
+
+def each_row(table: Blueprint) -> Iterator[tuple[Row, str, tuple[Row, ...]]]:
+    """Yield the row that is changed, what is wrong with it, and all rows of the table."""
+    used = [row for row in table.rows if is_used(table, row)]
+    yield from ((row, what, rows) for row, (what, rows) in zip(used, mutations(table), strict=True))

@@ -8,9 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import torch
 
+from shardmerge.common.architectures import ARCHITECTURES, Architecture
+from shardmerge.common.errors import ShardmergeError
 from shardmerge.phase1_dump import dump
 from shardmerge.phase2_merge import merge
 from tests.worlds.checkpoints import read_hf_tensors
@@ -47,3 +51,27 @@ def copies(names: Iterable[str], copied: dict[str, str] | None) -> Iterator[tupl
         for end, source in (copied or {}).items():
             if ".layers." in name and name.endswith(f".{end}"):
                 yield name, source
+
+
+def is_dumped(chunks: list[Any], wrong: Architecture, reference: Path, folder: Path) -> bool:
+    """Dump a model with a table that is wrong; whether it was not refused."""
+    with _in_place(wrong):
+        try:
+            dump(chunks, folder / "dump", hf_reference=reference, run_id="wrong", step=1)
+        except ShardmergeError:
+            return False
+    return True
+
+
+def is_merged(wrong: Architecture, reference: Path, folder: Path) -> bool:
+    """Merge such a dump; whether it was not refused."""
+    with _in_place(wrong):
+        try:
+            merge([folder / "dump"], folder / "merged", hf_reference=reference, workers=1)
+        except ShardmergeError:
+            return False
+    return True
+
+
+def _in_place(wrong: Architecture) -> Any:
+    return mock.patch.dict(ARCHITECTURES, dict.fromkeys((wrong.name, *wrong.aliases), wrong))

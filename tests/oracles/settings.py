@@ -75,6 +75,8 @@ CASES: tuple[tuple[str, Json], ...] = (
     ("glm4_moe", {"attention_bias": False, "num_experts_per_tok": 4, "topk_group": 2, "n_group": 4}),
     ("glm4_moe_lite", {}),
     ("glm4_moe_lite", {**BASE, "rms_norm_eps": 3e-4, "num_experts_per_tok": 4, "routed_scaling_factor": 1.0}),
+    ("glm_moe_dsa", {}),
+    ("glm_moe_dsa", {**BASE, "index_topk": 5, "rms_norm_eps": 3e-4, "routed_scaling_factor": 1.0}),
     ("glm4_moe_mtp", {}),
     ("glm4_moe_lite_mtp", {}),
     ("nemotron_h", {}),

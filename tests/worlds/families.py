@@ -19,8 +19,11 @@ Architecture = Literal[
     "GptOssForCausalLM",
     "DeepseekV2ForCausalLM",
     "DeepseekV3ForCausalLM",
+    "DeepseekV32ForCausalLM",
+    "Dots1ForCausalLM",
     "Glm4MoeForCausalLM",
     "Glm4MoeLiteForCausalLM",
+    "GlmMoeDsaForCausalLM",
     "KimiK2ForCausalLM",
     "NemotronHForCausalLM",
 ]
@@ -55,6 +58,16 @@ class Latent:
     nope_channels: int = 20
     rope_channels: int = 8
     value_channels: int = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Indexer:
+    """Widths of what chooses the tokens that sparse attention sees, and how it rotates."""
+
+    heads: int = 6
+    channels: int = 14
+    top_k: int = 9
+    interleaved: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +126,7 @@ class Family:
     norm_eps: float = 1e-5
     experts: Experts | None = None
     latent: Latent | None = None
+    indexer: Indexer | None = None
     mamba: Mamba | None = None
     mtp: Steps | None = None
 
@@ -190,8 +204,26 @@ FAMILIES: tuple[Family, ...] = (
         experts=replace(_GLM, scaling=2.5),
         latent=Latent(),
     ),
+    Family("dots1", "Dots1ForCausalLM", qk_norm=True, norm_eps=1e-6, experts=_GLM),
     Family("glm4_moe", "Glm4MoeForCausalLM", qkv_bias=True, qk_norm=True, experts=_GLM, rotated=0.5),
     Family("glm4_moe_lite", "Glm4MoeLiteForCausalLM", groups=8, experts=_GLM, latent=Latent()),
+    Family(
+        "deepseek_v32",
+        "DeepseekV32ForCausalLM",
+        groups=8,
+        norm_eps=1e-6,
+        experts=_DEEPSEEK,
+        latent=Latent(),
+        indexer=Indexer(),
+    ),
+    Family(
+        "glm_moe_dsa",
+        "GlmMoeDsaForCausalLM",
+        groups=8,
+        experts=_GLM,
+        latent=Latent(),
+        indexer=Indexer(interleaved=True),
+    ),
     Family("nemotron_h", "NemotronHForCausalLM", experts=_NEMOTRON, mamba=Mamba("ME*-")),
     Family(
         "nemotron_h_latent",
@@ -271,6 +303,18 @@ def _hf_attention(family: Family) -> dict[str, Any]:
         "qk_nope_head_dim": family.latent.nope_channels,
         "qk_rope_head_dim": family.latent.rope_channels,
         "v_head_dim": family.latent.value_channels,
+        **_hf_indexer(family.indexer),
+    }
+
+
+def _hf_indexer(indexer: Indexer | None) -> dict[str, Any]:
+    if indexer is None:
+        return {}
+    return {
+        "index_n_heads": indexer.heads,
+        "index_head_dim": indexer.channels,
+        "index_topk": indexer.top_k,
+        **({"indexer_rope_interleave": True} if indexer.interleaved else {}),
     }
 
 

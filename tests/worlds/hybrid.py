@@ -116,10 +116,10 @@ def _mend() -> None:
         return
     setattr(importlib.import_module(STACK), "TENorm", WrappedTorchNorm)
     setattr(moe_layer, "HAVE_TE", True)
-    setattr(moe_layer, "TELinear", _projection)
+    setattr(moe_layer, "TELinear", projection)
 
 
-def _projection(*sizes: int, parallel_mode: str, **options: Any) -> Any:
+def projection(*sizes: int, parallel_mode: str, **options: Any) -> Any:
     """megatron-core's own replacement of a parallel linear; for what all ranks hold it does not say who they are."""
     assert parallel_mode == "duplicated"
     linear = Linear(*sizes, **options)

@@ -20,6 +20,12 @@ from megatron.core.transformer.transformer_config import MLATransformerConfig, T
 from tests.worlds.attention import CpuAttention
 from tests.worlds.families import Experts, Family, Latent, Steps
 from tests.worlds.hybrid import hybrid_options
+from tests.worlds.sparse import (
+    sparse_block_spec,
+    sparse_layer_specs,
+    sparse_options,
+    with_own_norms,
+)
 from tests.worlds.topology import Topology
 
 # by architecture, where it is not that of most
@@ -46,6 +52,8 @@ def transformer_config(
     if family.latent is None:
         return TransformerConfig(**options, multi_latent_attention=False)
     _mend_latent_attention()
+    if family.indexer is not None:
+        options |= sparse_options(family.indexer, topology.tp)
     return MLATransformerConfig(**options | _latent_options(family.latent, family.rope_theta))
 
 
@@ -55,6 +63,8 @@ def block_spec(config: TransformerConfig, *, te: bool = False, vp_stage: int | N
     The local attention core is always replaced (see `attention`), Transformer Engine's only with context
     parallelism, for which it creates a CUDA stream, and with sinks, which it allocates on a GPU.
     """
+    if config.experimental_attention_variant == "dsa":
+        return sparse_block_spec(config, te=te, vp_stage=vp_stage)
     spec = get_gpt_decoder_block_spec(
         config, use_transformer_engine=te, normalization="RMSNorm", vp_stage=vp_stage
     )
@@ -68,6 +78,10 @@ def mtp_spec(config: TransformerConfig, *, te: bool = False, vp_stage: int | Non
 
     A step is built like the decoder's last layer, which another stage may hold: a layout can put steps by themselves.
     """
+    if config.experimental_attention_variant == "dsa":
+        last = sparse_layer_specs(config, te=te)[-1]
+        spec = get_gpt_mtp_block_spec(config, last, use_transformer_engine=te, vp_stage=vp_stage)
+        return spec if te else with_own_norms(spec)
     layer = get_gpt_decoder_layer_specs(
         config, use_transformer_engine=te, normalization="RMSNorm", vp_stage=vp_stage
     )[-1]

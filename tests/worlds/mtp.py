@@ -15,8 +15,9 @@ import torch
 from safetensors.torch import save_file
 
 from tests.worlds.checkpoints import read_hf_tensors, telling_values, write_config, write_hf_checkpoint
-from tests.worlds.families import Family, Mamba, Steps, by_name
+from tests.worlds.families import FAMILIES, Family, Mamba, Steps, by_name
 from tests.worlds.hybrid import IS_HYBRID
+from tests.worlds.sparse import HAS_SPARSE
 from tests.worlds.topology import Topology
 
 Tensors = dict[str, torch.Tensor]
@@ -40,10 +41,13 @@ NEMOTRON_H_MIXED_MTP = replace(
 GLM4_MOE_MTP = replace(by_name("glm4_moe"), name="glm4_moe_mtp", qk_norm=False, mtp=Steps())
 GLM4_MOE_LITE_MTP = replace(by_name("glm4_moe_lite"), name="glm4_moe_lite_mtp", mtp=Steps())
 
+GLM_MOE_DSA_MTP = replace(by_name("glm_moe_dsa"), name="glm_moe_dsa_mtp", mtp=Steps())
+
 MTP_FAMILIES = (
     DEEPSEEK_V3_MTP,
     GLM4_MOE_MTP,
     GLM4_MOE_LITE_MTP,
+    GLM_MOE_DSA_MTP,
     NEMOTRON_H_MTP,
     NEMOTRON_H_LATENT_MTP,
     NEMOTRON_H_MIXED_MTP,
@@ -59,8 +63,13 @@ HYBRID_STAGES = (
 
 
 def can_build(family: Family) -> bool:
-    """Whether the installed megatron-core builds the family: of hybrids with MTP, from 0.17 on."""
-    return family.mamba is None or IS_HYBRID
+    """Whether the installed megatron-core builds the family: 0.16 builds neither hybrids with MTP nor indexers."""
+    if family.indexer is not None:
+        return HAS_SPARSE
+    return family.mamba is None or family.mtp is None or IS_HYBRID
+
+
+BUILT = tuple(filter(can_build, FAMILIES))
 
 
 def write_checkpoint(family: Family, path: Path) -> Path:

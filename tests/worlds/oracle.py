@@ -42,8 +42,11 @@ MIXTRAL_AS_QWEN3_MOE = (
 
 # classes that Model-Optimizer 0.47 has no rules for
 NOT_IMPORTED = {
+    "DeepseekV32ForCausalLM",
+    "Dots1ForCausalLM",
     "Glm4MoeForCausalLM",
     "Glm4MoeLiteForCausalLM",
+    "GlmMoeDsaForCausalLM",
     "GptOssForCausalLM",
     "KimiK2ForCausalLM",
 }
