@@ -9,9 +9,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import secrets
 import shutil
 import signal
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -77,6 +79,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     te_path = str(TE_PATH) if TE_PATH.is_dir() else None
     parser.addoption("--te-path", metavar="DIR", default=te_path, help="folder of TE's Python-only wheel")
     parser.addoption(
+        "--sample", type=int, default=1, metavar="N", help="of the tests marked `sampled` run one in N"
+    )
+    parser.addoption("--seed", metavar="TEXT", help="which of them; printed if it is not given")
+    parser.addoption(
         "--matrix", metavar="FILE", help="write which architectures and topologies passed, as JSON"
     )
 
@@ -84,8 +90,29 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell ignores it for background jobs
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if not hasattr(config, "workerinput") and config.option.seed is None:
+        config.option.seed = secrets.token_hex(4)  # workers of xdist get all options
     if config.getoption("--matrix") and not hasattr(config, "workerinput"):
         config.pluginmanager.register(_Recorder(Path(config.getoption("--matrix"))))
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """Print how to run the same sample again."""
+    every, seed = config.getoption("--sample"), config.getoption("--seed")
+    return None if every == 1 else f"sample: one in {every} of the tests marked `sampled`, --seed {seed}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is not in the sample."""
+    every, seed = config.getoption("--sample"), config.getoption("--seed")
+    left = [
+        item
+        for item in items
+        if item.get_closest_marker("sampled") and zlib.crc32(f"{seed} {item.nodeid}".encode()) % every
+    ]
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if item not in set(left)]
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

@@ -80,6 +80,8 @@ COMPARED: Final[dict[str, tuple[str, ...]]] = {
     "dsa_indexer_n_heads": ("indexer_heads",),
     "dsa_indexer_head_dim": ("indexer_head_dim",),
     "dsa_indexer_topk": ("indexer_top_k",),
+    "dsa_indexer_rope_interleaved": ("indexer_rope_interleaved", "indexer_rope_first"),
+    "dsa_indexer_k_norm_epsilon": ("indexer_norm_eps",),
     # embeddings and multi-token prediction
     "use_mup": ("embedding_scale", "logit_scale"),
     "mup_embedding_mult": ("embedding_scale",),
@@ -274,11 +276,7 @@ REFUSED: Final[dict[str, Refused]] = {
     ),
     "moe_router_force_load_balancing": Refused((False,), "the router's logits are random numbers"),
     "moe_router_force_biased": Refused((None,), "random numbers are added to the router's logits"),
-    "dsa_indexer_rope_interleaved": Refused(
-        (False,), "rotary pairs of the indexer are neighbours, not halves"
-    ),
     "dsa_indexer_scoring_relu": Refused((True,), "scores of the indexer may be negative"),
-    "dsa_indexer_k_norm_epsilon": Refused((None,), "the norm of the indexer's keys adds its own epsilon"),
 }
 KNOWN: Final = frozenset({*COMPARED, *REFUSED, *(name for group in HARMLESS for name in group.fields)})
 

@@ -98,6 +98,7 @@ def _attention(config: Any) -> Settings:
     own = {field: getattr(config, field) for field in VARIANTS.get(variant, {})}
     return {
         **{VARIANTS[variant][field]: value for field, value in own.items()},
+        **(_indexer(config) if variant == "dsa" else {}),
         "attention_sink": config.softmax_type,
         "attention_gate": bool(config.attention_output_gate),
         "attention_variant": variant,
@@ -105,6 +106,18 @@ def _attention(config: Any) -> Settings:
         "query_key_norm": bool(config.qk_l2_norm),
         "projection_clip": None,  # its attention has none
         "sliding_windows": _windows(config),
+    }
+
+
+def _indexer(config: Any) -> Settings:
+    """Up to 0.16, without this option, the last channels of a head are rotated, as two halves.
+
+    Source: megatron/core/transformer/experimental_attention_variant/dsa.py (`DSAIndexer._apply_rope`).
+    """
+    option = "dsa_indexer_rope_interleaved"
+    return {
+        "indexer_rope_interleaved": bool(getattr(config, option, False)),
+        "indexer_rope_first": hasattr(config, option),
     }
 
 
@@ -157,6 +170,8 @@ def _norm_setting(config: Any, name: str) -> str:
     last = name.rpartition(".")[2]
     if name.endswith("mixer.norm"):
         return "mamba_norm_eps"
+    if name.endswith("indexer.k_norm"):
+        return "indexer_norm_eps"
     latent = ("q_layernorm", "kv_layernorm", "linear_q_up_proj", "linear_kv_up_proj")
     return "latent_norm_eps" if config.multi_latent_attention and last in latent else "norm_eps"
 

@@ -22,12 +22,13 @@ from shardmerge.common.manifest_facts import Facts
 from shardmerge.common.places import CONFIG, HF_QUANT_CONFIG, INDEX, RECORDS, REPORT
 
 from ..corrections import record
-from ..corrections.changes import Change, corrected, corrected_facts
+from ..corrections.changes import Change, corrected, corrected_facts, refuse_undone
 from ..corrections.record import Recorded
 from ..corrections.settle import settled, settled_config, settled_facts
 from ..corrections.written import Correction
 from ..hf_files import config_json, index_json
 from ..ledger.published import PublishedRecords
+from ..proof.config import mtp as steps
 from ..proof.config import settings, shapes
 from ..quantization import json_files
 
@@ -84,7 +85,8 @@ def decide(
         All files that a merge writes beside the shards, most of them as they are.
 
     Raises:
-        BadInputError: A correction does not fit what is there, or the architecture is not known.
+        BadInputError: A correction does not fit what is there, or promises multi-token prediction that was dropped; or
+            the architecture is not known.
         MismatchError, MissingTensorError, UnexpectedTensorError: config.json does not fit the tensors; several such
             as ProblemsFoundError.
     """
@@ -94,7 +96,9 @@ def decide(
     statements = json_files.statements(present.hf_quant_config, declared)
     changes = _changes(records.facts, base, statements, earlier, given)
     facts = corrected_facts(records.facts, changes)
-    config = as_merged(corrected("config", base, changes), mtp)
+    told = corrected("config", base, changes)
+    config = as_merged(told, mtp)
+    refuse_undone(told, config, changes)
     hf_quant_config, declares = json_files.corrected_both(present.hf_quant_config, declared, changes)
     table = blueprint(config, records.weight_map)
     raise_problems(problems(records, facts, table))
@@ -171,8 +175,11 @@ def problems(records: PublishedRecords, facts: Facts, table: Blueprint) -> Itera
         Errors that are not raised: another architecture or dimension than was dumped, tensors that differ.
     """
     yield from shapes.against_facts(table, records.architecture, facts)
-    # packed weights have shapes of their own, and companions: the merge compared them
-    if table.architecture.name != records.architecture or not records.plain:
+    if table.architecture.name != records.architecture:
+        return
+    if not records.plain:
+        # packed weights have shapes of their own, and companions: the merge compared them, but no dimension tells steps
+        yield from steps.against_names(table, records.names)
         return
     compared = shapes.against_tensors(table, dict(zip(records.names, records.shapes, strict=True)))
     yield from compared.problems

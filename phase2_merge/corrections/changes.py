@@ -66,6 +66,24 @@ def corrected_facts(facts: Facts, changes: Sequence[Change]) -> Facts:
         raise BadInputError(f"--set: {error}", "Set it to another value.") from None
 
 
+def refuse_undone(told: Mapping[str, Json], final: Mapping[str, Json], changes: Sequence[Change]) -> None:
+    """Raise BadInputError for a change that promises what is dropped, which the report would record in vain.
+
+    Args:
+        told: config.json with all changes.
+        final: The same without multi-token prediction.
+        changes: Those of other parts are ignored.
+    """
+    for change in changes:
+        asked, stays = at(told, change.path), at(final, change.path)
+        if change.part == "config" and asked != stays and (asked or stays):
+            becomes = "removes it" if stays is None else f"makes it {typed.shown(stays)}"
+            raise BadInputError(
+                f"{change.key}={typed.shown(asked)} contradicts --drop-mtp, which {becomes}",
+                "Give one of them. What was dropped comes back with a merge without --drop-mtp.",
+            )
+
+
 def placed(values: Mapping[str, Json], change: Change) -> dict[str, Json]:
     """Return a copy of `values` with a change. Raises BadInputError if it leads through something else than objects."""
     return _placed(values, change.path, change)

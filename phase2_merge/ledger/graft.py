@@ -6,7 +6,7 @@ once, for their checksums; their numbers are never looked at.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -41,33 +41,34 @@ class GraftedFile:
         return tuple(placed.rectangle.name for placed in self.placed)
 
 
-def graft(reference: Reference, patterns: Sequence[str], but: Container[str] = ()) -> tuple[GraftedFile, ...]:
+def graft(
+    reference: Reference,
+    patterns: Sequence[str],
+    copies: Mapping[str, str],
+    but: Container[str],
+) -> tuple[GraftedFile, ...]:
     """Find the files of the reference that hold tensors of these names, and read the bytes of these tensors once.
 
     Args:
         reference: Where they are taken from.
         patterns: Names, in which `*`, `?` and `[...]` mean what they mean in file names.
+        copies: Names of tensors that the merge itself makes of others, and the names of these. None is taken.
         but: Names of tensors that are not taken, whatever the patterns say.
 
     Returns:
         The files, and what is taken of each.
 
     Raises:
-        BadInputError: No tensor's name fits a pattern.
+        BadInputError: No tensor's name fits a pattern, or only those of copies do.
         CorruptFileError, OSError: The reference cannot be read.
     """
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in reference.tensors):
-            held = f"holds {len(reference.tensors):,} tensors" if reference.tensors else "holds no weights"
-            raise BadInputError(
-                f"--graft {pattern}: {reference.path} {held}, none of that name",
-                "Give a reference with weights, and a name of them or a pattern such as 'model.visual.*'.",
-            )
+        _require_fitting(pattern, reference, copies)
     if not patterns:
         return ()
     paths = references.weight_files(reference.path)
     headers = [(path, references.read_header(path, reference.path)) for path in paths]
-    wanted = ((path, header, _matching(header, patterns, but)) for path, header in headers)
+    wanted = ((path, header, _matching(header, patterns, (copies, but))) for path, header in headers)
     files = [file for file in wanted if file[2]]
     return tuple(_grafted(reference.path, number, *file) for number, file in enumerate(files))
 
@@ -78,9 +79,26 @@ def tensors(files: Iterable[GraftedFile]) -> dict[str, ReferenceTensor]:
     return {one.name: ReferenceTensor(one.dtype, one.global_shape) for one in rectangles}
 
 
-def _matching(header: Header, patterns: Sequence[str], but: Container[str]) -> list[Entry]:
+def _require_fitting(pattern: str, reference: Reference, copies: Mapping[str, str]) -> None:
+    """Raise BadInputError if nothing would be taken by a pattern."""
+    fitting = [name for name in reference.tensors if fnmatchcase(name, pattern)]
+    if not fitting:
+        held = f"holds {len(reference.tensors):,} tensors" if reference.tensors else "holds no weights"
+        raise BadInputError(
+            f"--graft {pattern}: {reference.path} {held}, none of that name",
+            "Give a reference with weights, and a name of them or a pattern such as 'model.visual.*'.",
+        )
+    if all(name in copies for name in fitting):
+        source = copies[fitting[0]]
+        raise BadInputError(
+            f"--graft {pattern} fits only copies: {fitting[0]} is {source} once more, and the merge writes it itself",
+            f"Leave the pattern away, or graft {source} if no rank holds that.",
+        )
+
+
+def _matching(header: Header, patterns: Sequence[str], but: Sequence[Container[str]]) -> list[Entry]:
     fitting = (entry for entry in header.entries if any(fnmatchcase(entry.name, each) for each in patterns))
-    return [entry for entry in fitting if entry.name not in but]
+    return [entry for entry in fitting if not any(entry.name in names for names in but)]
 
 
 def _grafted(root: Path, number: int, path: Path, header: Header, entries: list[Entry]) -> GraftedFile:

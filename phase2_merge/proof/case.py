@@ -14,7 +14,7 @@ from shardmerge.common.manifest import Manifest
 from shardmerge.common.manifest_facts import Facts
 from shardmerge.common.reference import Reference
 
-from ..corrections.changes import Change, corrected, corrected_facts
+from ..corrections.changes import Change, corrected, corrected_facts, refuse_undone
 from ..corrections.record import Recorded, recorded
 from ..corrections.settle import settled_config, settled_facts
 from ..corrections.written import Correction, parse
@@ -115,13 +115,13 @@ def read(asked: Asked) -> Case:
     told = recorded("config", reference.config, of_config)
     reference = replace(reference, config=corrected("config", reference.config, of_config))
     described = blueprint(reference.config, reference.tensors)
-    left = {*described.copies()}
+    copies, left = described.copies(), frozenset[str]()
     if asked.drop_mtp:
-        left |= set(filter(described.is_mtp, reference.tensors))
-        reference = _without_mtp(reference, described)
+        left = frozenset(filter(described.is_mtp, reference.tensors))
+        reference = _without_mtp(reference, described, of_config)
         described = blueprint(reference.config, reference.tensors)
     ranks = discover([Path(dump) for dump in asked.dumps])
-    table = ledger.read(ranks, graft.graft(reference, _patterns(asked, reference, described), left))
+    table = ledger.read(ranks, graft.graft(reference, _patterns(asked, reference, described), copies, left))
     manifests = [head.manifest for head in table.heads]
     facts = table.facts()
     of_facts = settled_facts(facts, given)
@@ -134,8 +134,11 @@ def read(asked: Asked) -> Case:
     )
 
 
-def _without_mtp(reference: Reference, described: Blueprint) -> Reference:
-    """Return a reference that holds and promises no multi-token prediction. Raises BadInputError."""
+def _without_mtp(reference: Reference, described: Blueprint, changes: Sequence[Change]) -> Reference:
+    """Return a reference that holds and promises no multi-token prediction.
+
+    Raises BadInputError for an architecture that has none, and for a correction that promises it.
+    """
     mtp = described.architecture.mtp
     if mtp is None:
         raise BadInputError(
@@ -143,7 +146,9 @@ def _without_mtp(reference: Reference, described: Blueprint) -> Reference:
             "Leave it away.",
         )
     tensors = {name: tensor for name, tensor in reference.tensors.items() if not described.is_mtp(name)}
-    return replace(reference, config=mtp.without(reference.config), tensors=tensors)
+    config = mtp.without(reference.config)
+    refuse_undone(reference.config, config, changes)
+    return replace(reference, config=config, tensors=tensors)
 
 
 def _patterns(asked: Asked, reference: Reference, described: Blueprint) -> tuple[str, ...]:

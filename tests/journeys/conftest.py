@@ -9,9 +9,9 @@ import pytest
 
 from tests.journeys.settings import Dumped, dumped
 from tests.worlds.checkpoints import write_hf_checkpoint
-from tests.worlds.families import FAMILIES, Family
+from tests.worlds.families import Family
 from tests.worlds.gloo import GlooRanks
-from tests.worlds.mtp import write_checkpoint
+from tests.worlds.mtp import BUILT, write_checkpoint
 from tests.worlds.oracle import write_torch_dist
 
 
@@ -36,9 +36,8 @@ def sources(
 def dumps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Dumped]:
     """By the name of a family. transformers writes all before a world is up."""
     folder = tmp_path_factory.mktemp("settings")
-    for family in FAMILIES:
+    for family in BUILT:
         write_hf_checkpoint(family, folder / family.name)
     return {
-        family.name: dumped(family, folder / family.name, folder / f"{family.name}-dump")
-        for family in FAMILIES
+        family.name: dumped(family, folder / family.name, folder / f"{family.name}-dump") for family in BUILT
     }

@@ -12,12 +12,13 @@ from shardmerge.common.errors import ConfigMismatchError, ProblemsFoundError, Sh
 from shardmerge.phase1_dump import dump
 from shardmerge.phase2_merge import check
 from tests.worlds.fake import build_model, fake_world
-from tests.worlds.families import FAMILIES, Family
+from tests.worlds.families import Family
+from tests.worlds.mtp import BUILT
 from tests.worlds.topology import SINGLE
 
 Json = dict[str, Any]
 Change = Callable[[Any], None]
-NAMES = tuple(family.name for family in FAMILIES)
+NAMES = tuple(family.name for family in BUILT)
 
 
 @dataclass(frozen=True, slots=True)

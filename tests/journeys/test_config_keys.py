@@ -60,7 +60,7 @@ def _changed(config: Json, key: str) -> Json | None:
         "rope_scaling": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0},
         "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0},
         "rope_theta": None, "topk_method": "greedy", "time_step_limit": [0.5, 2.0],
-        "mamba_dt_limit": [0.5, 2.0], "sliding_window": 16, "use_sliding_window": True, "layer_types": None,
+        "mamba_dt_limit": [0.5, 2.0], "sliding_window": 24, "use_sliding_window": True, "layer_types": None,
         "max_window_layers": None, "mtp_hybrid_override_pattern": None, "mtp_layers_block_type": None,
         "sliding_window_pattern": None,
         "num_nextn_predict_layers": None, "mamba_n_groups": 2, "norm_eps": None,
@@ -69,9 +69,13 @@ def _changed(config: Json, key: str) -> Json | None:
         return None
     others["scoring_func"] = "sigmoid" if config["model_type"] == "deepseek_v2" else "softmax"
     if key in others:
-        more: Json = {"use_sliding_window": True, "sliding_window": 16}
+        more: Json = {"use_sliding_window": True, "sliding_window": 24}
         more |= {"layer_types": ["sliding_attention"] * 4} if "layer_types" in config else {}
-        given = more if key in more and "use_sliding_window" in config else {key: others[key]}
+        given = (
+            more
+            if key in more and {"use_sliding_window", "layer_types"} & config.keys()
+            else {key: others[key]}
+        )
         return None if others[key] is None else {**config, **given}
     held = config.get(key)
     if isinstance(held, bool):

@@ -23,12 +23,11 @@ from tests.worlds.checkpoints import read_hf_tensors
 from tests.worlds.families import Family
 from tests.worlds.gloo import GlooRanks
 from tests.worlds.mtp import (
-    DEEPSEEK_V3_MTP,
-    NEMOTRON_H_LATENT_MTP,
-    NEMOTRON_H_MTP,
+    HYBRID_STAGES,
+    MTP_FAMILIES,
     can_build,
 )
-from tests.worlds.oracle import load_model
+from tests.worlds.oracle import NOT_IMPORTED, load_model
 from tests.worlds.topology import SINGLE, Topology
 
 TOPOLOGIES = (
@@ -41,15 +40,14 @@ TOPOLOGIES = (
     Topology(tp=4, ep=2, dp=2),
     Topology(tp=2, pp=2, ep=2, dp=2),
 )
-# Model-Optimizer imports no Mamba mixer in a step
+HYBRID_TOPOLOGIES = (*(world for world in TOPOLOGIES if world.vpp == 1), *HYBRID_STAGES)
 FAMILIES = tuple(
-    family for family in (DEEPSEEK_V3_MTP, NEMOTRON_H_MTP, NEMOTRON_H_LATENT_MTP) if can_build(family)
+    family for family in MTP_FAMILIES if can_build(family) and family.architecture not in NOT_IMPORTED
 )
 CASES = [
     pytest.param(family, topology, id=f"{family.name}-{topology.name}")
     for family in FAMILIES
-    for topology in TOPOLOGIES
-    if family.mamba is None or topology.vpp == 1
+    for topology in (TOPOLOGIES if family.mamba is None else HYBRID_TOPOLOGIES)
 ]
 Sources = Callable[[Family], tuple[Path, Path]]
 Dumps = Callable[[Family, Topology], tuple[Path, Path]]
@@ -92,6 +90,7 @@ def faults(reference: Path, dump: Path) -> list[str]:
     return tiling_faults(pieces, shapes) or differing_tensors(assembled(pieces, shapes), expected)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("family", "topology"), CASES)
 def test_every_byte_of_a_step_comes_back_from_real_ranks(
     family: Family, topology: Topology, dumps: Dumps, tmp_path: Path
@@ -102,6 +101,7 @@ def test_every_byte_of_a_step_comes_back_from_real_ranks(
     assert differing(reference, tmp_path / "merged") == []
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("family", "topology"), CASES)
 def test_fragments_hold_every_byte_of_a_step_but_copies(
     family: Family, topology: Topology, dumps: Dumps
@@ -109,11 +109,18 @@ def test_fragments_hold_every_byte_of_a_step_but_copies(
     assert faults(*dumps(family, topology)) == []
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+@pytest.mark.parametrize(
+    ("family", "topology"),
+    [
+        pytest.param(family, topology, id=f"{family.name}-{topology.name}")
+        for family in FAMILIES
+        for topology in (Topology(tp=2, pp=2, ep=2, dp=2), HYBRID_STAGES[-1])
+        if family.mamba or not topology.stage_layers
+    ],
+)
 def test_fragments_of_transformer_engines_modules_hold_the_same(
-    family: Family, te_ranks: GlooRanks, sources: Sources, tmp_path: Path
+    family: Family, topology: Topology, te_ranks: GlooRanks, sources: Sources, tmp_path: Path
 ) -> None:
-    topology = Topology(tp=2, pp=2, ep=2, dp=2)
     reference, torch_dist = sources(family)
     te_ranks.run(dump_te_on_rank, topology, family, topology, torch_dist, reference, tmp_path)
     assert faults(reference, tmp_path) == []

@@ -30,6 +30,12 @@ CASES = [
         "super", Topology(pp=8, tp=2, ep=8, dp=4), marks=pytest.mark.scale, id="super-64-ranks-tp2-pp8-ep8"
     ),
     pytest.param("nano", Topology(pp=4, ep=8, dp=8), marks=pytest.mark.scale, id="nano-32-ranks-pp4-ep8"),
+    pytest.param(
+        "ultra",
+        Topology(pp=4, vpp=3, ep=8, dp=8, stage_layers=(*[10] * 10, 8, 0)),
+        marks=[pytest.mark.scale, pytest.mark.skipif(not IS_HYBRID, reason="megatron-core 0.16 cannot")],
+        id="ultra-32-ranks-pp4-vpp3-ep8-steps-alone",
+    ),
 ]
 
 
@@ -56,10 +62,11 @@ def test_every_tensor_of_every_layer_has_its_own_values(
     assert wrong(family, tmp_path / "merged") == []
 
 
-ULTRA = narrow("ultra")
+ULTRA, SUPER, NANO = narrow("ultra"), narrow("super"), narrow("nano")
 SHORT = shortened(ULTRA, "MEM*EM*E", num_experts=16)
-PP9_EP8, PP2_EP8, TP4_EP8 = (
+PP9_EP8, PP4_EP8, PP2_EP8, TP4_EP8 = (
     Topology(pp=9, ep=8, dp=8),
+    Topology(pp=4, ep=8, dp=8),
     Topology(pp=2, ep=8, dp=8),
     Topology(tp=4, ep=8, dp=2),
 )
@@ -68,6 +75,17 @@ QUANTIZED = [
     pytest.param(SHORT, True, TP4_EP8, id="short-quantized-mtp-8-ranks-tp4-ep8"),
     pytest.param(ULTRA, False, PP9_EP8, marks=pytest.mark.scale, id="ultra-plain-mtp-72-ranks-pp9-ep8"),
     pytest.param(ULTRA, True, TP4_EP8, marks=pytest.mark.scale, id="ultra-quantized-mtp-8-ranks-tp4-ep8"),
+    pytest.param(
+        SUPER,
+        False,
+        Topology(pp=4, vpp=2, ep=8, dp=8, stage_layers=(*[13] * 6, 10, 0)),
+        marks=pytest.mark.scale,
+        id="super-plain-mtp-32-ranks-pp4-vpp2-ep8-steps-alone",
+    ),
+    pytest.param(SUPER, True, TP4_EP8, marks=pytest.mark.scale, id="super-quantized-mtp-8-ranks-tp4-ep8"),
+    # the published Nano has no steps
+    pytest.param(NANO, False, PP4_EP8, marks=pytest.mark.scale, id="nano-32-ranks-pp4-ep8"),
+    pytest.param(NANO, False, TP4_EP8, marks=pytest.mark.scale, id="nano-8-ranks-tp4-ep8"),
 ]
 
 

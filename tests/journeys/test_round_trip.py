@@ -35,6 +35,7 @@ def dump_on_rank(
     return int(found.statistics["written_bytes"])
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("family", "topology"), CASES)
 def test_every_byte_comes_back_from_real_ranks(
     family: Family, topology: Topology, ranks: GlooRanks, sources: Callable[[Family], tuple[Path, Path]],

@@ -54,6 +54,7 @@ def is_noticed(dump: Path, merged: Path, reference: Path) -> bool:
     return differing(reference, merged) != []
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_every_row_that_is_changed_is_noticed(family: Family, ranks: GlooRanks, tmp_path: Path) -> None:
     reference = write_mtp_checkpoint(family, tmp_path / "hf")

@@ -113,7 +113,7 @@ def tied(model: Any) -> None:
 GROUPED = (*DENSE, *MOE, *SIGMOID)
 LATENT = ("deepseek_v3", "deepseek_v3_full_query")
 HYBRID = ("nemotron_h",)
-GLM = ("glm4_moe", "glm4_moe_lite")
+GLM = ("glm4_moe", "glm4_moe_lite", "dots1")
 ROUTED = (*MOE, *SIGMOID, *LATENT, *HYBRID, *GLM, "deepseek_v2")
 BIASED = ("ernie4_5_moe", *SIGMOID, *LATENT, *HYBRID, *GLM)
 ALL = (*GROUPED, *LATENT, *HYBRID, *GLM, "deepseek_v2", "nemotron")
@@ -214,13 +214,49 @@ CHANGES: tuple[tuple[str, tuple[str, ...], Change, set[str]], ...] = (
     ("tied", ALL, tied, {"tied_embeddings"}),
     ("activation of mixers", HYBRID, each_module("activation", "gelu", "mixer"), {"mamba_activation"}),
 )
+SPARSE = ("deepseek_v32", "glm_moe_dsa")  # not of 0.16
+CHANGES += (
+    ("indexed tokens", SPARSE, setting(dsa_indexer_topk=5), {"indexer_top_k"}),
+    ("heads of the indexer", SPARSE, setting(dsa_indexer_n_heads=3), {"indexer_heads"}),
+    ("channels of the indexer", SPARSE, setting(dsa_indexer_head_dim=28), {"indexer_head_dim"}),
+    (
+        "rotation of the indexer",
+        SPARSE[:1],
+        setting(dsa_indexer_rope_interleaved=True),
+        {"indexer_rope_interleaved"},
+    ),
+    (
+        "rotation of the indexer",
+        SPARSE[1:],
+        setting(dsa_indexer_rope_interleaved=False),
+        {"indexer_rope_interleaved"},
+    ),
+    ("eps of the indexer", SPARSE, each_module("eps", 3e-4, "indexer.k_norm"), {"indexer_norm_eps"}),
+    ("no indexer", SPARSE, setting(experimental_attention_variant=None), {"attention_variant"}),
+    (
+        "base of sparse attention",
+        SPARSE,
+        latent(RotaryEmbedding, rotary_percent=1.0, rotary_base=5000),
+        {"rope_frequencies"},
+    ),
+    (
+        "scale of sparse attention",
+        SPARSE,
+        each_module("softmax_scale", 0.5, "self_attention"),
+        {"softmax_scale"},
+    ),
+    ("top-k beside an indexer", SPARSE[1:], setting(moe_router_topk=4), {"experts_per_token"}),
+    ("bias beside an indexer", SPARSE, setting(moe_router_enable_expert_bias=False), {"router_bias"}),
+)
 MODELS = [
     pytest.param(name, change, wanted, id=f"{name}-{what}")
     for what, names, change, wanted in CHANGES
     for name in names
+    if name in NAMES
 ]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("name", "change", "wanted"), MODELS)
 def test_a_model_that_computes_something_else_is_noticed(
     name: str, change: Change, wanted: set[str], dumps: dict[str, Dumped], tmp_path: Path

@@ -58,6 +58,7 @@ def exported(family: Family, folder: Path, *, te: bool) -> dict[str, torch.Tenso
     """Return the tensors that Bridge exports of a model."""
     import transformers
     from megatron.bridge import AutoBridge
+    from megatron.bridge.models.conversion.param_mapping import AutoMapping
 
     reference = write_bare(family, folder)
     store: Any = dist.HashStore()  # type: ignore[attr-defined]
@@ -71,6 +72,7 @@ def exported(family: Family, folder: Path, *, te: bool) -> dict[str, torch.Tenso
         fill(chunks, family, SINGLE, 0)
         config = transformers.AutoConfig.from_pretrained(reference)
         config.architectures = [family.architecture]
+        AutoMapping.register_module_type("CpuAttention", "column")  # which holds the sinks here
         bridge: Any = AutoBridge.from_hf_config(config)
         given = bridge.export_hf_weights(chunks, cpu=True, show_progress=False)
         return {item[0]: item[1].clone() for item in given}

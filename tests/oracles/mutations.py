@@ -12,6 +12,8 @@ from dataclasses import replace
 from shardmerge.common.architectures import Blueprint
 from shardmerge.common.architectures.rows import Layout, Row
 
+SECTIONED = (Layout.PART, Layout.PACKED)
+
 
 def mutations(table: Blueprint) -> Iterator[tuple[str, tuple[Row, ...]]]:
     """Yield what is wrong, and all rows, once for each row that config.json uses."""
@@ -24,9 +26,24 @@ def mutations(table: Blueprint) -> Iterator[tuple[str, tuple[Row, ...]]]:
         elif row.layout is Layout.QKV:
             turned = replace(row, targets=row.targets[1:] + row.targets[:1])
             yield f"{row.keys[0]} is cut in another order", _with(table, {row: turned})
+        elif row.layout is Layout.PACKED and not row.sections and row.transposed:
+            (target,) = row.targets
+            turned = replace(row, transposed=False, targets=(replace(target, shape=_turned(target.shape)),))
+            yield f"{row.keys[0]} is not transposed", _with(table, {row: turned})
+        elif row.interleaved:
+            yield f"{row.keys[0]} does not alternate", _with(table, _apart(row, used))
         else:
             other_row = _partner(row, used)
             yield f"{row.keys[0]} and {other_row.keys[0]} exchanged", _with(table, _exchanged(row, other_row))
+
+
+def _turned(shape: tuple[str, ...]) -> tuple[str, ...]:
+    return (shape[0], *shape[1:][::-1])
+
+
+def _apart(row: Row, used: list[Row]) -> dict[Row, Row]:
+    """Return the rows of one tensor in sections that follow each other, where they alternate."""
+    return {one: replace(one, interleaved=False) for one in used if one.targets == row.targets}
 
 
 def _partner(row: Row, used: list[Row]) -> Row:
@@ -37,14 +54,14 @@ def _partner(row: Row, used: list[Row]) -> Row:
     alike = [one for one in alike if len(one.targets) == len(row.targets)] or [
         one for one in used if one is not row and one.keys and len(one.targets) == len(row.targets)
     ]
-    parts = [one for one in alike if one.layout is Layout.PART and one.targets == row.targets]
+    parts = [one for one in alike if one.layout in SECTIONED and one.targets == row.targets]
     same_shape = [one for one in alike if one.targets[0].shape == row.targets[0].shape]
     of_experts = [one for one in alike if ("{expert}" in one.keys[0]) == ("{expert}" in row.keys[0])]
     return next(iter(parts or same_shape or of_experts or alike))
 
 
 def _exchanged(row: Row, other: Row) -> dict[Row, Row]:
-    if row.layout is Layout.PART and other.targets == row.targets:
+    if row.layout in SECTIONED and other.targets == row.targets:
         return {row: replace(row, part=other.part), other: replace(other, part=row.part)}
     return {row: replace(row, targets=other.targets), other: replace(other, targets=row.targets)}
 
@@ -57,3 +74,9 @@ def is_used(table: Blueprint, row: Row) -> bool:
     """Whether a layer of this config.json has the row."""
     every = range(table.mtp_layers.stop)
     return row.where == "model" or any(layer in table.layers[row.where] for layer in every)
+
+
+def each_row(table: Blueprint) -> Iterator[tuple[Row, str, tuple[Row, ...]]]:
+    """Yield the row that is changed, what is wrong with it, and all rows of the table."""
+    used = [row for row in table.rows if is_used(table, row)]
+    yield from ((row, what, rows) for row, (what, rows) in zip(used, mutations(table), strict=True))

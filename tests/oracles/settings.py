@@ -36,6 +36,11 @@ LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }  # fmt: skip
+GPT_OSS_YARN = {
+    "rope_type": "yarn", "rope_theta": 150000.0, "factor": 32.0, "original_max_position_embeddings": 4096,
+    "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
+}  # fmt: skip
+ZEROS = torch.zeros
 BASE: Json = {"rope_parameters": {"rope_type": "default", "rope_theta": 765432.0}}
 # what transformers leaves out, and Bridge reads
 AS_PUBLISHED: Json = {"scoring_func": "sigmoid", "topk_method": "noaux_tc"}
@@ -66,6 +71,7 @@ CASES: tuple[tuple[str, Json], ...] = (
     ("qwen2_moe", {**BASE, "num_experts_per_tok": 3, "rms_norm_eps": 3e-4, "norm_topk_prob": True}),
     ("minimax_m2", {}),
     ("minimax_m2", {**BASE, "rotary_dim": 4, "num_experts_per_tok": 3, "rms_norm_eps": 3e-4}),
+    ("gpt_oss", {"rope_parameters": GPT_OSS_YARN, "max_position_embeddings": 131072, "sliding_window": 24}),
     ("deepseek_v3", {}),
     ("deepseek_v3", {"rope_parameters": YARN, "max_position_embeddings": 163840}),
     ("deepseek_v3", {"routed_scaling_factor": 1.75, "num_experts_per_tok": 4, "topk_group": 2, "n_group": 4}),
@@ -83,6 +89,8 @@ CASES: tuple[tuple[str, Json], ...] = (
     ("glm4_moe", {"attention_bias": False, "num_experts_per_tok": 4, "topk_group": 2, "n_group": 4}),
     ("glm4_moe_lite", {}),
     ("glm4_moe_lite", {**BASE, "rms_norm_eps": 3e-4, "num_experts_per_tok": 4, "routed_scaling_factor": 1.0}),
+    ("glm_moe_dsa", {}),
+    ("glm_moe_dsa", {**BASE, "index_topk": 5, "rms_norm_eps": 3e-4, "routed_scaling_factor": 1.0}),
     ("glm4_moe_mtp", {}),
     ("glm4_moe_lite_mtp", {}),
     ("nemotron", {}),
@@ -106,6 +114,7 @@ OPTIONS: Json = {
 def main(names: list[str]) -> int:
     """Compare all models, or those of these families. Returns the exit code."""
     stand_in()
+    torch.zeros = _zeros_on_cpu
     failed = False
     cases = [(name, edits) for name, edits in CASES if not names or name in names]
     with tempfile.TemporaryDirectory() as folder:
@@ -132,6 +141,11 @@ def main(names: list[str]) -> int:
         finally:
             leave_model_parallel()
     return int(failed)
+
+
+def _zeros_on_cpu(*size: Any, **options: Any) -> torch.Tensor:
+    """Stand for torch.zeros: Transformer Engine's attention allocates its sinks on a GPU, whatever it is told."""
+    return ZEROS(*size, **options | ({"device": "cpu"} if options.get("device") == "cuda" else {}))
 
 
 def _written(family: Family, edits: Json, path: Path) -> Path:

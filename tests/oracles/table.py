@@ -5,15 +5,16 @@ Decides who is asked, and how the model is built for it. Must not know how a pro
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
-from tests.worlds.families import FAMILIES, Family
-from tests.worlds.mtp import COPIES, MTP_FAMILIES
+from tests.worlds.families import FAMILIES, Family, Steps
+from tests.worlds.mtp import COPIES, MTP_FAMILIES, NEMOTRON_H_MTP
 
 BRIDGE: Final = "Megatron-Bridge"
 MCORE_BRIDGE: Final = "mcore-bridge"
 FULL_QUERY: Final = "megatron-core 0.19 fuses a norm into the projection of a full query, which no table has."
+DENSE_STEP: Final = replace(NEMOTRON_H_MTP, name="nemotron_h_dense_step", mtp=Steps(1, "-*E"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +53,25 @@ ORACLES: Final[dict[str, Oracle]] = {
         reason="Neither Megatron-Bridge nor mcore-bridge knows Mixtral. Model-Optimizer imports what transformers "
         "wrote, every byte comes back, and logits agree (tests/journeys/test_round_trip.py).",
     ),
+    "gpt_oss": Oracle(),
     "deepseek_v3": Oracle(),
     "deepseek_v3_full_query": Oracle(te=False, reason=FULL_QUERY),
     "deepseek_v2": Oracle(),
     "deepseek_v2_lite": Oracle(te=False, reason=FULL_QUERY),
     "kimi_k2": Oracle(),
+    "dots1": Oracle(
+        "",
+        reason="Megatron-Bridge does not know dots.llm1. transformers computes of what is published what Megatron "
+        "computed, and something else where a row is changed (tests/oracles/test_logits.py).",
+    ),
     "glm4_moe": Oracle(),
     "glm4_moe_lite": Oracle(),
+    "deepseek_v32": Oracle(
+        "",
+        reason="Megatron-Bridge does not know DeepSeek-V3.2. transformers computes of what is published what Megatron "
+        "computed, and something else where a row is changed (tests/oracles/test_logits.py).",
+    ),
+    "glm_moe_dsa": Oracle(),
     "nemotron": Oracle(),
     "nemotron_h": Oracle(
         reason="Bridge 0.6.2 has no rule for the norm of a hybrid's attention in a local spec."
@@ -68,19 +81,21 @@ ORACLES: Final[dict[str, Oracle]] = {
     "glm4_moe_mtp": Oracle(),
     "glm4_moe_lite_mtp": Oracle(held=True),
     "exaone_moe_mtp": Oracle(),
+    "glm_moe_dsa_mtp": Oracle(copies=COPIES),
     "nemotron_h_mtp": Oracle(),
     "nemotron_h_latent_mtp": Oracle(),
     "nemotron_h_mixed_mtp": Oracle(
         "",
-        reason="Megatron-Bridge 0.6.2 has no rule for Mamba mixers in a step, which no published model has. The table "
-        "is that of nemotron_h_latent_mtp, and tests/phase1_dump/sources/test_mtp_keys.py reads its keys.",
+        reason="Megatron-Bridge 0.6.2 has no rule for Mamba mixers in a step, which no published model has. "
+        "Model-Optimizer imports them and exports one step of them (tests/journeys, tests/peers).",
     ),
+    "nemotron_h_dense_step": Oracle(reason="A step with a dense layer, for which Bridge has rules."),
 }
 
 
 def every_family() -> tuple[Family, ...]:
     """All families of the tests, those with steps of multi-token prediction last."""
-    return FAMILIES + MTP_FAMILIES
+    return (*FAMILIES, *MTP_FAMILIES, DENSE_STEP)
 
 
 def recorded_families() -> tuple[Family, ...]:

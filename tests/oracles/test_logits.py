@@ -7,13 +7,20 @@ merged. Both sides run in float32.
 from __future__ import annotations
 
 import zlib
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from shardmerge.common.architectures import blueprint
+from shardmerge.common.reference import read_config
 from shardmerge.phase1_dump import dump
 from shardmerge.phase2_merge import merge
+from tests.oracles.mutations import each_row
+from tests.oracles.ours import is_dumped, is_merged
+from tests.oracles.table import ORACLES
 from tests.worlds.checkpoints import hf_class, telling_values
 from tests.worlds.fake import build_model, fake_world
 from tests.worlds.families import FAMILIES, Family
@@ -31,30 +38,73 @@ NOT_IMPORTED = tuple(
 )
 
 
+# by these alone: a record of another program would notice a wrong row in less time
+ALONE = tuple(family for family in NOT_IMPORTED if not ORACLES[family.name].program)
+
+
 @pytest.mark.parametrize("family", NOT_IMPORTED, ids=lambda family: family.name)
 def test_transformers_computes_what_megatron_computed(family: Family, tmp_path: Path) -> None:
     reference = write_bare(family, tmp_path / "hf")
-    tokens = torch.randint(0, family.vocab, (2, 17), generator=torch.Generator().manual_seed(3))
     with fake_world(SINGLE, 0):
-        chunks = build_model(family, SINGLE)
-        draw(chunks, family)
-        dump(chunks, tmp_path / "dump", hf_reference=reference, run_id="run", step=1)
-        wide = build_model(family, SINGLE, dtype=torch.float32)
-        draw(wide, family)
-        positions = torch.arange(tokens.shape[1]).expand_as(tokens)
-        with torch.no_grad():
-            computed = wide[0].eval()(tokens, positions, None)[..., : family.vocab]
+        dump(drawn(family, torch.bfloat16), tmp_path / "dump", hf_reference=reference, run_id="run", step=1)
+        computed = megatron_logits(family)
     merge([tmp_path / "dump"], tmp_path / "merged", hf_reference=reference, workers=1)
-    read = hf_class(family).from_pretrained(tmp_path / "merged", dtype=torch.float32).eval()
+    torch.testing.assert_close(
+        transformers_logits(family, tmp_path / "merged"), computed, rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("family", ALONE, ids=lambda family: family.name)
+def test_logits_differ_where_a_row_is_changed(family: Family, tmp_path: Path) -> None:
+    reference = write_bare(family, tmp_path / "hf")
+    table = blueprint(read_config(reference))
+    tried = [
+        (what, replace(table.architecture, rows=rows), tmp_path / f"{number}")
+        for number, (_, what, rows) in enumerate(each_row(table))
+    ]
+    with fake_world(SINGLE, 0):
+        chunks = drawn(family, torch.bfloat16)
+        dumped = [is_dumped(chunks, wrong, reference, folder) for _, wrong, folder in tried]
+        computed = megatron_logits(family)
+    missed = [
+        what
+        for was, (what, wrong, folder) in zip(dumped, tried, strict=True)
+        if was
+        and is_merged(wrong, reference, folder)
+        and torch.allclose(transformers_logits(family, folder / "merged"), computed, rtol=1e-3, atol=1e-3)
+    ]
+    assert missed == []
+
+
+def tokens(family: Family) -> torch.Tensor:
+    """Two sequences."""
+    return torch.randint(0, family.vocab, (2, 17), generator=torch.Generator().manual_seed(3))
+
+
+def megatron_logits(family: Family) -> torch.Tensor:
+    """What Megatron computes with the values that are drawn, in float32."""
+    given = tokens(family)
+    positions = torch.arange(given.shape[1]).expand_as(given)
     with torch.no_grad():
-        torch.testing.assert_close(read(tokens).logits, computed, rtol=1e-4, atol=1e-4)
+        found: torch.Tensor = drawn(family, torch.float32)[0].eval()(given, positions, None)
+    return found[..., : family.vocab]
 
 
-def draw(chunks: list[torch.nn.Module], family: Family) -> None:
-    """Give every parameter values that its name decides, which bfloat16 holds but for router biases."""
+def transformers_logits(family: Family, checkpoint: Path) -> torch.Tensor:
+    """What transformers computes of a checkpoint, in float32."""
+    read = hf_class(family).from_pretrained(checkpoint, dtype=torch.float32).eval()
+    with torch.no_grad():
+        found: torch.Tensor = read(tokens(family)).logits
+    return found
+
+
+def drawn(family: Family, dtype: torch.dtype) -> list[Any]:
+    """A model whose parameters have values that their names decide, which bfloat16 holds but for router biases."""
+    chunks = build_model(family, SINGLE, dtype=dtype)
     for held in holdings(chunks, family, SINGLE, 0):
         generator = torch.Generator().manual_seed(zlib.crc32(held.identity.encode()))
         values = telling_values(held.identity, held.tensor.shape, generator)
         if FLOAT32.search(held.identity) is None:
             values = values.bfloat16()
         held.tensor.data.copy_(values)
+    return chunks

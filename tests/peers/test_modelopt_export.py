@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,9 @@ from shardmerge.phase2_merge import merge
 from tests.demo.compare import differing
 from tests.journeys.test_round_trip import dump_on_rank
 from tests.worlds.checkpoints import read_hf_tensors
-from tests.worlds.families import Family, by_name
+from tests.worlds.families import Family, Steps, by_name
 from tests.worlds.gloo import GlooRanks
-from tests.worlds.mtp import NEMOTRON_H_MTP, can_build, write_checkpoint
+from tests.worlds.mtp import NEMOTRON_H_MIXED_MTP, NEMOTRON_H_MTP, can_build, write_checkpoint
 from tests.worlds.oracle import import_whole, write_torch_dist
 from tests.worlds.topology import SINGLE, Topology
 
@@ -27,10 +28,11 @@ CASES = [
     ("nemotron_h", Topology(tp=2, pp=2, ep=2, dp=2)),
     ("nemotron_h_latent", Topology(tp=4, pp=2, ep=4)),
 ]
-CASES += [("nemotron_h_mtp", Topology(tp=2, pp=2, ep=2, dp=2))] if can_build(NEMOTRON_H_MTP) else []
-FAMILIES = {name: by_name(name) for name, _ in CASES if name != NEMOTRON_H_MTP.name} | {
-    NEMOTRON_H_MTP.name: NEMOTRON_H_MTP
-}
+# its exporter walks layers of all kinds in a step, but numbers those of a second one as those of the first
+MIXED_STEP = replace(NEMOTRON_H_MIXED_MTP, name="nemotron_h_mixed_step", mtp=Steps(1, "M-E*"))
+WITH_STEPS = {family.name: family for family in (NEMOTRON_H_MTP, MIXED_STEP) if can_build(family)}
+FAMILIES = {name: by_name(name) for name, _ in CASES} | WITH_STEPS
+CASES += [(name, Topology(tp=2, pp=2, ep=2, dp=2)) for name in WITH_STEPS]
 
 
 def export_on_rank(_rank: int, family: Family, reference: Path, out: Path) -> None:

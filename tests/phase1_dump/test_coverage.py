@@ -22,6 +22,7 @@ CELLS = [
 ]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("family", "topology"), CELLS)
 def test_every_element_of_every_tensor_is_written_exactly_once(
     family: Family,

@@ -89,10 +89,12 @@ def build_model(
     config = transformer_config(family, topology, te=te, dtype=dtype)
     rows = vocab_rows or family.padded_vocab(topology.tp)
     stages = list(range(topology.vpp)) if topology.vpp > 1 else [None]
-    return [_build_chunk(family, config, rows, te, stage).to(device) for stage in stages]
+    return [_build_chunk(family, topology, config, rows, te, stage).to(device) for stage in stages]
 
 
-def _build_chunk(family: Family, config: Any, vocab_rows: int, te: bool, vp_stage: int | None) -> GPTModel:
+def _build_chunk(
+    family: Family, topology: Topology, config: Any, vocab_rows: int, te: bool, vp_stage: int | None
+) -> GPTModel:
     position = {"ignore_virtual": False, "vp_stage": vp_stage}
     options = {
         "vocab_size": vocab_rows,
@@ -103,6 +105,7 @@ def _build_chunk(family: Family, config: Any, vocab_rows: int, te: bool, vp_stag
         "share_embeddings_and_output_weights": family.tied,
     }
     if family.mamba is not None:
+        options |= {"stage_layers": topology.stage_layers, "vp_stage": vp_stage}
         return hybrid_model(family.mamba, family.mtp, config, te=te, **options)
     return GPTModel(
         config,

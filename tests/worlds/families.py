@@ -23,10 +23,14 @@ Architecture = Literal[
     "Qwen2MoeForCausalLM",
     "Qwen3MoeForCausalLM",
     "MixtralForCausalLM",
+    "GptOssForCausalLM",
     "DeepseekV2ForCausalLM",
     "DeepseekV3ForCausalLM",
+    "DeepseekV32ForCausalLM",
+    "Dots1ForCausalLM",
     "Glm4MoeForCausalLM",
     "Glm4MoeLiteForCausalLM",
+    "GlmMoeDsaForCausalLM",
     "KimiK2ForCausalLM",
     "NemotronForCausalLM",
     "NemotronHForCausalLM",
@@ -67,6 +71,16 @@ class Latent:
     nope_channels: int = 20
     rope_channels: int = 8
     value_channels: int = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Indexer:
+    """Widths of what chooses the tokens that sparse attention sees, and how it rotates."""
+
+    heads: int = 6
+    channels: int = 14
+    top_k: int = 9
+    interleaved: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +125,9 @@ class Family:
     tied: bool = False
     qkv_bias: bool = False
     qk_norm: bool = False
+    bias: bool = False  # of every linear layer, experts and router included
+    sinks: bool = False
+    window: int = 0  # tokens that every other layer sees, from the first on
     layers: int = 4
     hidden: int = 72
     heads: int = 8
@@ -124,11 +141,12 @@ class Family:
     norm: Literal["RMSNorm", "LayerNorm1P"] = "RMSNorm"  # the latter has biases, and weights stored minus one
     norm_eps: float = 1e-5
     activation: Literal["silu", "relu2"] = "silu"  # the latter without a gate
-    window: int = 0  # tokens that a layer sees; 0: all
+    window_of_all: bool = False  # not only of every other layer
     global_layers: tuple[int, ...] = ()  # layers that see all nevertheless, and do not rotate
     full_norms: FullNorms = ""
     experts: Experts | None = None
     latent: Latent | None = None
+    indexer: Indexer | None = None
     mamba: Mamba | None = None
     mtp: Steps | None = None
 
@@ -161,7 +179,7 @@ _NEMOTRON = Experts(shared_width=80, router_bias=True, scaling=2.5)
 FAMILIES: tuple[Family, ...] = (
     Family("llama", "LlamaForCausalLM"),
     Family("llama_tied", "LlamaForCausalLM", tied=True),
-    Family("mistral", "MistralForCausalLM", norm_eps=1e-6, window=24),
+    Family("mistral", "MistralForCausalLM", norm_eps=1e-6, window=24, window_of_all=True),
     Family("qwen2", "Qwen2ForCausalLM", qkv_bias=True, norm_eps=1e-6),
     Family("qwen3", "Qwen3ForCausalLM", qk_norm=True, norm_eps=1e-6),
     Family("qwen3_moe", "Qwen3MoeForCausalLM", qk_norm=True, norm_eps=1e-6, experts=Experts()),
@@ -205,6 +223,16 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family("mixtral", "MixtralForCausalLM", experts=Experts(width=104)),
     Family(
+        "gpt_oss",
+        "GptOssForCausalLM",
+        qkv_bias=True,
+        bias=True,
+        sinks=True,
+        window=16,
+        rope_theta=150000,
+        experts=Experts(width=56),
+    ),
+    Family(
         "deepseek_v3", "DeepseekV3ForCausalLM", groups=8, norm_eps=1e-6, experts=_DEEPSEEK, latent=Latent()
     ),
     Family(
@@ -240,8 +268,26 @@ FAMILIES: tuple[Family, ...] = (
         experts=replace(_GLM, scaling=2.5),
         latent=Latent(),
     ),
+    Family("dots1", "Dots1ForCausalLM", qk_norm=True, norm_eps=1e-6, experts=_GLM),
     Family("glm4_moe", "Glm4MoeForCausalLM", qkv_bias=True, qk_norm=True, experts=_GLM, rotated=0.5),
     Family("glm4_moe_lite", "Glm4MoeLiteForCausalLM", groups=8, experts=_GLM, latent=Latent()),
+    Family(
+        "deepseek_v32",
+        "DeepseekV32ForCausalLM",
+        groups=8,
+        norm_eps=1e-6,
+        experts=_DEEPSEEK,
+        latent=Latent(),
+        indexer=Indexer(),
+    ),
+    Family(
+        "glm_moe_dsa",
+        "GlmMoeDsaForCausalLM",
+        groups=8,
+        experts=_GLM,
+        latent=Latent(),
+        indexer=Indexer(interleaved=True),
+    ),
     Family("nemotron", "NemotronForCausalLM", rotated=2 / 3, norm="LayerNorm1P", activation="relu2"),
     Family("nemotron_h", "NemotronHForCausalLM", experts=_NEMOTRON, mamba=Mamba("ME*-")),
     Family(
@@ -261,9 +307,10 @@ def by_name(name: str) -> Family:
 def topologies_of(family: Family) -> tuple[Topology, ...]:
     """Return the listed worlds that can hold the family.
 
-    megatron refuses ep and etp without experts, and virtual stages of Mamba (0.16).
+    megatron refuses ep and etp without experts, etp with biases of experts, and virtual stages of Mamba (0.16).
     """
     worlds = (world for world in TOPOLOGIES if family.experts is not None or world.ep * world.etp == 1)
+    worlds = (world for world in worlds if not family.bias or world.etp == 1)
     return tuple(world for world in worlds if family.mamba is None or world.vpp == 1)
 
 
@@ -303,8 +350,8 @@ def _hf_rotated(family: Family) -> dict[str, float]:
 
 
 def _hf_dense_width(family: Family) -> int:
-    """Mixtral has no dense layer and calls the width of an expert `intermediate_size`."""
-    if family.architecture == "MixtralForCausalLM" and family.experts is not None:
+    """These have no dense layer and call the width of an expert `intermediate_size`."""
+    if family.architecture in ("MixtralForCausalLM", "GptOssForCausalLM") and family.experts is not None:
         return family.experts.width
     return family.dense_width
 
@@ -322,6 +369,18 @@ def _hf_attention(family: Family) -> dict[str, Any]:
         "qk_nope_head_dim": family.latent.nope_channels,
         "qk_rope_head_dim": family.latent.rope_channels,
         "v_head_dim": family.latent.value_channels,
+        **_hf_indexer(family.indexer),
+    }
+
+
+def _hf_indexer(indexer: Indexer | None) -> dict[str, Any]:
+    if indexer is None:
+        return {}
+    return {
+        "index_n_heads": indexer.heads,
+        "index_head_dim": indexer.channels,
+        "index_topk": indexer.top_k,
+        **({"indexer_rope_interleave": True} if indexer.interleaved else {}),
     }
 
 
@@ -329,8 +388,9 @@ def _hf_experts(family: Family) -> dict[str, Any]:
     experts = family.experts
     if experts is None:
         return {}
-    if family.architecture == "MixtralForCausalLM":
-        return {"num_local_experts": experts.num_experts, "num_experts_per_tok": experts.top_k}
+    if family.architecture in ("MixtralForCausalLM", "GptOssForCausalLM"):
+        window = {"sliding_window": family.window} if family.window else {}
+        return {"num_local_experts": experts.num_experts, "num_experts_per_tok": experts.top_k, **window}
     common = {
         "moe_intermediate_size": experts.width,
         "num_experts_per_tok": experts.top_k,

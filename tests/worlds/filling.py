@@ -40,8 +40,9 @@ CONVOLUTION = {
 }  # as 0.19 calls them
 ROW_CUT = re.compile(
     r"(linear_qkv|linear_q_proj|linear_q_up_proj|linear_kv_up_proj|word_embeddings|output_layer|eh_proj)\."
-    r"|mixer\.(A_log|D|dt_bias|norm\.weight)$"
+    r"|mixer\.(A_log|D|dt_bias|norm\.weight)$|softmax_offset$"
 )
+FC1 = ("linear_fc1.weight", "linear_fc1.bias")
 COLUMN_CUT = re.compile(r"(linear_proj|linear_fc2|out_proj)\.weight$")
 IN_SECTIONS = re.compile(r"mixer\.(in_proj|conv1d)\.")
 FLOAT32 = re.compile(r"(expert_bias|A_log|mixer\.D)$")
@@ -120,13 +121,13 @@ def identify(name: str, chunk: GPTModel, family: Family, topology: Topology, pla
 
 def _with_global_expert(name: str, family: Family, topology: Topology, place: Coordinates) -> str:
     """Replace the local expert number of a SequentialMLP or a TEGroupedMLP by the global one."""
-    match = re.match(r"mlp\.experts\.local_experts\.(\d+)\.(linear_fc[12])\.weight$", name)
-    grouped = re.match(r"mlp\.experts\.(linear_fc[12])\.weight(\d+)$", name)
+    match = re.match(r"mlp\.experts\.local_experts\.(\d+)\.(linear_fc[12]\.(?:weight|bias))$", name)
+    grouped = re.match(r"mlp\.experts\.(linear_fc[12]\.(?:weight|bias))(\d+)$", name)
     if family.experts is None or (match is None and grouped is None):
         return name
     local, linear = (match[1], match[2]) if match else (grouped[2], grouped[1]) if grouped else ("", "")
     global_expert = place.ep * (family.experts.num_experts // topology.ep) + int(local)
-    return f"mlp.experts.{global_expert}.{linear}.weight"
+    return f"mlp.experts.{global_expert}.{linear}"
 
 
 def _extent(
@@ -139,9 +140,9 @@ def _extent(
     columns = torch.arange(shape[1] if len(shape) == 2 else 0)
     if IN_SECTIONS.search(identity) and family.mamba is not None:
         rows = _rows_in_sections(_sections(identity, family.mamba), size, cut)
-    elif identity.endswith("linear_fc1.weight") and not family.is_gated:
+    elif identity.endswith(FC1) and not family.is_gated:
         rows = rows + cut * shape[0]
-    elif identity.endswith("linear_fc1.weight"):  # local rows are [gate part ; up part]
+    elif identity.endswith(FC1):  # local rows are [gate part ; up part]
         half = shape[0] // 2
         rows = torch.where(rows < half, rows + cut * half, rows - half + (size + cut) * half)
     elif FULL_NORM.search(identity) and family.full_norms == "cut":

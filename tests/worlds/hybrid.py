@@ -7,6 +7,8 @@ HybridModel, and both take Transformer Engine for granted in places. Must not kn
 import copy
 import importlib
 import importlib.util
+from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 from megatron.core import parallel_state
@@ -46,23 +48,44 @@ def hybrid_options(mamba: Mamba, experts: Experts | None) -> dict[str, Any]:
     }
 
 
-def hybrid_model(mamba: Mamba, mtp: Steps | None, config: Any, *, te: bool, **options: Any) -> Any:
-    """The model of this rank; `options` as for a GPTModel. Raises ValueError for steps of MTP on 0.16."""
+def hybrid_model(
+    mamba: Mamba,
+    mtp: Steps | None,
+    config: Any,
+    *,
+    te: bool,
+    stage_layers: Sequence[int] = (),
+    vp_stage: int | None = None,
+    **options: Any,
+) -> Any:
+    """The model of this rank and virtual stage; `options` as for a GPTModel.
+
+    Raises ValueError for what 0.16 does not build: steps of MTP, and stages laid out by hand, as virtual ones must be.
+    """
     _mend()
     if IS_HYBRID:
         model: Any = importlib.import_module("megatron.core.models.hybrid.hybrid_model").HybridModel
-        own = {"hybrid_stack_spec": _spec(config, te=te), "hybrid_layer_pattern": _whole_pattern(mamba, mtp)}
-    elif mtp is not None:
-        raise ValueError("megatron-core 0.16 builds no hybrid model with multi-token prediction")
+        own = {
+            "hybrid_stack_spec": _spec(config, te=te),
+            "hybrid_layer_pattern": _whole_pattern(mamba, mtp, stage_layers),
+            "vp_stage": vp_stage,
+        }
+    elif mtp is not None or stage_layers:
+        raise ValueError(
+            "megatron-core 0.16 builds no hybrid model with multi-token prediction or such stages"
+        )
     else:
         model = importlib.import_module("megatron.core.models.mamba.mamba_model").MambaModel
         own = {"mamba_stack_spec": _spec(config, te=te), "hybrid_override_pattern": mamba.pattern}
     return model(config, **own, **options, position_embedding_type="none")
 
 
-def _whole_pattern(mamba: Mamba, mtp: Steps | None) -> str:
-    """As 0.19 spells it: letters of the decoder, then those of each step after a slash."""
-    return "/".join([mamba.pattern, *([mtp.pattern] * mtp.predicted if mtp else [])])
+def _whole_pattern(mamba: Mamba, mtp: Steps | None, stage_layers: Sequence[int]) -> str:
+    """As 0.19 spells it: letters of the decoder, a bar between stages, then those of each step after a slash."""
+    letters = iter(mamba.pattern)
+    stages = ["".join(islice(letters, layers)) for layers in stage_layers]
+    decoder = "|".join(stages) if stages else mamba.pattern
+    return "/".join([decoder, *([mtp.pattern] * mtp.predicted if mtp else [])])
 
 
 def _spec(config: Any, *, te: bool) -> Any:
@@ -93,10 +116,10 @@ def _mend() -> None:
         return
     setattr(importlib.import_module(STACK), "TENorm", WrappedTorchNorm)
     setattr(moe_layer, "HAVE_TE", True)
-    setattr(moe_layer, "TELinear", _projection)
+    setattr(moe_layer, "TELinear", projection)
 
 
-def _projection(*sizes: int, parallel_mode: str, **options: Any) -> Any:
+def projection(*sizes: int, parallel_mode: str, **options: Any) -> Any:
     """megatron-core's own replacement of a parallel linear; for what all ranks hold it does not say who they are."""
     assert parallel_mode == "duplicated"
     linear = Linear(*sizes, **options)

@@ -7,7 +7,7 @@ from copy import copy
 from typing import Any
 
 import torch
-from megatron.core.activations import squared_relu
+from megatron.core.activations import quick_gelu, squared_relu
 from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_decoder_block_spec,
     get_gpt_decoder_layer_specs,
@@ -23,7 +23,22 @@ from tests.worlds.centred_norm import CentredLayerNorm
 from tests.worlds.families import Experts, Family, Latent, Steps
 from tests.worlds.full_norms import FULL_NORMS
 from tests.worlds.hybrid import hybrid_options
+from tests.worlds.sparse import (
+    sparse_block_spec,
+    sparse_layer_specs,
+    sparse_options,
+    with_own_norms,
+)
 from tests.worlds.topology import Topology
+
+# by architecture, where it is not that of most
+ACTIVATIONS: dict[str, dict[str, Any]] = {
+    "GptOssForCausalLM": {
+        "activation_func": quick_gelu,
+        "activation_func_clamp_value": 7.0,
+        "glu_linear_offset": 1.0,
+    }
+}
 
 
 def transformer_config(
@@ -44,6 +59,8 @@ def transformer_config(
             config.moe_router_score_function = family.experts.score
         return config
     _mend_latent_attention()
+    if family.indexer is not None:
+        options |= sparse_options(family.indexer, topology.tp)
     return MLATransformerConfig(**options | _latent_options(family.latent, family.rope_theta))
 
 
@@ -53,8 +70,10 @@ def block_spec(
     """Return the specs of the layers that this pipeline stage (and virtual stage) builds.
 
     The local attention core is always replaced (see `attention`), Transformer Engine's only with context
-    parallelism, for which it creates a CUDA stream.
+    parallelism, for which it creates a CUDA stream, and with sinks, which it allocates on a GPU.
     """
+    if config.experimental_attention_variant == "dsa":
+        return sparse_block_spec(config, te=te, vp_stage=vp_stage)
     spec = get_gpt_decoder_block_spec(
         config, use_transformer_engine=te, normalization=config.normalization, vp_stage=vp_stage
     )
@@ -78,6 +97,10 @@ def mtp_spec(
 
     A step is built like the decoder's last layer, which another stage may hold: a layout can put steps by themselves.
     """
+    if config.experimental_attention_variant == "dsa":
+        last = sparse_layer_specs(config, te=te)[-1]
+        spec = get_gpt_mtp_block_spec(config, last, use_transformer_engine=te, vp_stage=vp_stage)
+        return spec if te else with_own_norms(spec)
     like = copy(config)
     if steps.dense:
         like.num_moe_experts, like.moe_layer_freq = None, [0] * config.num_layers
@@ -90,7 +113,7 @@ def mtp_spec(
 
 def _mend_attention(layer: Any, config: TransformerConfig, te: bool) -> None:
     attention = layer.submodules.self_attention.submodules
-    if not te or config.context_parallel_size > 1:
+    if not te or config.context_parallel_size > 1 or config.softmax_type == "learnable":
         attention.core_attention = CpuAttention
     if config.multi_latent_attention and config.q_lora_rank is None and not te:
         attention.q_layernorm = IdentityOp  # 0.19 refuses a norm that would not be used; 0.16 ignores it
@@ -134,14 +157,15 @@ def _model_options(family: Family) -> dict[str, Any]:
         "qk_layernorm": family.qk_norm or bool(family.full_norms) or family.latent is not None,
         "add_qkv_bias": family.qkv_bias,
         "rotary_interleaved": family.neighbours,
-        "window_size": (family.window - 1, 0) if family.window else None,
-        **_global_layers(family),
-        "add_bias_linear": False,
+        "add_bias_linear": family.bias,
+        **_windows(family),
+        **({"softmax_type": "learnable"} if family.sinks else {}),
         "layernorm_epsilon": family.norm_eps,
         "normalization": family.norm.removesuffix("1P"),
         "layernorm_zero_centered_gamma": family.norm.endswith("1P"),
         "gated_linear_unit": family.is_gated,
         "activation_func": torch.nn.functional.silu if family.is_gated else squared_relu,
+        **ACTIVATIONS.get(family.architecture, {}),
         "attention_dropout": 0.0,
         "hidden_dropout": 0.0,
         # kernels that exist on a GPU only
@@ -152,12 +176,16 @@ def _model_options(family: Family) -> dict[str, Any]:
     }
 
 
-def _global_layers(family: Family) -> dict[str, Any]:
+def _windows(family: Family) -> dict[str, Any]:
+    size: dict[str, Any] = {"window_size": (family.window - 1, 0)}
+    if not family.window or family.window_of_all:
+        return size if family.window else {}
     if not family.global_layers:
-        return {}
+        return {**size, "window_attn_skip_freq": 2}
     seeing_all = [int(layer in family.global_layers) for layer in range(family.layers)]
     of_steps = [1] * (family.mtp.predicted if family.mtp else 0)  # 0.16 counts steps as layers after the last
-    return {"window_attn_skip_freq": [1 - one for one in seeing_all] + of_steps, "no_rope_freq": seeing_all}
+    windows = [1 - one for one in seeing_all] + of_steps
+    return {**size, "window_attn_skip_freq": windows, "no_rope_freq": seeing_all}
 
 
 def _step_options(mtp: Steps | None) -> dict[str, Any]:

@@ -15,8 +15,10 @@ import torch
 from safetensors.torch import save_file
 
 from tests.worlds.checkpoints import read_hf_tensors, telling_values, write_config, write_hf_checkpoint
-from tests.worlds.families import Family, Mamba, Steps, by_name
+from tests.worlds.families import FAMILIES, Family, Mamba, Steps, by_name
 from tests.worlds.hybrid import IS_HYBRID
+from tests.worlds.sparse import HAS_SPARSE
+from tests.worlds.topology import Topology
 
 Tensors = dict[str, torch.Tensor]
 COPIES = {"embed_tokens.weight": "model.embed_tokens.weight", "shared_head.head.weight": "lm_head.weight"}
@@ -41,20 +43,36 @@ GLM4_MOE_LITE_MTP = replace(by_name("glm4_moe_lite"), name="glm4_moe_lite_mtp", 
 # its step is dense, though its last layer has experts
 EXAONE_MOE_MTP = replace(by_name("exaone_moe"), name="exaone_moe_mtp", mtp=Steps(dense=True))
 
+GLM_MOE_DSA_MTP = replace(by_name("glm_moe_dsa"), name="glm_moe_dsa_mtp", mtp=Steps())
+
 MTP_FAMILIES = (
     DEEPSEEK_V3_MTP,
     GLM4_MOE_MTP,
     GLM4_MOE_LITE_MTP,
     EXAONE_MOE_MTP,
+    GLM_MOE_DSA_MTP,
     NEMOTRON_H_MTP,
     NEMOTRON_H_LATENT_MTP,
     NEMOTRON_H_MIXED_MTP,
 )
 
+# A hybrid's virtual stages must be laid out by hand. The last chunk may hold steps, final norm and head, but no layer.
+HYBRID_STAGES = (
+    Topology(pp=2, vpp=2, stage_layers=(1, 1, 1, 1)),
+    Topology(pp=3, stage_layers=(2, 2, 0)),
+    Topology(pp=3, vpp=2, stage_layers=(1, 1, 0, 1, 1, 0)),
+    Topology(pp=2, vpp=2, tp=2, ep=2, dp=2, stage_layers=(2, 0, 2, 0)),
+)
+
 
 def can_build(family: Family) -> bool:
-    """Whether the installed megatron-core builds the family: of hybrids with MTP, from 0.17 on."""
-    return family.mamba is None or IS_HYBRID
+    """Whether the installed megatron-core builds the family: 0.16 builds neither hybrids with MTP nor indexers."""
+    if family.indexer is not None:
+        return HAS_SPARSE
+    return family.mamba is None or family.mtp is None or IS_HYBRID
+
+
+BUILT = tuple(filter(can_build, FAMILIES))
 
 
 def write_checkpoint(family: Family, path: Path) -> Path:

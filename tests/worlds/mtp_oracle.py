@@ -1,12 +1,13 @@
 """Model-Optimizer's importer for models with steps of multi-token prediction (MTP), also where it has no walk for them.
 
-Decides what it is told to put where. It walks a single stored step of a hybrid by itself. Of several steps, and of any
-step of DeepSeek-V3, it knows the layers but not where they are: its rules are called here for each layer, with the
-published number of the layer. Must not import shardmerge.
+Decides what it is told to put where. It walks a single stored step of a hybrid by itself, if that has no Mamba mixer.
+Of other steps of hybrids, and of any step of DeepSeek-V3, it knows the layers but not where they are: its rules are
+called here for each layer, with the published number of the layer. Must not import shardmerge.
 Source: modelopt 0.47, torch/export/plugins/megatron_importer.py (`_import_state_dict`: its branch "non-repeated MTP"
 expects modules that megatron-core has not had since 0.12, and rules that no architecture has).
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -22,7 +23,7 @@ def import_with_steps(model: GPTModel, family: Family, source: Path, dtype: torc
     from modelopt.torch.export import import_mcore_gpt_from_hf
 
     options = {"dtype": dtype, "moe_router_dtype": "fp32"}
-    if family.mtp is None or (family.mamba is not None and family.mtp.count == 1):
+    if family.mtp is None or _is_walked(family, family.mtp):
         import_mcore_gpt_from_hf(model, str(source), **options)
         return
     steps = model._modules.pop("mtp")  # the importer looks for it
@@ -34,6 +35,10 @@ def import_with_steps(model: GPTModel, family: Family, source: Path, dtype: torc
             _import_layer_after_last(importer, step, family.layers + number)
         else:
             _import_stack(importer, step, family.mtp, number)
+
+
+def _is_walked(family: Family, mtp: Steps) -> bool:
+    return family.mamba is not None and mtp.count == 1 and "M" not in mtp.pattern
 
 
 def _importer(model: GPTModel, source: Path, dtype: torch.dtype) -> Any:
@@ -57,9 +62,19 @@ def _import_stack(importer: Any, step: Any, mtp: Steps, number: int) -> None:
     first = number * len(mtp.pattern)
     for name in ("enorm", "hnorm", "eh_proj"):
         importer.rules[f"mtp.{name}"](getattr(step, name), first)
-    for place, inner in enumerate(step.mtp_model_layer.layers):
-        importer._import_transformer_layer(inner, first + place, mock.Mock(), is_mtp=True)
+    for place, (letter, inner) in enumerate(zip(mtp.pattern, step.mtp_model_layer.layers, strict=True)):
+        if letter == "M":
+            _import_mamba(importer, inner, first + place)
+        else:
+            importer._import_transformer_layer(inner, first + place, mock.Mock(), is_mtp=True)
     importer.rules["mtp.final_layernorm"](step.final_layernorm, first + len(mtp.pattern) - 1)
+
+
+def _import_mamba(importer: Any, layer: Any, number: int) -> None:
+    """A Mamba mixer by the rules for the decoder's, told what those of other layers are told: that it is of a step."""
+    of_step = {name: partial(rule, is_mtp=True) for name, rule in importer.rules.items()}
+    with mock.patch.object(importer, "rules", of_step):
+        importer._import_mamba_layer(layer, number, mock.Mock())
 
 
 def step_logits(model: GPTModel, tokens: torch.Tensor) -> list[torch.Tensor]:

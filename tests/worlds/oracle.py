@@ -42,10 +42,14 @@ MIXTRAL_AS_QWEN3_MOE = (
 
 # classes that Model-Optimizer 0.47 has no rules for
 NOT_IMPORTED = {
-    "ExaoneMoeForCausalLM",
+    "DeepseekV32ForCausalLM",
+    "Dots1ForCausalLM",
     "Ernie4_5_MoeForCausalLM",
+    "ExaoneMoeForCausalLM",
     "Glm4MoeForCausalLM",
     "Glm4MoeLiteForCausalLM",
+    "GlmMoeDsaForCausalLM",
+    "GptOssForCausalLM",
     "KimiK2ForCausalLM",
     "MiniMaxM2ForCausalLM",
     "MistralForCausalLM",
@@ -108,7 +112,8 @@ def load_model(
         return chunks
     loaded = dist_checkpointing.load(sharded_state_dict(chunks), str(torch_dist))
     for number, chunk in enumerate(chunks):
-        missing, unexpected = chunk.load_state_dict(loaded[f"model{number}"], strict=False)
+        own = loaded.get(f"model{number}", {})  # megatron-core leaves out a chunk without tensors
+        missing, unexpected = chunk.load_state_dict(own, strict=False)
         left = [name for name in [*missing, *unexpected] if not name.endswith("_extra_state")]
         if left:
             raise RuntimeError(f"not loaded from {torch_dist}: {left}")

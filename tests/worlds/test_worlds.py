@@ -15,6 +15,7 @@ from tests.worlds.fake import build_model, fake_world
 from tests.worlds.families import FAMILIES, Family, by_name, topologies_of
 from tests.worlds.filling import FLOAT32_TAIL, expected, fill, holdings
 from tests.worlds.gloo import GlooRanks, RankError, RankTimeoutError
+from tests.worlds.mtp import BUILT
 from tests.worlds.oracle import IMPORTED, load_model, megatron_logits, write_torch_dist
 from tests.worlds.topology import TOPOLOGIES, Topology
 
@@ -92,7 +93,8 @@ def test_checkpoints_have_the_published_expert_names_and_sidecars(tmp_path: Path
 # ---------------------------------------------------------------- fake worlds
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=family_id)
+@pytest.mark.sampled
+@pytest.mark.parametrize("family", BUILT, ids=family_id)
 def test_a_family_builds_on_every_rank_of_every_world(family: Family) -> None:
     for world in topologies_of(family):
         layers: list[int] = []
@@ -114,7 +116,7 @@ def test_a_world_of_a_thousand_ranks_is_left_clean() -> None:
     assert not parallel_state.model_parallel_is_initialized()
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=family_id)
+@pytest.mark.parametrize("family", BUILT, ids=family_id)
 def test_filled_ranks_cover_each_identity_once_per_replica(family: Family) -> None:
     """Rank arithmetic is right if the parts of all ranks tile every matrix, equally often."""
     world = EIGHT_RANKS if family.experts else Topology(tp=4, pp=2)

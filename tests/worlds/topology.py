@@ -36,6 +36,7 @@ class Topology:
     dp: int = 1
     first_stage_layers: int | None = None
     last_stage_layers: int | None = None
+    stage_layers: tuple[int, ...] = ()  # of a hybrid: of every chunk, in the order of the pipeline
 
     def __post_init__(self) -> None:
         sizes = (self.tp, self.pp, self.vpp, self.ep, self.etp, self.cp, self.dp)
@@ -47,6 +48,8 @@ class Topology:
             )
         if self.pp == 1 and (self.vpp > 1 or self.is_uneven):
             raise ValueError("virtual and uneven pipeline stages need pp > 1")
+        if self.stage_layers and len(self.stage_layers) != self.pp * self.vpp:
+            raise ValueError(f"{self.stage_layers} are not the layers of {self.pp} * {self.vpp} chunks")
 
     @property
     def stage_size(self) -> int:
@@ -87,9 +90,13 @@ class Topology:
     @property
     def name(self) -> str:
         """A test id such as "tp2-pp2-ep2": everything that is not its default."""
-        short = {"first_stage_layers": "first", "last_stage_layers": "last"}
+        short = {"first_stage_layers": "first", "last_stage_layers": "last", "stage_layers": "stages"}
         named = [(field.name, getattr(self, field.name), field.default) for field in fields(self)]
-        parts = [f"{short.get(name, name)}{value}" for name, value, default in named if value != default]
+        parts = [
+            f"{short.get(name, name)}{'_'.join(map(str, value)) if isinstance(value, tuple) else value}"
+            for name, value, default in named
+            if value != default
+        ]
         return "-".join(parts) or "single"
 
 

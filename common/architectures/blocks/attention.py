@@ -5,6 +5,8 @@ Source: megatron/core/transformer/attention.py.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from ..dimensions import integer
 from ..keys import HF_LAYER, LAYER
 from ..rows import Layout, Row, Target, same
@@ -97,20 +99,17 @@ HEADS = (
 )
 
 
-def rotated_heads(
-    theta: float = 10000.0, partial: float = 1.0, rotated: Rotated | None = None
-) -> tuple[Says, ...]:
+def rotated_heads(theta: float = 10000.0, rotated: Rotated | None = None) -> tuple[Says, ...]:
     """Return the settings of grouped-query attention with rotary positions.
 
     Args:
         theta: The base where config.json says none.
-        partial: Which part of a head's channels is rotated where config.json says none.
-        rotated: The same, where it has a spelling of its own.
+        rotated: Which channels of a head rotate where config.json does not say it as most do; None: all.
 
     Returns:
         Rows.
     """
-    return HEADS + rope(_head_dim, theta, partial, rotated)
+    return HEADS + rope(_head_dim, theta, rotated)
 
 
 def window_of_all(*, switch: str | None, otherwise: int = 0) -> Says:
@@ -141,6 +140,11 @@ def window_by_layer(config: Config) -> list[int] | None:
     window = integer(config, "sliding_window", 4096) if config.get("use_sliding_window") else 0
     first, layers = config.get("max_window_layers", 28), range(integer(config, "num_hidden_layers"))
     kinds = config.get("layer_types") or ["sliding_attention" if layer >= first else "" for layer in layers]
+    return windows_by_layer(window, kinds)
+
+
+def windows_by_layer(window: int, kinds: Iterable[str]) -> list[int] | None:
+    """Return the window of each layer, by the names that transformers gives to kinds of layers."""
     windows = [window if kind == "sliding_attention" else 0 for kind in kinds]
     return windows if any(windows) else None
 

@@ -32,7 +32,9 @@ def router_with_bias(weight: str, bias: str) -> tuple[Row, ...]:
 EXPERTS_PER_TOKEN = key("experts_per_token", "num_experts_per_tok")
 
 
-def biased_router_settings(groups: tuple[int, int], scaling: float) -> tuple[Says, ...]:
+def biased_router_settings(
+    groups: tuple[int, int], scaling: float, *, normalized: bool = True
+) -> tuple[Says, ...]:
     """Return the settings of a router of sigmoids with a bias, and with groups scored by their two best experts.
 
     Source: transformers, models/deepseek_v3/modeling_deepseek_v3.py (`DeepseekV3TopkRouter`); vLLM and SGLang read
@@ -41,6 +43,7 @@ def biased_router_settings(groups: tuple[int, int], scaling: float) -> tuple[Say
     Args:
         groups: Where config.json says nothing, how many groups there are, and how many of them a token may use.
         scaling: Where config.json says nothing, the factor on the weights of experts.
+        normalized: Where config.json says nothing, whether these weights add up to 1 before.
 
     Returns:
         Rows.
@@ -55,7 +58,7 @@ def biased_router_settings(groups: tuple[int, int], scaling: float) -> tuple[Say
         EXPERTS_PER_TOKEN,
         key("router_score", "scoring_func", otherwise="sigmoid"),
         key("router_bias", "topk_method", otherwise=True, reads=lambda method: method == "noaux_tc"),
-        key("router_normalized", "norm_topk_prob", otherwise=True),
+        key("router_normalized", "norm_topk_prob", otherwise=normalized),
         key("router_scaling", "routed_scaling_factor", otherwise=scaling),
         derived("router_groups", keys, limit),
         derived("router_group_score", keys, lambda config: 2 if limit(config) else None),

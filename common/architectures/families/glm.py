@@ -26,6 +26,7 @@ from ..blocks.router import biased_router, biased_router_settings
 from ..dimensions import common_dimensions, common_flags, integer, set_flags
 from ..keys import HF_LAYER, STEP_LAYER
 from ..rows import Architecture, Config, Layers, MultiTokenPrediction
+from ..settings.rope import NEW, PARTIAL, Rotated
 from ..settings.says import derived, key
 from . import deepseek
 
@@ -80,7 +81,7 @@ GLM4_MOE = Architecture(
         "vllm/model_executor/models/glm4_moe_mtp.py",
     ),
     settings=(
-        *rotated_heads(partial=0.5),
+        *rotated_heads(rotated=Rotated(lambda _: 0.5, (f"{NEW}.{PARTIAL}", PARTIAL))),
         rms_norms(NORM_EPS),
         activation(),
         TIED,

@@ -12,6 +12,7 @@ from ..blocks.mlp import activation, plain_mlp
 from ..dimensions import common_dimensions, common_flags, refuse_true
 from ..keys import HF_LAYER, LAYER
 from ..rows import Architecture, Config, Layers, Row, Target, same
+from ..settings.rope import NEW, PARTIAL, Rotated
 from ..settings.says import always, key
 
 
@@ -52,7 +53,7 @@ NEMOTRON = Architecture(
     _flags,
     _layers,
     settings=(
-        *rotated_heads(partial=0.5),
+        *rotated_heads(rotated=Rotated(lambda _: 0.5, (f"{NEW}.{PARTIAL}", PARTIAL))),
         always("norm", "LayerNorm"),
         always("zero_centred_norms", True),
         key("norm_eps", "norm_eps", otherwise=1e-5),

@@ -48,25 +48,24 @@ class Rotated:
         keys: The keys that say it.
     """
 
-    partial: Partial
+    partial: Partial = lambda _: 1.0
     keys: tuple[str, ...] = ()
 
 
 def rope(
-    channels: Channels, theta: float = THETA_OF_MOST, partial: float = 1.0, rotated: Rotated | None = None
+    channels: Channels, theta: float = THETA_OF_MOST, rotated: Rotated | None = None
 ) -> tuple[Says, ...]:
     """Return the rows of an architecture that rotates queries and keys.
 
     Args:
         channels: Of a config.json, how many channels a head has that may be rotated.
         theta: The base where config.json says none.
-        partial: The part of these channels that is rotated where config.json says none.
-        rotated: The same, where it has a spelling of its own.
+        rotated: Which of these channels rotate where config.json does not say it as most do; None: all.
 
     Returns:
         Rows of the frequencies, and of the factor on cosine and sine.
     """
-    part = rotated or Rotated(lambda _: partial, (f"{NEW}.{PARTIAL}", PARTIAL) if partial != 1 else ())
+    part = rotated or Rotated()
     keys = (f"{NEW}.{THETA}", THETA, OLD, *part.keys)
     return (
         derived(
@@ -102,7 +101,7 @@ def frequencies(config: Config, channels: int, theta: float, partial: float = 1.
         config: What config.json holds.
         channels: Of a head, before `partial_rotary_factor`.
         theta: The base where config.json says none.
-        partial: `partial_rotary_factor` where config.json says none.
+        partial: That factor where config.json says none.
 
     Returns:
         A number for each pair.

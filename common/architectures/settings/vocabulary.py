@@ -118,6 +118,11 @@ SETTINGS: Final[dict[str, Setting]] = {
     "indexer_heads": Setting("heads of the indexer of sparse attention", Kind.COUNT),
     "indexer_head_dim": Setting("channels of a head of the indexer", Kind.COUNT),
     "indexer_top_k": Setting("tokens that sparse attention sees", Kind.COUNT),
+    "indexer_rope_interleaved": Setting(
+        "whether a pair that the indexer rotates is two neighbours, not two halves", Kind.FLAG
+    ),
+    "indexer_rope_first": Setting("whether the indexer rotates the first channels of a head", Kind.FLAG),
+    "indexer_norm_eps": Setting("what the norm of the indexer's keys adds", Kind.NUMBER),
     # embeddings and multi-token prediction
     "tied_embeddings": Setting("whether input and output embeddings are one tensor", Kind.FLAG),
     "embedding_scale": Setting("factor on what is embedded", Kind.NUMBER, 1.0),

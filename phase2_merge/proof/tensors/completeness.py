@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from shardmerge.common.errors import Findings
 
 from ..case import Case
+from ..config import mtp
 from .missing_ranks import owing
 
 
 def check(case: Case) -> Findings:
     """Find what is wrong with tensors, then missing ranks, then what is missing though none of them could owe it."""
     verdict = case.verdict
-    missing = owing(case.ledger, verdict.incomplete, case.failures)
+    missing = mtp.as_one(case, owing(case.ledger, verdict.incomplete, case.failures))
     return Findings((*verdict.problems, *missing), (*verdict.warnings, *_failed_but_complete(case)))
 
 

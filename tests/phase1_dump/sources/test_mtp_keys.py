@@ -8,7 +8,9 @@ import pytest
 
 from shardmerge.common import reference as references
 from shardmerge.common.architectures import Blueprint, blueprint
+from shardmerge.common.errors import OverlapError
 from shardmerge.phase1_dump.sources.parameters import parameters_of
+from shardmerge.phase2_merge import check
 from tests.phase1_dump.dumped import (
     Piece,
     assembled,
@@ -24,9 +26,12 @@ from tests.worlds.fake import build_model, fake_world
 from tests.worlds.families import Family, topologies_of
 from tests.worlds.filling import fill
 from tests.worlds.gloo import GlooRanks
+from tests.worlds.hybrid import IS_HYBRID
 from tests.worlds.mtp import (
     DEEPSEEK_V3_MTP,
+    HYBRID_STAGES,
     MTP_FAMILIES,
+    NEMOTRON_H_MTP,
     can_build,
     write_mtp_checkpoint,
 )
@@ -36,8 +41,9 @@ BUILT = tuple(family for family in MTP_FAMILIES if can_build(family))
 CELLS = [
     pytest.param(family, topology, id=f"{family.name}-{topology.name}")
     for family in BUILT
-    for topology in topologies_of(family)
+    for topology in (*topologies_of(family), *(HYBRID_STAGES if family.mamba else ()))
 ]
+DECODER = "backbone.layers."
 # E embedding, t a layer of the decoder, m a step, L output
 LAYOUTS = [
     ("Ettt|tmmL", Topology(pp=2), 1),  # megatron's own way: on the last stage
@@ -103,6 +109,7 @@ def test_the_table_expects_what_published_checkpoints_hold(
     assert table(checkpoints[family.name]).shapes() == shapes_of(checkpoints[family.name])
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("family", "topology"), CELLS)
 def test_every_key_is_claimed_and_every_tensor_but_copies_is_held(
     family: Family, topology: Topology, checkpoints: dict[str, Path]
@@ -125,6 +132,7 @@ def test_keys_of_transformer_engines_modules_are_claimed_too(
     assert names == shapes_held(checkpoints[family.name]).keys()
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("family", "topology"), CELLS)
 def test_every_element_is_written_once_and_copies_not_at_all(
     family: Family, topology: Topology, checkpoints: dict[str, Path], tmp_path: Path
@@ -132,6 +140,16 @@ def test_every_element_is_written_once_and_copies_not_at_all(
     dump_world(family, topology, tmp_path, checkpoints[family.name])
 
     assert tiling_faults(pieces_of(tmp_path), shapes_held(checkpoints[family.name])) == []
+
+
+def lay_out(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Build models as megatron-core's `pipeline_model_parallel_layout` says."""
+    options = megatron_config._parallel_options
+    monkeypatch.setattr(
+        megatron_config,
+        "_parallel_options",
+        lambda *arguments: options(*arguments) | {"pipeline_model_parallel_layout": layout},
+    )
 
 
 @pytest.mark.parametrize(("layout", "topology", "stage"), LAYOUTS, ids=[layout for layout, _, _ in LAYOUTS])
@@ -144,12 +162,7 @@ def test_steps_are_where_a_layout_puts_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A stage that holds steps holds an embedding too, which the first stage owns."""
-    options = megatron_config._parallel_options
-    monkeypatch.setattr(
-        megatron_config,
-        "_parallel_options",
-        lambda *arguments: options(*arguments) | {"pipeline_model_parallel_layout": layout},
-    )
+    lay_out(layout, monkeypatch)
     checkpoint = checkpoints[DEEPSEEK_V3_MTP.name]
     shapes, is_mtp = shapes_held(checkpoint), table(checkpoint).is_mtp
 
@@ -161,6 +174,56 @@ def test_steps_are_where_a_layout_puts_them(
     assert tiling_faults(pieces, shapes) == []
     assert {piece.rank // topology.stage_size for piece in pieces if is_mtp(piece.name)} == {stage}
     assert differing(assembled(pieces, shapes), assembled(single, shapes)) == []
+
+
+@pytest.mark.skipif(not IS_HYBRID, reason="megatron-core 0.16 lays out no stages of hybrids")
+@pytest.mark.parametrize("topology", HYBRID_STAGES, ids=lambda topology: topology.name)
+@pytest.mark.parametrize("family", [one for one in MTP_FAMILIES if one.mamba], ids=lambda family: family.name)
+def test_stages_of_a_hybrid_hold_the_layers_they_are_given_and_the_last_one_its_steps(
+    family: Family, topology: Topology, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    """Bytes are those of one rank, also where the last chunk has no layer of the decoder."""
+    shapes, is_mtp = shapes_held(checkpoints[family.name]), table(checkpoints[family.name]).is_mtp
+    many, one = (
+        filled(family, world, tmp_path / world.name, checkpoints[family.name]) for world in (topology, SINGLE)
+    )
+
+    stages = [chunk % topology.pp for chunk, held in enumerate(topology.stage_layers) for _ in range(held)]
+    layers = {
+        (int(piece.name.split(".")[2]), stage_of(piece, topology)) for piece in many if DECODER in piece.name
+    }
+    assert layers == set(enumerate(stages))
+    assert {stage_of(piece, topology) for piece in many if is_mtp(piece.name)} == {topology.pp - 1}
+    assert tiling_faults(many, shapes) == []
+    assert differing(assembled(many, shapes), assembled(one, shapes)) == []
+
+
+@pytest.mark.skipif(not IS_HYBRID, reason="megatron-core 0.16 lays out no stages of hybrids")
+def test_a_second_head_beside_the_steps_of_a_hybrid_is_refused(
+    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HybridModel builds steps on a stage without the loss, and there a head that nothing trains and nothing ties.
+
+    megatron-core 0.19 cannot save such a model either: "Invalid access pattern for ShardedTensor(
+    key='output_layer.weight'". Its stage with the loss has no steps, and so does not know of their hidden states.
+    """
+    lay_out("Ett|tt|mm|L", monkeypatch)
+    checkpoint, topology = checkpoints[NEMOTRON_H_MTP.name], Topology(pp=4, stage_layers=(2, 2, 0, 0))
+    for rank in range(topology.world_size):
+        with fake_world(topology, rank):
+            chunks = build_model(NEMOTRON_H_MTP, topology)
+            fill(chunks, NEMOTRON_H_MTP, topology, rank)
+            if rank == 2:
+                chunks[0].output_layer.weight.data.zero_()
+            dumped(chunks, tmp_path, checkpoint)
+
+    with pytest.raises(OverlapError, match=r"lm_head\.weight is covered twice: .* by ranks 2, 3"):
+        check([tmp_path], hf_reference=checkpoint)
+
+
+def stage_of(piece: Piece, topology: Topology) -> int:
+    """The pipeline stage that wrote it."""
+    return piece.rank // topology.stage_size
 
 
 @pytest.mark.parametrize("family", BUILT, ids=lambda family: family.name)

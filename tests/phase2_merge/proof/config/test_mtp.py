@@ -13,8 +13,10 @@ import pytest
 from shardmerge.common.architectures import blueprint
 from shardmerge.common.errors import (
     BadInputError,
+    MissingRankError,
     MissingTensorError,
     MtpMismatchError,
+    ProblemsFoundError,
     ReplicaMismatchError,
 )
 from shardmerge.phase2_merge import check, diff, inspect, merge, merge_part, metadata, verify
@@ -100,6 +102,16 @@ def test_grafted_it_comes_from_the_reference_but_copies_repeat_what_was_trained(
     assert verify(out).checksums_compared == len(load(out))
 
 
+@pytest.mark.parametrize("pattern", [*COPIES, "*.1.embed_tokens.*", "*shared_head.head*"])
+def test_a_graft_of_nothing_but_copies_is_refused(pattern: str, tmp_path: Path) -> None:
+    one = Written(tmp_path, DEEPSEEK, deepseek_shapes())
+    save(one.reference / "model.safetensors", published(one))
+    with pytest.raises(
+        BadInputError, match=r"fits only copies: .* once more, and the merge writes it itself"
+    ):
+        one.merge(grafts=[pattern])
+
+
 def test_what_is_promised_and_not_held_names_the_three_choices(trained: Written) -> None:
     without = Written(trained.folder / "without", trained.config, shapes_of(trained), trained=False)
     with pytest.raises(
@@ -108,6 +120,34 @@ def test_what_is_promised_and_not_held_names_the_three_choices(trained: Written)
         without.merge()
     assert info.value.exit_code == 4
     assert without.config_of(without.merge(drop_mtp=True))["num_nextn_predict_layers"] == 0
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_the_three_choices_are_named_beside_a_missing_rank_that_cannot_have_held_it(
+    missing: int, trained: Written
+) -> None:
+    without = Written(trained.folder / "without", trained.config, shapes_of(trained), trained=False)
+    shutil.rmtree(without.dump / f"rank-{missing:05}")
+    with pytest.raises(ProblemsFoundError) as info:
+        without.merge()
+    promise, rank = info.value.problems
+    assert isinstance(promise, MtpMismatchError)
+    assert "Choose: dump" in promise.message()
+    assert isinstance(rank, MissingRankError)
+    assert rank.rank == missing
+    assert "mtp" not in rank.message()
+
+
+def test_ranks_that_may_have_held_it_are_named_and_not_the_choices(trained: Written) -> None:
+    """Without its stage nobody knows whether it was trained: the ranks are looked for first."""
+    without = Written(trained.folder / "without", trained.config, shapes_of(trained), trained=False)
+    for rank in (2, 3):
+        shutil.rmtree(without.dump / f"rank-{rank:05}")
+    with pytest.raises(ProblemsFoundError) as info:
+        without.merge()
+    assert {type(problem) for problem in info.value.problems} == {MissingRankError}
+    label = "layer 1" if trained.config["model_type"] == "deepseek_v3" else "layers mtp.0-mtp.1"
+    assert all(label in str(problem) for problem in info.value.problems)
 
 
 def test_what_is_held_and_not_promised_names_the_three_choices(trained: Written) -> None:
@@ -125,11 +165,33 @@ def test_a_step_has_experts_where_the_decoder_has_none() -> None:
     assert blueprint({**DEEPSEEK, "first_k_dense_replace": 3}).shapes() == expected
 
 
-def test_no_correction_promises_again_what_is_dropped(trained: Written) -> None:
-    out = trained.merge(drop_mtp=True, corrections=["config.num_nextn_predict_layers=1"])
+def test_a_correction_that_promises_what_is_dropped_is_refused(trained: Written) -> None:
+    """It could not be kept, and the report would say that it was."""
+    promise = "config.num_nextn_predict_layers=1"
+    refused = f"{promise} contradicts --drop-mtp, which makes it 0"
+    with pytest.raises(BadInputError, match=refused):
+        check([trained.dump], hf_reference=trained.reference, drop_mtp=True, corrections=[promise])
+    with pytest.raises(BadInputError, match=refused):
+        trained.merge(drop_mtp=True, corrections=[promise])
+    out = trained.merge(drop_mtp=True, corrections=["config.num_nextn_predict_layers=0"])
+    before = (out / ".shardmerge" / "report.json").read_bytes()
+    with pytest.raises(BadInputError, match=refused):
+        metadata(out, corrections=[promise])
+    with pytest.raises(BadInputError, match=refused):
+        metadata(out, hf_reference=trained.reference, corrections=[promise])
+    assert (out / ".shardmerge" / "report.json").read_bytes() == before
     assert trained.config_of(out)["num_nextn_predict_layers"] == 0
-    metadata(out, hf_reference=trained.reference, corrections=["config.num_nextn_predict_layers=2"])
-    assert trained.config_of(out)["num_nextn_predict_layers"] == 0
+
+
+@pytest.mark.parametrize(
+    "said", ["mtp_hybrid_override_pattern=M", 'mtp_layers_block_type=["attention", "moe"]']
+)
+def test_no_other_word_promises_what_is_dropped(said: str, tmp_path: Path) -> None:
+    one = Written(tmp_path, NEMOTRON, nemotron_shapes())
+    with pytest.raises(
+        BadInputError, match=r"config\.mtp_.* contradicts --drop-mtp, which (makes|removes) it"
+    ):
+        one.merge(drop_mtp=True, new_corrections=[f"config.{said}"])
 
 
 @pytest.mark.parametrize("pattern", ["*.norm.weight", "mtp.*"])
@@ -240,6 +302,39 @@ def test_quantized_steps_that_are_dropped_leave_no_word_in_the_files(tmp_path: P
     assert "quantization_config" not in one.config_of(out)
     assert not (out / "hf_quant_config.json").exists()
     assert dtype == "BF16"
+
+
+@pytest.mark.parametrize("is_trained", [True, False])
+def test_metadata_of_a_packed_output_promise_exactly_the_steps_it_holds(
+    is_trained: bool, tmp_path: Path
+) -> None:
+    """No shape of it is compared again, and the number of steps is no dimension."""
+    one = Written(tmp_path, NEMOTRON, nemotron_shapes(), trained=is_trained)
+    module = "backbone.layers.0.mixer.q_proj"
+    _, shape, data = one.model.tensors[f"{module}.weight"]
+    one.model.tensors[f"{module}.weight"] = ("F8_E4M3", shape, data[: len(data) // 2])
+    scales = [f"{module}.input_scale", f"{module}.weight_scale"]
+    one.model.tensors |= dict.fromkeys(scales, ("F32", (), np.float32(1).tobytes()))
+    told = {
+        "layers": {"FP8": [module]}, "excluded": sorted(plain_modules(one.model) - {module}), "kv_cache": {},
+        "scalars": {"names": scales, "values": [1.0, 1.0]}, "uncalibrated": [],
+        "producer": {"name": "modelopt", "version": "0.47.0"},
+    }  # fmt: skip
+    facts = {"dtype": "BF16", "dimensions": one.table.dimensions}
+    whole = {name: [Cut(3, (0,) * len(shape), shape)] for name, (_, shape, _) in one.model.tensors.items()}
+    shutil.rmtree(one.dump)
+    write_dump(one.dump, one.model, whole, STAGES, facts=facts, quantization=told)
+    right, wrong = (1, 0) if is_trained else (0, 1)
+    out = one.merge(corrections=[f"config.num_nextn_predict_layers={right}"])
+    with pytest.raises(MtpMismatchError, match=r"config\.json promises"):
+        metadata(out, corrections=[f"config.num_nextn_predict_layers={wrong}"])
+    if is_trained:
+        with pytest.raises(ProblemsFoundError, match=r"mtp\.layers\.2\..* is in no manifest"):
+            metadata(out, corrections=["config.num_nextn_predict_layers=2"])
+        with pytest.raises(ProblemsFoundError, match=r"mtp\.layers\.1\."):
+            metadata(out, corrections=["config.mtp_hybrid_override_pattern=*"])
+    metadata(out, corrections=[f"config.num_nextn_predict_layers={right}"])
+    assert one.config_of(out)["num_nextn_predict_layers"] == right
 
 
 def test_a_missing_part_of_it_is_missing_like_any_other(trained: Written) -> None:
