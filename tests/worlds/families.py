@@ -179,7 +179,7 @@ _NEMOTRON = Experts(shared_width=80, router_bias=True, scaling=2.5)
 FAMILIES: tuple[Family, ...] = (
     Family("llama", "LlamaForCausalLM"),
     Family("llama_tied", "LlamaForCausalLM", tied=True),
-    Family("mistral", "MistralForCausalLM", norm_eps=1e-6, window=24, window_of_all=True),
+    Family("mistral", "MistralForCausalLM", norm_eps=1e-6, window=20, window_of_all=True),
     Family("qwen2", "Qwen2ForCausalLM", qkv_bias=True, norm_eps=1e-6),
     Family("qwen3", "Qwen3ForCausalLM", qk_norm=True, norm_eps=1e-6),
     Family("qwen3_moe", "Qwen3MoeForCausalLM", qk_norm=True, norm_eps=1e-6, experts=Experts()),
@@ -210,7 +210,7 @@ FAMILIES: tuple[Family, ...] = (
         "exaone_moe",
         "ExaoneMoeForCausalLM",
         qk_norm=True,
-        window=24,
+        window=20,
         global_layers=(1,),
         experts=Experts(shared_width=80, dense_layers=1, router_bias=True, scaling=1.25),
     ),
