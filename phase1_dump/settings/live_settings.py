@@ -56,6 +56,7 @@ def settings_of(models: Sequence[Any], *, drop_mtp: bool = False) -> Settings:
             else _grouped_attention(config)
         ),
         **_attention(config),
+        **_causal(modules),
         **rotary.settings(models, modules),
         **_norms(config, modules),
         **_feed_forward(config),
@@ -106,6 +107,16 @@ def _attention(config: Any) -> Settings:
         "projection_clip": None,  # its attention has none
         "sliding_windows": _windows(config),
     }
+
+
+def _causal(modules: Iterable[tuple[str, Any]]) -> Settings:
+    """Read the masks that layer specs give to attention; what an arbitrary one hides, the model does not know."""
+    masks = {
+        module.attn_mask_type.name
+        for name, module in modules
+        if name.endswith("self_attention") and hasattr(module, "attn_mask_type")
+    }
+    return _one("causal", {"causal" in mask for mask in masks if mask != "arbitrary"})
 
 
 def _windows(config: Any) -> list[int] | None:

@@ -32,7 +32,8 @@ def settings(models: Sequence[Any], modules: Iterable[tuple[str, Any]]) -> dict[
             return {**found, "rope_frequencies": [], "rope_factor": 1.0, "rope_sections": None}
     if not embeddings:
         return found
-    frequencies, factors = [_frequencies(one) for one in embeddings], [_factor(one) for one in embeddings]
+    frequencies = [_frequencies(one) for one in embeddings]
+    factors = [_applied(config)] if _is_told(config) else [_factor(one) for one in embeddings]
     return {
         **found,
         "rope_frequencies": _same(frequencies),
@@ -84,7 +85,25 @@ def _factor(embedding: Any) -> float:
     """Return the factor on cosine and sine, which YaRN calls concentration."""
     if not _is_yarn(embedding):
         return 1.0
-    scale, own, all_dim = embedding.scaling_factor, embedding.mscale, embedding.mscale_all_dim
+    return _concentration(embedding.scaling_factor, embedding.mscale, embedding.mscale_all_dim)
+
+
+def _is_told(config: Any) -> bool:
+    """Whether grouped-query attention takes YaRN's factor from its config, whatever the embedding is.
+
+    Source: megatron/core/transformer/attention.py (`_yarn_get_concentration_factor_from_config`).
+    """
+    return (
+        not config.multi_latent_attention and getattr(config, "yarn_rotary_scaling_factor", None) is not None
+    )
+
+
+def _applied(config: Any) -> float:
+    own, all_dim = getattr(config, "yarn_mscale", None), getattr(config, "yarn_mscale_all_dim", None)
+    return _concentration(config.yarn_rotary_scaling_factor, own, all_dim)
+
+
+def _concentration(scale: float, own: float | None, all_dim: float | None) -> float:
     if own is None or all_dim is None:
         return magnitude(scale)
     return magnitude(scale, own) / magnitude(scale, all_dim)
