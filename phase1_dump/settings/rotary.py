@@ -6,6 +6,7 @@ Source: megatron/core/models/common/embeddings/{rotary_pos_embedding,yarn_rotary
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 from shardmerge.common.architectures.settings.rope import magnitude
@@ -20,7 +21,7 @@ def settings(models: Sequence[Any], modules: Iterable[tuple[str, Any]]) -> dict[
         modules: All their modules with names.
 
     Returns:
-        Values by the names of the vocabulary. Several embeddings that differ are told as a list of all.
+        Values by the names of the vocabulary. Several embeddings that differ are told as one list of all numbers.
     """
     config = models[0].config
     found: dict[str, Value] = {"layers_without_rope": _without_rope(config)}
@@ -36,14 +37,14 @@ def settings(models: Sequence[Any], modules: Iterable[tuple[str, Any]]) -> dict[
     factors = [_applied(config)] if _is_told(config) else [_factor(one) for one in embeddings]
     return {
         **found,
-        "rope_frequencies": _same(frequencies),
-        "rope_factor": _same(factors),
+        "rope_frequencies": _same(frequencies, list(chain.from_iterable(frequencies))),
+        "rope_factor": _same(factors, factors),
         "rope_sections": config.mrope_section,
     }
 
 
-def _same(values: list[Any]) -> Any:
-    return values[0] if all(value == values[0] for value in values) else values
+def _same(values: list[Any], otherwise: list[Any]) -> Any:
+    return values[0] if all(value == values[0] for value in values) else otherwise
 
 
 def _without_rope(config: Any) -> list[int] | None:

@@ -104,6 +104,13 @@ def tied(model: Any) -> None:
     model.share_embeddings_and_output_weights = True
 
 
+def one_of_another_base(model: Any) -> None:
+    found = next(module for module in model.modules() if hasattr(module, "q_head_dim"))
+    found.rotary_pos_emb = RotaryEmbedding(
+        model.config.qk_pos_emb_head_dim, rotary_percent=1.0, rotary_base=5000, use_cpu_initialization=True
+    )
+
+
 def told_of_yarn(model: Any) -> None:
     """As a provider does: attention takes the factor from the config, whatever the rotary embedding is."""
     model.config.yarn_rotary_scaling_factor = 32.0
@@ -143,6 +150,7 @@ CHANGES: tuple[tuple[str, tuple[str, ...], Change, set[str]], ...] = (
     ),
     ("factor of yarn without yarn", GROUPED, told_of_yarn, {"rope_factor"}),
     ("attention to what comes later", ALL, seeing_all, {"causal"}),
+    ("base of one latent attention", LATENT, one_of_another_base, {"rope_frequencies"}),
     ("no rotation", GROUPED, lambda model: delattr(model, "rotary_pos_emb"), {"rope_frequencies"}),
     ("layers without", GROUPED, setting(no_rope_freq=[0, 0, 0, 1]), {"layers_without_rope"}),
     ("eps of all", GROUPED, each_module("eps", 3e-4), {"norm_eps"}),
