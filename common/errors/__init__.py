@@ -3,7 +3,7 @@
 `exit_codes` holds the root and the branches, each other module the faults of one subject. All are imported from here.
 """
 
-from .config import ConfigContradictionError, ConfigMismatchError
+from .config import SAID_TWICE, ConfigContradictionError, ConfigMismatchError
 from .exit_codes import (
     SHOWN,
     ConflictError,
@@ -67,6 +67,7 @@ from .tensors import (
 from .usage import BadInputError, MissingConfigError
 
 __all__ = [
+    "SAID_TWICE",
     "SHOWN",
     "BadInputError",
     "BadScaleError",

@@ -8,6 +8,7 @@ from typing import ClassVar
 from .exit_codes import ConflictError
 
 ALLOW = "--allow config publishes it as it is."
+SAID_TWICE = "config.json says one thing twice:"
 
 
 @dataclass(eq=False)
@@ -41,6 +42,6 @@ class ConfigContradictionError(ConflictError):
 
     def message(self) -> str:
         return (
-            f"config.json says one thing twice: {self.key} is {self.value}, {self.other} is {self.other_value}. Some "
+            f"{SAID_TWICE} {self.key} is {self.value}, {self.other} is {self.other_value}. Some "
             f"readers take the one, some the other. Correct both (--set config.{self.key}=... does); {ALLOW}"
         )

@@ -56,6 +56,7 @@ def settings_of(models: Sequence[Any], *, drop_mtp: bool = False) -> Settings:
             else _grouped_attention(config)
         ),
         **_attention(config),
+        **_causal(modules),
         **rotary.settings(models, modules),
         **_norms(config, modules),
         **_feed_forward(config),
@@ -119,6 +120,16 @@ def _indexer(config: Any) -> Settings:
         "indexer_rope_interleaved": bool(getattr(config, option, False)),
         "indexer_rope_first": hasattr(config, option),
     }
+
+
+def _causal(modules: Iterable[tuple[str, Any]]) -> Settings:
+    """Read the masks that layer specs give to attention; what an arbitrary one hides, the model does not know."""
+    masks = {
+        module.attn_mask_type.name
+        for name, module in modules
+        if name.endswith("self_attention") and hasattr(module, "attn_mask_type")
+    }
+    return _one("causal", {"causal" in mask for mask in masks if mask != "arbitrary"})
 
 
 def _windows(config: Any) -> list[int] | None:

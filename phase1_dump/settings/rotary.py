@@ -6,6 +6,7 @@ Source: megatron/core/models/common/embeddings/{rotary_pos_embedding,yarn_rotary
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 from shardmerge.common.architectures.settings.rope import magnitude
@@ -20,7 +21,7 @@ def settings(models: Sequence[Any], modules: Iterable[tuple[str, Any]]) -> dict[
         modules: All their modules with names.
 
     Returns:
-        Values by the names of the vocabulary. Several embeddings that differ are told as a list of all.
+        Values by the names of the vocabulary. Several embeddings that differ are told as one list of all numbers.
     """
     config = models[0].config
     found: dict[str, Value] = {"layers_without_rope": _without_rope(config)}
@@ -32,17 +33,18 @@ def settings(models: Sequence[Any], modules: Iterable[tuple[str, Any]]) -> dict[
             return {**found, "rope_frequencies": [], "rope_factor": 1.0, "rope_sections": None}
     if not embeddings:
         return found
-    frequencies, factors = [_frequencies(one) for one in embeddings], [_factor(one) for one in embeddings]
+    frequencies = [_frequencies(one) for one in embeddings]
+    factors = [_applied(config)] if _is_told(config) else [_factor(one) for one in embeddings]
     return {
         **found,
-        "rope_frequencies": _same(frequencies),
-        "rope_factor": _same(factors),
+        "rope_frequencies": _same(frequencies, list(chain.from_iterable(frequencies))),
+        "rope_factor": _same(factors, factors),
         "rope_sections": config.mrope_section,
     }
 
 
-def _same(values: list[Any]) -> Any:
-    return values[0] if all(value == values[0] for value in values) else values
+def _same(values: list[Any], otherwise: list[Any]) -> Any:
+    return values[0] if all(value == values[0] for value in values) else otherwise
 
 
 def _without_rope(config: Any) -> list[int] | None:
@@ -84,7 +86,25 @@ def _factor(embedding: Any) -> float:
     """Return the factor on cosine and sine, which YaRN calls concentration."""
     if not _is_yarn(embedding):
         return 1.0
-    scale, own, all_dim = embedding.scaling_factor, embedding.mscale, embedding.mscale_all_dim
+    return _concentration(embedding.scaling_factor, embedding.mscale, embedding.mscale_all_dim)
+
+
+def _is_told(config: Any) -> bool:
+    """Whether grouped-query attention takes YaRN's factor from its config, whatever the embedding is.
+
+    Source: megatron/core/transformer/attention.py (`_yarn_get_concentration_factor_from_config`).
+    """
+    return (
+        not config.multi_latent_attention and getattr(config, "yarn_rotary_scaling_factor", None) is not None
+    )
+
+
+def _applied(config: Any) -> float:
+    own, all_dim = getattr(config, "yarn_mscale", None), getattr(config, "yarn_mscale_all_dim", None)
+    return _concentration(config.yarn_rotary_scaling_factor, own, all_dim)
+
+
+def _concentration(scale: float, own: float | None, all_dim: float | None) -> float:
     if own is None or all_dim is None:
         return magnitude(scale)
     return magnitude(scale, own) / magnitude(scale, all_dim)

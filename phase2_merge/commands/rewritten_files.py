@@ -13,6 +13,7 @@ from typing import Any
 from shardmerge.common import canonical_json, places
 from shardmerge.common.architectures import Blueprint, blueprint, table_of
 from shardmerge.common.errors import (
+    SAID_TWICE,
     Findings,
     ShardmergeError,
     UnexpectedTensorError,
@@ -203,9 +204,12 @@ def _compared(
     found = list(settings.differences(table, facts, mtp=records.report.mtp))
     before = [problem for problem in found if problem.setting in records.report.differing]
     newly = [problem for problem in found if problem.setting not in records.report.differing]
-    judged = Findings((*settings.said_twice(table.config, table.synonyms), *newly)).allowing(allow)
+    twice = settings.allowed_before(
+        settings.said_twice(table.config, table.synonyms), records.report.warnings
+    )
+    judged = Findings((*twice.problems, *newly)).allowing(allow)
     raise_problems(judged.problems)
-    allowed = Findings(tuple(before)).allowing(["config"]).warnings
+    allowed = (*twice.warnings, *Findings(tuple(before)).allowing(["config"]).warnings)
     return settings.compared(table, facts, mtp=records.report.mtp), (*allowed, *judged.warnings)
 
 
@@ -217,11 +221,9 @@ def _report(
     warnings: Sequence[str],
 ) -> bytes:
     """Return report.json, in which what is said of config.json is said anew."""
-    begin = tuple(f"{name} (" for name in records.report.differing)
+    begin = (SAID_TWICE, *(f"{name} (" for name in records.report.differing))
     others = [
-        one
-        for one in records.report.warnings
-        if not (begin and one.startswith(begin) and one.endswith("(allowed)"))
+        one for one in records.report.warnings if not (one.startswith(begin) and one.endswith("(allowed)"))
     ]
     checked = {"corrections": recorded, "config": asdict(compared), "warnings": (*others, *warnings)}
     return canonical_json.encode(records.report.changed(checked, sidecars), indent=2)

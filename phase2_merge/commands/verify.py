@@ -35,6 +35,8 @@ from shardmerge.common.rectangle import Shape
 from shardmerge.common.reference import PLAIN_FLOATS
 from shardmerge.common.safetensors_header import Entry, Header
 
+from ..corrections import record
+from ..corrections.changes import corrected_facts
 from ..disk.hashing import Advance, checksums, in_threads, stretches, wrong_bytes
 from ..hf_files.config_json import TORCH_NAMES
 from ..ledger import published
@@ -278,9 +280,15 @@ def _check_settings(directory: Directory) -> Findings:
         differing = _differing(directory, table)
     except BadInputError as error:
         differing = Findings((error,))
-    return Findings.together(
-        [Findings(tuple(settings.said_twice(directory.config, table.synonyms))), differing]
-    )
+    twice = settings.said_twice(directory.config, table.synonyms)
+    return Findings.together([settings.allowed_before(twice, _warned(directory)), differing])
+
+
+def _warned(directory: Directory) -> list[str]:
+    """Return what the merge warned of, if it recorded that."""
+    out = directory.path
+    is_ours = records.are_there(out) and published.is_output(out)
+    return published.read_report(out).warnings if is_ours else []
 
 
 def _differing(directory: Directory, table: Blueprint) -> Findings:
@@ -288,7 +296,8 @@ def _differing(directory: Directory, table: Blueprint) -> Findings:
     out = directory.path
     if not (records.are_there(out) and published.is_output(out)):
         return Findings()
-    report, facts = published.read_report(out), published.read_facts(out)
+    report = published.read_report(out)
+    facts = corrected_facts(published.read_facts(out), record.replayed(report.corrections))
     found = list(settings.differences(table, facts, mtp=report.mtp))
     return Findings(
         tuple(problem for problem in found if problem.setting not in report.differing),

@@ -5,11 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from transformers import LlamaConfig
+from transformers import GptOssConfig, LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.glm4.modeling_glm4 import Glm4RotaryEmbedding
 
+from shardmerge.common.architectures.families.gpt_oss import GPT_OSS
+from shardmerge.common.architectures.families.llama import LLAMA
+from shardmerge.common.architectures.rows import Architecture
 from shardmerge.common.architectures.settings import rope
+from shardmerge.common.architectures.settings.says import Says
 from shardmerge.common.architectures.settings.vocabulary import agree
 
 CHANNELS, LENGTH = 48, 16384
@@ -95,11 +99,43 @@ def test_frequencies_of_different_bases_differ() -> None:
         {"rope_parameters": 7},
         {"rope_theta": "10000"},
         {"rope_scaling": {"rope_type": "linear"}},
+        {"partial_rotary_factor": 1e12},
     ],
 )
 def test_what_is_not_known_is_no_frequency(said: dict[str, Any]) -> None:
     with pytest.raises((ValueError, TypeError, KeyError)):
         rope.frequencies({"max_position_embeddings": LENGTH, **said}, CHANNELS, 1e4)
+
+
+@pytest.mark.parametrize(
+    "said", [{}, {"rope_theta": 1e4, "rope_scaling": None}, {"rope_scaling": {}}, {"rope_parameters": None}]
+)
+def test_gpt_oss_without_scaling_is_scaled(said: dict[str, Any]) -> None:
+    config = GptOssConfig(head_dim=CHANNELS, **_copy(said))
+    expected, factor = ROPE_INIT_FUNCTIONS["yarn"](config)
+    found = {row.setting: row.value({"head_dim": CHANNELS, **said}) for row in _rotation(GPT_OSS)}
+    assert agree(found["rope_frequencies"], expected.tolist())
+    assert agree(found["rope_factor"], float(factor))
+
+
+def test_gpt_oss_with_parameters_is_not_scaled_by_itself() -> None:
+    said = {"head_dim": CHANNELS, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
+    found = {row.setting: row.value(said) for row in _rotation(GPT_OSS)}
+    assert found == {"rope_frequencies": rope.frequencies(said, CHANNELS, 1e4), "rope_factor": 1.0}
+
+
+def test_a_part_of_heads_that_transformers_ignores_is_no_frequency() -> None:
+    said = {"head_dim": CHANNELS, "partial_rotary_factor": 0.5}
+    frequencies = next(row for row in _rotation(LLAMA) if row.setting == "rope_frequencies")
+    with pytest.raises(ValueError, match=r"partial_rotary_factor = 0\.5, which not all readers heed"):
+        frequencies.value(said)
+    scaled = {**said, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}
+    assert len(frequencies.value(scaled)) == CHANNELS // 4
+    assert len(frequencies.value({**said, "partial_rotary_factor": 1.0})) == CHANNELS // 2
+
+
+def _rotation(table: Architecture) -> list[Says]:
+    return [row for row in table.settings if row.setting in ("rope_frequencies", "rope_factor")]
 
 
 def _copy(said: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import torch
 from megatron.core.activations import quick_gelu, squared_relu
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.models.common.embeddings.yarn_rotary_pos_embedding import YarnRotaryEmbedding
+from megatron.core.transformer.enums import AttnMaskType
 
 from shardmerge.common.architectures import blueprint
 from shardmerge.common.architectures.settings.vocabulary import MTP_SETTINGS
@@ -110,6 +111,24 @@ def tied(model: Any) -> None:
     model.share_embeddings_and_output_weights = True
 
 
+def one_of_another_base(model: Any) -> None:
+    found = next(module for module in model.modules() if hasattr(module, "q_head_dim"))
+    found.rotary_pos_emb = RotaryEmbedding(
+        model.config.qk_pos_emb_head_dim, rotary_percent=1.0, rotary_base=5000, use_cpu_initialization=True
+    )
+
+
+def told_of_yarn(model: Any) -> None:
+    """As a provider does: attention takes the factor from the config, whatever the rotary embedding is."""
+    model.config.yarn_rotary_scaling_factor = 32.0
+
+
+def seeing_all(model: Any) -> None:
+    for name, module in model.named_modules():
+        if name.endswith("self_attention") and hasattr(module, "attn_mask_type"):
+            module.attn_mask_type = AttnMaskType.no_mask
+
+
 GROUPED = (*DENSE, *MOE, *SIGMOID)
 LATENT = ("deepseek_v3", "deepseek_v3_full_query")
 HYBRID = ("nemotron_h",)
@@ -137,6 +156,9 @@ CHANGES: tuple[tuple[str, tuple[str, ...], Change, set[str]], ...] = (
         latent(YarnRotaryEmbedding, scaling_factor=40.0, original_max_position_embeddings=64),
         {"rope_frequencies", "rope_factor"},
     ),
+    ("factor of yarn without yarn", GROUPED, told_of_yarn, {"rope_factor"}),
+    ("attention to what comes later", ALL, seeing_all, {"causal"}),
+    ("base of one latent attention", LATENT, one_of_another_base, {"rope_frequencies"}),
     ("no rotation", GROUPED, lambda model: delattr(model, "rotary_pos_emb"), {"rope_frequencies"}),
     ("neighbours", ("llama", "qwen3_moe"), setting(rotary_interleaved=True), {"rope_interleaved"}),
     ("halves", ("ernie4_5_moe",), setting(rotary_interleaved=False), {"rope_interleaved"}),

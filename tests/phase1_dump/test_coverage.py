@@ -12,12 +12,13 @@ from shardmerge.common.errors import OutputExistsError
 from shardmerge.common.manifest import read
 from tests.phase1_dump.conftest import References
 from tests.phase1_dump.dumped import dump_world, pieces_of, shapes_of, tiling_faults
-from tests.worlds.families import FAMILIES, Family, by_name, topologies_of
+from tests.worlds.families import Family, by_name, topologies_of
+from tests.worlds.mtp import BUILT
 from tests.worlds.topology import SINGLE, Topology
 
 CELLS = [
     pytest.param(family, topology, id=f"{family.name}-{topology.name}")
-    for family in FAMILIES
+    for family in BUILT
     for topology in topologies_of(family)
 ]
 

@@ -5,7 +5,8 @@ Source: megatron/core/transformer/attention.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from ..dimensions import integer
 from ..keys import HF_LAYER, LAYER
@@ -87,7 +88,11 @@ def _head_dim(config: Config) -> int:
     )
 
 
+# transformers (masking_utils.py, `create_causal_mask`) and vLLM
+CAUSAL = key("causal", "is_causal", otherwise=True)
+
 HEADS = (
+    CAUSAL,
     key("attention_heads", "num_attention_heads"),
     derived(
         "key_value_heads",
@@ -99,17 +104,20 @@ HEADS = (
 )
 
 
-def rotated_heads(theta: float = 10000.0, rotated: Rotated | None = None) -> tuple[Says, ...]:
+def rotated_heads(
+    theta: float = 10000.0, rotated: Rotated | None = None, scaling: Mapping[str, Any] | None = None
+) -> tuple[Says, ...]:
     """Return the settings of grouped-query attention with rotary positions.
 
     Args:
         theta: The base where config.json says none.
-        rotated: Which channels of a head rotate where config.json does not say it as most do; None: all.
+        rotated: Which channels of a head rotate, if config.json can say it; None: all.
+        scaling: What an absent `rope_parameters` stands for; None: nothing.
 
     Returns:
         Rows.
     """
-    return HEADS + rope(_head_dim, theta, rotated)
+    return HEADS + rope(_head_dim, theta, rotated, scaling)
 
 
 def window_of_all(*, switch: str | None, otherwise: int = 0) -> Says:
@@ -137,7 +145,8 @@ def window_by_layer(config: Config) -> list[int] | None:
 
     Source: transformers, models/qwen2/configuration_qwen2.py.
     """
-    window = integer(config, "sliding_window", 4096) if config.get("use_sliding_window") else 0
+    none = "sliding_window" in config and config["sliding_window"] is None
+    window = integer(config, "sliding_window", 4096) if config.get("use_sliding_window") and not none else 0
     first, layers = config.get("max_window_layers", 28), range(integer(config, "num_hidden_layers"))
     kinds = config.get("layer_types") or ["sliding_attention" if layer >= first else "" for layer in layers]
     return windows_by_layer(window, kinds)

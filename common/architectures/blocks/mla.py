@@ -11,6 +11,7 @@ from ..keys import HF_LAYER, LAYER
 from ..rows import Row, Target, same
 from ..settings import rope
 from ..settings.says import Config, always, derived, key
+from .attention import CAUSAL
 
 ATTENTION = LAYER + "self_attention."
 HF_ATTENTION = HF_LAYER + "self_attn."
@@ -87,6 +88,7 @@ def _softmax_scale(config: Config) -> float:
 
 
 LATENT_SIZES = (
+    CAUSAL,
     key("attention_heads", "num_attention_heads"),
     key("query_latent", "q_lora_rank"),
     key("key_value_latent", "kv_lora_rank"),

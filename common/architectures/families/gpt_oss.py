@@ -17,6 +17,15 @@ from ..settings.says import always, derived, key
 
 ATTENTION, MLP = HF_LAYER + "self_attn.", HF_LAYER + "mlp."
 QUICK_GELU = 1.702  # megatron-core's quick_gelu is x * sigmoid(1.702 x)
+# what transformers takes where config.json says nothing of scaling, or null (configuration_gpt_oss.py)
+YARN = {
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+    "original_max_position_embeddings": 4096,
+}
 BOTH = ("moe_ffn", "moe_ffn")  # rows of gate, and of up
 
 
@@ -93,7 +102,7 @@ GPT_OSS = Architecture(
     ),
     _layers,
     settings=(
-        *rotated_heads(150000.0),
+        *rotated_heads(150000.0, scaling=YARN),
         rms_norms(1e-5),
         derived("activation", ("swiglu_alpha",), _activation),
         key("activation_clamp", "swiglu_limit", otherwise=7.0),

@@ -12,11 +12,13 @@ from ..blocks.attention import (
     WINDOW_BY_LAYER,
     rotated_heads,
     window_of_all,
+    windows_by_layer,
 )
 from ..blocks.embeddings import EMBEDDINGS, NORMS, TIED, rms_norms
 from ..blocks.mlp import DENSE_MLP, activation
-from ..dimensions import common_dimensions, common_flags
+from ..dimensions import common_dimensions, common_flags, integer
 from ..rows import Architecture, Config, Layers
+from ..settings.says import derived
 
 
 def _layers(config: Config) -> Layers:
@@ -26,6 +28,12 @@ def _layers(config: Config) -> Layers:
 
 def _flags_always_biased(config: Config) -> frozenset[str]:
     return common_flags(config) | {"qkv_bias"}
+
+
+def _windows(config: Config) -> list[int] | None:
+    """Read the window of Llama's layers, which vLLM heeds and transformers does not."""
+    kinds = config.get("layer_types") or ()
+    return windows_by_layer(integer(config, "sliding_window", 0), kinds)
 
 
 DENSE_SETTINGS = (*rotated_heads(), rms_norms(), activation(), TIED)
@@ -38,7 +46,7 @@ LLAMA = Architecture(
     common_dimensions,
     common_flags,
     _layers,
-    settings=DENSE_SETTINGS,
+    settings=(*DENSE_SETTINGS, derived("sliding_windows", ("sliding_window", "layer_types"), _windows)),
 )
 MISTRAL = Architecture(
     "MistralForCausalLM",

@@ -132,6 +132,12 @@ def _layers(config: Config) -> Layers:
     }
 
 
+def _windows(config: Config) -> list[int] | None:
+    """Read the window of all layers, which vLLM heeds and transformers does not."""
+    window = integer(config, "sliding_window", 0)
+    return [window] * len(_pattern(config)) if window else None
+
+
 def _without_mtp(config: Config) -> dict[str, Any]:
     """Say it three times: vLLM looks at the number, SGLang at the words of a step, and null is refused by all.
 
@@ -196,6 +202,7 @@ NEMOTRON_H = Architecture(
     ),
     settings=(
         *HEADS,
+        derived("sliding_windows", ("sliding_window",), _windows),
         key("norm_eps", "layer_norm_epsilon", "norm_eps", otherwise=1e-5),
         activation("mlp_hidden_act", "relu2"),
         always("gated", False),

@@ -55,6 +55,6 @@ QWEN3_MOE = Architecture(
         TIED,
         EXPERTS_PER_TOKEN,
         key("router_normalized", "norm_topk_prob", otherwise=False),
-        window_of_all(switch="use_sliding_window"),
+        window_of_all(switch="use_sliding_window", otherwise=4096),
     ),
 )

@@ -35,16 +35,17 @@ SYNONYMS: tuple[Synonyms, ...] = (
     *((f"{OLD}.{name}", f"{NEW}.{name}") for name in SCALING),
 )
 THETA_OF_MOST = 10000.0
+MAX_CHANNELS = 1 << 16  # of a head: no model has a hundredth of it, and each is a number in a list
 Channels = Callable[[Config], int]
 Partial = Callable[[Config], float]
 
 
 @dataclass(frozen=True, slots=True)
 class Rotated:
-    """Which part of a head rotates where config.json has no `partial_rotary_factor`.
+    """Which part of a head rotates, of an architecture for which config.json can say it.
 
     Attributes:
-        partial: Of a config.json, the part.
+        partial: Of a config.json without `partial_rotary_factor`, the part.
         keys: The keys that say it.
     """
 
@@ -53,31 +54,51 @@ class Rotated:
 
 
 def rope(
-    channels: Channels, theta: float = THETA_OF_MOST, rotated: Rotated | None = None
+    channels: Channels,
+    theta: float = THETA_OF_MOST,
+    rotated: Rotated | None = None,
+    scaling: Mapping[str, Any] | None = None,
 ) -> tuple[Says, ...]:
     """Return the rows of an architecture that rotates queries and keys.
 
     Args:
         channels: Of a config.json, how many channels a head has that may be rotated.
         theta: The base where config.json says none.
-        rotated: Which of these channels rotate where config.json does not say it as most do; None: all.
+        rotated: Which of these channels rotate, if config.json can say it; None: all.
+        scaling: What `rope_parameters` stands for where it is absent or null, and `rope_scaling` too. None: nothing.
 
     Returns:
         Rows of the frequencies, and of the factor on cosine and sine.
     """
     part = rotated or Rotated()
     keys = (f"{NEW}.{THETA}", THETA, OLD, *part.keys)
+
+    def whole(config: Config) -> Config:
+        unsaid = scaling is not None and not config.get(OLD) and config.get(NEW) is None
+        return {**config, NEW: scaling} if unsaid else config
+
+    def turns(config: Config) -> list[float]:
+        if rotated is None:
+            _require_whole_heads(parameters(config, theta))
+        return frequencies(config, channels(config), theta, part.partial(config))
+
     return (
+        derived("rope_frequencies", keys, lambda config: turns(whole(config)), *SYNONYMS),
         derived(
-            "rope_frequencies",
-            keys,
-            lambda config: frequencies(config, channels(config), theta, part.partial(config)),
-            *SYNONYMS,
-        ),
-        derived(
-            "rope_factor", (NEW, OLD), lambda config: attention_factor(parameters(config, theta), config)
+            "rope_factor",
+            (NEW, OLD),
+            lambda config: attention_factor(parameters(whole(config), theta), config),
         ),
     )
+
+
+def _require_whole_heads(said: Mapping[str, Any]) -> None:
+    """Raise ValueError for a part of a head where transformers ignores it, and vLLM does not.
+
+    It does without scaling only, in the modeling file of each architecture (`compute_default_rope_parameters`).
+    """
+    if said["rope_type"] == "default" and said.get(PARTIAL, 1) != 1:
+        raise ValueError(f"{PARTIAL} = {said[PARTIAL]!r:.40}, which not all readers heed")
 
 
 def parameters(config: Config, theta: float) -> dict[str, Any]:
@@ -112,6 +133,8 @@ def frequencies(config: Config, channels: int, theta: float, partial: float = 1.
     """
     said = parameters(config, theta)
     dim = int(channels * said.get(PARTIAL, partial))
+    if dim > MAX_CHANNELS:
+        raise ValueError(f"{dim:,} channels of a head")
     plain = [said[THETA] ** -(2 * pair / dim) for pair in range(dim // 2)]
     kind = said["rope_type"]
     if kind in ("default", "dynamic"):  # the latter changes longer sequences only

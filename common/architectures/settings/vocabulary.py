@@ -61,6 +61,7 @@ SETTINGS: Final[dict[str, Setting]] = {
     "rope_head_dim": Setting("channels of a head of queries and keys that are rotated", Kind.COUNT),
     "value_head_dim": Setting("channels of a head of values", Kind.COUNT),
     "softmax_scale": Setting("factor on queries times keys", Kind.NUMBER),
+    "causal": Setting("whether a token sees none that come later", Kind.FLAG, True),
     "attention_sink": Setting("what the softmax adds to its denominator", Kind.WORD, "vanilla"),
     "attention_gate": Setting("whether a gate multiplies the output of attention", Kind.FLAG, False),
     "attention_variant": Setting("attention that is neither grouped-query nor latent", Kind.WORD, None),
@@ -140,13 +141,13 @@ def is_valid(name: str, value: Value) -> bool:
 
 def spell(name: str, value: Value) -> str:
     """Return a value for a message. Rotary frequencies are told by their base where they have one."""
-    if name != "rope_frequencies" or not _is_list(value) or len(value) < 2 or min(value) <= 0:
-        text = json.dumps(value)
-        return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
-    ratio, pairs = value[1] / value[0], len(value)
-    spread = f"{pairs} pairs, from {value[0]:.4g} to {value[-1]:.4g}"
-    plain = agree(value, [value[0] * ratio**pair for pair in range(pairs)])
-    return f"{spread}, as of base {ratio**-pairs:.6g}" if plain else f"{spread}, scaled"
+    try:
+        if name == "rope_frequencies" and _is_list(value) and len(value) > 1 and min(value) > 0:
+            return _spell_frequencies(value)
+    except (ArithmeticError, TypeError):  # null, or numbers that no model has
+        pass
+    text = json.dumps(value)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
 
 
 def agree(one: Value, other: Value) -> bool:
@@ -154,8 +155,18 @@ def agree(one: Value, other: Value) -> bool:
     if isinstance(one, list) and isinstance(other, list):
         return len(one) == len(other) and all(map(agree, one, other))
     if _is_number(one) and _is_number(other):
-        return math.isclose(one, other, rel_tol=TOLERANCE)
+        try:
+            return math.isclose(one, other, rel_tol=TOLERANCE)
+        except OverflowError:  # an integer that no float can hold
+            return bool(one == other)
     return type(one) is type(other) and bool(one == other)
+
+
+def _spell_frequencies(value: list[float]) -> str:
+    ratio, pairs = value[1] / value[0], len(value)
+    spread = f"{pairs} pairs, from {value[0]:.4g} to {value[-1]:.4g}"
+    plain = agree(value, [value[0] * ratio**pair for pair in range(pairs)])
+    return f"{spread}, as of base {ratio**-pairs:.6g}" if plain else f"{spread}, scaled"
 
 
 def _is_list(value: Value) -> bool:

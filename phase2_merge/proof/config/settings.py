@@ -5,7 +5,7 @@ The only comparison of the two: the proof, `metadata` and `verify` all use it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from shardmerge.common.errors import (
     ConfigMismatchError,
     Findings,
     MixedSettingsError,
+    ShardmergeError,
 )
 from shardmerge.common.manifest import Manifest
 from shardmerge.common.manifest_facts import Facts
@@ -75,6 +76,16 @@ def said_twice(config: Mapping[str, Any], synonyms: Iterable[Synonyms]) -> Itera
     """Yield a problem for each two keys of config.json that mean the same and say different things."""
     for (one, value), (other, differs) in contradictions(config, synonyms):
         yield ConfigContradictionError(one, _spell("", value), other, _spell("", differs))
+
+
+def allowed_before(problems: Iterable[ShardmergeError], warnings: Collection[str]) -> Findings:
+    """Return problems, of which those are warnings that a merge allowed, word for word, in its own `warnings`."""
+    findings = Findings(tuple(problems))
+    given = [problem for problem in findings.problems if _allowed(problem) in warnings]
+    return Findings(
+        tuple(problem for problem in findings.problems if problem not in given),
+        tuple(map(_allowed, given)),
+    )
 
 
 def differences(blueprint: Blueprint, facts: Facts, *, mtp: str) -> Iterator[ConfigMismatchError]:
@@ -139,6 +150,10 @@ def _pairs(blueprint: Blueprint, facts: Facts, mtp: str) -> dict[str, tuple[Any,
         if name in said and not (name in MTP_SETTINGS and mtp != "trained")
     }
     return {name: (value, said[name].value, said[name].keys) for name, value in told.items()}
+
+
+def _allowed(problem: ShardmergeError) -> str:
+    return Findings((problem,)).allowing([problem.allow]).warnings[0] if problem.allow else ""
 
 
 def _spell(name: str, value: Any) -> str:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from shardmerge.common.errors import ConfigMismatchError, MixedSettingsError
+from shardmerge.common.errors import (
+    SAID_TWICE,
+    ConfigContradictionError,
+    ConfigMismatchError,
+    MixedSettingsError,
+)
 from shardmerge.common.manifest_facts import Facts
 from shardmerge.phase2_merge import metadata, verify
 from tests.dumps.dumps import Topology, dense_config, facts_of
@@ -79,6 +85,35 @@ def test_a_setting_that_nobody_knows_is_kept_and_compared_with_nothing(world: Ma
     assert one.check().config.settings == ("norm_eps",)
     one.merge()
     assert verify(one.out).warnings == ()
+
+
+def test_facts_that_were_corrected_are_what_verify_compares(world: MakeWorld) -> None:
+    one = telling(world, lambda _: {"norm_eps": 0.5})
+    one.merge(corrections=[f"facts.settings.norm_eps={EPS}"])
+    assert verify(one.out).warnings == ()
+
+
+def test_what_config_json_was_allowed_to_say_twice_stays_allowed(world: MakeWorld) -> None:
+    one = telling(world, lambda _: {"norm_eps": EPS})
+    path = one.reference / "config.json"
+    config = json.loads(path.read_text()) | {"rope_theta": 99.0, "rope_parameters": {"rope_theta": 1e4}}
+    path.write_text(json.dumps(config))
+    with pytest.raises(ConfigContradictionError):
+        one.check()
+    one.merge(allow=["config"])
+    for command in (verify, metadata, metadata, verify):
+        assert [SAID_TWICE in text for text in command(one.out).warnings] == [True]
+    report = json.loads((one.out / ".shardmerge/report.json").read_text())
+    assert [SAID_TWICE in text for text in report["check"]["warnings"]] == [True]
+    assert metadata(one.out, corrections=["config.rope_theta=10000"]).warnings == ()
+    assert verify(one.out).warnings == ()
+    written = one.out / "config.json"
+    written.write_text(json.dumps(config | {"rope_theta": 98.0}))
+    with pytest.raises(ConfigContradictionError):
+        verify(one.out)
+    written.write_text(json.dumps(config))
+    with pytest.raises(ConfigContradictionError):
+        verify(one.out)
 
 
 @pytest.mark.parametrize(
