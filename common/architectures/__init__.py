@@ -9,13 +9,14 @@ from collections.abc import Container
 
 from ..errors import BadInputError, UnsupportedArchitectureError
 from .blueprint import Blueprint, Claim, Tensor
-from .families.deepseek import DEEPSEEK_V3
-from .families.deepseek_v2 import DEEPSEEK_V2
 from .families.dots import DOTS1
 from .families.ernie import ERNIE4_5_MOE
 from .families.exaone_moe import EXAONE_MOE
 from .families.glm import GLM4_MOE, GLM4_MOE_LITE
 from .families.gpt_oss import GPT_OSS
+from .families.latent.deepseek import DEEPSEEK_V3
+from .families.latent.deepseek_v2 import DEEPSEEK_V2
+from .families.latent.sparse import DEEPSEEK_V32, GLM_MOE_DSA
 from .families.llama import LLAMA, MISTRAL, QWEN2, QWEN3
 from .families.minimax_m2 import MINIMAX_M2
 from .families.mixtral import MIXTRAL
@@ -24,7 +25,6 @@ from .families.nemotron_h import NEMOTRON_H
 from .families.olmoe import OLMOE
 from .families.qwen2_moe import QWEN2_MOE
 from .families.qwen3_moe import QWEN3_MOE
-from .families.sparse import DEEPSEEK_V32, GLM_MOE_DSA
 from .keys import key_ids
 from .rows import Architecture, Config, Layout
 

@@ -8,7 +8,7 @@ Must not know checkpoints or shardmerge.
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from tests.worlds.hf_words import OWN_WORDS
+from tests.worlds.hf_words import OWN_WORDS, hybrid
 from tests.worlds.topology import TOPOLOGIES, Topology
 
 Architecture = Literal[
@@ -320,7 +320,7 @@ def hf_config(family: Family) -> dict[str, Any]:
     Source: transformers 5, models/*/configuration_*.py.
     """
     if family.mamba is not None:
-        return _hf_hybrid(family, family.mamba)
+        return hybrid(family, family.mamba)
     config = {
         "vocab_size": family.vocab,
         "hidden_size": family.hidden,
@@ -411,30 +411,4 @@ def _hf_experts(family: Family) -> dict[str, Any]:
             if family.architecture == "DeepseekV2ForCausalLM"
             else {}
         ),
-    }
-
-
-def _hf_hybrid(family: Family, mamba: Mamba) -> dict[str, Any]:
-    experts = family.experts or Experts()
-    return {
-        "vocab_size": family.vocab,
-        "hidden_size": family.hidden,
-        "intermediate_size": family.dense_width,
-        "hybrid_override_pattern": mamba.pattern,
-        "num_attention_heads": family.heads,
-        "num_key_value_heads": family.groups,
-        "head_dim": family.head_channels,
-        "max_position_embeddings": 64,
-        "layer_norm_epsilon": family.norm_eps,
-        "tie_word_embeddings": family.tied,
-        "mamba_num_heads": mamba.heads,
-        "mamba_head_dim": mamba.head_channels,
-        "n_groups": mamba.groups,
-        "ssm_state_size": mamba.state,
-        "n_routed_experts": experts.num_experts,
-        "num_experts_per_tok": experts.top_k,
-        "moe_intermediate_size": experts.width,
-        "moe_shared_expert_intermediate_size": experts.shared_width,
-        "moe_latent_size": experts.latent_width or None,
-        "routed_scaling_factor": experts.scaling,
     }

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tests.worlds.families import Family
+    from tests.worlds.families import Family, Mamba
 
 Json = dict[str, Any]
 
@@ -100,3 +100,31 @@ OWN_WORDS: dict[str, Callable[[Family, Json], Json]] = {
     "ExaoneMoeForCausalLM": _exaone,
     "Ernie4_5_MoeForCausalLM": _ernie,
 }
+
+
+def hybrid(family: Family, mamba: Mamba) -> Json:
+    """Return what the config of a hybrid is made of."""
+    experts = family.experts
+    assert experts is not None
+    return {
+        "vocab_size": family.vocab,
+        "hidden_size": family.hidden,
+        "intermediate_size": family.dense_width,
+        "hybrid_override_pattern": mamba.pattern,
+        "num_attention_heads": family.heads,
+        "num_key_value_heads": family.groups,
+        "head_dim": family.head_channels,
+        "max_position_embeddings": 64,
+        "layer_norm_epsilon": family.norm_eps,
+        "tie_word_embeddings": family.tied,
+        "mamba_num_heads": mamba.heads,
+        "mamba_head_dim": mamba.head_channels,
+        "n_groups": mamba.groups,
+        "ssm_state_size": mamba.state,
+        "n_routed_experts": experts.num_experts,
+        "num_experts_per_tok": experts.top_k,
+        "moe_intermediate_size": experts.width,
+        "moe_shared_expert_intermediate_size": experts.shared_width,
+        "moe_latent_size": experts.latent_width or None,
+        "routed_scaling_factor": experts.scaling,
+    }

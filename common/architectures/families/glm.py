@@ -28,7 +28,7 @@ from ..keys import HF_LAYER, STEP_LAYER
 from ..rows import Architecture, Config, Layers, MultiTokenPrediction
 from ..settings.rope import NEW, PARTIAL, Rotated
 from ..settings.says import derived, key
-from . import deepseek
+from .latent import deepseek
 
 EXPERTS = biased_router(HF_LAYER + "mlp.gate.") + SHARED_EXPERTS + ROUTED_EXPERTS
 STEPS = step_rows(HF_LAYER, HF_LAYER + "shared_head.norm.weight") + copies(if_held=True)

@@ -9,16 +9,16 @@ vLLM, models/deepseek_v32/attention.py.
 
 from __future__ import annotations
 
-from ..blocks.embeddings import EMBEDDINGS, NORMS, TIED, rms_norms
-from ..blocks.indexer import INDEXED, INDEXER_ROWS, indexer_settings
-from ..blocks.mla import FIXED_NORM_EPS, LATENT_ATTENTION, LATENT_SIZES
-from ..blocks.mlp import DENSE_MLP, ROUTED_EXPERTS, SHARED_EXPERTS, activation
-from ..blocks.mtp import NUMBER, copies, decoder_and_steps, step_rows, steps_of
-from ..blocks.router import biased_router, biased_router_settings
-from ..dimensions import integer
-from ..keys import HF_LAYER, STEP_LAYER
-from ..rows import Architecture, Config, Layers, MultiTokenPrediction
-from ..settings.says import always, derived, key
+from ...blocks.embeddings import EMBEDDINGS, NORMS, TIED, rms_norms
+from ...blocks.indexer import INDEXED, INDEXER_ROWS, indexer_settings
+from ...blocks.mla import FIXED_NORM_EPS, LATENT_ATTENTION, LATENT_SIZES
+from ...blocks.mlp import DENSE_MLP, ROUTED_EXPERTS, SHARED_EXPERTS, activation
+from ...blocks.mtp import NUMBER, copies, decoder_and_steps, step_rows, steps_of
+from ...blocks.router import biased_router, biased_router_settings
+from ...dimensions import integer
+from ...keys import HF_LAYER, STEP_LAYER
+from ...rows import Architecture, Config, Layers, MultiTokenPrediction
+from ...settings.says import always, derived, key
 from . import deepseek
 
 ROWS = (

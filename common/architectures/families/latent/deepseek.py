@@ -9,10 +9,10 @@ megatron/core/transformer/multi_latent_attention.py.
 
 from __future__ import annotations
 
-from ..blocks.embeddings import EMBEDDINGS, NORMS, TIED, rms_norms
-from ..blocks.mla import LATENT_ATTENTION, LATENT_SETTINGS, latent_dimensions, latent_flags
-from ..blocks.mlp import DENSE_MLP, ROUTED_EXPERTS, SHARED_EXPERTS, activation
-from ..blocks.mtp import (
+from ...blocks.embeddings import EMBEDDINGS, NORMS, TIED, rms_norms
+from ...blocks.mla import LATENT_ATTENTION, LATENT_SETTINGS, latent_dimensions, latent_flags
+from ...blocks.mlp import DENSE_MLP, ROUTED_EXPERTS, SHARED_EXPERTS, activation
+from ...blocks.mtp import (
     ALIAS,
     NUMBER,
     copies,
@@ -21,11 +21,11 @@ from ..blocks.mtp import (
     step_rows,
     without_steps,
 )
-from ..blocks.router import biased_router, biased_router_settings
-from ..dimensions import common_dimensions, common_flags, integer, set_flags
-from ..keys import HF_LAYER, STEP_LAYER
-from ..rows import Architecture, Config, Layers, MultiTokenPrediction
-from ..settings.says import derived
+from ...blocks.router import biased_router, biased_router_settings
+from ...dimensions import common_dimensions, common_flags, integer, set_flags
+from ...keys import HF_LAYER, STEP_LAYER
+from ...rows import Architecture, Config, Layers, MultiTokenPrediction
+from ...settings.says import derived
 
 
 def dimensions(config: Config) -> dict[str, int]:

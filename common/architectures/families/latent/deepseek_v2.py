@@ -9,15 +9,15 @@ vLLM, model_executor/models/deepseek_v2.py, for norm_topk_prob.
 
 from __future__ import annotations
 
-from ..blocks.embeddings import EMBEDDINGS, NORMS, TIED, rms_norms
-from ..blocks.mla import FIXED_NORM_EPS, LATENT_ATTENTION, LATENT_SIZES
-from ..blocks.mlp import DENSE_MLP, ROUTED_EXPERTS, SHARED_EXPERTS, activation
-from ..blocks.mtp import decoder_and_steps
-from ..blocks.router import EXPERTS_PER_TOKEN, plain_router
-from ..dimensions import integer
-from ..keys import HF_LAYER
-from ..rows import Architecture, Config, Layers
-from ..settings.says import always, derived, key
+from ...blocks.embeddings import EMBEDDINGS, NORMS, TIED, rms_norms
+from ...blocks.mla import FIXED_NORM_EPS, LATENT_ATTENTION, LATENT_SIZES
+from ...blocks.mlp import DENSE_MLP, ROUTED_EXPERTS, SHARED_EXPERTS, activation
+from ...blocks.mtp import decoder_and_steps
+from ...blocks.router import EXPERTS_PER_TOKEN, plain_router
+from ...dimensions import integer
+from ...keys import HF_LAYER
+from ...rows import Architecture, Config, Layers
+from ...settings.says import always, derived, key
 from .deepseek import dimensions, flags
 
 GROUP_KEYS = ("n_group", "topk_group", "topk_method")

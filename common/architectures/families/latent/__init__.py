@@ -1,0 +1,1 @@
+"""Tables of architectures whose decoder has latent attention, and few others' parts."""
