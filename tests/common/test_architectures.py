@@ -86,7 +86,7 @@ def test_tied_embeddings_have_no_head() -> None:
 def test_experts_may_be_counted_as_transformers_5_saves_it() -> None:
     saved = {key: value for key, value in CONFIG.items() if key != "num_experts"} | {"num_local_experts": 3}
     assert list(blueprint(saved).tensors()) == list(blueprint(CONFIG).tensors())
-    with pytest.raises(BadInputError, match="contradicts num_experts and num_local_experts"):
+    with pytest.raises(BadInputError, match="contradicts num_local_experts and num_experts"):
         blueprint(CONFIG | {"num_local_experts": 4})
 
 
