@@ -80,7 +80,7 @@ def decide(
         present: The JSON files of the output, and of a reference if one was given.
         earlier: Changes that were decided before.
         given: What config.json, facts or quantization say wrongly all the same.
-        allow: Kinds of problems that become warnings. In what the merge was allowed to differ, config.json still may.
+        allow: Kinds of problems that become warnings. What the merge allowed, word for word, stays allowed.
 
     Returns:
         All files that a merge writes beside the shards, most of them as they are.
@@ -201,16 +201,14 @@ def _compared(
 
     Raises what differs and may not, and what config.json says twice.
     """
-    found = list(settings.differences(table, facts, mtp=records.report.mtp))
-    before = [problem for problem in found if problem.setting in records.report.differing]
-    newly = [problem for problem in found if problem.setting not in records.report.differing]
-    twice = settings.allowed_before(
-        settings.said_twice(table.config, table.synonyms), records.report.warnings
+    found = (
+        *settings.said_twice(table.config, table.synonyms),
+        *settings.differences(table, facts, mtp=records.report.mtp),
     )
-    judged = Findings((*twice.problems, *newly)).allowing(allow)
+    known = settings.allowed_before(found, records.report.warnings)
+    judged = Findings(known.problems).allowing(allow)
     raise_problems(judged.problems)
-    allowed = (*twice.warnings, *Findings(tuple(before)).allowing(["config"]).warnings)
-    return settings.compared(table, facts, mtp=records.report.mtp), (*allowed, *judged.warnings)
+    return settings.compared(table, facts, mtp=records.report.mtp), (*known.warnings, *judged.warnings)
 
 
 def _report(

@@ -298,11 +298,7 @@ def _differing(directory: Directory, table: Blueprint) -> Findings:
         return Findings()
     report = published.read_report(out)
     facts = corrected_facts(published.read_facts(out), record.replayed(report.corrections))
-    found = list(settings.differences(table, facts, mtp=report.mtp))
-    return Findings(
-        tuple(problem for problem in found if problem.setting not in report.differing),
-        tuple(f"{problem.message()} (allowed)" for problem in found if problem.setting in report.differing),
-    )
+    return settings.allowed_before(settings.differences(table, facts, mtp=report.mtp), report.warnings)
 
 
 def _check_records(directory: Directory) -> Findings:

@@ -19,6 +19,10 @@ from shardmerge.common.architectures.settings.vocabulary import agree
 CHANNELS, LENGTH = 48, 16384
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096}
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LONG = {
+    "rope_type": "longrope", "rope_theta": 1e4,
+    "short_factor": [1 + pair / 16 for pair in range(CHANNELS // 2)], "long_factor": [4.0] * (CHANNELS // 2),
+}  # fmt: skip
 SPELLINGS: dict[str, dict[str, Any]] = {
     "new": {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
     "old": {"rope_theta": 5e5},
@@ -65,6 +69,10 @@ SPELLINGS: dict[str, dict[str, Any]] = {
     "yarn with a factor on attention": {
         "rope_parameters": {**YARN, "rope_theta": 1e6, "attention_factor": 1.7}
     },
+    "longrope": {"rope_scaling": {**LONG, "original_max_position_embeddings": 4096}},
+    "longrope with a factor": {
+        "rope_scaling": {**LONG, "factor": 8.0, "original_max_position_embeddings": 2048}
+    },
     "yarn that is not rounded": {"rope_parameters": {**YARN, "rope_theta": 15e4, "truncate": False}},
     "yarn with other turns": {
         "rope_parameters": {**YARN, "rope_theta": 1e6, "beta_fast": 8.0, "beta_slow": 2.0}
@@ -95,6 +103,8 @@ def test_frequencies_of_different_bases_differ() -> None:
     "said",
     [
         {"rope_scaling": {"rope_type": "longrope", "factor": 2.0}},
+        {"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0], "factor": 2.0}},
+        {"rope_scaling": {"rope_type": "proportional", "rope_theta": 1e4}},
         {"rope_parameters": {"sliding_attention": {"rope_theta": 1e4}}},
         {"rope_parameters": 7},
         {"rope_theta": "10000"},

@@ -40,7 +40,11 @@ def edits(config: Json) -> Iterator[tuple[str, Json, set[str]]]:
 
 
 def _is_idle(key: str, config: Json) -> bool:
-    """Whether a key says nothing without groups of experts, of which DeepSeek-V2 speaks by its method."""
+    """Whether a key says nothing: without groups of experts, of which DeepSeek-V2 speaks by its method; of Llama's window
+    without kinds of layers.
+    """
+    if key == "sliding_window" and config["model_type"] == "llama":
+        return "layer_types" not in config
     if config.get("topk_method") == "greedy":
         return key in ("n_group", "topk_group", "topk_method")
     return key == "topk_group" and config["n_group"] == 1
@@ -166,6 +170,8 @@ def test_what_is_allowed_is_kept_and_what_is_corrected_is_not(
     (warning,) = verify(out).warnings
     assert "norm_eps" in warning
     assert any("norm_eps" in text for text in metadata(out).warnings)
+    with pytest.raises(ConfigMismatchError):  # it was another value that was allowed
+        metadata(out, corrections=["config.rms_norm_eps=5e-4"])
     report = json.loads((out / ".shardmerge" / "report.json").read_text())["check"]
     assert report["config"]["differing"] == ["norm_eps"]
     assert len([text for text in report["warnings"] if "norm_eps" in text]) == 1

@@ -145,15 +145,20 @@ def frequencies(config: Config, channels: int, theta: float, partial: float = 1.
         return [_llama3(one, said, _trained_length(said, config)) for one in plain]
     if kind == "yarn":
         return list(_yarn(plain, dim, said, config))
+    if kind == "longrope":
+        return [one / factor for one, factor in zip(plain, said["short_factor"], strict=True)]
     raise ValueError(f"rope_type {kind!r:.40}")
 
 
 def attention_factor(said: Mapping[str, Any], config: Config) -> float:
-    """Return the factor on cosine and sine, which only YaRN has."""
-    if said["rope_type"] != "yarn":
+    """Return the factor on cosine and sine, which only YaRN and LongRoPE have."""
+    if said["rope_type"] not in ("yarn", "longrope"):
         return 1.0
     if said.get("attention_factor") is not None:
         return float(said["attention_factor"])
+    if said["rope_type"] == "longrope":
+        stretched = max(1.0, _factor(said, config))
+        return math.sqrt(1 + math.log(stretched) / math.log(_trained_length(said, config)))
     factor, own, all_dim = _factor(said, config), said.get("mscale"), said.get("mscale_all_dim")
     return magnitude(factor, own) / magnitude(factor, all_dim) if own and all_dim else magnitude(factor)
 
