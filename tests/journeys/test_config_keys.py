@@ -40,8 +40,8 @@ def edits(config: Json) -> Iterator[tuple[str, Json, set[str]]]:
 
 
 def _is_idle(key: str, config: Json) -> bool:
-    """Whether a key says nothing: without groups of experts, of which DeepSeek-V2 speaks by its method; of Llama's window
-    without kinds of layers.
+    """Whether a key says nothing: without groups of experts, of which DeepSeek-V2 speaks by its method, and of Llama's
+    window without kinds of layers.
     """
     if key == "sliding_window" and config["model_type"] == "llama":
         return "layer_types" not in config
