@@ -301,6 +301,17 @@ def _is_fine(value: Any, fine: tuple[Any, ...]) -> bool:
     return all(one in fine for one in (value if isinstance(value, list | tuple) else (value,)))
 
 
+def differing(config: Any, other: Any) -> list[str]:
+    """Return the fields that are compared in which a module's own config is not that of the model."""
+    return [
+        field
+        for field in COMPARED
+        if hasattr(config, field)
+        and hasattr(other, field)
+        and getattr(config, field) != getattr(other, field)
+    ]
+
+
 def unknown_fields(config: Any) -> tuple[str, ...]:
     """Return the fields of a config's own class that are not classed here, in their order.
 

@@ -33,7 +33,7 @@ from ..settings.live_settings import settings_of
 from ..source import Holding, ManifestFacts, Stream
 from ..world import World
 from .host_buffers import HostBuffers
-from .megatron_config import check_agreement
+from .megatron_config import check_agreement, check_one_config
 from .modules import local_experts, router_bias_dtypes, unwrap
 from .parameters import parameters_of
 from .reading import read
@@ -107,6 +107,7 @@ def live_model(
     table, config = blueprint(known.config), _config(chunks)
     params_dtype = dtype_name(config.params_dtype)
     check_agreement(config, table, world.rank)
+    check_one_config([unwrap(chunk) for chunk in chunks], world.rank)
     bias_dtypes = router_bias_dtypes(chunks)  # first: sharded_state_dict may cast them in place
     claimed, caches, drops = _claim(chunks, table, world.rank, options)
     dtype_of = dtype_chooser(known, params_dtype, dtype_from_reference=options.dtype_from_reference)

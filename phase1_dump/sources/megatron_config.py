@@ -6,13 +6,14 @@ numbers of a weight mean but no shape (`settings.fields`). Both would be exporte
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from shardmerge.common.architectures import Blueprint
 from shardmerge.common.errors import MismatchError, UnsupportedParameterError
 
 from ..rectangles.layouts import LAYOUTS
-from ..settings.fields import refusals
+from ..settings.fields import differing, refusals
 
 # dimension that a layout needs -> attribute of TransformerConfig
 ATTRIBUTES = {
@@ -49,6 +50,29 @@ def check_agreement(config: Any, blueprint: Blueprint, rank: int) -> None:
         factors = (factor for section in row.sections for factor in FACTORS.get(section, ()))
         for dimension in (*LAYOUTS[row.layout].dimensions, *factors):
             _check_dimension(config, blueprint, dimension, row.targets[0].name, rank)
+
+
+def check_one_config(models: Sequence[Any], rank: int) -> None:
+    """Refuse a module that was given a config of its own which computes otherwise than the model's.
+
+    Args:
+        models: chunks, without wrappers.
+        rank: for messages.
+
+    Raises:
+        UnsupportedParameterError: what one module computes with differs from what is told of the model.
+    """
+    config = models[0].config
+    seen = {id(config)}
+    for model in models:
+        for name, module in model.named_modules():
+            own = getattr(module, "config", None)
+            if own is None or id(own) in seen:
+                continue
+            seen.add(id(own))
+            if fields := differing(config, own):
+                told = ", ".join(f"{field}={getattr(own, field)}" for field in fields)
+                raise UnsupportedParameterError(name, f"its own config says {told}, unlike the model's", rank)
 
 
 def _check_norms(config: Any, blueprint: Blueprint, rank: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -113,3 +114,26 @@ def test_latent_attention_that_exchanges_neighbours_twice_is_refused(
         )
 
     assert message.startswith("rotary_interleaved=True on rank 0: latent attention")
+
+
+def test_a_layer_with_a_config_of_its_own_is_refused(
+    model: GPTModel, references: References, tmp_path: Path
+) -> None:
+    """A copy that says the same is no matter: megatron-core makes some."""
+    reference = references.config("llama")
+    model.decoder.layers[1].config = replace_config(model, rotary_interleaved=False)
+    dumped(model, tmp_path / "alike", reference)
+    model.decoder.layers[2].self_attention.config = replace_config(model, softmax_scale=0.5)
+
+    message = refused_and_recorded(UnsupportedParameterError, 5, model, tmp_path / "out", reference)
+
+    assert message.startswith(
+        "decoder.layers.2.self_attention on rank 0: its own config says softmax_scale=0.5"
+    )
+
+
+def replace_config(model: GPTModel, **values: object) -> object:
+    config = copy.copy(model.config)
+    for name, value in values.items():
+        setattr(config, name, value)
+    return config
