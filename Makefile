@@ -18,7 +18,7 @@ BRIDGE := build/bridge
 MCORE_BRIDGE := build/mcore-bridge
 VLLM_PYTHON ?= python3.11
 MATRIX := build/matrix.json
-SAMPLE ?= 4#              make test runs one in so many of the tests that are many alike; make test-all runs all
+SAMPLE ?= 4#              make test and test-peers run one in so many of the tests that are many alike, test-all all
 POWER ?= ext4 xfs#         file systems whose power make torture cuts, where it may mount them
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
@@ -74,7 +74,7 @@ $(BRIDGE)/.installed: .constraints/bridge.txt
 
 .PHONY: run-peers
 run-peers:
-	$(PYTEST) -m "not scale" $(ARGS)
+	$(PYTEST) -m "not scale" --sample=$(SAMPLE) $(ARGS)
 
 lint: setup  ## Check style and format
 	$(BIN)/ruff check .
