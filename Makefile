@@ -18,7 +18,7 @@ BRIDGE := build/bridge
 MCORE_BRIDGE := build/mcore-bridge
 VLLM_PYTHON ?= python3.11
 MATRIX := build/matrix.json
-SAMPLE ?= 4#              make test and test-peers run one in so many of the tests that are many alike, test-all all
+ONE_IN ?= 4#              make test and test-peers run one in so many of the tests that are many alike, test-all all
 POWER ?= ext4 xfs#         file systems whose power make torture cuts, where it may mount them
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
@@ -35,8 +35,8 @@ setup: $(STAMP) $(NAMESPACE)  ## Make the environment .venv (PYTHON= chooses the
 demo: setup  ## Run the main job on eight local processes, from a Megatron model to logits that agree
 	$(BIN)/python -m tests.demo
 
-test: setup  ## Run the tests; of those that are many alike a sample (SAMPLE=1: all of them; ARGS= for pytest)
-	$(PYTEST) --sample=$(SAMPLE) --matrix=$(MATRIX) $(ARGS)
+test: setup  ## Run the tests; of those that are many alike a sample (ONE_IN=1: all of them; ARGS= for pytest)
+	$(PYTEST) --sample=$(ONE_IN) --matrix=$(MATRIX) $(ARGS)
 	@test -n "$(ARGS)" || $(BIN)/python -m tests.matrix $(MATRIX) docs/matrix.json
 
 test-all: setup  ## Run the tests, those too that take many minutes or gigabytes (ARGS= for pytest)
@@ -74,7 +74,7 @@ $(BRIDGE)/.installed: .constraints/bridge.txt
 
 .PHONY: run-peers
 run-peers:
-	$(PYTEST) -m "not scale" --sample=$(SAMPLE) $(ARGS)
+	$(PYTEST) -m "not scale" --sample=$(ONE_IN) $(ARGS)
 
 lint: setup  ## Check style and format
 	$(BIN)/ruff check .
