@@ -6,6 +6,7 @@ numbers of a weight mean but no shape (`settings.fields`). Both would be exporte
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +26,9 @@ ATTRIBUTES = {
 }
 # size of a section that is a product, which hides its factors -> its factors
 FACTORS = {"state": ("mamba_groups", "mamba_state")}
+
+
+IS_LAYER = re.compile(r"layers\.\d+$")
 
 
 def check_agreement(config: Any, blueprint: Blueprint, rank: int) -> None:
@@ -53,21 +57,23 @@ def check_agreement(config: Any, blueprint: Blueprint, rank: int) -> None:
 
 
 def check_one_config(models: Sequence[Any], rank: int) -> None:
-    """Refuse a module that was given a config of its own which computes otherwise than the model's.
+    """Refuse a layer that was given a config of its own which computes otherwise than the model's.
+
+    Modules inside a layer have copies by megatron-core itself, as where tensor parallelism repeats a key head.
 
     Args:
         models: chunks, without wrappers.
         rank: for messages.
 
     Raises:
-        UnsupportedParameterError: what one module computes with differs from what is told of the model.
+        UnsupportedParameterError: what one layer computes with differs from what is told of the model.
     """
     config = models[0].config
     seen = {id(config)}
     for model in models:
         for name, module in model.named_modules():
             own = getattr(module, "config", None)
-            if own is None or id(own) in seen:
+            if own is None or id(own) in seen or not IS_LAYER.search(name):
                 continue
             seen.add(id(own))
             if fields := differing(config, own):

@@ -123,13 +123,11 @@ def test_a_layer_with_a_config_of_its_own_is_refused(
     reference = references.config("llama")
     model.decoder.layers[1].config = replace_config(model, rotary_interleaved=False)
     dumped(model, tmp_path / "alike", reference)
-    model.decoder.layers[2].self_attention.config = replace_config(model, softmax_scale=0.5)
+    model.decoder.layers[2].config = replace_config(model, softmax_scale=0.5)
 
     message = refused_and_recorded(UnsupportedParameterError, 5, model, tmp_path / "out", reference)
 
-    assert message.startswith(
-        "decoder.layers.2.self_attention on rank 0: its own config says softmax_scale=0.5"
-    )
+    assert message.startswith("decoder.layers.2 on rank 0: its own config says softmax_scale=0.5")
 
 
 def replace_config(model: GPTModel, **values: object) -> object:
