@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
-from .rows import Config
+from .rows import Config, Layers
 
 
 def common_dimensions(config: Config) -> dict[str, int]:
@@ -46,6 +46,63 @@ def integer(config: Config, name: str, otherwise: int | None = None) -> int:
     if type(value) is not int:
         raise ValueError(f"{name} = {value!r:.40}")
     return value
+
+
+def unless_absent(config: Config, name: str, absent: int) -> int:
+    """Return a number of config.json, in which null is 0.
+
+    Args:
+        config: What config.json holds.
+        name: The key.
+        absent: What a key that is not there stands for.
+
+    Returns:
+        The number.
+
+    Raises:
+        ValueError: It is not an integer.
+    """
+    return integer(config, name, 0) if name in config else absent
+
+
+def expert_dimensions(config: Config, num_experts: int, shared_experts: int) -> dict[str, int]:
+    """Return the dimensions of routed experts, and of shared ones, which are as wide as so many routed ones.
+
+    Args:
+        config: What config.json holds.
+        num_experts: How many routed experts a layer has.
+        shared_experts: How many routed experts the shared ones together are as wide as.
+
+    Returns:
+        `num_experts`, and the rows of one routed expert's and of the shared experts' up projection.
+
+    Raises:
+        KeyError: config.json does not say how wide a routed expert is.
+        ValueError: It is not an integer.
+    """
+    moe_ffn = integer(config, "moe_intermediate_size")
+    return {"num_experts": num_experts, "moe_ffn": moe_ffn, "shared_ffn": moe_ffn * shared_experts}
+
+
+def layers_alike(kind: str) -> Callable[[Config], Layers]:
+    """Return the function for a table whose layers are all of one kind, "dense" or "moe"."""
+
+    def layers(config: Config) -> Layers:
+        every = range(config["num_hidden_layers"])
+        return {"layers": every, kind: every}
+
+    return layers
+
+
+def dense_layers(config: Config, first: int) -> Container[int]:
+    """Return the layers without experts: listed by kind, as in transformers, or counted, as in published files.
+
+    `first` is how many there are, from the first on, where config.json says neither.
+    """
+    kinds = config.get("mlp_layer_types")
+    if kinds is None:
+        return range(config.get("first_k_dense_replace", first))
+    return {layer for layer, kind in enumerate(kinds) if kind == "dense"}
 
 
 def one_of(config: Config, *names: str) -> int:

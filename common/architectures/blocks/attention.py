@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..dimensions import integer
+from ..dimensions import integer, unless_absent
 from ..keys import HF_LAYER, LAYER
 from ..rows import Layout, Row, Target, same
 from ..settings.rope import Rotated, rope
@@ -133,7 +133,7 @@ def window_of_all(*, switch: str | None, otherwise: int = 0) -> Says:
 
     def windows(config: Config) -> list[int] | None:
         used = switch is None or config.get(switch)
-        said = integer(config, "sliding_window", 0) if "sliding_window" in config else otherwise
+        said = unless_absent(config, "sliding_window", otherwise)
         window = said if used else 0
         return [window] * integer(config, "num_hidden_layers") if window else None
 

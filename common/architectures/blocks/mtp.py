@@ -39,8 +39,12 @@ def promised_steps(config: Config) -> int:
 
 def without_steps(config: Config) -> dict[str, Any]:
     """Say 0: an absent key is 1 to transformers 5, and SGLang refuses null."""
-    plain = {key: value for key, value in config.items() if key != ALIAS}
-    return {**plain, NUMBER: 0}
+    return promising_none({key: value for key, value in config.items() if key != ALIAS})
+
+
+def promising_none(config: Config) -> dict[str, Any]:
+    """Say 0, in the one key that all readers of some architectures look at."""
+    return {**config, NUMBER: 0}
 
 
 def decoder_and_steps(config: Config, dense: Container[int], steps: int) -> Layers:
@@ -76,21 +80,27 @@ def step_rows(hf_prefix: str, final_norm: str) -> tuple[Row, ...]:
     Returns:
         Four rows: three on the first layer of a step, the last on its last.
     """
-    return (
-        same(STEP + "enorm.weight", hf_prefix + "enorm.weight", "hidden", where=FIRST),
-        same(STEP + "hnorm.weight", hf_prefix + "hnorm.weight", "hidden", where=FIRST),
-        same(STEP + "eh_proj.weight", hf_prefix + "eh_proj.weight", "hidden", "two_hidden", where=FIRST),
-        same(STEP + "final_layernorm.weight", final_norm, "hidden", where=LAST),
+    return _step(
+        hf_prefix + "enorm.weight", hf_prefix + "hnorm.weight", hf_prefix + "eh_proj.weight", final_norm
     )
 
 
 def one_step() -> tuple[Row, ...]:
     """Return the rows of a step as Qwen and EXAONE call them, whose names have place for one."""
+    return _step(
+        "mtp.pre_fc_norm_embedding.weight",
+        "mtp.pre_fc_norm_hidden.weight",
+        "mtp.fc.weight",
+        "mtp.norm.weight",
+    )
+
+
+def _step(embedding_norm: str, hidden_norm: str, joined: str, final_norm: str) -> tuple[Row, ...]:
     return (
-        same(STEP + "enorm.weight", "mtp.pre_fc_norm_embedding.weight", "hidden", where=FIRST),
-        same(STEP + "hnorm.weight", "mtp.pre_fc_norm_hidden.weight", "hidden", where=FIRST),
-        same(STEP + "eh_proj.weight", "mtp.fc.weight", "hidden", "two_hidden", where=FIRST),
-        same(STEP + "final_layernorm.weight", "mtp.norm.weight", "hidden", where=LAST),
+        same(STEP + "enorm.weight", embedding_norm, "hidden", where=FIRST),
+        same(STEP + "hnorm.weight", hidden_norm, "hidden", where=FIRST),
+        same(STEP + "eh_proj.weight", joined, "hidden", "two_hidden", where=FIRST),
+        same(STEP + "final_layernorm.weight", final_norm, "hidden", where=LAST),
     )
 
 

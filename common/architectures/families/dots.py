@@ -5,12 +5,12 @@ Source: transformers, models/dots1/{configuration,modeling}_dots1.py.
 
 from __future__ import annotations
 
-from ..blocks.attention import GROUPED_QUERY_ATTENTION, HEAD_NORMS, rotated_heads
+from ..blocks.attention import GROUPED_QUERY_ATTENTION, HEAD_NORMS, rotated_heads, windows_by_layer
 from ..blocks.embeddings import EMBEDDINGS, NORMS, TIED, rms_norms
 from ..blocks.mlp import DENSE_MLP, ROUTED_EXPERTS, SHARED_EXPERTS, activation
 from ..blocks.mtp import decoder_and_steps
 from ..blocks.router import biased_router, biased_router_settings
-from ..dimensions import common_dimensions, common_flags, integer, set_flags
+from ..dimensions import common_dimensions, common_flags, expert_dimensions, integer, set_flags
 from ..keys import HF_LAYER
 from ..rows import Architecture, Config, Layers
 from ..settings.says import derived
@@ -19,12 +19,8 @@ WINDOW_KEYS = ("sliding_window", "max_window_layers", "layer_types")
 
 
 def _dimensions(config: Config) -> dict[str, int]:
-    moe_ffn = integer(config, "moe_intermediate_size")
-    return common_dimensions(config) | {
-        "num_experts": config["n_routed_experts"],
-        "moe_ffn": moe_ffn,
-        "shared_ffn": moe_ffn * integer(config, "n_shared_experts", 0),
-    }
+    shared = integer(config, "n_shared_experts", 0)
+    return common_dimensions(config) | expert_dimensions(config, config["n_routed_experts"], shared)
 
 
 def _flags(config: Config) -> frozenset[str]:
@@ -42,8 +38,7 @@ def _windows(config: Config) -> list[int] | None:
     window, first = config.get("sliding_window", 4096) or 0, config.get("max_window_layers", 62)
     layers = range(integer(config, "num_hidden_layers"))
     kinds = config.get("layer_types") or ["sliding_attention" if layer >= first else "" for layer in layers]
-    windows = [window if kind == "sliding_attention" else 0 for kind in kinds]
-    return windows if any(windows) else None
+    return windows_by_layer(window, kinds)
 
 
 DOTS1 = Architecture(

@@ -11,7 +11,7 @@ from ..blocks.attention import GROUPED_QUERY_ATTENTION, rotated_heads
 from ..blocks.embeddings import EMBEDDINGS, NORMS, rms_norms
 from ..blocks.mlp import DENSE_MLP, ROUTED_EXPERTS, SHARED_EXPERTS, activation
 from ..blocks.router import plain_router
-from ..dimensions import common_dimensions, integer, one_of, refuse_true, set_flags
+from ..dimensions import common_dimensions, expert_dimensions, one_of, refuse_true, set_flags, unless_absent
 from ..keys import HF_LAYER, LAYER
 from ..rows import Architecture, Config, Layers, Layout, Row, Target
 from ..settings.says import always, key
@@ -21,19 +21,13 @@ BIAS = "mlp.moe_statics.e_score_correction_bias"
 
 
 def _dimensions(config: Config) -> dict[str, int]:
-    moe_ffn = integer(config, "moe_intermediate_size")
-    return common_dimensions(config) | {
-        "num_experts": one_of(config, *EXPERTS),
-        "moe_ffn": moe_ffn,
-        "shared_ffn": moe_ffn * _shared_experts(config),
-        "one": 1,
-    }
+    experts = expert_dimensions(config, one_of(config, *EXPERTS), _shared_experts(config))
+    return common_dimensions(config) | experts | {"one": 1}
 
 
 def _shared_experts(config: Config) -> int:
     """Return how many there are. A config.json that says nothing has two, as transformers reads it."""
-    name = "moe_num_shared_experts"
-    return integer(config, name, 0) if name in config else 2
+    return unless_absent(config, "moe_num_shared_experts", 2)
 
 
 def _flags(config: Config) -> frozenset[str]:

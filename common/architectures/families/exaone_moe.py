@@ -7,14 +7,12 @@ megatron-bridge, models/exaone/exaone_moe/exaone_moe_bridge.py.
 
 from __future__ import annotations
 
-from typing import Any
-
-from ..blocks.attention import GROUPED_QUERY_ATTENTION, HEAD_NORMS, rotated_heads
+from ..blocks.attention import GROUPED_QUERY_ATTENTION, HEAD_NORMS, rotated_heads, windows_by_layer
 from ..blocks.embeddings import EMBEDDINGS, NORMS, TIED, rms_norms
 from ..blocks.mlp import DENSE_MLP, ROUTED_EXPERTS, SHARED_EXPERTS, activation
-from ..blocks.mtp import FIRST, LAST, NUMBER, one_step, steps_of
+from ..blocks.mtp import FIRST, LAST, NUMBER, one_step, promising_none, steps_of
 from ..blocks.router import biased_router_settings, router_with_bias
-from ..dimensions import common_dimensions, common_flags, integer, set_flags
+from ..dimensions import common_dimensions, common_flags, expert_dimensions, integer, set_flags, unless_absent
 from ..keys import HF_LAYER, STEP_LAYER
 from ..rows import Architecture, Config, Layers, MultiTokenPrediction
 from ..settings.says import derived
@@ -24,19 +22,13 @@ WINDOW_KEYS = ("sliding_window", "layer_types", "sliding_window_pattern")
 
 
 def _dimensions(config: Config) -> dict[str, int]:
-    moe_ffn = integer(config, "moe_intermediate_size")
-    return common_dimensions(config) | {
-        "num_experts": config["num_experts"],
-        "moe_ffn": moe_ffn,
-        "shared_ffn": moe_ffn * _shared_experts(config),
-        "two_hidden": 2 * integer(config, "hidden_size"),
-    }
+    experts = expert_dimensions(config, config["num_experts"], _shared_experts(config))
+    return common_dimensions(config) | experts | {"two_hidden": 2 * integer(config, "hidden_size")}
 
 
 def _shared_experts(config: Config) -> int:
     """Return how many there are: one where config.json says nothing, as transformers reads it."""
-    name = "num_shared_experts"
-    return integer(config, name, 0) if name in config else 1
+    return unless_absent(config, "num_shared_experts", 1)
 
 
 def _flags(config: Config) -> frozenset[str]:
@@ -69,10 +61,6 @@ def _steps(config: Config) -> tuple[int, int]:
     return min(steps, 1), 1
 
 
-def _without_mtp(config: Config) -> dict[str, Any]:
-    return {**config, NUMBER: 0}
-
-
 def _kinds(config: Config) -> list[str]:
     """Return the kind of attention of each layer.
 
@@ -88,13 +76,12 @@ def _kinds(config: Config) -> list[str]:
 
 
 def _window(config: Config) -> int:
-    return integer(config, "sliding_window", 0) if "sliding_window" in config else 4096
+    return unless_absent(config, "sliding_window", 4096)
 
 
 def _windows(config: Config) -> list[int] | None:
     window = _window(config)
-    windows = [window if kind == "sliding_attention" else 0 for kind in _kinds(config)] if window else []
-    return windows if any(windows) else None
+    return windows_by_layer(window, _kinds(config)) if window else None
 
 
 def _without_rope(config: Config) -> list[int] | None:
@@ -122,7 +109,7 @@ EXAONE_MOE = Architecture(
         _steps,
         STEP_LAYER,
         (HF_LAYER, "mtp.layers.{mtp}."),
-        _without_mtp,
+        promising_none,
         "vllm/model_executor/models/exaone_moe_mtp.py",
     ),
     settings=(

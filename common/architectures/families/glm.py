@@ -18,15 +18,16 @@ from ..blocks.mtp import (
     copies,
     decoder_and_steps,
     promised_steps,
+    promising_none,
     step_rows,
     steps_of,
     without_steps,
 )
 from ..blocks.router import biased_router, biased_router_settings
-from ..dimensions import common_dimensions, common_flags, integer, set_flags
+from ..dimensions import common_dimensions, common_flags, dense_layers, expert_dimensions, integer, set_flags
 from ..keys import HF_LAYER, STEP_LAYER
 from ..rows import Architecture, Config, Layers, MultiTokenPrediction
-from ..settings.rope import NEW, PARTIAL, Rotated
+from ..settings.rope import HALF
 from ..settings.says import derived, key
 from .latent import deepseek
 
@@ -36,13 +37,8 @@ NORM_EPS = 1e-5
 
 
 def _dimensions(config: Config) -> dict[str, int]:
-    moe_ffn = integer(config, "moe_intermediate_size")
-    return common_dimensions(config) | {
-        "num_experts": config["n_routed_experts"],
-        "moe_ffn": moe_ffn,
-        "shared_ffn": moe_ffn * integer(config, "n_shared_experts", 1),
-        "two_hidden": 2 * integer(config, "hidden_size"),
-    }
+    experts = expert_dimensions(config, config["n_routed_experts"], integer(config, "n_shared_experts", 1))
+    return common_dimensions(config) | experts | {"two_hidden": 2 * integer(config, "hidden_size")}
 
 
 def _flags(config: Config) -> frozenset[str]:
@@ -81,7 +77,7 @@ GLM4_MOE = Architecture(
         "vllm/model_executor/models/glm4_moe_mtp.py",
     ),
     settings=(
-        *rotated_heads(rotated=Rotated(lambda _: 0.5, (f"{NEW}.{PARTIAL}", PARTIAL))),
+        *rotated_heads(rotated=HALF),
         rms_norms(NORM_EPS),
         activation(),
         TIED,
@@ -92,11 +88,7 @@ GLM4_MOE = Architecture(
 
 
 def _lite_layers(config: Config) -> Layers:
-    """Read which layers are dense from their kinds, as transformers, or from a number, as vLLM and published files."""
-    kinds = config.get("mlp_layer_types")
-    first = range(config.get("first_k_dense_replace", 1))
-    dense = first if kinds is None else {layer for layer, kind in enumerate(kinds) if kind == "dense"}
-    return decoder_and_steps(config, dense, steps_of(config))
+    return decoder_and_steps(config, dense_layers(config, first=1), steps_of(config))
 
 
 GLM4_MOE_LITE = Architecture(
@@ -110,7 +102,7 @@ GLM4_MOE_LITE = Architecture(
         lambda config: (steps_of(config), 1),
         STEP_LAYER,
         (HF_LAYER, HF_LAYER),
-        lambda config: {**config, NUMBER: 0},
+        promising_none,
         "vllm/model_executor/models/glm4_moe_lite_mtp.py",
     ),
     settings=(

@@ -10,9 +10,9 @@ from __future__ import annotations
 from ..blocks.attention import GROUPED_QUERY_ATTENTION, QKV_BIAS, rotated_heads, windows_by_layer
 from ..blocks.embeddings import EMBEDDINGS, NORMS, TIED, rms_norms
 from ..blocks.router import EXPERTS_PER_TOKEN
-from ..dimensions import common_dimensions, common_flags, integer
+from ..dimensions import common_dimensions, common_flags, integer, layers_alike
 from ..keys import EXPERT, HF_LAYER, LAYER
-from ..rows import Architecture, Config, Layers, Layout, Row, Target, same
+from ..rows import Architecture, Config, Layout, Row, Target, same
 from ..settings.says import always, derived, key
 
 ATTENTION, MLP = HF_LAYER + "self_attn.", HF_LAYER + "mlp."
@@ -33,11 +33,6 @@ def _dimensions(config: Config) -> dict[str, int]:
     width = integer(config, "intermediate_size")
     experts = config["num_local_experts"] if "num_local_experts" in config else config["num_experts"]
     return common_dimensions(config) | {"num_experts": experts, "moe_ffn": width, "gate_up": 2 * width}
-
-
-def _layers(config: Config) -> Layers:
-    every = range(config["num_hidden_layers"])
-    return {"layers": every, "moe": every}
 
 
 def _windows(config: Config) -> list[int] | None:
@@ -100,7 +95,7 @@ GPT_OSS = Architecture(
     lambda config: (
         common_flags(config) | ({"qkv_bias", "o_bias"} if config.get("attention_bias", True) else set())
     ),
-    _layers,
+    layers_alike("moe"),
     settings=(
         *rotated_heads(150000.0, scaling=YARN),
         rms_norms(1e-5),

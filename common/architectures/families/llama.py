@@ -16,14 +16,9 @@ from ..blocks.attention import (
 )
 from ..blocks.embeddings import EMBEDDINGS, NORMS, TIED, rms_norms
 from ..blocks.mlp import DENSE_MLP, activation
-from ..dimensions import common_dimensions, common_flags, integer
-from ..rows import Architecture, Config, Layers
+from ..dimensions import common_dimensions, common_flags, integer, layers_alike
+from ..rows import Architecture, Config
 from ..settings.says import derived
-
-
-def _layers(config: Config) -> Layers:
-    every = range(config["num_hidden_layers"])
-    return {"layers": every, "dense": every}
 
 
 def _flags_always_biased(config: Config) -> frozenset[str]:
@@ -45,7 +40,7 @@ LLAMA = Architecture(
     DENSE_ROWS,
     common_dimensions,
     common_flags,
-    _layers,
+    layers_alike("dense"),
     settings=(*DENSE_SETTINGS, derived("sliding_windows", ("sliding_window", "layer_types"), _windows)),
 )
 MISTRAL = Architecture(
@@ -54,7 +49,7 @@ MISTRAL = Architecture(
     DENSE_ROWS,
     common_dimensions,
     common_flags,
-    _layers,
+    layers_alike("dense"),
     settings=(*DENSE_SETTINGS, window_of_all(switch=None, otherwise=4096)),
 )
 QWEN2 = Architecture(
@@ -63,7 +58,7 @@ QWEN2 = Architecture(
     DENSE_ROWS + QKV_BIAS,
     common_dimensions,
     _flags_always_biased,
-    _layers,
+    layers_alike("dense"),
     settings=(*DENSE_SETTINGS, WINDOW_BY_LAYER),
 )
 QWEN3 = Architecture(
@@ -72,6 +67,6 @@ QWEN3 = Architecture(
     DENSE_ROWS + HEAD_NORMS,
     common_dimensions,
     common_flags,
-    _layers,
+    layers_alike("dense"),
     settings=(*DENSE_SETTINGS, WINDOW_BY_LAYER),
 )

@@ -12,9 +12,9 @@ from ..blocks.attention import FULL_WIDTH_NORMS, GROUPED_QUERY_ATTENTION, rotate
 from ..blocks.embeddings import EMBEDDINGS, NORMS, TIED, rms_norms
 from ..blocks.mlp import activation, gated_mlp_named
 from ..blocks.router import EXPERTS_PER_TOKEN, router_with_bias
-from ..dimensions import common_dimensions, common_flags, integer, one_of, refuse_true
+from ..dimensions import common_dimensions, common_flags, integer, layers_alike, one_of, refuse_true
 from ..keys import EXPERT, HF_LAYER
-from ..rows import Architecture, Config, Layers
+from ..rows import Architecture, Config
 from ..settings.rope import NEW, PARTIAL, Rotated
 from ..settings.says import always, key, said
 
@@ -30,11 +30,6 @@ def _dimensions(config: Config) -> dict[str, int]:
 def _flags(config: Config) -> frozenset[str]:
     refuse_true(config, "attention_bias", "shared_intermediate_size")
     return common_flags(config)
-
-
-def _layers(config: Config) -> Layers:
-    every = range(config["num_hidden_layers"])
-    return {"layers": every, "moe": every}
 
 
 def _rotated(config: Config) -> float:
@@ -62,7 +57,7 @@ MINIMAX_M2 = Architecture(
     ),
     _dimensions,
     _flags,
-    _layers,
+    layers_alike("moe"),
     settings=(
         *rotated_heads(5e6, rotated=Rotated(_rotated, (CHANNELS,))),
         rms_norms(),

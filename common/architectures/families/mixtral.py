@@ -10,9 +10,9 @@ from ..blocks.attention import GROUPED_QUERY_ATTENTION, rotated_heads, window_of
 from ..blocks.embeddings import EMBEDDINGS, NORMS, TIED, rms_norms
 from ..blocks.mlp import activation, gated_mlp_named
 from ..blocks.router import EXPERTS_PER_TOKEN
-from ..dimensions import common_dimensions, common_flags
+from ..dimensions import common_dimensions, common_flags, layers_alike
 from ..keys import EXPERT, HF_LAYER, LAYER
-from ..rows import Architecture, Config, Layers, same
+from ..rows import Architecture, Config, same
 from ..settings.says import always
 
 MOE = HF_LAYER + "block_sparse_moe."
@@ -21,11 +21,6 @@ HF_EXPERT = MOE + "experts.{expert}."
 
 def _dimensions(config: Config) -> dict[str, int]:
     return common_dimensions(config) | {"num_experts": config["num_local_experts"]}
-
-
-def _layers(config: Config) -> Layers:
-    every = range(config["num_hidden_layers"])
-    return {"layers": every, "moe": every}
 
 
 MIXTRAL = Architecture(
@@ -40,7 +35,7 @@ MIXTRAL = Architecture(
     ),
     _dimensions,
     common_flags,
-    _layers,
+    layers_alike("moe"),
     settings=(
         *rotated_heads(1e6),
         rms_norms(1e-5),

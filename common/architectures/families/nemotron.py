@@ -9,21 +9,16 @@ from __future__ import annotations
 from ..blocks.attention import GROUPED_QUERY_ATTENTION, rotated_heads
 from ..blocks.embeddings import EMBEDDINGS, NORMS, TIED
 from ..blocks.mlp import activation, plain_mlp
-from ..dimensions import common_dimensions, common_flags, refuse_true
+from ..dimensions import common_dimensions, common_flags, layers_alike, refuse_true
 from ..keys import HF_LAYER, LAYER
-from ..rows import Architecture, Config, Layers, Row, Target, same
-from ..settings.rope import NEW, PARTIAL, Rotated
+from ..rows import Architecture, Config, Row, Target, same
+from ..settings.rope import HALF
 from ..settings.says import always, key
 
 
 def _flags(config: Config) -> frozenset[str]:
     refuse_true(config, "attention_bias", "mlp_bias")
     return common_flags(config)
-
-
-def _layers(config: Config) -> Layers:
-    every = range(config["num_hidden_layers"])
-    return {"layers": every, "dense": every}
 
 
 # beside the weights, under the same two spellings
@@ -51,9 +46,9 @@ NEMOTRON = Architecture(
     + plain_mlp(LAYER + "mlp.", HF_LAYER + "mlp.", width="ffn", outside="hidden", where="dense"),
     common_dimensions,
     _flags,
-    _layers,
+    layers_alike("dense"),
     settings=(
-        *rotated_heads(rotated=Rotated(lambda _: 0.5, (f"{NEW}.{PARTIAL}", PARTIAL))),
+        *rotated_heads(rotated=HALF),
         always("norm", "LayerNorm"),
         always("zero_centred_norms", True),
         key("norm_eps", "norm_eps", otherwise=1e-5),

@@ -9,9 +9,9 @@ from ..blocks.attention import FULL_WIDTH_NORMS, GROUPED_QUERY_ATTENTION, rotate
 from ..blocks.embeddings import EMBEDDINGS, NORMS, TIED, rms_norms
 from ..blocks.mlp import activation, gated_mlp
 from ..blocks.router import EXPERTS_PER_TOKEN, plain_router
-from ..dimensions import common_dimensions, common_flags, one_of, refuse_true
+from ..dimensions import common_dimensions, common_flags, layers_alike, one_of, refuse_true
 from ..keys import EXPERT, HF_LAYER
-from ..rows import Architecture, Config, Layers
+from ..rows import Architecture, Config
 from ..settings.says import key
 
 
@@ -26,11 +26,6 @@ def _flags(config: Config) -> frozenset[str]:
     return common_flags(config)
 
 
-def _layers(config: Config) -> Layers:
-    every = range(config["num_hidden_layers"])
-    return {"layers": every, "moe": every}
-
-
 OLMOE = Architecture(
     "OlmoeForCausalLM",
     "transformers models/olmoe/modeling_olmoe.py",
@@ -42,7 +37,7 @@ OLMOE = Architecture(
     + gated_mlp(EXPERT, HF_LAYER + "mlp.experts.{expert}.", "ffn", "moe"),
     _dimensions,
     _flags,
-    _layers,
+    layers_alike("moe"),
     settings=(
         *rotated_heads(),
         key("projection_clip", "clip_qkv"),

@@ -5,7 +5,7 @@ Source: transformers, models/qwen2_moe/{configuration,modeling}_qwen2_moe.py (`Q
 
 from __future__ import annotations
 
-from ..blocks.attention import GROUPED_QUERY_ATTENTION, QKV_BIAS, rotated_heads
+from ..blocks.attention import GROUPED_QUERY_ATTENTION, QKV_BIAS, rotated_heads, windows_by_layer
 from ..blocks.embeddings import EMBEDDINGS, NORMS, TIED, rms_norms
 from ..blocks.mlp import DENSE_MLP, ROUTED_EXPERTS, activation, gated_mlp
 from ..blocks.router import EXPERTS_PER_TOKEN, plain_router
@@ -46,8 +46,7 @@ def _windows(config: Config) -> list[int] | None:
         if listed is None
         else listed
     )
-    windows = [window if kind == "sliding_attention" else 0 for kind in kinds]
-    return windows if any(windows) else None
+    return windows_by_layer(window, kinds)
 
 
 QWEN2_MOE = Architecture(

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from ..blocks.attention import GROUPED_QUERY_ATTENTION, HEAD_NORMS, rotated_heads, window_of_all
 from ..blocks.embeddings import EMBEDDINGS, NORMS, TIED, rms_norms
-from ..blocks.mlp import DENSE_MLP, activation, gated_mlp
+from ..blocks.mlp import DENSE_MLP, ROUTED_EXPERTS, activation
 from ..blocks.router import EXPERTS_PER_TOKEN, plain_router
 from ..dimensions import common_dimensions, common_flags, one_of
-from ..keys import EXPERT, HF_LAYER
+from ..keys import HF_LAYER
 from ..rows import Architecture, Config, Layers
 from ..settings.says import key
 
@@ -44,7 +44,7 @@ QWEN3_MOE = Architecture(
     + HEAD_NORMS
     + DENSE_MLP
     + plain_router(HF_LAYER + "mlp.gate.")
-    + gated_mlp(EXPERT, HF_LAYER + "mlp.experts.{expert}.", "moe_ffn", "moe"),
+    + ROUTED_EXPERTS,
     _dimensions,
     common_flags,
     layers_with_experts,

@@ -53,6 +53,9 @@ class Rotated:
     keys: tuple[str, ...] = ()
 
 
+HALF = Rotated(lambda _: 0.5, (f"{NEW}.{PARTIAL}", PARTIAL))
+
+
 def rope(
     channels: Channels,
     theta: float = THETA_OF_MOST,

@@ -1,1 +1,1 @@
-"""Tables of architectures whose decoder has latent attention, and few others' parts."""
+"""Tables of DeepSeek, and of GLM-5, whose attention is DeepSeek's."""

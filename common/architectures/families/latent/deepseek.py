@@ -22,7 +22,7 @@ from ...blocks.mtp import (
     without_steps,
 )
 from ...blocks.router import biased_router, biased_router_settings
-from ...dimensions import common_dimensions, common_flags, integer, set_flags
+from ...dimensions import common_dimensions, common_flags, expert_dimensions, integer, set_flags
 from ...keys import HF_LAYER, STEP_LAYER
 from ...rows import Architecture, Config, Layers, MultiTokenPrediction
 from ...settings.says import derived
@@ -30,16 +30,12 @@ from ...settings.says import derived
 
 def dimensions(config: Config) -> dict[str, int]:
     """Return the dimensions of a decoder with latent attention, routed and shared experts, and perhaps steps."""
-    moe_ffn = integer(config, "moe_intermediate_size")
+    shared = integer(config, "n_shared_experts", 0)
     return (
         common_dimensions(config)
         | latent_dimensions(config)
-        | {
-            "num_experts": config["n_routed_experts"],
-            "moe_ffn": moe_ffn,
-            "shared_ffn": moe_ffn * integer(config, "n_shared_experts", 0),
-            "two_hidden": 2 * integer(config, "hidden_size"),
-        }
+        | expert_dimensions(config, config["n_routed_experts"], shared)
+        | {"two_hidden": 2 * integer(config, "hidden_size")}
     )
 
 

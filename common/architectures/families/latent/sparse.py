@@ -13,9 +13,9 @@ from ...blocks.embeddings import EMBEDDINGS, NORMS, TIED, rms_norms
 from ...blocks.indexer import INDEXED, INDEXER_ROWS, indexer_settings
 from ...blocks.mla import FIXED_NORM_EPS, LATENT_ATTENTION, LATENT_SIZES
 from ...blocks.mlp import DENSE_MLP, ROUTED_EXPERTS, SHARED_EXPERTS, activation
-from ...blocks.mtp import NUMBER, copies, decoder_and_steps, step_rows, steps_of
+from ...blocks.mtp import NUMBER, copies, decoder_and_steps, promising_none, step_rows, steps_of
 from ...blocks.router import biased_router, biased_router_settings
-from ...dimensions import integer
+from ...dimensions import dense_layers, integer
 from ...keys import HF_LAYER, STEP_LAYER
 from ...rows import Architecture, Config, Layers, MultiTokenPrediction
 from ...settings.says import always, derived, key
@@ -42,10 +42,7 @@ def _dimensions(config: Config) -> dict[str, int]:
 
 def _layers(config: Config) -> Layers:
     """Read which layers are dense from their kinds, or from a number; all have an indexer."""
-    kinds = config.get("mlp_layer_types")
-    first = range(config.get("first_k_dense_replace", 3))
-    dense = first if kinds is None else {layer for layer, kind in enumerate(kinds) if kind == "dense"}
-    found = decoder_and_steps(config, dense, steps_of(config))
+    found = decoder_and_steps(config, dense_layers(config, first=3), steps_of(config))
     return found | {INDEXED: found["layers"]}
 
 
@@ -68,7 +65,7 @@ MTP = MultiTokenPrediction(
     lambda config: (steps_of(config), 1),
     STEP_LAYER,
     (HF_LAYER, HF_LAYER),
-    lambda config: {**config, NUMBER: 0},
+    promising_none,
     "vllm/models/deepseek_v32",
 )
 MTP_STEPS = derived("mtp_steps", (NUMBER,), steps_of)
