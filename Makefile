@@ -57,20 +57,21 @@ test-vllm:  ## Let vLLM load all of merged checkpoints, MTP and quantized ones t
 
 test-oracles:  ## Record what other programs export, compare with it, and settings too (Python >= 3.12)
 	python="$$(.ci/find-peer-python)"; $(MAKE) setup VENV=$(PEERS) PYTHON="$$python"
-	$(MAKE) --no-print-directory $(BRIDGE)/.installed
-	@test -d $(MCORE_BRIDGE)/mcore_bridge || $(PEERS)/bin/python -m pip install --quiet --no-deps \
-	    --target $(MCORE_BRIDGE) -r .constraints/mcore-bridge.txt
+	$(MAKE) --no-print-directory $(BRIDGE)/.installed $(MCORE_BRIDGE)/.installed
 	PYTHONPATH=.ns:.:$(BRIDGE) $(PEERS)/bin/python -W ignore -m tests.oracles.bridge $(FAMILIES)
 	PYTHONPATH=.ns:.:$(BRIDGE):$(MCORE_BRIDGE) $(PEERS)/bin/python -W ignore -m tests.oracles.mcore_bridge $(FAMILIES)
 	PYTHONPATH=.ns:.:$(BRIDGE):$(MCORE_BRIDGE) $(PEERS)/bin/python -W ignore -m tests.oracles.settings $(FAMILIES)
 	$(PEERS)/bin/python -m pytest -n $(JOBS) tests/oracles
 
 # Installed beside its name, then renamed: an interrupted installation is begun anew.
+$(BRIDGE)/.installed: BESIDE = $(TE)
 $(BRIDGE)/.installed: .constraints/bridge.txt
-	@rm -rf $(BRIDGE) $(BRIDGE).partial
-	@$(PEERS)/bin/python -m pip install --quiet --no-deps --target $(BRIDGE).partial $(TE) -r $<
-	@touch $(BRIDGE).partial/.installed
-	@mv $(BRIDGE).partial $(BRIDGE)
+$(MCORE_BRIDGE)/.installed: .constraints/mcore-bridge.txt
+$(BRIDGE)/.installed $(MCORE_BRIDGE)/.installed:
+	@rm -rf $(@D) $(@D).partial
+	@$(PEERS)/bin/python -m pip install --quiet --no-deps --target $(@D).partial $(BESIDE) -r $<
+	@touch $(@D).partial/.installed
+	@mv $(@D).partial $(@D)
 
 .PHONY: run-peers
 run-peers:

@@ -209,13 +209,12 @@ def _activation(config: Any) -> str:
 
     Source: megatron/core/transformer/mlp.py; megatron/core/fusions/fused_bias_gelu.py.
     """
-    function = config.activation_func
+    function, approximate = config.activation_func, None
     if isinstance(function, partial):
-        approximate = function.keywords.get("approximate")
-        name, function = (f"gelu_{approximate}" if approximate else ""), function.func
-    else:
-        name = ""
-    name = name or getattr(function, "__name__", type(function).__qualname__)
+        approximate, function = function.keywords.get("approximate"), function.func
+    name = (
+        f"gelu_{approximate}" if approximate else getattr(function, "__name__", type(function).__qualname__)
+    )
     if name == "gelu" and (config.bias_activation_fusion or config.use_te_activation_func):
         return "gelu_tanh"
     return ACTIVATIONS.get(name, name)

@@ -107,7 +107,8 @@ def live_model(
     table, config = blueprint(known.config), _config(chunks)
     params_dtype = dtype_name(config.params_dtype)
     check_agreement(config, table, world.rank)
-    check_one_config([unwrap(chunk) for chunk in chunks], world.rank)
+    models = [unwrap(chunk) for chunk in chunks]
+    check_one_config(models, world.rank)
     bias_dtypes = router_bias_dtypes(chunks)  # first: sharded_state_dict may cast them in place
     claimed, caches, drops = _claim(chunks, table, world.rank, options)
     dtype_of = dtype_chooser(known, params_dtype, dtype_from_reference=options.dtype_from_reference)
@@ -115,7 +116,7 @@ def live_model(
         table.architecture.name,
         table.dimensions,
         params_dtype,
-        settings_of([unwrap(chunk) for chunk in chunks], drop_mtp=options.drop_mtp),
+        settings_of(models, drop_mtp=options.drop_mtp),
         unknown_fields(config),
         options.dtype_from_reference,
         drops,

@@ -69,13 +69,13 @@ def disagreements(manifests: Sequence[Manifest]) -> Iterator[MixedSettingsError]
             rank for rank, value in told.items() if value != first and not agree(value, first)
         ):
             rank = next(iter(told))
-            yield MixedSettingsError(name, rank, _spell(name, first), others, _spell(name, told[others[0]]))
+            yield MixedSettingsError(name, rank, spell(name, first), others, spell(name, told[others[0]]))
 
 
 def said_twice(config: Mapping[str, Any], synonyms: Iterable[Synonyms]) -> Iterator[ConfigContradictionError]:
     """Yield a problem for each two keys of config.json that mean the same and say different things."""
     for (one, value), (other, differs) in contradictions(config, synonyms):
-        yield ConfigContradictionError(one, _spell("", value), other, _spell("", differs))
+        yield ConfigContradictionError(one, spell("", value), other, spell("", differs))
 
 
 def allowed_before(problems: Iterable[ShardmergeError], warnings: Collection[str]) -> Findings:
@@ -107,8 +107,8 @@ def differences(blueprint: Blueprint, facts: Facts, *, mtp: str) -> Iterator[Con
             yield ConfigMismatchError(
                 name,
                 SETTINGS[name].meaning,
-                _spell(name, told),
-                _spell(name, said),
+                spell(name, told),
+                spell(name, said),
                 keys,
                 blueprint.architecture.name,
             )
@@ -126,17 +126,16 @@ def compared(blueprint: Blueprint, facts: Facts, *, mtp: str) -> Compared:
         Names for the report.
     """
     pairs = _pairs(blueprint, facts, mtp)
-    told = facts.settings or {}
-    untold = [
-        name
+    settings = facts.settings or {}
+    lines = [
+        f"{name} ({', '.join(said.keys)})"
         for name, said in blueprint.settings().items()
-        if said.keys and name not in told and not (name in MTP_SETTINGS and mtp != "trained")
+        if said.keys and name not in settings and not (name in MTP_SETTINGS and mtp != "trained")
     ]
-    lines = [f"{name} ({', '.join(blueprint.settings()[name].keys)})" for name in untold]
     lines += [f"{name}, an option of the model's own config class" for name in facts.own_options or ()]
     return Compared(
         tuple(pairs),
-        tuple(name for name, (told_, said, _) in pairs.items() if not agree(told_, said)),
+        tuple(name for name, (told, said, _) in pairs.items() if not agree(told, said)),
         (*lines, PADDED),
     )
 
@@ -154,7 +153,3 @@ def _pairs(blueprint: Blueprint, facts: Facts, mtp: str) -> dict[str, tuple[Any,
 
 def _allowed(problem: ShardmergeError) -> str:
     return Findings((problem,)).allowing([problem.allow]).warnings[0] if problem.allow else ""
-
-
-def _spell(name: str, value: Any) -> str:
-    return spell(name, value)
