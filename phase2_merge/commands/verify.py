@@ -41,6 +41,7 @@ from ..disk.hashing import Advance, checksums, in_threads, stretches, wrong_byte
 from ..hf_files.config_json import TORCH_NAMES
 from ..ledger import published
 from ..ledger.names import grouped
+from ..ledger.published_report import PublishedReport
 from ..output import journal
 from ..proof import numbers
 from ..proof.config import settings, shapes
@@ -107,6 +108,12 @@ class Directory:
         """How weights and scales are stored, compared with what is declared of them."""
         hf, in_config = self.declared
         return scales.judge(hf or in_config or declaration.UNDECLARED, self.entries)
+
+    @cached_property
+    def report(self) -> PublishedReport | None:
+        """What the merge that wrote this directory reported; None if none did."""
+        is_ours = records.are_there(self.path) and published.is_output(self.path)
+        return published.read_report(self.path) if is_ours else None
 
 
 def verify(
@@ -281,23 +288,16 @@ def _check_settings(directory: Directory) -> Findings:
     except BadInputError as error:
         differing = Findings((error,))
     twice = settings.said_twice(directory.config, table.synonyms)
-    return Findings.together([settings.allowed_before(twice, _warned(directory)), differing])
-
-
-def _warned(directory: Directory) -> list[str]:
-    """Return what the merge warned of, if it recorded that."""
-    out = directory.path
-    is_ours = records.are_there(out) and published.is_output(out)
-    return published.read_report(out).warnings if is_ours else []
+    warned = directory.report.warnings if directory.report else []
+    return Findings.together([settings.allowed_before(twice, warned), differing])
 
 
 def _differing(directory: Directory, table: Blueprint) -> Findings:
     """Compare config.json with what the model computes, as far as a merge recorded it. What it allowed is a warning."""
-    out = directory.path
-    if not (records.are_there(out) and published.is_output(out)):
+    report = directory.report
+    if report is None:
         return Findings()
-    report = published.read_report(out)
-    facts = corrected_facts(published.read_facts(out), record.replayed(report.corrections))
+    facts = corrected_facts(published.read_facts(directory.path), record.replayed(report.corrections))
     return settings.allowed_before(settings.differences(table, facts, mtp=report.mtp), report.warnings)
 
 

@@ -60,6 +60,7 @@ def test_every_table_is_that_of_a_family() -> None:
     assert {table.name for table in ARCHITECTURES.values()} <= told <= {*ARCHITECTURES}
 
 
+@pytest.mark.always
 @pytest.mark.parametrize("family", RECORDED, ids=lambda family: family.name)
 def test_a_record_is_of_todays_table_model_and_formula(family: Family) -> None:
     record = records.read(family)
@@ -67,6 +68,7 @@ def test_a_record_is_of_todays_table_model_and_formula(family: Family) -> None:
     assert {name: record[name] for name in now} == now, "run make test-oracles"
 
 
+@pytest.mark.always
 @pytest.mark.parametrize("family", BUILT, ids=lambda family: family.name)
 def test_one_rank_and_cut_ones_publish_what_the_oracle_exports(family: Family, tmp_path: Path) -> None:
     reference = reference_of(family, tmp_path / "hf")

@@ -121,20 +121,20 @@ def _require_same(name: str, found: Trace) -> None:
     Only padding of the vocabulary may follow. A scale may be repeated, once for each part of a fused weight. vLLM keeps
     some tensors in another precision than files do, but what is packed it must take as it is.
     """
-    ((parameter, write),) = found.writes[name].items()
+    ((parameter, values),) = found.written(name).items()
     tensor = found.files[name]
     if name.endswith(".A_log"):  # the loader itself does that
         tensor = -torch.exp(tensor.float())
-    assert tensor.dtype == write.values.dtype or {tensor.dtype, write.values.dtype} == UNPACKED, (
+    assert tensor.dtype == values.dtype or {tensor.dtype, values.dtype} == UNPACKED, (
         name,
         parameter,
     )
-    expected = tensor.to(write.values.dtype).reshape(-1)
+    expected = tensor.to(values.dtype).reshape(-1)
     if parameter.endswith(("embed_tokens.weight", "head.weight")):
-        expected = torch.nn.functional.pad(expected, (0, write.values.numel() - expected.numel()))
+        expected = torch.nn.functional.pad(expected, (0, values.numel() - expected.numel()))
     elif not tensor.ndim:
-        expected = expected.expand(write.values.numel()).contiguous()
-    assert torch.equal(write.values.view(torch.uint8), expected.view(torch.uint8)), (name, parameter)
+        expected = expected.expand(values.numel()).contiguous()
+    assert torch.equal(values.view(torch.uint8), expected.view(torch.uint8)), (name, parameter)
 
 
 def _require_all_reached(found: Trace) -> None:

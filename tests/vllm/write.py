@@ -1,7 +1,7 @@
 """Writes the checkpoints that vLLM reads: of three architectures, in bf16 and quantized, merged from several ranks.
 
 Run in an environment whose megatron-core builds hybrids with multi-token prediction, `.venv-peers`:
-`python -m tests.vllm.write FOLDER`.
+`python -m tests.vllm.write FOLDER [NAME ...]`. Without names it writes all of them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from pathlib import Path
 
 from shardmerge.phase2_merge import merge
 from tests.dumps.quantized_dumps import dump_quantized
+from tests.journeys.nemotron import narrow
+from tests.journeys.test_nemotron import PP9_EP8, TP4_EP8, write_reference
+from tests.journeys.test_nemotron import dump_quantized as dump_rank
 from tests.worlds.checkpoints import write_hf_checkpoint
 from tests.worlds.families import Family, Steps
 from tests.worlds.gloo import GlooRanks
@@ -71,26 +74,68 @@ CHECKPOINTS = {
 }
 
 
-def main(folder: Path) -> None:
-    """Write all of them under a folder that is emptied first."""
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A Nemotron-3 model as published but narrow: all layers and experts, in a mixture of formats, rank by rank.
+
+    `mtp` is whether multi-token prediction is quantized too.
+    """
+
+    family: Family
+    topology: Topology
+    mtp: bool
+
+
+ULTRA, SUPER, NANO = (replace(narrow(name), head_channels=64) for name in ("ultra", "super", "nano"))
+PUBLISHED = {
+    "ULTRA-MIXED": Published(ULTRA, PP9_EP8, mtp=False),
+    "ULTRA-MIXED-with_MTP": Published(ULTRA, TP4_EP8, mtp=True),
+    "SUPER-MIXED-with_MTP": Published(SUPER, TP4_EP8, mtp=True),
+    "NANO-MIXED": Published(NANO, TP4_EP8, mtp=False),
+}
+
+
+def main(folder: Path, names: list[str]) -> None:
+    """Write those with these names, or all of them, under a folder that is emptied first."""
+    chosen = names or [*CHECKPOINTS, *PUBLISHED]
     shutil.rmtree(folder, ignore_errors=True)
-    families = {one.family for one in CHECKPOINTS.values()}
-    references = {family: folder / f"reference-{family.name}-{family.head_channels}" for family in families}
-    for family, reference in references.items():
-        write = write_mtp_checkpoint if family.mtp else write_hf_checkpoint
-        write(family, reference)
     with GlooRanks(size=1) as plain, GlooRanks(size=1, te_path=str(TE_PATH)) as grouped:
-        for name, one in CHECKPOINTS.items():
-            dump = partial(dump_quantized, te=one.te, kv_cache=one.kv_cache, mtp=one.mtp)
-            pool, out, reference = (
-                (grouped if one.te else plain),
-                folder / "dumps" / name,
-                references[one.family],
-            )
-            pool.call(dump, one.family, one.topology, one.recipe, out, reference)
-            told = merge([out], folder / name, hf_reference=reference, workers=1, drop_mtp=one.drop_mtp)
-            print(told.text())
+        for name in chosen:
+            if name in PUBLISHED:
+                _write_published(name, folder, grouped)
+            else:
+                pool = grouped if CHECKPOINTS[name].te else plain
+                _write(name, folder, pool)
+
+
+def _write(name: str, folder: Path, pool: GlooRanks) -> None:
+    checkpoint, out = CHECKPOINTS[name], folder / "dumps" / name
+    family = checkpoint.family
+    reference = folder / f"reference-{family.name}-{family.head_channels}"
+    if not reference.exists():
+        (write_mtp_checkpoint if family.mtp else write_hf_checkpoint)(family, reference)
+    dump = partial(dump_quantized, te=checkpoint.te, kv_cache=checkpoint.kv_cache, mtp=checkpoint.mtp)
+    pool.call(dump, family, checkpoint.topology, checkpoint.recipe, out, reference)
+    report = merge([out], folder / name, hf_reference=reference, workers=1, drop_mtp=checkpoint.drop_mtp)
+    print(report.text())
+
+
+def _write_published(name: str, folder: Path, pool: GlooRanks) -> None:
+    checkpoint, out = PUBLISHED[name], folder / "dumps" / name
+    (folder / "references").mkdir(parents=True, exist_ok=True)
+    reference = write_reference(checkpoint.family, folder / "references" / name)
+    for rank in range(checkpoint.topology.world_size):
+        pool.call(
+            dump_rank,
+            rank,
+            checkpoint.family,
+            checkpoint.topology,
+            checkpoint.mtp,
+            out,
+            reference,
+        )
+    print(merge([out], folder / name, hf_reference=reference, workers=1).text())
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])
