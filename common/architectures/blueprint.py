@@ -137,6 +137,14 @@ class Blueprint:
             said[row.setting] = self._said(row)
         return said
 
+    def unreadable_settings(self) -> Iterator[BadInputError]:
+        """Yield an error for each setting that config.json lacks, contradicts or says in no way that is known."""
+        for row in self.architecture.settings:
+            try:
+                self._said(row)
+            except BadInputError as error:
+                yield error
+
     def says(self, setting: str) -> Said:
         """Return what config.json says of one setting that has a neutral value. Raises what `settings` raises."""
         row = next((row for row in self.architecture.settings if row.setting == setting), None)

@@ -282,21 +282,16 @@ def _check_settings(directory: Directory) -> Findings:
         table = blueprint(directory.config, directory.entries)
     except (UnsupportedArchitectureError, BadInputError):
         return Findings(tuple(settings.said_twice(directory.config, (*COMMON_SYNONYMS, *rope.SYNONYMS))))
-    try:
-        table.settings()
-        differing = _differing(directory, table)
-    except BadInputError as error:
-        differing = Findings((error,))
     twice = settings.said_twice(directory.config, table.synonyms)
     warned = directory.report.warnings if directory.report else []
-    return Findings.together([settings.allowed_before(twice, warned), differing])
+    return Findings.together([settings.allowed_before(twice, warned), _differing(directory, table)])
 
 
 def _differing(directory: Directory, table: Blueprint) -> Findings:
     """Compare config.json with what the model computes, as far as a merge recorded it. What it allowed is a warning."""
     report = directory.report
     if report is None:
-        return Findings()
+        return Findings(tuple(table.unreadable_settings()))
     facts = corrected_facts(published.read_facts(directory.path), record.replayed(report.corrections))
     return settings.allowed_before(settings.differences(table, facts, mtp=report.mtp), report.warnings)
 
