@@ -38,7 +38,7 @@ demo: setup  ## Run the main job on eight local processes, from a Megatron model
 
 test: setup  ## Run the tests; of those that are many alike a sample (ONE_IN=1: all of them; ARGS= for pytest)
 	$(PYTEST) $(if $(MARKED),-m "$(MARKED)") --sample=$(ONE_IN) --sample-of=$(SAMPLE_OF) --matrix=$(MATRIX) $(ARGS)
-	@test -n "$(ARGS)" || $(BIN)/python -m tests.matrix $(MATRIX) docs/matrix.json
+	@test -n "$(ARGS)" || $(BIN)/python -m tests.matrix $(MATRIX) docs/reference/matrix.json
 
 test-peers:  ## Run them, and more, beside the newest megatron-core, modelopt and transformers (Python >= 3.12)
 	python="$$(.ci/find-peer-python)"; $(MAKE) setup VENV=$(PEERS) PYTHON="$$python"
@@ -47,7 +47,7 @@ test-peers:  ## Run them, and more, beside the newest megatron-core, modelopt an
 test-all:  ## Run every test there, those too that take many minutes or gigabytes
 	python="$$(.ci/find-peer-python)"; $(MAKE) setup VENV=$(PEERS) PYTHON="$$python"
 	$(MAKE) --no-print-directory test VENV=$(PEERS) MARKED="scale or not scale" ONE_IN=1
-	@test -n "$(ARGS)" || $(PEERS)/bin/python -m tests.matrix --whole $(MATRIX) docs/matrix.json
+	@test -n "$(ARGS)" || $(PEERS)/bin/python -m tests.matrix --whole $(MATRIX) docs/reference/matrix.json
 
 test-vllm:  ## Let vLLM load all of merged checkpoints, MTP and quantized ones too, and generate from one (CHECKPOINTS=)
 	python="$$(.ci/find-peer-python)"; $(MAKE) setup VENV=$(PEERS) PYTHON="$$python"
