@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from shardmerge.common.architectures import Spelling
 from shardmerge.common.command.outcome import HELP, reported
 from shardmerge.common.errors import BadInputError
 from shardmerge.common.manifest import Manifest
@@ -84,6 +85,12 @@ def rank_report(path: Path) -> Path:
 )
 @click.option("--dtype-from-reference", is_flag=True, help="Let the reference narrow router biases.")
 @click.option("--drop-mtp", is_flag=True, help="Leave out multi-token prediction.")
+@click.option(
+    "--experts",
+    type=click.Choice([spelling.value for spelling in Spelling]),
+    help="Write routed experts as one tensor for all of a layer, or one by one.  [default: as the reference does, "
+    "without weights as published ones do]",
+)
 @click.option("--dequantize", is_flag=True, help="Write quantized Transformer Engine parameters as bf16.")
 @click.option("--params-synced", is_flag=True, help="Parameters of overlap_param_gather have been gathered.")
 @click.option(

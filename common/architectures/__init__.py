@@ -26,7 +26,8 @@ from .families.olmoe import OLMOE
 from .families.qwen2_moe import QWEN2_MOE
 from .families.qwen3_moe import QWEN3_MOE
 from .keys import key_ids
-from .rows import Architecture, Config, Layout
+from .rows import Architecture, Config, Layout, Spelling
+from .spelling import Spelled
 
 TABLES = (
     LLAMA,
@@ -60,6 +61,8 @@ __all__ = [
     "Claim",
     "Config",
     "Layout",
+    "Spelled",
+    "Spelling",
     "Tensor",
     "architecture_of",
     "blueprint",
@@ -68,12 +71,14 @@ __all__ = [
 ]
 
 
-def blueprint(config: Config, held: Container[str] = ()) -> Blueprint:
+def blueprint(config: Config, held: Container[str] = (), experts: Spelled | None = None) -> Blueprint:
     """Return the table of the architecture that a config.json names, bound to that config.
 
     Args:
         config: What config.json holds.
-        held: Names of the tensors beside it. Some that repeat others are published or not, and it decides.
+        held: Names of the tensors beside it. Some that repeat others are published or not, and it decides; and how
+            routed experts are spelled.
+        experts: How they are spelled whatever is beside it, by part, as `spelling` says.
 
     Returns:
         The table.
@@ -82,7 +87,7 @@ def blueprint(config: Config, held: Container[str] = ()) -> Blueprint:
         BadInputError: The config names no architecture, or a dimension is missing or contradicted.
         UnsupportedArchitectureError: There is no table.
     """
-    return Blueprint(table_of(config), config, held)
+    return Blueprint(table_of(config), config, held, experts)
 
 
 def table_of(config: Config) -> Architecture:

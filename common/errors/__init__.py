@@ -17,6 +17,7 @@ from .files import CorruptFileError, CorruptIndexError
 from .findings import Findings
 from .model import (
     ExpertIdsError,
+    ExpertSpellingError,
     NotInitializedError,
     StaleParametersError,
     UnclaimedParameterError,
@@ -52,6 +53,7 @@ from .ranks import (
     MissingRanksError,
     MixedGenerationsError,
     MixedSettingsError,
+    MixedSpellingsError,
 )
 from .several import ProblemsFoundError, raise_problems
 from .tensors import (
@@ -81,6 +83,7 @@ __all__ = [
     "DeclarationMismatchError",
     "DuplicateRankError",
     "ExpertIdsError",
+    "ExpertSpellingError",
     "Findings",
     "IncompleteError",
     "LockLostError",
@@ -95,6 +98,7 @@ __all__ = [
     "MissingTensorError",
     "MixedGenerationsError",
     "MixedSettingsError",
+    "MixedSpellingsError",
     "MtpMismatchError",
     "NonFiniteError",
     "NotInitializedError",

@@ -87,3 +87,16 @@ class UnsupportedParameterError(UnsupportedError):
 
     def message(self) -> str:
         return f"{self.parameter} on rank {self.rank}: {self.reason}. Nothing was written."
+
+
+@dataclass(eq=False)
+class ExpertSpellingError(UsageError):
+    architecture: str
+    spelling: str
+    reason: str
+
+    def message(self) -> str:
+        return (
+            f"--experts {self.spelling} for {self.architecture}: {self.reason} Nothing was written. Leave it away, and "
+            "the reference decides, or how published checkpoints are spelled."
+        )

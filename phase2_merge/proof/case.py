@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from shardmerge.common import reference as references
-from shardmerge.common.architectures import Blueprint, blueprint
+from shardmerge.common.architectures import Blueprint, blueprint, spelling
 from shardmerge.common.errors import BadInputError, ShardmergeError
 from shardmerge.common.manifest import Manifest
 from shardmerge.common.manifest_facts import Facts
@@ -124,6 +124,7 @@ def read(asked: Asked) -> Case:
     table = ledger.read(ranks, graft.graft(reference, _patterns(asked, reference, described), copies, left))
     manifests = [head.manifest for head in table.heads]
     facts = table.facts()
+    described = blueprint(reference.config, reference.tensors, spelling.told(facts.experts))
     of_facts = settled_facts(facts, given)
     told |= recorded("facts", facts.as_json(), of_facts)
     right = tuple(_corrected(manifest, facts, of_facts) for manifest in manifests)
@@ -166,9 +167,9 @@ def _patterns(asked: Asked, reference: Reference, described: Blueprint) -> tuple
 
 
 def _corrected(manifest: Manifest, told: Facts, changes: Sequence[Change]) -> Manifest:
-    """Return a manifest with its facts as they should be, and with the settings that any rank told.
+    """Return a manifest with its facts as they should be, and with the settings and spellings that any rank told.
 
     The file and its digest stay as they are.
     """
-    facts = replace(manifest.facts, settings=told.settings)
+    facts = replace(manifest.facts, settings=told.settings, experts=told.experts)
     return replace(manifest, facts=corrected_facts(facts, changes))
