@@ -16,10 +16,12 @@ from .exit_codes import (
 from .files import CorruptFileError, CorruptIndexError
 from .findings import Findings
 from .model import (
+    ArchitectureTableError,
     ExpertIdsError,
     ExpertSpellingError,
     NotInitializedError,
     StaleParametersError,
+    TableMismatchError,
     UnclaimedParameterError,
     UnsupportedArchitectureError,
     UnsupportedParameterError,
@@ -71,6 +73,7 @@ from .usage import BadInputError, MissingConfigError
 __all__ = [
     "SAID_TWICE",
     "SHOWN",
+    "ArchitectureTableError",
     "BadInputError",
     "BadScaleError",
     "ConfigContradictionError",
@@ -114,6 +117,7 @@ __all__ = [
     "ShardsChangedError",
     "StaleParametersError",
     "StoredOtherwiseError",
+    "TableMismatchError",
     "UncalibratedError",
     "UnclaimedParameterError",
     "UncoveredTensorError",

@@ -8,13 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from shardmerge.common.architectures import Blueprint
+from shardmerge.common.architectures import Architecture, Blueprint
+from shardmerge.common.architectures.digest import table_digest
 from shardmerge.common.errors import (
     Findings,
     MismatchError,
     MissingFactsError,
     MissingTensorError,
     ShardmergeError,
+    TableMismatchError,
 )
 from shardmerge.common.manifest_facts import Facts
 from shardmerge.common.rectangle import Shape
@@ -73,7 +75,7 @@ def _missing(blueprint: Blueprint, facts: Facts) -> Iterator[str]:
         yield f"facts.dimensions.{name}"
 
 
-def against_facts(blueprint: Blueprint, architecture: str, facts: Facts) -> Iterator[MismatchError]:
+def against_facts(blueprint: Blueprint, architecture: str, facts: Facts) -> Iterator[ShardmergeError]:
     """Yield where config.json describes another model than the one that was dumped.
 
     Args:
@@ -82,16 +84,26 @@ def against_facts(blueprint: Blueprint, architecture: str, facts: Facts) -> Iter
         facts: what the dump says of the model, with corrections; `dimensions` are by name.
 
     Returns:
-        An iterator over a mismatch of the architecture alone, or of every dimension that differs.
+        An iterator over a mismatch of the architecture alone, or of its table, or of every dimension that differs.
     """
     if architecture != blueprint.architecture.name:
         dumped_as = f"{architecture}, as dumped"
         yield MismatchError("config.json", "architecture", blueprint.architecture.name, dumped_as)
         return
+    if other := tuple(against_table(blueprint.architecture, facts)):
+        yield from other
+        return
     dumped = facts.dimensions or {}
     for name, value in sorted(blueprint.dimensions.items()):
         if name in dumped and dumped[name] != value:
             yield MismatchError("config.json", name, str(value), f"{dumped[name]}, as dumped")
+
+
+def against_table(table: Architecture, facts: Facts) -> Iterator[TableMismatchError]:
+    """Yield a mismatch if a model was dumped with another table of its architecture. Older dumps do not say."""
+    given = table_digest(table)
+    if facts.table not in (None, given):
+        yield TableMismatchError(table.name, facts.table or "", given)
 
 
 def against_tensors(blueprint: Blueprint, held: Mapping[str, Shape | None]) -> Comparison:
