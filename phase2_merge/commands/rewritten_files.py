@@ -16,6 +16,7 @@ from shardmerge.common.errors import (
     SAID_TWICE,
     Findings,
     ShardmergeError,
+    TableMismatchError,
     UnexpectedTensorError,
     raise_problems,
 )
@@ -183,7 +184,9 @@ def problems(records: PublishedRecords, facts: Facts, table: Blueprint) -> Itera
     Returns:
         Errors that are not raised: another architecture or dimension than was dumped, tensors that differ.
     """
-    yield from shapes.against_facts(table, records.architecture, facts)
+    yield from (other := shapes.against_dump(table, records.architecture, facts))
+    if any(isinstance(one, TableMismatchError) for one in other):
+        return
     if table.architecture.name != records.architecture:
         return
     if not records.plain:

@@ -41,12 +41,12 @@ class Comparison:
 
 
 def check_facts(case: Case) -> Findings:
-    """Compare architecture and dimensions: one problem for each of them, not one for each tensor.
+    """Compare architecture, table and dimensions: one problem for each of them, not one for each tensor.
 
     A dump that does not say what its model is proves nothing.
     """
     first = case.manifests[0]
-    different: list[ShardmergeError] = [*against_facts(case.blueprint, first.architecture, first.facts)]
+    different: list[ShardmergeError] = [*against_dump(case.blueprint, first.architecture, first.facts)]
     missing = tuple(_missing(case.blueprint, first.facts))
     if missing and first.architecture == case.blueprint.architecture.name:
         different.append(MissingFactsError(missing))
@@ -75,7 +75,16 @@ def _missing(blueprint: Blueprint, facts: Facts) -> Iterator[str]:
         yield f"facts.dimensions.{name}"
 
 
-def against_facts(blueprint: Blueprint, architecture: str, facts: Facts) -> Iterator[ShardmergeError]:
+def against_dump(
+    blueprint: Blueprint, architecture: str, facts: Facts
+) -> tuple[TableMismatchError | MismatchError, ...]:
+    """Return that a model was dumped with another table, or else what `against_facts` yields of the same arguments."""
+    same = architecture == blueprint.architecture.name
+    other = tuple(against_table(blueprint.architecture, facts)) if same else ()
+    return other or tuple(against_facts(blueprint, architecture, facts))
+
+
+def against_facts(blueprint: Blueprint, architecture: str, facts: Facts) -> Iterator[MismatchError]:
     """Yield where config.json describes another model than the one that was dumped.
 
     Args:
@@ -84,14 +93,11 @@ def against_facts(blueprint: Blueprint, architecture: str, facts: Facts) -> Iter
         facts: what the dump says of the model, with corrections; `dimensions` are by name.
 
     Returns:
-        An iterator over a mismatch of the architecture alone, or of its table, or of every dimension that differs.
+        An iterator over a mismatch of the architecture alone, or of every dimension that differs.
     """
     if architecture != blueprint.architecture.name:
         dumped_as = f"{architecture}, as dumped"
         yield MismatchError("config.json", "architecture", blueprint.architecture.name, dumped_as)
-        return
-    if other := tuple(against_table(blueprint.architecture, facts)):
-        yield from other
         return
     dumped = facts.dimensions or {}
     for name, value in sorted(blueprint.dimensions.items()):
