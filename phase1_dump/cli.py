@@ -15,6 +15,8 @@ from typing import Any
 
 import click
 
+from shardmerge.common.architectures import Spelling, own
+from shardmerge.common.command.options import ARCHITECTURE
 from shardmerge.common.command.outcome import HELP, reported
 from shardmerge.common.errors import BadInputError
 from shardmerge.common.manifest import Manifest
@@ -84,6 +86,13 @@ def rank_report(path: Path) -> Path:
 )
 @click.option("--dtype-from-reference", is_flag=True, help="Let the reference narrow router biases.")
 @click.option("--drop-mtp", is_flag=True, help="Leave out multi-token prediction.")
+@click.option(
+    "--experts",
+    type=click.Choice([spelling.value for spelling in Spelling]),
+    help="Write routed experts as one tensor for all of a layer, or one by one.  [default: as the reference does, "
+    "without weights as published ones do]",
+)
+@ARCHITECTURE
 @click.option("--dequantize", is_flag=True, help="Write quantized Transformer Engine parameters as bf16.")
 @click.option("--params-synced", is_flag=True, help="Parameters of overlap_param_gather have been gathered.")
 @click.option(
@@ -91,7 +100,9 @@ def rank_report(path: Path) -> Path:
 )
 @click.option("--wait", default=600.0, show_default=True, help="Seconds a failing rank waits for the others.")
 @functools.partial(reported, report_path=rank_report)
-def dump(model_provider: str, out: Path, run_id: str, wait: float, **options: Any) -> Dumped:
+def dump(
+    model_provider: str, out: Path, run_id: str, wait: float, architecture: str | None, **options: Any
+) -> Dumped:
     """Write what each rank of a Megatron-Core model holds, for merge. Run it under a launcher, one process a rank.
 
     The provider initialises torch.distributed and megatron-core, builds the model, loads its weights, and returns
@@ -105,8 +116,9 @@ def dump(model_provider: str, out: Path, run_id: str, wait: float, **options: An
     """
     forget_failure(out, launched(RANK_NAMES, 0))
     try:
+        table = None if architecture is None else own.named(architecture)  # before a model is built
         model = load_provider(model_provider)()
-        manifest = dump_rank(model, out, run_id=run_id, **options)
+        manifest = dump_rank(model, out, run_id=run_id, architecture=table, **options)
     except (Exception, SystemExit) as error:  # a provider that parses arguments exits
         fail(out, run_id, error, wait)
         raise

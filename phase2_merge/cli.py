@@ -15,6 +15,7 @@ import click
 
 from shardmerge import phase2_merge
 from shardmerge.common.command import byte_count
+from shardmerge.common.command.options import ARCHITECTURE
 from shardmerge.common.command.outcome import HELP, Outcome, reported
 from shardmerge.common.errors import BadInputError
 
@@ -49,6 +50,7 @@ BREAK_LOCK = click.option(
 def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that check and merge both take."""
     for option in (
+        ARCHITECTURE,
         SET_NEW,
         SET,
         click.option(
@@ -187,6 +189,7 @@ def merge(
 )
 @SET
 @SET_NEW
+@ARCHITECTURE
 @click.option(
     "--allow",
     type=click.Choice([ALLOW_CONFIG]),
@@ -219,9 +222,10 @@ def metadata(out: Path, **options: Any) -> Outcome:
     show_default=True,
     help="Read every byte that has a recorded checksum, or only sizes and headers.",
 )
+@ARCHITECTURE
 @click.option("--scan", is_flag=True, help="Look at every number too: NaN, infinities, tensors of zeros.")
 @reported
-def verify(out: Path, how: Any, *, scan: bool) -> Outcome:
+def verify(out: Path, how: Any, *, scan: bool, architecture: str | None) -> Outcome:
     """Check any Hugging Face directory, also one that shardmerge did not write.
 
     Index against headers and file sizes, total_size, tensors that are dangling or in no index, shapes against
@@ -232,7 +236,7 @@ def verify(out: Path, how: Any, *, scan: bool) -> Outcome:
     Example:
       shardmerge verify /scratch/run7/hf
     """
-    return phase2_merge.verify(out, verify=how, scan=scan, talk=sys.stderr)
+    return phase2_merge.verify(out, verify=how, scan=scan, architecture=architecture, talk=sys.stderr)
 
 
 @click.command(context_settings=HELP)

@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from shardmerge.common.errors import BadInputError
+
+if TYPE_CHECKING:
+    from shardmerge.common.architectures import Architecture
 
 Uncalibrated = Literal["error", "layer-max"]
 UNCALIBRATED: tuple[str, ...] = get_args(Uncalibrated)
@@ -33,6 +36,7 @@ class Asked:
         grafts: Patterns of the names of tensors that are taken from the reference, or MTP.
         drop_mtp: Leave out multi-token prediction, and say so in config.json.
         new_corrections: `config.KEY=VALUE`, whatever is there.
+        architecture: A table of the caller's own, or `package.module:TABLE`.
     """
 
     dumps: Sequence[str | Path]
@@ -43,6 +47,7 @@ class Asked:
     grafts: Sequence[str] = ()
     drop_mtp: bool = False
     new_corrections: Sequence[str] = ()
+    architecture: str | Architecture | None = None
 
     def __post_init__(self) -> None:
         refuse_unknown("allow", self.allow, ALLOWANCES)

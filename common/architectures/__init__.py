@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Container
 
 from ..errors import BadInputError, UnsupportedArchitectureError
+from . import own
 from .blueprint import Blueprint, Claim, Tensor
 from .families.dots import DOTS1
 from .families.ernie import ERNIE4_5_MOE
@@ -26,7 +27,8 @@ from .families.olmoe import OLMOE
 from .families.qwen2_moe import QWEN2_MOE
 from .families.qwen3_moe import QWEN3_MOE
 from .keys import key_ids
-from .rows import Architecture, Config, Layout
+from .rows import Architecture, Config, Layout, Spelling
+from .spelling import Spelled
 
 TABLES = (
     LLAMA,
@@ -60,6 +62,8 @@ __all__ = [
     "Claim",
     "Config",
     "Layout",
+    "Spelled",
+    "Spelling",
     "Tensor",
     "architecture_of",
     "blueprint",
@@ -68,12 +72,20 @@ __all__ = [
 ]
 
 
-def blueprint(config: Config, held: Container[str] = ()) -> Blueprint:
+def blueprint(
+    config: Config,
+    held: Container[str] = (),
+    experts: Spelled | None = None,
+    table: Architecture | None = None,
+) -> Blueprint:
     """Return the table of the architecture that a config.json names, bound to that config.
 
     Args:
         config: What config.json holds.
-        held: Names of the tensors beside it. Some that repeat others are published or not, and it decides.
+        held: Names of the tensors beside it. Some that repeat others are published or not, and it decides; and how
+            routed experts are spelled.
+        experts: How they are spelled whatever is beside it, by part, as `spelling` says.
+        table: A table of the caller's own, in place of the one that the registry has.
 
     Returns:
         The table.
@@ -81,14 +93,30 @@ def blueprint(config: Config, held: Container[str] = ()) -> Blueprint:
     Raises:
         BadInputError: The config names no architecture, or a dimension is missing or contradicted.
         UnsupportedArchitectureError: There is no table.
+        ArchitectureTableError: A table that is not the registry's does not fit its own functions.
     """
-    return Blueprint(table_of(config), config, held)
+    bound = Blueprint(table_of(config, table), config, held, experts)
+    return (
+        bound
+        if ARCHITECTURES.get(bound.architecture.name) is bound.architecture
+        else own.require_bound(bound)
+    )
 
 
-def table_of(config: Config) -> Architecture:
+def table_of(config: Config, table: Architecture | None = None) -> Architecture:
     """Return the table of the architecture that a config.json names.
 
-    Raises BadInputError if the config names none, UnsupportedArchitectureError if there is no table for it.
+    Args:
+        config: What config.json holds.
+        table: A table of the caller's own, which must be that of this architecture.
+
+    Returns:
+        That table, else the registry's, else the one that an installed package has.
+
+    Raises:
+        BadInputError: The config names no architecture, or another than the table is of.
+        UnsupportedArchitectureError: There is no table for it.
+        ArchitectureTableError: An installed package has one that cannot be used.
     """
     name = architecture_of(config)
     if name is None:
@@ -96,9 +124,17 @@ def table_of(config: Config) -> Architecture:
             'config.json has no "architectures"',
             'Add it, for example "architectures": ["Qwen3MoeForCausalLM"].',
         )
-    if name not in ARCHITECTURES:
-        raise UnsupportedArchitectureError(name, tuple(sorted(ARCHITECTURES)))
-    return ARCHITECTURES[name]
+    if table is not None:
+        if name not in (table.name, *table.aliases):
+            raise BadInputError(
+                f"--architecture gives a table of {table.name}, but config.json names {name}",
+                "Give the table of this model, or name its architecture in an alias of the table.",
+            )
+        return table
+    found = ARCHITECTURES.get(name) or own.installed(name)
+    if found is None:
+        raise UnsupportedArchitectureError(name, tuple(sorted({*ARCHITECTURES, *own.installed_names()})))
+    return found
 
 
 def architecture_of(config: Config) -> str | None:

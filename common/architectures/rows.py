@@ -28,11 +28,19 @@ class Layout(StrEnum):
     PACKED = "packed"  # one expert's of a tensor that holds those of all experts
 
 
+class Spelling(StrEnum):
+    """How a checkpoint spells the weights of routed experts."""
+
+    PER_EXPERT = "per-expert"  # a tensor for each expert
+    PACKED = "packed"  # one tensor for all experts of a layer
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """A Hugging Face tensor: its name with {layer}, {mtp} and {expert}, its shape in names of dimensions.
 
-    {layer} counts all layers, those of multi-token prediction after the decoder's; {mtp} counts the former alone.
+    {layer} counts all layers, those of multi-token prediction after the decoder's; {mtp} counts the former alone. A
+    size that is a sum of dimensions joins their names by a plus: `moe_ffn+moe_ffn`.
     """
 
     name: str
@@ -55,6 +63,7 @@ class Row:
     transposed: bool = False  # of Layout.PACKED: each expert's is transposed
     copy_of: str = ""  # Hugging Face name of the tensor that the target repeats; no rank has keys of it
     if_held: bool = False  # only where the reference holds the target: published files differ
+    spelling: Spelling | None = None  # only in layers whose experts are spelled so
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +96,28 @@ class MultiTokenPrediction:
 
 
 @dataclass(frozen=True, slots=True)
+class Spellings:
+    """Which spellings of routed experts all readers take. The first is that of published files.
+
+    Attributes:
+        decoder: Of the decoder's layers.
+        mtp: Of layers of multi-token prediction, which readers load with code of their own.
+        only: Why there are not two for the decoder, as a sentence; "" if there are.
+    """
+
+    decoder: tuple[Spelling, ...]
+    mtp: tuple[Spelling, ...] = (Spelling.PER_EXPERT,)
+    only: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Architecture:
     """A table: rows, and the functions that read dimensions, flags and sets of layers out of config.json.
 
     Dimensions that every table gives: `num_layers`, `num_experts` (0 for a dense model), and those that its rows name.
     What a layout needs besides is said where the layout is (`heads`, `groups` and `head_dim` for a fused q/k/v).
     `settings` tell where config.json says what no shape shows. `aliases` are other names of the same architecture.
+    `experts` says how routed experts may be spelled; None if no row has a `spelling`.
     """
 
     name: str
@@ -105,6 +130,7 @@ class Architecture:
     mtp: MultiTokenPrediction | None = None
     settings: tuple[Says, ...] = ()
     aliases: tuple[str, ...] = ()
+    experts: Spellings | None = None
 
     @property
     def synonyms(self) -> tuple[Synonyms, ...]:

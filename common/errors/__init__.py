@@ -16,9 +16,12 @@ from .exit_codes import (
 from .files import CorruptFileError, CorruptIndexError
 from .findings import Findings
 from .model import (
+    ArchitectureTableError,
     ExpertIdsError,
+    ExpertSpellingError,
     NotInitializedError,
     StaleParametersError,
+    TableMismatchError,
     UnclaimedParameterError,
     UnsupportedArchitectureError,
     UnsupportedParameterError,
@@ -52,6 +55,7 @@ from .ranks import (
     MissingRanksError,
     MixedGenerationsError,
     MixedSettingsError,
+    MixedSpellingsError,
 )
 from .several import ProblemsFoundError, raise_problems
 from .tensors import (
@@ -69,6 +73,7 @@ from .usage import BadInputError, MissingConfigError
 __all__ = [
     "SAID_TWICE",
     "SHOWN",
+    "ArchitectureTableError",
     "BadInputError",
     "BadScaleError",
     "ConfigContradictionError",
@@ -81,6 +86,7 @@ __all__ = [
     "DeclarationMismatchError",
     "DuplicateRankError",
     "ExpertIdsError",
+    "ExpertSpellingError",
     "Findings",
     "IncompleteError",
     "LockLostError",
@@ -95,6 +101,7 @@ __all__ = [
     "MissingTensorError",
     "MixedGenerationsError",
     "MixedSettingsError",
+    "MixedSpellingsError",
     "MtpMismatchError",
     "NonFiniteError",
     "NotInitializedError",
@@ -110,6 +117,7 @@ __all__ = [
     "ShardsChangedError",
     "StaleParametersError",
     "StoredOtherwiseError",
+    "TableMismatchError",
     "UncalibratedError",
     "UnclaimedParameterError",
     "UncoveredTensorError",

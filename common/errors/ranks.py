@@ -61,6 +61,19 @@ class MixedGenerationsError(ConflictError):
 
 
 @dataclass(eq=False)
+class MixedSpellingsError(ConflictError):
+    part: str  # of the model: the decoder, or multi-token prediction
+    values: dict[str, tuple[int, ...]]
+
+    def message(self) -> str:
+        seen = "; ".join(f"{value} on rank {first_ranks(ranks)}" for value, ranks in self.values.items())
+        return (
+            f"Routed experts of {self.part} are spelled in two ways: {seen}. Quantized ones are written one by one "
+            "whatever the reference holds: dump all ranks again with --experts per-expert."
+        )
+
+
+@dataclass(eq=False)
 class MissingFactsError(ConflictError):
     facts_missing: tuple[str, ...]
 

@@ -6,6 +6,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TextIO
 
+from shardmerge.common.architectures import Architecture
+
 from ..options import Asked, Uncalibrated
 from ..proof.checksums import verify_bytes
 from ..proof.prove import prove
@@ -23,6 +25,7 @@ def check(
     new_corrections: Sequence[str] = (),
     grafts: Sequence[str] = (),
     drop_mtp: bool = False,
+    architecture: str | Architecture | None = None,
     talk: TextIO | None = None,
 ) -> CheckReport:
     """Prove that `dumps`, together, hold every tensor of the model once, undamaged.
@@ -39,6 +42,7 @@ def check(
         grafts: patterns of names, as `model.visual.*`, of tensors that are taken from the reference's weights; "mtp"
             is what the architecture's table calls multi-token prediction.
         drop_mtp: leave out multi-token prediction. config.json then says that there is none.
+        architecture: a table of one's own, or `package.module:TABLE`; the one that the dump was made with.
         talk: progress goes here.
 
     Returns:
@@ -47,7 +51,9 @@ def check(
     Raises:
         ShardmergeError: what is missing (exit 3), contradicts itself (4) or is not supported (5).
     """
-    asked = Asked(dumps, hf_reference, allow, uncalibrated, corrections, grafts, drop_mtp, new_corrections)
+    asked = Asked(
+        dumps, hf_reference, allow, uncalibrated, corrections, grafts, drop_mtp, new_corrections, architecture
+    )
     proof = prove(asked)
     if verify == "full":
         verify_bytes(proof.ledger, proof.fragments, talk)

@@ -12,6 +12,7 @@ from typing import TextIO
 import numpy as np
 
 from shardmerge.common import canonical_json, durable, owner, places
+from shardmerge.common.architectures import Architecture
 from shardmerge.common.dtypes import DTYPES
 from shardmerge.common.errors import ShardsChangedError
 from shardmerge.common.places import LEDGER, PLAN, REPORT
@@ -51,6 +52,7 @@ def merge(
     new_corrections: Sequence[str] = (),
     grafts: Sequence[str] = (),
     drop_mtp: bool = False,
+    architecture: str | Architecture | None = None,
     finalize: bool = False,
     dry_run: bool = False,
     break_lock: bool = False,
@@ -63,8 +65,9 @@ def merge(
     If it exists, from the same dump in the same shards, its metadata are written again and no shard is touched.
 
     Args:
-        dumps, hf_reference, verify, allow, uncalibrated, corrections, new_corrections, grafts, drop_mtp, talk: As for
+        dumps, hf_reference, verify, allow, uncalibrated, corrections, new_corrections, grafts, drop_mtp: As for
             `check`.
+        architecture, talk: As for `check`.
         out: Where the checkpoint appears, whole or not at all.
         max_shard_bytes: Bytes of data in a shard that is assembled. Adopted shards are as the dump made them.
         min_shard_bytes: Fragments with fewer bytes are joined.
@@ -88,7 +91,9 @@ def merge(
     stages, out = Stages(), Path(os.path.abspath(out))
     if exists := os.path.lexists(out):
         refuse_other(out)
-    asked = Asked(dumps, hf_reference, allow, uncalibrated, corrections, grafts, drop_mtp, new_corrections)
+    asked = Asked(
+        dumps, hf_reference, allow, uncalibrated, corrections, grafts, drop_mtp, new_corrections, architecture
+    )
     proof = prove(asked)
     plan = plan_shards(proof, max_shard_bytes, min_shard_bytes, layout)
     options = AssemblyOptions(workers, executor, staging_bytes, verify == "full", talk)
@@ -168,7 +173,12 @@ def _describe(proof: Proof, plan: Plan, report: MergeReport, folder: Path) -> No
         both = json_files.both(proof.quantization, weights)
         hf_quant_config, declared = json_files.corrected_both(*both, proof.changes)
         config = final_config(
-            proof.reference.config, _plain_dtype(proof), declared, proof.changes, mtp=proof.mtp
+            proof.reference.config,
+            _plain_dtype(proof),
+            declared,
+            proof.changes,
+            mtp=proof.mtp,
+            table=proof.blueprint.architecture,
         )
         config_json.write(folder, config, hf_quant_config)
         if len(plan.shards) > 1:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from shardmerge.common import owner
+from shardmerge.common.architectures import Architecture
 from shardmerge.common.command.byte_count import show
 from shardmerge.common.errors import OutputExistsError
 
@@ -69,6 +70,7 @@ def merge_part(
     new_corrections: Sequence[str] = (),
     grafts: Sequence[str] = (),
     drop_mtp: bool = False,
+    architecture: str | Architecture | None = None,
     break_lock: bool = False,
     executor: Executor | None = None,
     staging_bytes: int = STAGING_BYTES,
@@ -94,7 +96,9 @@ def merge_part(
         OSError: Likewise.
     """
     started, out, this = time.monotonic(), Path(os.path.abspath(out)), parts.parse(part)
-    asked = Asked(dumps, hf_reference, allow, uncalibrated, corrections, grafts, drop_mtp, new_corrections)
+    asked = Asked(
+        dumps, hf_reference, allow, uncalibrated, corrections, grafts, drop_mtp, new_corrections, architecture
+    )
     proof = prove(asked)
     plan = plan_shards(proof, max_shard_bytes, min_shard_bytes, layout)
     options = AssemblyOptions(workers, executor, staging_bytes, verify == "full", talk)

@@ -14,6 +14,7 @@ from typing import Any, TextIO
 
 from shardmerge.common import canonical_json, owner, plausible_sizes, regular_files
 from shardmerge.common import reference as references
+from shardmerge.common.architectures import Architecture, own
 from shardmerge.common.errors import CorruptFileError, OutputExistsError
 from shardmerge.common.places import HF_QUANT_CONFIG
 
@@ -66,6 +67,7 @@ def metadata(
     corrections: Sequence[str] = (),
     new_corrections: Sequence[str] = (),
     allow: Collection[str] = (),
+    architecture: str | Architecture | None = None,
     break_lock: bool = False,
     talk: TextIO | None = None,
 ) -> MetadataReport:
@@ -81,6 +83,7 @@ def metadata(
             that is there; recorded in the report.
         new_corrections: `config.KEY=VALUE`: adds a key, or replaces what is there whatever it is. Recorded too.
         allow: "config": config.json may say other than the model computes. What the merge was allowed stays allowed.
+        architecture: A table of one's own, or `package.module:TABLE`; the one that was merged with.
         break_lock: Take the lock of `out` from commands on other hosts, which are known to have ended.
         talk: Where to say what others left.
 
@@ -95,6 +98,7 @@ def metadata(
     """
     refuse_unknown("allow", allow, [ALLOW_CONFIG])
     given = parse(corrections, new_corrections)
+    own_table = None if architecture is None else own.named(architecture)
     out, reference = Path(os.path.abspath(out)), Path(hf_reference) if hf_reference else None
     me = owner.here("a rewriting of metadata")
     with journal.rewriting(out, me, talk, lambda: _require_output(out), break_lock=break_lock) as held:
@@ -102,7 +106,7 @@ def metadata(
         published.require_shards(out, records)
         earlier = record.replayed(records.report.corrections)
         stay = tuple(change for change in earlier if reference is None or change.part != "config")
-        return _rewrite(held, records, reference, stay, given, allow)
+        return _rewrite(held, records, reference, stay, given, allow, own_table)
 
 
 def republish(
@@ -139,7 +143,8 @@ def republish(
         final_proof.require(plan, out)
         records = replace(records, report=records.report.choosing(proof.mtp))
         allow = [ALLOW_CONFIG]  # the proof allowed it
-        return _rewrite(held, records, proof.reference.path, proof.changes, (), allow)
+        table = proof.blueprint.architecture
+        return _rewrite(held, records, proof.reference.path, proof.changes, (), allow, table)
 
 
 def published_plan(out: Path) -> dict[str, Any]:
@@ -167,10 +172,11 @@ def _rewrite(
     changes: tuple[Change, ...],
     given: tuple[Correction, ...],
     allow: Collection[str],
+    table: Architecture | None,
 ) -> MetadataReport:
     """Read, decide, replace."""
     started, out = time.monotonic(), held.folder
-    decided = decide(records, _read(out, reference), changes, given, allow)
+    decided = decide(records, _read(out, reference), changes, given, allow, table)
     changed = journal.replace(held, decided.files, decided.gone)
     return MetadataReport(
         out=str(out),

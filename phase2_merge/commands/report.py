@@ -28,6 +28,7 @@ MTP_LINES = {
     "grafted": "Multi-token prediction: from the reference (--graft mtp).",
     "dropped": "Multi-token prediction: none, and config.json says so (--drop-mtp).",
 }
+EXPERT_LINE = "Routed experts of {}: {}."
 HOW_VERIFIED = {
     "full": "Every byte was read and has its checksum.",
     "size": "Bytes were NOT read: only sizes and headers were verified (--verify size).",
@@ -71,6 +72,7 @@ class CheckReport:
     grafted: tuple[str, ...]
     grafted_bytes: int
     mtp: str
+    experts: dict[str, str]
     drops: dict[str, int]
     unchecked: tuple[str, ...]
     config: Compared
@@ -99,6 +101,7 @@ class CheckReport:
             ),
             *([grafts] if self.grafted else []),
             *([MTP_LINES[self.mtp]] if self.mtp in MTP_LINES else []),
+            *(EXPERT_LINE.format(part, spelling) for part, spelling in self.experts.items()),
             *record.lines(self.corrections),
             f"Not checked: {'; '.join(self.unchecked)}.",
             *warning_lines(self.warnings),
@@ -211,6 +214,7 @@ def check_report(proof: Proof, verification: Verification) -> CheckReport:
         corrections=proof.corrections,
         grafted=tuple(sorted(name for file in proof.ledger.grafted for name in file.names)),
         mtp=proof.mtp,
+        experts=dict(proof.ledger.facts().experts or {}),
         unchecked=tuple(_unchecked(proof, verification)),
         config=proof.compared,
         drops=dict(sum((Counter(head.manifest.drops) for head in proof.ledger.heads), Counter())),

@@ -15,7 +15,7 @@ from typing import Any, TextIO
 
 from shardmerge.common import reference as references
 from shardmerge.common import regular_files
-from shardmerge.common.architectures import Blueprint, blueprint
+from shardmerge.common.architectures import Architecture, Blueprint, blueprint, own
 from shardmerge.common.architectures.settings import rope
 from shardmerge.common.architectures.settings.says import COMMON_SYNONYMS
 from shardmerge.common.command.byte_count import show
@@ -93,6 +93,11 @@ class Directory:
     config: dict[str, Any]
     files: tuple[Path, ...]
     shards: Shards
+    own_table: Architecture | None = None
+
+    def table(self) -> Blueprint:
+        """Return config.json with its table. Raises what `blueprint` raises."""
+        return blueprint(self.config, self.entries, table=self.own_table)
 
     @cached_property
     def entries(self) -> dict[str, Entry]:
@@ -117,7 +122,12 @@ class Directory:
 
 
 def verify(
-    out: str | Path, *, verify: Verification = "full", scan: bool = False, talk: TextIO | None = None
+    out: str | Path,
+    *,
+    verify: Verification = "full",
+    scan: bool = False,
+    architecture: str | Architecture | None = None,
+    talk: TextIO | None = None,
 ) -> VerifyReport:
     """Check the directory `out`: index, headers, JSON files, and the bytes of what has a recorded checksum.
 
@@ -125,6 +135,7 @@ def verify(
         out: any directory with safetensors.
         verify: "full" compares bytes with recorded checksums, "size" does not.
         scan: read all numbers too. NaN and infinities are problems, tensors of zeros warnings.
+        architecture: a table of one's own, or `package.module:TABLE`.
         talk: progress goes here.
 
     Returns:
@@ -135,23 +146,25 @@ def verify(
         BadInputError: it holds no weights.
         ShardmergeError: what is wrong, as one error or as ProblemsFoundError.
     """
-    out = Path(out)
+    out, table = Path(out), None if architecture is None else own.named(architecture)
     try:
-        return _verify(out, verify, talk, scan=scan)
+        return _verify(out, verify, talk, table, scan=scan)
     except ShardmergeError as error:
         for warning in journal.interrupted(out):
             error.add_note(f"Warning: {warning}")
         raise
 
 
-def _verify(out: Path, verify: Verification, talk: TextIO | None, *, scan: bool) -> VerifyReport:
+def _verify(
+    out: Path, verify: Verification, talk: TextIO | None, table: Architecture | None, *, scan: bool
+) -> VerifyReport:
     """Do what `verify` says, after which an error is told what else is known."""
     config = references.read_config(out)
     files = references.weight_files(out)
     if not files:
         raise BadInputError(f"{out} holds neither {INDEX} nor {SINGLE}", "Give a directory with safetensors.")
     shards, unreadable = _headers(out, files)
-    directory = Directory(out, config, files, shards)
+    directory = Directory(out, config, files, shards, table)
     findings = Findings.together([unreadable, *(check(directory) for check in CHECKS)])
     raise_problems(findings.problems)
     compared = _compare_bytes(out, shards, talk) if verify == "full" and records.are_there(out) else 0
@@ -241,7 +254,7 @@ def _check_config(directory: Directory) -> Findings:
     """Compare every tensor with config.json. Packed weights count as unpacked, and scales are not looked for."""
     warnings = tuple(_dtype_warning(directory))
     try:
-        table = blueprint(directory.config, directory.entries)
+        table = directory.table()
     except (UnsupportedArchitectureError, BadInputError) as error:
         return Findings(warnings=(*warnings, f"shapes were not compared with config.json: {error.message()}"))
     compared = shapes.against_tensors(table, _plain_shapes(directory))
@@ -279,7 +292,7 @@ def _dtype_warning(directory: Directory) -> Iterator[str]:
 def _check_settings(directory: Directory) -> Findings:
     """Look whether config.json says two things of one, what nobody can read, or other than the model computes."""
     try:
-        table = blueprint(directory.config, directory.entries)
+        table = directory.table()
     except (UnsupportedArchitectureError, BadInputError):
         return Findings(tuple(settings.said_twice(directory.config, (*COMMON_SYNONYMS, *rope.SYNONYMS))))
     twice = settings.said_twice(directory.config, table.synonyms)
@@ -293,6 +306,8 @@ def _differing(directory: Directory, table: Blueprint) -> Findings:
     if report is None:
         return Findings(tuple(table.unreadable_settings()))
     facts = corrected_facts(published.read_facts(directory.path), record.replayed(report.corrections))
+    if other := tuple(shapes.against_table(table.architecture, facts)):
+        return Findings(other)
     return settings.allowed_before(settings.differences(table, facts, mtp=report.mtp), report.warnings)
 
 

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from shardmerge.common import reference as references
-from shardmerge.common.architectures import Blueprint, blueprint
+from shardmerge.common.architectures import Blueprint, blueprint, own, spelling
 from shardmerge.common.errors import BadInputError, ShardmergeError
 from shardmerge.common.manifest import Manifest
 from shardmerge.common.manifest_facts import Facts
@@ -110,20 +110,22 @@ class Case:
 def read(asked: Asked) -> Case:
     """Read the reference, all manifests, and what is grafted. Raises one error of the tree, OSError."""
     given = parse(asked.corrections, asked.new_corrections)
+    own_table = None if asked.architecture is None else own.named(asked.architecture)
     reference = references.read(Path(asked.hf_reference))
-    of_config = settled_config(reference.config, given)
+    of_config = settled_config(reference.config, given, own_table)
     told = recorded("config", reference.config, of_config)
     reference = replace(reference, config=corrected("config", reference.config, of_config))
-    described = blueprint(reference.config, reference.tensors)
+    described = blueprint(reference.config, reference.tensors, table=own_table)
     copies, left = described.copies(), frozenset[str]()
     if asked.drop_mtp:
         left = frozenset(filter(described.is_mtp, reference.tensors))
         reference = _without_mtp(reference, described, of_config)
-        described = blueprint(reference.config, reference.tensors)
+        described = blueprint(reference.config, reference.tensors, table=own_table)
     ranks = discover([Path(dump) for dump in asked.dumps])
     table = ledger.read(ranks, graft.graft(reference, _patterns(asked, reference, described), copies, left))
     manifests = [head.manifest for head in table.heads]
     facts = table.facts()
+    described = blueprint(reference.config, reference.tensors, spelling.told(facts.experts), own_table)
     of_facts = settled_facts(facts, given)
     told |= recorded("facts", facts.as_json(), of_facts)
     right = tuple(_corrected(manifest, facts, of_facts) for manifest in manifests)
@@ -166,9 +168,9 @@ def _patterns(asked: Asked, reference: Reference, described: Blueprint) -> tuple
 
 
 def _corrected(manifest: Manifest, told: Facts, changes: Sequence[Change]) -> Manifest:
-    """Return a manifest with its facts as they should be, and with the settings that any rank told.
+    """Return a manifest with its facts as they should be, and with the settings and spellings that any rank told.
 
     The file and its digest stay as they are.
     """
-    facts = replace(manifest.facts, settings=told.settings)
+    facts = replace(manifest.facts, settings=told.settings, experts=told.experts)
     return replace(manifest, facts=corrected_facts(facts, changes))

@@ -23,6 +23,7 @@ from ..quantization import json_files
 from ..quantization.united import Quantization
 from . import case as cases
 from . import (
+    experts,
     garbage_collector,
     generations,
     grafts,
@@ -41,6 +42,7 @@ from .tensors.verdict import Verdict
 # The first that finds a problem ends the proof: ranks, reference and formats must belong together.
 GATES = (
     generations.check,
+    experts.check,
     shapes.check_facts,
     shapes.check_number,
     quantization.check_formats,

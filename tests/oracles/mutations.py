@@ -73,7 +73,7 @@ def _with(table: Blueprint, changed: dict[Row, Row]) -> tuple[Row, ...]:
 def is_used(table: Blueprint, row: Row) -> bool:
     """Whether a layer of this config.json has the row."""
     every = range(table.mtp_layers.stop)
-    return row.where == "model" or any(layer in table.layers[row.where] for layer in every)
+    return row.where == "model" or any(table.has(row, layer) for layer in every)
 
 
 def each_row(table: Blueprint) -> Iterator[tuple[Row, str, tuple[Row, ...]]]:

@@ -21,15 +21,22 @@ CHAT_TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message[
 
 
 def write_hf_checkpoint(
-    family: Family, path: Path, seed: int = 0, *, max_shard_size: str | int | None = None
+    family: Family,
+    path: Path,
+    seed: int = 0,
+    *,
+    max_shard_size: str | int | None = None,
+    packed: bool = False,
 ) -> Path:
     """Write weights, config, tokenizer and generation config of the family under `path` and return it.
 
     bfloat16 throughout but for what megatron-core holds in float32: `e_score_correction_bias`, `A_log` and `D`.
-    transformers packs experts in memory and itself restores the published per-expert names when saving.
+    transformers packs experts in memory and itself restores the published per-expert names when saving, unless they
+    are to stay `packed`.
     """
     model = random_hf_model(family, seed)
-    options = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
+    options: dict[str, Any] = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
+    options |= {"save_original_format": False} if packed else {}
     model.save_pretrained(path, **options)
     _publish_config(family, path)
     transformers.GenerationConfig(

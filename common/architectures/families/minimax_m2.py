@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from ..blocks.attention import FULL_WIDTH_NORMS, GROUPED_QUERY_ATTENTION, rotated_heads
 from ..blocks.embeddings import EMBEDDINGS, NORMS, TIED, rms_norms
+from ..blocks.experts import TWO_NAMES
 from ..blocks.mlp import activation, gated_mlp_named
 from ..blocks.router import EXPERTS_PER_TOKEN, router_with_bias
 from ..dimensions import common_dimensions, common_flags, integer, layers_alike, one_of, refuse_true
@@ -68,4 +69,5 @@ MINIMAX_M2 = Architecture(
         key("router_bias", "use_routing_bias", otherwise=True),
         always("router_normalized", True),
     ),
+    experts=TWO_NAMES,
 )

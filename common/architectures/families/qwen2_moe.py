@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from ..blocks.attention import GROUPED_QUERY_ATTENTION, QKV_BIAS, rotated_heads, windows_by_layer
 from ..blocks.embeddings import EMBEDDINGS, NORMS, TIED, rms_norms
-from ..blocks.mlp import DENSE_MLP, ROUTED_EXPERTS, activation, gated_mlp
+from ..blocks.experts import EITHER, IN_EITHER
+from ..blocks.mlp import DENSE_MLP, activation, gated_mlp
 from ..blocks.router import EXPERTS_PER_TOKEN, plain_router
 from ..dimensions import common_dimensions, common_flags, integer, set_flags
 from ..keys import HF_LAYER, LAYER
@@ -64,7 +65,7 @@ QWEN2_MOE = Architecture(
             SHARED + "gate_weight", HF_LAYER + "mlp.shared_expert_gate.weight", "one", "hidden", where="moe"
         ),
     )
-    + ROUTED_EXPERTS,
+    + IN_EITHER,
     _dimensions,
     _flags,
     layers_with_experts,
@@ -82,4 +83,5 @@ QWEN2_MOE = Architecture(
             _windows,
         ),
     ),
+    experts=EITHER,
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from shardmerge.common.architectures import Claim, Layout
+from shardmerge.common.architectures import Blueprint, Claim, Layout
 
 from .box import Box, Dimensions, Piece, Rules
 from .lifted import LIFTED
@@ -27,6 +27,12 @@ LAYOUTS: dict[Layout, Rules] = {
     Layout.LIFTED: LIFTED,
     Layout.PACKED: PACKED,
 }
+
+
+def missing_dimensions(table: Blueprint) -> list[str]:
+    """Return the dimensions that the layouts of a table need and the table does not give."""
+    needed = {name for row in table.rows for name in LAYOUTS[row.layout].dimensions}
+    return sorted(needed - table.dimensions.keys())
 
 
 def pieces_of(box: Box, claim: Claim, dimensions: Dimensions) -> Iterator[Piece]:

@@ -10,6 +10,7 @@ vLLM, model_executor/models/deepseek_v2.py, for norm_topk_prob.
 from __future__ import annotations
 
 from ...blocks.embeddings import EMBEDDINGS, NORMS, TIED, rms_norms
+from ...blocks.experts import OWN_LOADER
 from ...blocks.mla import FIXED_NORM_EPS, LATENT_ATTENTION, LATENT_SIZES
 from ...blocks.mlp import DENSE_MLP, ROUTED_EXPERTS, SHARED_EXPERTS, activation
 from ...blocks.mtp import decoder_and_steps
@@ -59,4 +60,5 @@ DEEPSEEK_V2 = Architecture(
         derived("router_groups", GROUP_KEYS, _groups),
         derived("router_group_score", GROUP_KEYS, lambda config: 1 if _groups(config) else None),
     ),
+    experts=OWN_LOADER,
 )
