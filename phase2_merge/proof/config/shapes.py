@@ -78,7 +78,16 @@ def _missing(blueprint: Blueprint, facts: Facts) -> Iterator[str]:
 def against_dump(
     blueprint: Blueprint, architecture: str, facts: Facts
 ) -> tuple[TableMismatchError | MismatchError, ...]:
-    """Return that a model was dumped with another table, or else what `against_facts` yields of the same arguments."""
+    """Find that a model was dumped with another table, or else that config.json describes another model.
+
+    Args:
+        blueprint: the config.json, with the table of its architecture.
+        architecture: the name of the architecture that was dumped.
+        facts: what the dump says of the model, with corrections.
+
+    Returns:
+        The other table, or what `against_facts` yields of the same arguments.
+    """
     same = architecture == blueprint.architecture.name
     other = tuple(against_table(blueprint.architecture, facts)) if same else ()
     return other or tuple(against_facts(blueprint, architecture, facts))
