@@ -10,6 +10,8 @@ from collections.abc import Container
 from ..errors import BadInputError, UnsupportedArchitectureError
 from . import own
 from .blueprint import Blueprint, Claim, Tensor
+from .families.composite.kimi_k25 import KIMI_K25
+from .families.composite.qwen3_vl import QWEN3_VL, QWEN3_VL_MOE
 from .families.dots import DOTS1
 from .families.ernie import ERNIE4_5_MOE
 from .families.exaone_moe import EXAONE_MOE
@@ -52,6 +54,9 @@ TABLES = (
     GLM_MOE_DSA,
     NEMOTRON,
     NEMOTRON_H,
+    QWEN3_VL,
+    QWEN3_VL_MOE,
+    KIMI_K25,
 )
 ARCHITECTURES = {name: table for table in TABLES for name in (table.name, *table.aliases)}
 

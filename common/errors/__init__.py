@@ -61,6 +61,7 @@ from .several import ProblemsFoundError, raise_problems
 from .tensors import (
     MismatchError,
     MissingTensorError,
+    MissingVisionError,
     MtpMismatchError,
     NonFiniteError,
     OverlapError,
@@ -99,6 +100,7 @@ __all__ = [
     "MissingRecordError",
     "MissingScaleError",
     "MissingTensorError",
+    "MissingVisionError",
     "MixedGenerationsError",
     "MixedSettingsError",
     "MixedSpellingsError",

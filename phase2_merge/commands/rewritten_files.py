@@ -169,7 +169,8 @@ def final_config(
     Raises:
         BadInputError: A change leads through something that is not an object.
     """
-    edited = config_json.edited(config, dtype, quantization_config)
+    composite = table_of(config, table).composite
+    edited = config_json.edited(config, dtype, quantization_config, composite.config if composite else "")
     return as_merged(corrected("config", edited, changes), mtp, table)
 
 

@@ -267,7 +267,7 @@ def _check_config(directory: Directory) -> Findings:
 
 def _plain_shapes(directory: Directory) -> dict[str, Shape | None]:
     """Return shapes to compare with config.json, None for a weight that is packed in a way nobody describes."""
-    stored, quantized = directory.stored, "quantization_config" in directory.config
+    stored, quantized = directory.stored, references.is_quantized(directory.config)
     shapes: dict[str, Shape | None] = {}
     for name, entry in directory.entries.items():
         if name not in stored.accounted:
@@ -285,7 +285,7 @@ def _dtype_warning(directory: Directory) -> Iterator[str]:
             sizes[entry.dtype] += byte_size(entry.dtype, entry.shape)
     stated = config.get("dtype", config.get("torch_dtype"))
     most = TORCH_NAMES.get(max(sizes, key=lambda dtype: sizes[dtype], default=""))
-    if stated and most and "quantization_config" not in config and stated != most:
+    if stated and most and not references.is_quantized(config) and stated != most:
         yield f"config.json says {stated}, most bytes are {most}"
 
 

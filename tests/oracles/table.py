@@ -77,6 +77,9 @@ ORACLES: Final[dict[str, Oracle]] = {
         reason="Bridge 0.6.2 has no rule for the norm of a hybrid's attention in a local spec."
     ),
     "nemotron_h_latent": Oracle(),
+    "qwen3_vl": Oracle(),
+    "qwen3_vl_moe": Oracle(),
+    "kimi_k25": Oracle(),
     "deepseek_v3_mtp": Oracle(te=False, copies=COPIES),
     "glm4_moe_mtp": Oracle(),
     "glm4_moe_lite_mtp": Oracle(held=True),

@@ -8,6 +8,7 @@ Must not know checkpoints or shardmerge.
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from tests.worlds.composites import COMPOSITES
 from tests.worlds.hf_words import OWN_WORDS, hybrid
 from tests.worlds.topology import TOPOLOGIES, Topology
 
@@ -34,6 +35,9 @@ Architecture = Literal[
     "KimiK2ForCausalLM",
     "NemotronForCausalLM",
     "NemotronHForCausalLM",
+    "Qwen3VLForConditionalGeneration",
+    "Qwen3VLMoeForConditionalGeneration",
+    "KimiK25ForConditionalGeneration",
 ]
 # One norm over all heads of the queries, and one over those of the keys: tensor parallelism cuts their weights, or each
 # rank holds them whole. "": none.
@@ -137,6 +141,7 @@ class Family:
     vocab: int = 211
     rope_theta: int = 10000
     rotated: float = 1.0  # part of a head's channels
+    rope_sections: tuple[int, ...] = ()  # pairs for each axis of multimodal positions, which take turns
     neighbours: bool = False  # rotated pairs are neighbours, not halves
     norm: Literal["RMSNorm", "LayerNorm1P"] = "RMSNorm"  # the latter has biases, and weights stored minus one
     norm_eps: float = 1e-5
@@ -154,6 +159,11 @@ class Family:
     def is_gated(self) -> bool:
         """Whether feed-forward layers have a gate."""
         return self.mamba is None and self.activation == "silu"
+
+    @property
+    def is_composite(self) -> bool:
+        """Whether a vision tower stands beside the language model, which all sizes here are of."""
+        return self.architecture in COMPOSITES
 
     @property
     def moe_layers(self) -> tuple[int, ...]:
@@ -296,6 +306,32 @@ FAMILIES: tuple[Family, ...] = (
         experts=replace(_NEMOTRON, latent_width=32),
         mamba=Mamba("EM*E"),
     ),
+    Family(
+        "qwen3_vl",
+        "Qwen3VLForConditionalGeneration",
+        tied=True,
+        qk_norm=True,
+        norm_eps=1e-6,
+        rope_theta=500000,
+        rope_sections=(3, 2, 1),
+    ),
+    Family(
+        "qwen3_vl_moe",
+        "Qwen3VLMoeForConditionalGeneration",
+        qk_norm=True,
+        norm_eps=1e-6,
+        rope_theta=500000,
+        rope_sections=(3, 2, 1),
+        experts=Experts(),
+    ),
+    Family(
+        "kimi_k25",
+        "KimiK25ForConditionalGeneration",
+        groups=8,
+        norm_eps=1e-6,
+        experts=replace(_GLM, scaling=2.5),
+        latent=Latent(),
+    ),
 )
 
 
@@ -340,6 +376,8 @@ def hf_config(family: Family) -> dict[str, Any]:
         "eos_token_id": 2,
         **_hf_attention(family),
     }
+    if family.architecture in COMPOSITES:
+        return COMPOSITES[family.architecture](family, config)
     if family.architecture in OWN_WORDS:
         return OWN_WORDS[family.architecture](family, config)
     return config | _hf_experts(family)

@@ -50,12 +50,15 @@ NOT_IMPORTED = {
     "Glm4MoeLiteForCausalLM",
     "GlmMoeDsaForCausalLM",
     "GptOssForCausalLM",
+    "KimiK25ForConditionalGeneration",
     "KimiK2ForCausalLM",
     "MiniMaxM2ForCausalLM",
     "MistralForCausalLM",
     "NemotronForCausalLM",
     "OlmoeForCausalLM",
     "Qwen2MoeForCausalLM",
+    "Qwen3VLForConditionalGeneration",
+    "Qwen3VLMoeForConditionalGeneration",
 }
 IMPORTED = tuple(family for family in FAMILIES if family.architecture not in NOT_IMPORTED)
 
