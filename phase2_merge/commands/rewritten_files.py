@@ -31,7 +31,7 @@ from ..corrections.written import Correction
 from ..hf_files import config_json, index_json
 from ..ledger.published import PublishedRecords
 from ..proof.config import mtp as steps
-from ..proof.config import settings, shapes
+from ..proof.config import settings, shapes, vision
 from ..quantization import json_files
 
 Json = dict[str, Any]
@@ -216,6 +216,7 @@ def _compared(
     found = (
         *settings.said_twice(table.config, table.synonyms),
         *settings.differences(table, facts, mtp=records.report.mtp),
+        *vision.missing(table, records.names),
     )
     known = settings.allowed_before(found, records.report.warnings)
     judged = Findings(known.problems).allowing(allow)

@@ -44,7 +44,7 @@ from ..ledger.names import grouped
 from ..ledger.published_report import PublishedReport
 from ..output import journal
 from ..proof import numbers
-from ..proof.config import settings, shapes
+from ..proof.config import settings, shapes, vision
 from ..quantization import declaration, scales
 from ..quantization.declaration import Declaration
 from . import records
@@ -260,9 +260,11 @@ def _check_config(directory: Directory) -> Findings:
     compared = shapes.against_tensors(table, _plain_shapes(directory))
     strange = (
         f"{table.architecture.name} with this config.json has no {line}"
-        for line in grouped(sorted(compared.strange))
+        for line in grouped(sorted(name for name in compared.strange if not table.is_vision(name)))
     )
-    return Findings(compared.problems, (*warnings, *strange))
+    warned = directory.report.warnings if directory.report else []
+    tower = settings.allowed_before(vision.missing(table, directory.entries), warned)
+    return Findings((*compared.problems, *tower.problems), (*warnings, *strange, *tower.warnings))
 
 
 def _plain_shapes(directory: Directory) -> dict[str, Shape | None]:

@@ -15,7 +15,8 @@ from safetensors import safe_open
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from tests.worlds.composites import publish_weights, published
-from tests.worlds.families import Family, hf_config
+from tests.worlds.families import Family
+from tests.worlds.hf_config import hf_config
 
 FLOAT32 = {"A_log", "D"}
 KIMI = {

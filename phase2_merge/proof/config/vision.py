@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from shardmerge.common.architectures import Blueprint
 from shardmerge.common.errors import BadInputError, Findings, MissingVisionError
 from shardmerge.common.reference import PLAIN_FLOATS
 
@@ -13,9 +16,7 @@ def check(case: Case) -> Findings:
 
     What is missing in part is not told here.
     """
-    table, composite = case.blueprint, case.blueprint.architecture.composite
-    if composite is None:
-        return Findings()
+    table = case.blueprint
     placed = (one.rectangle for file in case.ledger.grafted for one in file.placed)
     grafted = {one.name: one.dtype for one in placed if table.is_vision(one.name)}
     if packed := next((name for name, dtype in grafted.items() if dtype not in PLAIN_FLOATS), ""):
@@ -24,7 +25,12 @@ def check(case: Case) -> Findings:
             "Give a reference whose vision tower is not: the output would not say how it is to be read.",
         )
         return Findings((problem,))
-    if not table.promises_vision or any(map(table.is_vision, case.ledger.names)):
-        return Findings()
-    missing = MissingVisionError(table.promises_vision, tuple(f"{one}*" for one in composite.vision))
-    return Findings((missing,)).allowing(case.asked.allow)
+    return Findings(missing(table, case.ledger.names)).allowing(case.asked.allow)
+
+
+def missing(table: Blueprint, names: Iterable[str]) -> tuple[MissingVisionError, ...]:
+    """Return that a tower is promised and none of these names is of it, and nothing otherwise."""
+    composite = table.architecture.composite
+    if composite is None or not table.promises_vision or any(map(table.is_vision, names)):
+        return ()
+    return (MissingVisionError(table.promises_vision, tuple(f"{one}*" for one in composite.vision)),)
