@@ -48,9 +48,9 @@ DESCRIPTIONS = {
 ARCHITECTURES_HEAD = """# Architectures
 
 Written by `make docs`. What `shardmerge architectures` lists: which models there are tables of, how their routed
-experts may be spelled (as published files are first, and of multi-token prediction after a semicolon), whether there are rows
-for multi-token prediction (MTP), and which programs that do not know the table tests compare it with. A model that is
-not here: [write its table](../contribute/architecture.md).
+experts may be spelled (as published files are first, and of multi-token prediction after a semicolon), whether there
+are rows for multi-token prediction (MTP), and which programs that do not know the table tests compare it with. A model
+that is not here: [write its table](../contribute/architecture.md).
 """
 TOPOLOGIES_HEAD = """
 ## Topologies

@@ -115,7 +115,7 @@ def _installed(name: str) -> Listed:
 @ARCHITECTURE
 @reported
 def architectures(architecture: str | None) -> Outcome:
-    """List the architectures that there are tables of: shardmerge's, those of installed packages, and the one given.
+    """List the architectures that there are tables of: built in, from installed packages, and the one that is given.
 
     Of each: other names, layouts, how routed experts may be spelled (as published files are first), multi-token
     prediction, and the programs that its tests compare it with.

@@ -83,12 +83,18 @@ NOT_IN_VLLM = {"dots1", "kimi_k2", "deepseek_v32", "glm_moe_dsa", "glm_moe_dsa_m
 
 def _names() -> dict[str, Checkpoint]:
     found = {}
-    for family in filter(can_build, (*FAMILIES, *MTP_FAMILIES)):
+    for family in map(_for_vllm, filter(can_build, (*FAMILIES, *MTP_FAMILIES))):
         known = ARCHITECTURES[family.architecture].experts
         for spelling in known.decoder if known else (None,):
             one = Checkpoint(family, topology=SINGLE, experts=spelling)
             found[f"names-{family.name}{f'-{spelling}' if spelling else ''}"] = one
     return {name: one for name, one in found.items() if _is_built(one.family)}
+
+
+def _for_vllm(family: Family) -> Family:
+    """vLLM's Qwen2 and Qwen2-MoE take heads as wide as the model has room for, whatever config.json says."""
+    ignores_head_dim = family.architecture in ("Qwen2ForCausalLM", "Qwen2MoeForCausalLM")
+    return replace(family, hidden=family.heads * family.head_channels) if ignores_head_dim else family
 
 
 def _is_built(family: Family) -> bool:
