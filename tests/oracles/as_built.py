@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -49,6 +50,7 @@ def main(program: str, folder: Path) -> None:
     from shardmerge.phase1_dump import dump
 
     stand_in()
+    _without_streams()
     family = by_name(FAMILIES[program])
     reference = write_bare(family, folder / "hf")
     with world_of_one(), OnCpu():
@@ -60,6 +62,13 @@ def main(program: str, folder: Path) -> None:
         )
         dump(chunks, folder / "dump", hf_reference=reference, run_id="as built", step=1)
         print(*(type(layer).__name__ for layer in wrapped(chunks[0])))
+
+
+def _without_streams() -> None:
+    """Let models be wrapped where there is one stream of work: DDP is made on another, and waits for it."""
+    torch.cuda.Stream = mock.MagicMock()  # type: ignore[misc]
+    torch.cuda.current_stream = mock.MagicMock()
+    torch.cuda.stream = lambda _stream: nullcontext()  # type: ignore[assignment,return-value]
 
 
 @contextmanager

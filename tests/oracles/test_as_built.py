@@ -16,11 +16,12 @@ from tests.oracles.table import BRIDGE, MCORE_BRIDGE
 pytestmark = pytest.mark.peers
 
 ROOT = Path(__file__).resolve().parents[2]
-BUILDS = [ROOT / "build" / name for name in ("bridge", "mcore-bridge")]
+BUILDS = {ROOT / "build" / "bridge": "megatron/bridge", ROOT / "build" / "mcore-bridge": "mcore_bridge"}
 
 
 @pytest.mark.skipif(
-    not all((build / ".installed").exists() for build in BUILDS), reason="make test-oracles installs both"
+    not all((build / package).exists() for build, package in BUILDS.items()),
+    reason="make test-oracles installs both",
 )
 @pytest.mark.parametrize("program", [BRIDGE, MCORE_BRIDGE])
 def test_a_model_goes_into_dump_as_it_was_built(program: str, tmp_path: Path) -> None:
