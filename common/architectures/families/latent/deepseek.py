@@ -86,4 +86,5 @@ DEEPSEEK_V3 = Architecture(
     ),
     aliases=("KimiK2ForCausalLM",),
     experts=OWN_LOADER,
+    oracles=("Megatron-Bridge", "Model-Optimizer", "transformers"),
 )
