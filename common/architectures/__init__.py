@@ -10,6 +10,7 @@ from collections.abc import Container
 from ..errors import BadInputError, UnsupportedArchitectureError
 from . import own
 from .blueprint import Blueprint, Claim, Tensor
+from .families.bailing import BAILING_MOE_V2
 from .families.dots import DOTS1
 from .families.ernie import ERNIE4_5_MOE
 from .families.exaone_moe import EXAONE_MOE
@@ -46,6 +47,7 @@ TABLES = (
     DEEPSEEK_V2,
     DEEPSEEK_V3,
     DEEPSEEK_V32,
+    BAILING_MOE_V2,
     DOTS1,
     GLM4_MOE,
     GLM4_MOE_LITE,

@@ -135,6 +135,13 @@ def refuse_true(config: Config, *names: str) -> None:
             raise ValueError(f"{name} = {config[name]!r:.40}, of which the table knows no tensors")
 
 
+def refuse_false(config: Config, *names: str) -> None:
+    """Raise ValueError if config.json denies, by a key that is false, what every row of a table rests on."""
+    for name in names:
+        if name in config and not config[name]:
+            raise ValueError(f"{name} = {config[name]!r:.40}, without which the table knows no model")
+
+
 def common_flags(config: Config) -> frozenset[str]:
     """Return {"untied"} unless input and output embeddings are one tensor."""
     return frozenset() if config.get("tie_word_embeddings", False) else frozenset({"untied"})

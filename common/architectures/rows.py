@@ -22,6 +22,7 @@ class Layout(StrEnum):
 
     SAME = "same"  # the same elements at the same place
     QKV = "qkv"  # rows group by group: queries, key, value
+    FUSED_QKV = "fused_qkv"  # the same in one tensor: all queries, all keys, all values
     VOCAB = "vocab"  # rows, then padding that is dropped
     PART = "part"  # some rows of a tensor whose other rows have keys of their own
     LIFTED = "lifted"  # the same elements below a first dimension of one

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
+from tests.worlds.by_hand import BY_HAND
 from tests.worlds.families import FAMILIES, Family, Steps
 from tests.worlds.mtp import COPIES, MTP_FAMILIES, NEMOTRON_H_MTP
 
@@ -77,6 +78,8 @@ ORACLES: Final[dict[str, Oracle]] = {
         reason="Bridge 0.6.2 has no rule for the norm of a hybrid's attention in a local spec."
     ),
     "nemotron_h_latent": Oracle(),
+    "bailing_moe_v2": Oracle(),
+    "bailing_moe_v2_mtp": Oracle(),
     "deepseek_v3_mtp": Oracle(te=False, copies=COPIES),
     "glm4_moe_mtp": Oracle(),
     "glm4_moe_lite_mtp": Oracle(held=True),
@@ -95,7 +98,7 @@ ORACLES: Final[dict[str, Oracle]] = {
 
 def every_family() -> tuple[Family, ...]:
     """All families of the tests, those with steps of multi-token prediction last."""
-    return (*FAMILIES, *MTP_FAMILIES, DENSE_STEP)
+    return (*FAMILIES, *BY_HAND, *MTP_FAMILIES, DENSE_STEP)
 
 
 def recorded_families() -> tuple[Family, ...]:

@@ -34,6 +34,7 @@ Architecture = Literal[
     "KimiK2ForCausalLM",
     "NemotronForCausalLM",
     "NemotronHForCausalLM",
+    "BailingMoeV2ForCausalLM",
 ]
 # One norm over all heads of the queries, and one over those of the keys: tensor parallelism cuts their weights, or each
 # rank holds them whole. "": none.
