@@ -20,6 +20,7 @@ from .families.latent.deepseek import DEEPSEEK_V3
 from .families.latent.deepseek_v2 import DEEPSEEK_V2
 from .families.latent.sparse import DEEPSEEK_V32, GLM_MOE_DSA
 from .families.llama import LLAMA, MISTRAL, QWEN2, QWEN3
+from .families.llama4 import LLAMA4
 from .families.minimax_m2 import MINIMAX_M2
 from .families.mixtral import MIXTRAL
 from .families.nemotron import NEMOTRON
@@ -33,6 +34,7 @@ from .spelling import Spelled
 
 TABLES = (
     LLAMA,
+    LLAMA4,
     MISTRAL,
     QWEN2,
     QWEN3,

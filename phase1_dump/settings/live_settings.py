@@ -56,6 +56,7 @@ def settings_of(models: Sequence[Any], *, drop_mtp: bool = False) -> Settings:
             else _grouped_attention(config)
         ),
         **_attention(config),
+        **_norms_without_rope(config, modules),
         **_causal(modules),
         **rotary.settings(models, modules),
         **_norms(config, modules),
@@ -105,9 +106,28 @@ def _attention(config: Any) -> Settings:
         "attention_variant": variant,
         "linear_attention_layers": _by_layer(config.linear_attention_freq, config.num_layers),
         "query_key_norm": bool(config.qk_l2_norm),
-        "projection_clip": None,  # its attention has none
+        # its attention has none of these
+        "projection_clip": None,
+        "attention_chunk": None,
+        "attention_temperature": None,
         "sliding_windows": _windows(config),
     }
+
+
+def _norms_without_rope(config: Any, modules: Iterable[tuple[str, Any]]) -> Settings:
+    """Read whether layers that do not rotate norm queries and keys too, as all layers of megatron-core's own specs do.
+
+    Layers count from 1; steps of multi-token prediction come after the last and are not listed.
+    """
+    without = config.no_rope_freq or []
+    if not config.qk_l2_norm:
+        return {}
+    found = {
+        type(module.q_layernorm).__name__ != "IdentityOp"
+        for _, module in modules
+        if hasattr(module, "q_layernorm") and any(without[module.layer_number - 1 : module.layer_number])
+    }
+    return _one("query_key_norm_without_rope", found)
 
 
 def _indexer(config: Any) -> Settings:

@@ -13,6 +13,7 @@ from tests.worlds.topology import TOPOLOGIES, Topology
 
 Architecture = Literal[
     "LlamaForCausalLM",
+    "Llama4ForCausalLM",
     "MistralForCausalLM",
     "OlmoeForCausalLM",
     "MiniMaxM2ForCausalLM",
@@ -45,7 +46,8 @@ FullNorms = Literal["", "cut", "whole"]
 class Experts:
     """Routed experts; `dense_layers` leading layers have none, `router_groups` 0 means ungrouped routing.
 
-    `normalized` says whether the weights of a token's experts add up to 1.
+    Of the layers after these every `step`-th has some. `normalized` says whether the weights of a token's experts add
+    up to 1.
     """
 
     num_experts: int = 8
@@ -54,6 +56,8 @@ class Experts:
     shared_width: int = 0
     shared_gate: bool = False  # multiplies the output of shared experts
     dense_layers: int = 0
+    step: int = 1
+    weighs_inputs: bool = False  # a token's weight multiplies what its expert reads
     router_bias: bool = False
     score: str = ""  # of the router; "": sigmoid with a bias, softmax without one
     normalized: bool = True
@@ -61,6 +65,10 @@ class Experts:
     groups_kept: int = 0
     scaling: float = 1.0
     latent_width: int = 0  # of what routed experts read and write; 0: the hidden size
+
+    def has_layer(self, layer: int) -> bool:
+        """Whether a layer has experts."""
+        return layer >= self.dense_layers and (layer + 1) % self.step == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +134,7 @@ class Family:
     tied: bool = False
     qkv_bias: bool = False
     qk_norm: bool = False
+    plain_qk_norm: bool = False  # without weights, in layers that rotate
     bias: bool = False  # of every linear layer, experts and router included
     sinks: bool = False
     window: int = 0  # tokens that every other layer sees, from the first on
@@ -143,7 +152,7 @@ class Family:
     norm_eps: float = 1e-5
     activation: Literal["silu", "relu2"] = "silu"  # the latter without a gate
     window_of_all: bool = False  # not only of every other layer
-    global_layers: tuple[int, ...] = ()  # layers that see all nevertheless, and do not rotate
+    global_layers: tuple[int, ...] = ()  # layers that see all, and do not rotate
     full_norms: FullNorms = ""
     experts: Experts | None = None
     latent: Latent | None = None
@@ -161,7 +170,8 @@ class Family:
         """Global ids of the layers that hold routed experts."""
         if self.mamba is not None:
             return self.mamba.layers("E")
-        return () if self.experts is None else tuple(range(self.experts.dense_layers, self.layers))
+        every = range(self.layers)
+        return () if self.experts is None else tuple(filter(self.experts.has_layer, every))
 
     def padded_vocab(self, tp_size: int, multiple: int = 128) -> int:
         """Vocabulary rows after megatron's padding; at tp 4 the last two ranks hold nothing but padding."""
@@ -180,6 +190,17 @@ _NEMOTRON = Experts(shared_width=80, router_bias=True, scaling=2.5)
 FAMILIES: tuple[Family, ...] = (
     Family("llama", "LlamaForCausalLM"),
     Family("llama_tied", "LlamaForCausalLM", tied=True),
+    Family(
+        "llama4",
+        "Llama4ForCausalLM",
+        rope_theta=500000,
+        neighbours=True,
+        plain_qk_norm=True,
+        global_layers=(2,),
+        experts=Experts(
+            top_k=1, shared_width=40, step=2, weighs_inputs=True, score="sigmoid", normalized=False
+        ),
+    ),
     Family("mistral", "MistralForCausalLM", norm_eps=1e-6, window=20, window_of_all=True),
     Family("qwen2", "Qwen2ForCausalLM", qkv_bias=True, norm_eps=1e-6),
     Family("qwen3", "Qwen3ForCausalLM", qk_norm=True, norm_eps=1e-6),

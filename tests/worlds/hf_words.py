@@ -14,6 +14,23 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 
 
+def _llama4(family: Family, config: Json) -> Json:
+    """Chunks are as long as a sequence can be, as transformers cannot do without them, and queries do not grow."""
+    experts = family.experts
+    assert experts is not None
+    return config | {
+        "intermediate_size": experts.width,
+        "intermediate_size_mlp": family.dense_width,
+        "num_local_experts": experts.num_experts,
+        "num_experts_per_tok": experts.top_k,
+        "interleave_moe_layer_step": experts.step,
+        "use_qk_norm": family.plain_qk_norm,
+        "no_rope_layers": [int(layer not in family.global_layers) for layer in range(family.layers)],
+        "attention_chunk_size": config["max_position_embeddings"],
+        "attn_temperature_tuning": False,
+    }
+
+
 def _mistral(family: Family, config: Json) -> Json:
     return config | {"sliding_window": family.window or None}
 
@@ -92,6 +109,7 @@ def _qwen2_moe(family: Family, config: Json) -> Json:
 
 # architecture -> the arguments of its config class, from a family and what most classes share
 OWN_WORDS: dict[str, Callable[[Family, Json], Json]] = {
+    "Llama4ForCausalLM": _llama4,
     "MistralForCausalLM": _mistral,
     "NemotronForCausalLM": _nemotron,
     "OlmoeForCausalLM": _olmoe,

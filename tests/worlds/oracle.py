@@ -51,6 +51,7 @@ NOT_IMPORTED = {
     "GlmMoeDsaForCausalLM",
     "GptOssForCausalLM",
     "KimiK2ForCausalLM",
+    "Llama4ForCausalLM",
     "MiniMaxM2ForCausalLM",
     "MistralForCausalLM",
     "NemotronForCausalLM",

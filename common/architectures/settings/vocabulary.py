@@ -67,6 +67,17 @@ SETTINGS: Final[dict[str, Setting]] = {
     "attention_variant": Setting("attention that is neither grouped-query nor latent", Kind.WORD, None),
     "linear_attention_layers": Setting("layers of linear attention, as 0 and 1", Kind.LIST, None),
     "query_key_norm": Setting("a norm of queries and keys without weights", Kind.FLAG, False),
+    "query_key_norm_without_rope": Setting(
+        "whether layers that do not rotate have that norm as well", Kind.FLAG
+    ),
+    "attention_chunk": Setting(
+        "tokens of a chunk, within which rotating layers see; null if they see all", Kind.COUNT, None
+    ),
+    "attention_temperature": Setting(
+        "of layers that do not rotate: by how much queries grow, and after how many tokens; null if they do not",
+        Kind.LIST,
+        None,
+    ),
     "projection_clip": Setting("bound on queries, keys and values; null for none", Kind.NUMBER, None),
     "sliding_windows": Setting(
         "tokens that each layer sees, 0 for all; null if each sees all", Kind.LIST, None

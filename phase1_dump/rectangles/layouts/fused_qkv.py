@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from shardmerge.common.architectures import Claim
 
 from .box import Box, Dimensions, Piece, Rules, require_shape
-from .qkv import shared_rows
 
 
 def pieces(box: Box, claim: Claim, dimensions: Dimensions) -> Iterator[Piece]:
@@ -39,7 +38,12 @@ def pieces(box: Box, claim: Claim, dimensions: Dimensions) -> Iterator[Piece]:
             (query_rows, queries + group * head_dim, head_dim),
             (query_rows + head_dim, queries + keys + group * head_dim, head_dim),
         ):
-            yield from shared_rows(box, tensor, base + inside, row, rows)
+            low = max(base + inside, box.global_offset[0])
+            high = min(base + inside + rows, box.global_offset[0] + box.local_shape[0])
+            if low < high:
+                offset = (row + low - base - inside, *box.global_offset[1:])
+                source = (low - box.global_offset[0], *box.origin[1:])
+                yield Piece(tensor, offset, source, (high - low, *box.local_shape[1:]))
 
 
 # It has no name for the scales of a KV cache, so it is not told as an attention.

@@ -33,19 +33,11 @@ def pieces(box: Box, claim: Claim, dimensions: Dimensions) -> Iterator[Piece]:
     for group in range(groups):
         base = group * (query_rows + 2 * head_dim)
         for tensor, (first, rows) in zip(tensors, sections, strict=True):
-            yield from shared_rows(box, tensor, base + first, group * rows, rows)
+            yield from _shared_rows(box, tensor, base + first, group * rows, rows)
 
 
-def shared_rows(box: Box, tensor: Tensor, fused_row: int, row: int, rows: int) -> Iterator[Piece]:
-    """Yield what the box holds of some rows of the fused projection.
-
-    Args:
-        box: what a rank holds of the fused projection.
-        tensor: the Hugging Face tensor that has these rows.
-        fused_row: the first of them in the fused projection.
-        row: the first of them in `tensor`.
-        rows: how many there are.
-    """
+def _shared_rows(box: Box, tensor: Tensor, fused_row: int, row: int, rows: int) -> Iterator[Piece]:
+    """Yield what the box holds of `rows` rows at `fused_row`, which are those at `row` of `tensor`."""
     low = max(fused_row, box.global_offset[0])
     high = min(fused_row + rows, box.global_offset[0] + box.local_shape[0])
     if low < high:
