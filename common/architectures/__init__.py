@@ -14,6 +14,7 @@ from .families.bailing import BAILING_MOE_V2
 from .families.dots import DOTS1
 from .families.ernie import ERNIE4_5_MOE
 from .families.exaone_moe import EXAONE_MOE
+from .families.gemma3 import GEMMA3
 from .families.glm import GLM4_MOE, GLM4_MOE_LITE
 from .families.gpt_oss import GPT_OSS
 from .families.latent.deepseek import DEEPSEEK_V3
@@ -54,6 +55,7 @@ TABLES = (
     GLM4_MOE,
     GLM4_MOE_LITE,
     GLM_MOE_DSA,
+    GEMMA3,
     NEMOTRON,
     NEMOTRON_H,
 )

@@ -20,6 +20,9 @@ Settings = dict[str, Value]
 ACTIVATIONS = {"squared_relu": "relu2", "fast_gelu": "gelu_tanh", "openai_gelu": "gelu_tanh"}
 
 
+# classes that multiply what is embedded by the root of its width; megatron-bridge, models/gemma/gemma3_provider.py
+SCALING_EMBEDDINGS = {"Gemma3LanguageModelEmbedding"}
+
 # kind of attention -> fields of TransformerConfig that it alone reads -> the settings that they are
 VARIANTS = {
     "gated_delta_net": {
@@ -159,12 +162,24 @@ def _windows(config: Any) -> list[int] | None:
     """
     if not config.window_size:
         return None
+    pattern = getattr(config, "interleaved_attn_pattern", None)
+    if pattern:
+        return _windows_by_pattern(config.window_size, pattern, config.num_layers)
     left, skip = config.window_size[0], config.window_attn_skip_freq
     windows = []
     for layer in range(config.num_layers):
         listed = isinstance(skip, list)
         has_one = skip is None or (bool(skip[layer]) if listed else (layer + 1) % skip != 0)
         windows.append(left + 1 if has_one and left >= 0 else 0)
+    return windows if any(windows) else None
+
+
+def _windows_by_pattern(window: Any, pattern: Sequence[int], layers: int) -> list[int] | None:
+    """Return how many tokens each layer sees in Bridge's Gemma, whose number includes the token itself.
+
+    Source: megatron-bridge, models/gemma/gemma3_provider.py (`_is_local_attn_layer`), where layers count from 1.
+    """
+    windows = [window if (layer + 1) % sum(pattern) else 0 for layer in range(layers)]
     return windows if any(windows) else None
 
 
@@ -286,10 +301,15 @@ def _mixers(modules: Iterable[tuple[str, Any]]) -> Settings:
 def _embeddings(models: Sequence[Any], config: Any) -> Settings:
     """Source: megatron/core/models/common/language_module/language_module.py, from 0.17 for the factors."""
     scaled = getattr(config, "use_mup", False)
+    factor = float(config.mup_embedding_mult) if scaled else 1.0
+    kinds = {type(model.embedding).__name__ for model in models if hasattr(model, "embedding")}
     return {
         "tied_embeddings": bool(models[0].share_embeddings_and_output_weights),
-        "embedding_scale": float(config.mup_embedding_mult) if scaled else 1.0,
         "logit_scale": float(config.mup_output_mult) if scaled else 1.0,
+        **_one(
+            "embedding_scale",
+            {factor * (config.hidden_size**0.5 if kind in SCALING_EMBEDDINGS else 1) for kind in kinds},
+        ),
     }
 
 

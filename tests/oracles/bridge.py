@@ -73,6 +73,7 @@ def exported(family: Family, folder: Path, *, te: bool) -> dict[str, torch.Tenso
         config = transformers.AutoConfig.from_pretrained(reference)
         config.architectures = [family.architecture]
         AutoMapping.register_module_type("CpuAttention", "column")  # which holds the sinks here
+        AutoMapping.register_module_type("TEPostNormed", "row")
         bridge: Any = AutoBridge.from_hf_config(config)
         given = bridge.export_hf_weights(chunks, cpu=True, show_progress=False)
         return {item[0]: item[1].clone() for item in given}

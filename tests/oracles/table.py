@@ -79,6 +79,7 @@ ORACLES: Final[dict[str, Oracle]] = {
         "computed, and something else where a row is changed (tests/oracles/test_logits.py).",
     ),
     "glm_moe_dsa": Oracle(),
+    "gemma3": Oracle(),
     "nemotron": Oracle(),
     "nemotron_h": Oracle(
         reason="Bridge 0.6.2 has no rule for the norm of a hybrid's attention in a local spec."

@@ -25,6 +25,7 @@ Architecture = Literal[
     "Qwen3MoeForCausalLM",
     "MixtralForCausalLM",
     "GptOssForCausalLM",
+    "Gemma3ForCausalLM",
     "DeepseekV2ForCausalLM",
     "DeepseekV3ForCausalLM",
     "DeepseekV32ForCausalLM",
@@ -93,6 +94,17 @@ class Indexer:
 
 
 @dataclass(frozen=True, slots=True)
+class Gemma:
+    """What only Gemma has: norms after both halves of a layer, and an embedding times the root of its width.
+
+    Layers with a window rotate by `local_theta`; queries times keys are divided by the root of `scalar`.
+    """
+
+    local_theta: int = 10000
+    scalar: int = 20
+
+
+@dataclass(frozen=True, slots=True)
 class Mamba:
     """Widths of Mamba-2, and a letter for each layer: M for Mamba, * attention, - dense, E experts."""
 
@@ -148,22 +160,23 @@ class Family:
     rope_theta: int = 10000
     rotated: float = 1.0  # part of a head's channels
     neighbours: bool = False  # rotated pairs are neighbours, not halves
-    norm: Literal["RMSNorm", "LayerNorm1P"] = "RMSNorm"  # the latter has biases, and weights stored minus one
+    norm: Literal["RMSNorm", "RMSNorm1P", "LayerNorm1P"] = "RMSNorm"  # 1P: weights stored minus one
     norm_eps: float = 1e-5
-    activation: Literal["silu", "relu2"] = "silu"  # the latter without a gate
+    activation: Literal["silu", "gelu_tanh", "relu2"] = "silu"  # the last without a gate
     window_of_all: bool = False  # not only of every other layer
     global_layers: tuple[int, ...] = ()  # layers that see all, and do not rotate
     full_norms: FullNorms = ""
     experts: Experts | None = None
     latent: Latent | None = None
     indexer: Indexer | None = None
+    gemma: Gemma | None = None
     mamba: Mamba | None = None
     mtp: Steps | None = None
 
     @property
     def is_gated(self) -> bool:
         """Whether feed-forward layers have a gate."""
-        return self.mamba is None and self.activation == "silu"
+        return self.mamba is None and self.activation != "relu2"
 
     @property
     def moe_layers(self) -> tuple[int, ...]:
@@ -309,6 +322,18 @@ FAMILIES: tuple[Family, ...] = (
         experts=_GLM,
         latent=Latent(),
         indexer=Indexer(interleaved=True),
+    ),
+    Family(
+        "gemma3",
+        "Gemma3ForCausalLM",
+        tied=True,
+        qk_norm=True,
+        window=16,
+        rope_theta=1000000,
+        norm="RMSNorm1P",
+        norm_eps=1e-6,
+        activation="gelu_tanh",
+        gemma=Gemma(),
     ),
     Family("nemotron", "NemotronForCausalLM", rotated=2 / 3, norm="LayerNorm1P", activation="relu2"),
     Family("nemotron_h", "NemotronHForCausalLM", experts=_NEMOTRON, mamba=Mamba("ME*-")),

@@ -90,6 +90,21 @@ def _exaone(family: Family, config: Json) -> Json:
     }
 
 
+def _gemma3(family: Family, config: Json) -> Json:
+    """transformers 5 says by kind of layer how these rotate; the published files have two keys for the bases."""
+    assert family.gemma is not None
+    theta = {"full_attention": family.rope_theta, "sliding_attention": family.gemma.local_theta}
+    return config | {
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": family.gemma.scalar,
+        "sliding_window": family.window,
+        "layer_types": ["full_attention" if layer % 2 else "sliding_attention" for layer in range(family.layers)],
+        "rope_parameters": {
+            kind: {"rope_type": "default", "rope_theta": float(one)} for kind, one in theta.items()
+        },
+    }
+
+
 def _nemotron(family: Family, config: Json) -> Json:
     eps = config.pop("rms_norm_eps")
     return config | {"norm_eps": eps, "hidden_act": family.activation}
@@ -111,6 +126,7 @@ def _qwen2_moe(family: Family, config: Json) -> Json:
 OWN_WORDS: dict[str, Callable[[Family, Json], Json]] = {
     "Llama4ForCausalLM": _llama4,
     "MistralForCausalLM": _mistral,
+    "Gemma3ForCausalLM": _gemma3,
     "NemotronForCausalLM": _nemotron,
     "OlmoeForCausalLM": _olmoe,
     "Qwen2MoeForCausalLM": _qwen2_moe,

@@ -7,7 +7,7 @@ from copy import copy, deepcopy
 from typing import Any
 
 import torch
-from megatron.core.activations import quick_gelu, squared_relu
+from megatron.core.activations import fast_gelu, quick_gelu, squared_relu
 from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_decoder_block_spec,
     get_gpt_decoder_layer_specs,
@@ -20,9 +20,10 @@ from megatron.core.transformer.transformer_config import MLATransformerConfig, T
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
 from tests.worlds.attention import CpuAttention
-from tests.worlds.centred_norm import CentredLayerNorm
+from tests.worlds.centred_norm import CentredNorm
 from tests.worlds.families import Experts, Family, Latent, Steps
 from tests.worlds.full_norms import FULL_NORMS
+from tests.worlds.gemma import add_norms
 from tests.worlds.hybrid import hybrid_options
 from tests.worlds.sparse import (
     sparse_block_spec,
@@ -32,6 +33,7 @@ from tests.worlds.sparse import (
 )
 from tests.worlds.topology import Topology
 
+FUNCTIONS = {"gelu_tanh": fast_gelu, "relu2": squared_relu}
 # by architecture, where it is not that of most
 ACTIVATIONS: dict[str, dict[str, Any]] = {
     "GptOssForCausalLM": {
@@ -84,11 +86,13 @@ def block_spec(
     )
     centred = config.layernorm_zero_centered_gamma and not te
     if centred:
-        spec.layer_norm = CentredLayerNorm
+        spec.layer_norm = CentredNorm
     for layer in spec.layer_specs:
         _mend_attention(layer, config, te)
         if centred:
-            layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = CentredLayerNorm
+            _centre(layer, of_heads=family.qk_norm)
+        if family.gemma:
+            add_norms(layer, te=te)
         if family.full_norms:
             attention = layer.submodules.self_attention.submodules
             attention.q_layernorm, attention.k_layernorm = FULL_NORMS[family.full_norms]
@@ -99,6 +103,14 @@ def block_spec(
             for number, layer in enumerate(spec.layer_specs, first)
         ]
     return spec
+
+
+def _centre(layer: Any, *, of_heads: bool) -> None:
+    """Let the norms of a local spec, also those of heads if there are some, be stored minus one."""
+    layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = CentredNorm
+    if of_heads:
+        attention = layer.submodules.self_attention.submodules
+        attention.q_layernorm = attention.k_layernorm = CentredNorm
 
 
 def _without_norm(layer: Any) -> Any:
@@ -184,7 +196,9 @@ def _model_options(family: Family) -> dict[str, Any]:
         "normalization": family.norm.removesuffix("1P"),
         "layernorm_zero_centered_gamma": family.norm.endswith("1P"),
         "gated_linear_unit": family.is_gated,
-        "activation_func": torch.nn.functional.silu if family.is_gated else squared_relu,
+        "activation_func": torch.nn.functional.silu if family.mamba is None else squared_relu,
+        **({} if family.activation == "silu" else {"activation_func": FUNCTIONS[family.activation]}),
+        **({"softmax_scale": family.gemma.scalar**-0.5} if family.gemma else {}),
         **ACTIVATIONS.get(family.architecture, {}),
         "attention_dropout": 0.0,
         "hidden_dropout": 0.0,

@@ -49,6 +49,7 @@ NOT_IMPORTED = {
     "Glm4MoeForCausalLM",
     "Glm4MoeLiteForCausalLM",
     "GlmMoeDsaForCausalLM",
+    "Gemma3ForCausalLM",
     "GptOssForCausalLM",
     "KimiK2ForCausalLM",
     "Llama4ForCausalLM",

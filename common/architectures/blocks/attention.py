@@ -82,7 +82,8 @@ FULL_WIDTH_NORMS = tuple(
 )
 
 
-def _head_dim(config: Config) -> int:
+def head_channels(config: Config) -> int:
+    """Return how many channels a head has."""
     return integer(config, "head_dim", 0) or integer(config, "hidden_size") // integer(
         config, "num_attention_heads"
     )
@@ -99,7 +100,7 @@ def _part(config: Config) -> float:
 
     Readers take either: transformers the part, vLLM both.
     """
-    head_dim, channels = _head_dim(config), integer(config, CHANNELS, 0)
+    head_dim, channels = head_channels(config), integer(config, CHANNELS, 0)
     parts = [float(part) for _, part in said(config, (f"{NEW}.{PARTIAL}", PARTIAL)) if part is not None]
     if channels and parts and int(head_dim * parts[0]) != channels:
         raise ValueError(f"{CHANNELS} = {channels} and {PARTIAL} = {parts[0]}")
@@ -117,8 +118,8 @@ HEADS = (
         ("num_key_value_heads",),
         lambda config: integer(config, "num_key_value_heads", integer(config, "num_attention_heads")),
     ),
-    derived("head_dim", ("head_dim",), _head_dim),
-    derived("softmax_scale", ("head_dim",), lambda config: _head_dim(config) ** -0.5),
+    derived("head_dim", ("head_dim",), head_channels),
+    derived("softmax_scale", ("head_dim",), lambda config: head_channels(config) ** -0.5),
 )
 
 
@@ -135,7 +136,7 @@ def rotated_heads(
     Returns:
         Rows.
     """
-    return HEADS + rope(_head_dim, theta, rotated, scaling)
+    return HEADS + rope(head_channels, theta, rotated, scaling)
 
 
 def window_of_all(*, switch: str | None, otherwise: int = 0) -> Says:

@@ -83,6 +83,9 @@ SETTINGS: Final[dict[str, Setting]] = {
         "tokens that each layer sees, 0 for all; null if each sees all", Kind.LIST, None
     ),
     "rope_frequencies": Setting("radians a token of each rotated pair of channels", Kind.LIST, []),
+    "rope_local_frequencies": Setting(
+        "the same in layers with a window, null where these rotate as all do", Kind.LIST, None
+    ),
     "rope_factor": Setting("factor on the rotary cosine and sine", Kind.NUMBER, 1.0),
     "rope_interleaved": Setting("whether a rotated pair is two neighbours, not two halves", Kind.FLAG, False),
     "rope_sections": Setting("pairs for each axis of multimodal positions", Kind.LIST, None),
@@ -142,6 +145,7 @@ SETTINGS: Final[dict[str, Setting]] = {
     "mtp_steps": Setting("stored steps of multi-token prediction", Kind.COUNT, 0),
     "mtp_pattern": Setting("kinds of the layers of a step of multi-token prediction", Kind.WORD),
 }
+FREQUENCIES: Final = frozenset({"rope_frequencies", "rope_local_frequencies"})
 MTP_SETTINGS: Final = frozenset({"mtp_steps", "mtp_pattern"})
 
 
@@ -153,7 +157,7 @@ def is_valid(name: str, value: Value) -> bool:
 def spell(name: str, value: Value) -> str:
     """Return a value for a message. Rotary frequencies are told by their base where they have one."""
     try:
-        if name == "rope_frequencies" and _is_list(value) and len(value) > 1 and min(value) > 0:
+        if name in FREQUENCIES and _is_list(value) and len(value) > 1 and min(value) > 0:
             return _spell_frequencies(value)
     except (ArithmeticError, TypeError):  # null, or numbers that no model has
         pass
