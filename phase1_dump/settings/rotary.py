@@ -30,7 +30,13 @@ def settings(models: Sequence[Any], modules: Iterable[tuple[str, Any]]) -> dict[
     else:
         embeddings = [model.rotary_pos_emb for model in models if hasattr(model, "rotary_pos_emb")]
         if not embeddings:
-            return {**found, "rope_frequencies": [], "rope_local_frequencies": None, "rope_factor": 1.0, "rope_sections": None}
+            return {
+                **found,
+                "rope_frequencies": [],
+                "rope_local_frequencies": None,
+                "rope_factor": 1.0,
+                "rope_sections": None,
+            }
     if not embeddings:
         return found
     frequencies = [_frequencies(one) for one in embeddings]

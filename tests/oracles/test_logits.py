@@ -69,9 +69,7 @@ def test_logits_differ_where_a_row_is_changed(family: Family, tmp_path: Path) ->
     missed = [
         what
         for was, (what, wrong, folder) in zip(dumped, tried, strict=True)
-        if was
-        and is_merged(wrong, reference, folder)
-        and _computes(family, folder / "merged", computed)
+        if was and is_merged(wrong, reference, folder) and _computes(family, folder / "merged", computed)
     ]
     assert missed == []
 

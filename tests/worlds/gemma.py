@@ -64,9 +64,7 @@ class TwoBaseAttention(SelfAttention):
     def forward(self, *arguments: Any, rotary_pos_emb: Any = None, **options: Any) -> Any:
         """Call megatron-core's attention with one embedding."""
         config = self.config
-        local = is_layer_window_attention(
-            config.window_size, config.window_attn_skip_freq, self.layer_number
-        )
+        local = is_layer_window_attention(config.window_size, config.window_attn_skip_freq, self.layer_number)
         return super().forward(*arguments, rotary_pos_emb=rotary_pos_emb[0 if local else 1], **options)
 
 

@@ -98,7 +98,9 @@ def _gemma3(family: Family, config: Json) -> Json:
         "hidden_activation": "gelu_pytorch_tanh",
         "query_pre_attn_scalar": family.gemma.scalar,
         "sliding_window": family.window,
-        "layer_types": ["full_attention" if layer % 2 else "sliding_attention" for layer in range(family.layers)],
+        "layer_types": [
+            "full_attention" if layer % 2 else "sliding_attention" for layer in range(family.layers)
+        ],
         "rope_parameters": {
             kind: {"rope_type": "default", "rope_theta": float(one)} for kind, one in theta.items()
         },

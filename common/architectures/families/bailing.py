@@ -47,7 +47,9 @@ def _flags(config: Config) -> frozenset[str]:
     refuse_true(config, "use_bias", "use_qkv_bias")
     refuse_false(config, "use_rmsnorm", "moe_router_enable_expert_bias")
     if config.get("norm_head"):
-        raise ValueError(f"norm_head = {config['norm_head']!r:.40}, by which readers norm the output embedding")
+        raise ValueError(
+            f"norm_head = {config['norm_head']!r:.40}, by which readers norm the output embedding"
+        )
     own = {"head_norms": config.get("use_qk_norm", True), "shared_experts": _shared_experts(config)}
     return common_flags(config) | set_flags(own)
 

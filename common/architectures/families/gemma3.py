@@ -28,9 +28,7 @@ TIE = "tie_word_embeddings"
 
 
 def _norm(keys: tuple[str, ...], name: str) -> Row:
-    return Row(
-        tuple(LAYER + one for one in keys), (Target(HF_LAYER + name, ("hidden",)),), where="layers"
-    )
+    return Row(tuple(LAYER + one for one in keys), (Target(HF_LAYER + name, ("hidden",)),), where="layers")
 
 
 NORMS = (
@@ -111,14 +109,10 @@ GEMMA3 = Architecture(
     layers_alike("dense"),
     settings=(
         *(row for row in HEADS if row.setting != "softmax_scale"),
-        key(
-            "softmax_scale", "query_pre_attn_scalar", otherwise=256**-0.5, reads=lambda scalar: scalar**-0.5
-        ),
+        key("softmax_scale", "query_pre_attn_scalar", otherwise=256**-0.5, reads=lambda scalar: scalar**-0.5),
         replace(FREQUENCIES, synonyms=_synonyms(GLOBAL, THETA, "rope_type", "factor")),
         FACTOR,
-        replace(
-            LOCAL_FREQUENCIES, setting="rope_local_frequencies", synonyms=_synonyms(LOCAL, LOCAL_THETA)
-        ),
+        replace(LOCAL_FREQUENCIES, setting="rope_local_frequencies", synonyms=_synonyms(LOCAL, LOCAL_THETA)),
         derived("sliding_windows", WINDOW_KEYS, _windows),
         always("zero_centred_norms", True),
         rms_norms(),

@@ -84,7 +84,9 @@ def _length(config: Config) -> int:
     return integer(config, LENGTH, 4096 * 32)
 
 
-def _packed(key: str, name: str, shape: tuple[str, ...], part: int = 0, sections: tuple[str, ...] = ()) -> Row:
+def _packed(
+    key: str, name: str, shape: tuple[str, ...], part: int = 0, sections: tuple[str, ...] = ()
+) -> Row:
     target = Target(HF_MLP + name, ("num_experts", *shape))
     return Row(
         (EXPERT + key,), (target,), Layout.PACKED, "moe", sections=sections, part=part, transposed=True
@@ -119,7 +121,9 @@ LLAMA4 = Architecture(
         always("query_key_norm_without_rope", False),
         derived("attention_chunk", ("attention_chunk_size", LENGTH), _chunk),
         derived(
-            "attention_temperature", ("attn_temperature_tuning", "attn_scale", "floor_scale", LENGTH), _temperature
+            "attention_temperature",
+            ("attn_temperature_tuning", "attn_scale", "floor_scale", LENGTH),
+            _temperature,
         ),
         rms_norms(1e-5),
         activation(),
