@@ -272,6 +272,11 @@ class Blueprint:
         pattern = key_pattern(key)
         return next((drop.reason for drop in self.architecture.drops if drop.key == pattern), None)
 
+    def refusal_reason(self, key: str) -> str | None:
+        """Return why a canonical key cannot be exported, or None if nothing is known of it."""
+        pattern = key_pattern(key)
+        return next((one.reason for one in self.architecture.refusals if one.key == pattern), None)
+
     def is_mtp(self, name: str) -> bool:
         """Whether a Hugging Face tensor is of multi-token prediction, whatever config.json says of it."""
         return self._mtp_pattern(name) is not None

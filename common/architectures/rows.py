@@ -76,6 +76,14 @@ class Drop:
 
 
 @dataclass(frozen=True, slots=True)
+class Refusal:
+    """Keys that some programs train and that no reader can repeat, with the reason as a clause."""
+
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class MultiTokenPrediction:
     """How an architecture stores layers of multi-token prediction (MTP): as ordinary layers under other names.
 
@@ -128,6 +136,7 @@ class Architecture:
     flags: Callable[[Config], frozenset[str]]
     layers: Callable[[Config], Layers]
     drops: tuple[Drop, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
     mtp: MultiTokenPrediction | None = None
     settings: tuple[Says, ...] = ()
     aliases: tuple[str, ...] = ()

@@ -51,7 +51,7 @@ def settings(models: Sequence[Any], modules: Iterable[tuple[str, Any]]) -> dict[
 
 
 def _local(embedding: Any) -> list[float] | None:
-    """Return the radians a token in layers with a window, where an embedding has others for them, as Gemma 3's in Bridge.
+    """Return the radians a token in layers with a window, where an embedding has others for them.
 
     Source: megatron-bridge, models/gemma/gemma3_provider.py (`Gemma3RotaryEmbedding`).
     """

@@ -49,7 +49,7 @@ def test_norms_over_all_heads_have_two_keys() -> None:
     ids=lambda said: said["architectures"][0],
 )
 def test_biases_that_no_row_has_are_refused(said: Json) -> None:
-    with pytest.raises(BadInputError, match="of which the table knows no tensors"):
+    with pytest.raises(BadInputError, match="of which the table knows nothing"):
         blueprint(said)
 
 
@@ -225,3 +225,8 @@ def test_bailing_has_one_tensor_for_queries_keys_and_values() -> None:
 def test_what_no_row_of_bailing_has_is_refused(said: Json) -> None:
     with pytest.raises(BadInputError, match=next(iter(said))):
         blueprint(bailing(**said))
+
+
+def test_all_values_that_a_table_does_not_know_are_named() -> None:
+    with pytest.raises(BadInputError, match="use_qkv_bias = True, norm_head = True, use_rmsnorm = False"):
+        blueprint(bailing(use_qkv_bias=True, norm_head=True, use_rmsnorm=False))

@@ -42,7 +42,7 @@ ORACLES: Final[dict[str, Oracle]] = {
     "llama_tied": Oracle(),
     "llama4": Oracle(
         "",
-        reason="Megatron-Bridge does not know Llama 4, and mcore-bridge knows it beside a vision tower only. transformers "
+        reason="Megatron-Bridge does not know Llama 4, and mcore-bridge knows it beside a vision tower. transformers "
         "computes of what is published what Megatron computed, and something else where a row is changed "
         "(tests/oracles/test_logits.py).",
     ),

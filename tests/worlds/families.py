@@ -39,8 +39,8 @@ Architecture = Literal[
     "BailingMoeV2ForCausalLM",
 ]
 # One norm over all heads of the queries, and one over those of the keys: tensor parallelism cuts their weights, or each
-# rank holds them whole. "": none.
-FullNorms = Literal["", "cut", "whole"]
+# rank holds them whole, under megatron-core's names for norms of a head or (beside) under names of their own. "": none.
+FullNorms = Literal["", "cut", "whole", "beside"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 from tests.worlds.attention import CpuAttention
 from tests.worlds.centred_norm import CentredNorm
 from tests.worlds.families import Experts, Family, Latent, Steps
-from tests.worlds.full_norms import FULL_NORMS
+from tests.worlds.full_norms import FULL_NORMS, AttentionWithOwnNorms
 from tests.worlds.gemma import add_norms
 from tests.worlds.hybrid import hybrid_options
 from tests.worlds.sparse import (
@@ -96,6 +96,8 @@ def block_spec(
         if family.full_norms:
             attention = layer.submodules.self_attention.submodules
             attention.q_layernorm, attention.k_layernorm = FULL_NORMS[family.full_norms]
+        if family.full_norms == "beside":
+            layer.submodules.self_attention.module = AttentionWithOwnNorms
     if family.plain_qk_norm:
         first = get_transformer_layer_offset(config, vp_stage=vp_stage)
         spec.layer_specs = [

@@ -17,7 +17,6 @@ from ..dimensions import (
     common_flags,
     expert_dimensions,
     integer,
-    refuse_false,
     refuse_true,
     set_flags,
     unless_absent,
@@ -44,12 +43,13 @@ def _shared_experts(config: Config) -> int:
 
 
 def _flags(config: Config) -> frozenset[str]:
-    refuse_true(config, "use_bias", "use_qkv_bias")
-    refuse_false(config, "use_rmsnorm", "moe_router_enable_expert_bias")
-    if config.get("norm_head"):
-        raise ValueError(
-            f"norm_head = {config['norm_head']!r:.40}, by which readers norm the output embedding"
-        )
+    refuse_true(
+        config,
+        "use_bias",
+        "use_qkv_bias",
+        "norm_head",  # readers norm the output embedding then
+        false=("use_rmsnorm", "moe_router_enable_expert_bias"),
+    )
     own = {"head_norms": config.get("use_qk_norm", True), "shared_experts": _shared_experts(config)}
     return common_flags(config) | set_flags(own)
 

@@ -1,7 +1,7 @@
 """Gemma 3, its text class: norms before and after each half of a layer, and two rotary bases.
 
-Five of six layers have a window, and rotate by a base of their own. All norms add one to their weights, what is embedded
-is multiplied by the root of its width, and the output embedding is the input's.
+Five of six layers have a window, and rotate by a base of their own. All norms add one to their weights, what is
+embedded is multiplied by the root of its width, and the output embedding is the input's.
 Source: transformers, models/gemma3/{configuration,modeling}_gemma3.py (`Gemma3TextConfig.convert_rope_params_to_dict`);
 megatron-bridge, models/gemma/gemma3_{bridge,provider}.py.
 """
@@ -52,10 +52,8 @@ NORMS = (
 
 
 def _flags(config: Config) -> frozenset[str]:
-    refuse_true(config, "attention_bias")
-    for name in ("final_logit_softcapping", "attn_logit_softcapping", "use_bidirectional_attention"):
-        if config.get(name):
-            raise ValueError(f"{name} = {config[name]!r:.40}, which no megatron-core computes")
+    capped = ("final_logit_softcapping", "attn_logit_softcapping")  # which no megatron-core computes
+    refuse_true(config, "attention_bias", "use_bidirectional_attention", *capped)
     return set_flags({"untied": not config.get(TIE, True)})
 
 

@@ -1,7 +1,7 @@
 """Layout "fused_qkv": one fused projection stays one tensor, in which all queries come before keys and values.
 
-Megatron's rows go group by group, as in layout "qkv"; the rows of the Hugging Face tensor are all queries, all keys, all
-values. A cut may fall anywhere between rows.
+Megatron's rows go group by group, as in layout "qkv"; the rows of the Hugging Face tensor are all queries, all keys,
+all values. A cut may fall anywhere between rows.
 Source: megatron-bridge, models/bailing/modeling_bailing_moe_v2.py (`BailingMoeV2Attention.forward`).
 """
 
