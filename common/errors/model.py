@@ -143,7 +143,7 @@ class AdapterError(UnsupportedError):
         more = f" and {len(self.parameters) - SHOWN:,} more" if len(self.parameters) > SHOWN else ""
         return (
             f"Rank {self.rank} has {len(self.parameters):,} parameters that are of LoRA adapters or wrapped by them: "
-            f"{shown}{more}. Without its adapters the checkpoint would be another model. Nothing was written. Merge them "
-            "into the weights first: LoRAMerge of megatron-bridge, or merge_and_unload of the PEFT model that "
+            f"{shown}{more}. Without its adapters the checkpoint would be another model. Nothing was written. Merge "
+            "them into the weights first: LoRAMerge of megatron-bridge, or merge_and_unload of the PEFT model that "
             "mcore-bridge made."
         )

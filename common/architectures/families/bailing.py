@@ -22,7 +22,18 @@ from ..dimensions import (
     unless_absent,
 )
 from ..keys import HF_LAYER, LAYER, STEP_LAYER
-from ..rows import Architecture, Config, Layers, Layout, MultiTokenPrediction, Row, Target, same
+from ..rows import (
+    Architecture,
+    Config,
+    Layers,
+    Layout,
+    MultiTokenPrediction,
+    Row,
+    Spelling,
+    Spellings,
+    Target,
+    same,
+)
 from ..settings.says import derived, key
 
 ATTENTION, HF_ATTENTION, HF_MLP = LAYER + "self_attention.", HF_LAYER + "attention.", HF_LAYER + "mlp."
@@ -105,5 +116,8 @@ BAILING_MOE_V2 = Architecture(
         key("router_bias", "moe_router_enable_expert_bias", otherwise=True),
         *grouped_router_settings(groups=(8, 4), scaling=1.0),
         derived("mtp_steps", (NUMBER,), steps_of),
+    ),
+    experts=Spellings(
+        (Spelling.PER_EXPERT,), only="Published models bring code of their own, which has experts one by one."
     ),
 )

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from ..blocks.attention import GROUPED_QUERY_ATTENTION, rotated_heads
 from ..blocks.embeddings import EMBEDDINGS, NORMS, TIED, rms_norms
+from ..blocks.experts import ONLY_PACKED, PACKED, both_spellings
 from ..blocks.mlp import activation, gated_mlp
 from ..blocks.router import EXPERTS_PER_TOKEN, plain_router
 from ..dimensions import common_dimensions, common_flags, integer, refuse_true, unless_absent
 from ..keys import EXPERT, HF_LAYER, LAYER
-from ..rows import Architecture, Config, Layers, Layout, Row, Target
+from ..rows import Architecture, Config, Layers
 from ..settings.says import always, derived
 
 HF_MLP = HF_LAYER + "feed_forward."
@@ -23,11 +24,9 @@ ROTATING = ("no_rope_layers", "no_rope_layer_interval")
 
 
 def _dimensions(config: Config) -> dict[str, int]:
-    width = integer(config, "intermediate_size")
     return common_dimensions(config) | {
         "num_experts": config["num_local_experts"],
-        "moe_ffn": width,
-        "gate_up": 2 * width,
+        "moe_ffn": integer(config, "intermediate_size"),
         "ffn": integer(config, "intermediate_size_mlp", 16384),
     }
 
@@ -84,20 +83,12 @@ def _length(config: Config) -> int:
     return integer(config, LENGTH, 4096 * 32)
 
 
-def _packed(
-    key: str, name: str, shape: tuple[str, ...], part: int = 0, sections: tuple[str, ...] = ()
-) -> Row:
-    target = Target(HF_MLP + name, ("num_experts", *shape))
-    return Row(
-        (EXPERT + key,), (target,), Layout.PACKED, "moe", sections=sections, part=part, transposed=True
+EXPERTS = tuple(
+    row
+    for row in both_spellings(
+        gated_mlp(EXPERT, HF_MLP + "experts.{expert}.", "moe_ffn", "moe"), transposed=True
     )
-
-
-BOTH = ("moe_ffn", "moe_ffn")  # rows of gate, then of up
-EXPERTS = (
-    _packed("linear_fc1.weight_w", "experts.gate_up_proj", ("hidden", "gate_up"), 0, BOTH),
-    _packed("linear_fc1.weight_v", "experts.gate_up_proj", ("hidden", "gate_up"), 1, BOTH),
-    _packed("linear_fc2.weight", "experts.down_proj", ("moe_ffn", "hidden")),
+    if row.spelling is PACKED
 )
 
 LLAMA4 = Architecture(
@@ -133,4 +124,5 @@ LLAMA4 = Architecture(
         always("router_normalized", False),
         always("router_weights_input", True),
     ),
+    experts=ONLY_PACKED,
 )
