@@ -11,20 +11,20 @@ from ..errors import BadInputError, UnsupportedArchitectureError
 from . import own
 from .blueprint import Blueprint, Claim, Tensor
 from .families.bailing import BAILING_MOE_V2
+from .families.dense.gemma3 import GEMMA3
+from .families.dense.llama import LLAMA, MISTRAL, QWEN2, QWEN3
+from .families.dense.nemotron import NEMOTRON
 from .families.dots import DOTS1
 from .families.ernie import ERNIE4_5_MOE
 from .families.exaone_moe import EXAONE_MOE
-from .families.gemma3 import GEMMA3
 from .families.glm import GLM4_MOE, GLM4_MOE_LITE
 from .families.gpt_oss import GPT_OSS
 from .families.latent.deepseek import DEEPSEEK_V3
 from .families.latent.deepseek_v2 import DEEPSEEK_V2
 from .families.latent.sparse import DEEPSEEK_V32, GLM_MOE_DSA
-from .families.llama import LLAMA, MISTRAL, QWEN2, QWEN3
 from .families.llama4 import LLAMA4
 from .families.minimax_m2 import MINIMAX_M2
 from .families.mixtral import MIXTRAL
-from .families.nemotron import NEMOTRON
 from .families.nemotron_h import NEMOTRON_H
 from .families.olmoe import OLMOE
 from .families.qwen2_moe import QWEN2_MOE

@@ -83,6 +83,9 @@ class WholeKeyNorm(FullNorm):
 class AttentionWithOwnNorms(SelfAttention):
     """Has the norms beside those of megatron-core, which are none, as mcore-bridge's attention. It never computes."""
 
+    q_layernorm: Any
+    k_layernorm: Any
+
     def __init__(self, *arguments: Any, **options: Any) -> None:
         """Give the norms that megatron-core built their other names."""
         super().__init__(*arguments, **options)

@@ -41,7 +41,7 @@ class Gemma3LanguageModelEmbedding(LanguageModelEmbedding):
     def forward(self, *arguments: Any, **options: Any) -> torch.Tensor:
         """Return [sequence, batch, hidden]."""
         embedded: torch.Tensor = super().forward(*arguments, **options)
-        return embedded * self.config.hidden_size**0.5
+        return embedded * float(self.config.hidden_size**0.5)
 
 
 class TwoBases(RotaryEmbedding):

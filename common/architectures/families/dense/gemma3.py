@@ -12,14 +12,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..blocks.attention import GROUPED_QUERY_ATTENTION, HEAD_NORMS, HEADS, head_channels, windows_by_layer
-from ..blocks.embeddings import EMBEDDINGS, rms_norms
-from ..blocks.mlp import DENSE_MLP, activation
-from ..dimensions import common_dimensions, integer, layers_alike, refuse_true, set_flags, unless_absent
-from ..keys import HF_LAYER, LAYER
-from ..rows import Architecture, Config, Row, Target, same
-from ..settings.rope import NEW, OLD, THETA, rope
-from ..settings.says import Says, Synonyms, always, derived, key
+from ...blocks.attention import GROUPED_QUERY_ATTENTION, HEAD_NORMS, HEADS, head_channels, windows_by_layer
+from ...blocks.embeddings import EMBEDDINGS, rms_norms
+from ...blocks.mlp import DENSE_MLP, activation
+from ...dimensions import common_dimensions, integer, layers_alike, refuse_true, set_flags, unless_absent
+from ...keys import HF_LAYER, LAYER
+from ...rows import Architecture, Config, Row, Target, same
+from ...settings.rope import NEW, OLD, THETA, rope
+from ...settings.says import Says, Synonyms, always, derived, key
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"  # kinds of layers, as transformers calls them
 LOCAL_THETA = "rope_local_base_freq"
