@@ -5,6 +5,7 @@ Only headers are read. The reference gives names, shapes and dtypes; its numbers
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from .places import CONFIG, INDEX, SINGLE
 from .safetensors_header import Header
 
 PATH_CHARACTERS = 1024  # of a name with its folders
+DECLARATION = "quantization_config"
 PLAIN_FLOATS = ("BF16", "F16", "F32", "F64")
 
 
@@ -31,6 +33,11 @@ class Reference:
     path: Path
     config: dict[str, Any]
     tensors: dict[str, ReferenceTensor]
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether config.json declares that the weights are quantized, of a composite also below."""
+        return is_quantized(self.config)
 
     def plain_dtype(self, name: str) -> str | None:
         """Return the dtype that the weights here give a tensor, or None if they lack it or hold it quantized."""
@@ -59,6 +66,12 @@ def read_config(path: Path) -> dict[str, Any]:
         return canonical_json.read_object(config_path, path, plausible_sizes.CONFIG)
     except ValueError as error:
         raise BadInputError(f"{config_path} is not valid JSON: {error}", "Correct it.") from None
+
+
+def is_quantized(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json declares quantized weights: of all, or as some composites do, of the language model."""
+    inner = (value for value in config.values() if isinstance(value, Mapping))
+    return any(DECLARATION in each for each in (config, *inner))
 
 
 def weight_files(path: Path) -> tuple[Path, ...]:

@@ -86,6 +86,7 @@ def rank_report(path: Path) -> Path:
 )
 @click.option("--dtype-from-reference", is_flag=True, help="Let the reference narrow router biases.")
 @click.option("--drop-mtp", is_flag=True, help="Leave out multi-token prediction.")
+@click.option("--drop-vision", is_flag=True, help="Leave out a vision tower though it was not frozen.")
 @click.option(
     "--experts",
     type=click.Choice([spelling.value for spelling in Spelling]),

@@ -38,6 +38,7 @@ def dump(
     dtype_from_reference: bool = False,
     dequantize: bool = False,
     drop_mtp: bool = False,
+    drop_vision: bool = False,
     experts: Literal["packed", "per-expert"] | None = None,
     architecture: str | Architecture | None = None,
     check_replicas: bool = False,
@@ -61,6 +62,8 @@ def dump(
         dtype_from_reference: let the reference narrow tensors that are otherwise kept float32 (router biases).
         dequantize: write Transformer Engine's quantized parameters in the precision they stand for.
         drop_mtp: leave out multi-token prediction; the merge then takes it from the reference or drops it too.
+        drop_vision: leave out a vision tower beside the language model though it was not frozen. What was frozen is
+            always left out: the merge takes it from the reference.
         experts: write routed experts as one tensor for all of a layer, or one by one; by default as the reference's
             weights hold them, without weights as published ones do. Quantized experts are written one by one.
         architecture: a table of one's own, or `package.module:TABLE`; by default the one that shardmerge, or an
@@ -87,7 +90,14 @@ def dump(
         refuse_existing(folder, world.rank)
         generation = Generation(run_id, step, attempt_of() if attempt is None else attempt)
         options = Options(
-            params_synced, dtype_from_reference, dequantize, drop_mtp, experts, architecture, staging_bytes
+            params_synced,
+            dtype_from_reference,
+            dequantize,
+            drop_mtp,
+            drop_vision,
+            experts,
+            architecture,
+            staging_bytes,
         )
         source = live_model(chunks, world, generation, Path(hf_reference), options)
         return write_rank(

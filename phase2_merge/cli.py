@@ -59,7 +59,7 @@ def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
             metavar="PATTERN",
             multiple=True,
             help="Take tensors of such names, as 'model.visual.*', from the reference's weights; 'mtp' is multi-token "
-            "prediction. Recorded. May be given several times.",
+            "prediction, 'vision' all that stands beside a language model. Recorded. May be given several times.",
         ),
         click.option(
             "--drop-mtp",
@@ -70,8 +70,8 @@ def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
             "--allow",
             type=click.Choice(ALLOWANCES),
             multiple=True,
-            help="Make a warning of NaN, of replicas that differ, or of a config.json that says other than the model "
-            "computes; may be given several times.",
+            help="Make a warning of NaN, of replicas that differ, of a config.json that says other than the model "
+            "computes, or of a vision tower that it promises and nobody holds; may be given several times.",
         ),
         click.option(
             "--uncalibrated",

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 Uncalibrated = Literal["error", "layer-max"]
 UNCALIBRATED: tuple[str, ...] = get_args(Uncalibrated)
 ALLOW_CONFIG = "config"
-ALLOWANCES = ("nan", "replicas", ALLOW_CONFIG)  # the words that errors name as their `allow`
-MTP = "mtp"  # as a graft: what the table of the architecture calls multi-token prediction
+# as grafts: what the table of the architecture calls multi-token prediction, and what stands beside the language model
+MTP, VISION = "mtp", "vision"
+ALLOWANCES = ("nan", "replicas", ALLOW_CONFIG, VISION)  # the words that errors name as their `allow`
 ADOPT, CANONICAL = LAYOUTS = ("adopt", "canonical")
 
 
@@ -33,7 +34,7 @@ class Asked:
         allow: Kinds of problems that become warnings.
         uncalibrated: What experts get whose inputs calibration never saw.
         corrections: `facts.KEY=VALUE` and the like.
-        grafts: Patterns of the names of tensors that are taken from the reference, or MTP.
+        grafts: Patterns of the names of tensors that are taken from the reference, MTP, or VISION.
         drop_mtp: Leave out multi-token prediction, and say so in config.json.
         new_corrections: `config.KEY=VALUE`, whatever is there.
         architecture: A table of the caller's own, or `package.module:TABLE`.

@@ -11,6 +11,8 @@ from ..errors import BadInputError, UnsupportedArchitectureError
 from . import own
 from .blueprint import Blueprint, Claim, Tensor
 from .families.bailing import BAILING_MOE_V2
+from .families.composite.kimi_k25 import KIMI_K25
+from .families.composite.qwen3_vl import QWEN3_VL, QWEN3_VL_MOE
 from .families.dense.gemma3 import GEMMA3
 from .families.dense.llama import LLAMA, MISTRAL, QWEN2, QWEN3
 from .families.dense.nemotron import NEMOTRON
@@ -58,6 +60,9 @@ TABLES = (
     GEMMA3,
     NEMOTRON,
     NEMOTRON_H,
+    QWEN3_VL,
+    QWEN3_VL_MOE,
+    KIMI_K25,
 )
 ARCHITECTURES = {name: table for table in TABLES for name in (table.name, *table.aliases)}
 

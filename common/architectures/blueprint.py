@@ -267,10 +267,33 @@ class Blueprint:
             candidates = step if ids.layer is None else step[ids.layer : ids.layer + 1]
         return next((layer for layer in candidates if self.has(row, layer)), None)
 
+    def canonical(self, key: str) -> str:
+        """Return a Megatron key without the prefix that it has in a model which holds other models too."""
+        composite = self.architecture.composite
+        return key.removeprefix(composite.key_prefix) if composite else key
+
     def drop_reason(self, key: str) -> str | None:
         """Return why a canonical key is not exported, or None if nothing drops it."""
         pattern = key_pattern(key)
-        return next((drop.reason for drop in self.architecture.drops if drop.key == pattern), None)
+        drops = (drop for drop in self.architecture.drops if _fits(pattern, drop.key))
+        return next((drop.reason for drop in drops), None)
+
+    def is_vision(self, name: str) -> bool:
+        """Whether a Hugging Face tensor is of what stands beside the language model of a composite."""
+        composite = self.architecture.composite
+        return composite is not None and name.startswith(composite.vision)
+
+    def vision_patterns(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Return patterns, as of file names, that fit those of `names` that are beside the language model."""
+        composite, held = self.architecture.composite, tuple(names)
+        prefixes = composite.vision if composite else ()
+        return tuple(f"{one}*" for one in prefixes if any(name.startswith(one) for name in held))
+
+    @property
+    def promises_vision(self) -> str:
+        """The key by which config.json says that something stands beside the language model, "" if it does not."""
+        composite = self.architecture.composite
+        return composite.promised_by if composite and self.config.get(composite.promised_by) else ""
 
     def refusal_reason(self, key: str) -> str | None:
         """Return why a canonical key cannot be exported, or None if nothing is known of it."""
@@ -318,6 +341,11 @@ class Blueprint:
 
     def _shape(self, target: Target) -> tuple[int, ...]:
         return tuple(sum(self.dimensions[one] for one in dim.split("+")) for dim in target.shape)
+
+
+def _fits(pattern: str, drop: str) -> bool:
+    """Whether a key without its ids is one that a drop names."""
+    return pattern.startswith(drop[:-1]) if drop.endswith("*") else pattern == drop
 
 
 def _valid(row: Says, config: Config) -> Value:

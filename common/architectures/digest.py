@@ -1,7 +1,8 @@
 """The digest of a table: what phase two compares, so that a dump is merged with the table that it was dumped with.
 
-It is of the rows and drops, and of how keys and names of multi-token prediction begin: whatever joins a Megatron key
-to a Hugging Face name, its layout and its shape. It is not of functions, whose source tells little (they call others).
+It is of the rows and drops, and of how keys and names of multi-token prediction and of composites begin: whatever joins
+a Megatron key to a Hugging Face name, its layout and its shape. It is not of functions, whose source tells little (they
+call others).
 What they return is proven all the same: a dump holds the dimensions, and they are compared; flags and sets of layers
 decide which tensors there must be, and all must be there; settings are compared with what the live model computes.
 """
@@ -24,7 +25,9 @@ def table_digest(table: Architecture) -> str:
     What a row leaves at its default does not count, so that a field that is added to rows later changes no digest.
     """
     mtp = table.mtp
+    composite = table.composite
     beside = [mtp.key, mtp.hf_layers] if mtp else []
+    beside += [composite.key_prefix, composite.vision] if composite else []
     return digest([[without_defaults(one) for one in (*table.rows, *table.drops)], beside])
 
 

@@ -69,7 +69,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """Keys that are deliberately not exported, with the reason."""
+    """Keys that are deliberately not exported, with the reason. A `*` at the end of `key` stands for anything."""
 
     key: str
     reason: str
@@ -120,6 +120,29 @@ class Spellings:
 
 
 @dataclass(frozen=True, slots=True)
+class Composite:
+    """Where the language model is in a checkpoint that holds other models beside it: a vision tower, what joins it.
+
+    Megatron trains the language model; the rows of the table are of it alone.
+
+    Attributes:
+        config: Key of config.json under which the language model's own config is.
+        key_prefix: What Megatron keys of the language model begin with if the model that is trained holds all of them.
+        vision: What the Hugging Face names of everything else begin with.
+        promised_by: Key of config.json that says there is something else.
+        source: Where that is known from.
+        tied: Whether transformers ties both embeddings of a config.json that does not say so outside of `config`.
+    """
+
+    config: str
+    key_prefix: str
+    vision: tuple[str, ...]
+    promised_by: str
+    source: str
+    tied: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Architecture:
     """A table: rows, and the functions that read dimensions, flags and sets of layers out of config.json.
 
@@ -127,6 +150,8 @@ class Architecture:
     What a layout needs besides is said where the layout is (`heads`, `groups` and `head_dim` for a fused q/k/v).
     `settings` tell where config.json says what no shape shows. `aliases` are other names of the same architecture.
     `experts` says how routed experts may be spelled; None if no row has a `spelling`.
+    `repeated` are keys of config.json that say the same and are not of a setting. `composite` is of a table whose rows
+    are a language model beside others.
     """
 
     name: str
@@ -141,11 +166,13 @@ class Architecture:
     settings: tuple[Says, ...] = ()
     aliases: tuple[str, ...] = ()
     experts: Spellings | None = None
+    repeated: tuple[Synonyms, ...] = COMMON_SYNONYMS
+    composite: Composite | None = None
 
     @property
     def synonyms(self) -> tuple[Synonyms, ...]:
         """Keys of config.json that say the same thing, if it says them."""
-        return (*COMMON_SYNONYMS, *(keys for row in self.settings for keys in row.synonyms))
+        return (*self.repeated, *(keys for row in self.settings for keys in row.synonyms))
 
 
 def same(

@@ -62,6 +62,7 @@ from .several import ProblemsFoundError, raise_problems
 from .tensors import (
     MismatchError,
     MissingTensorError,
+    MissingVisionError,
     MtpMismatchError,
     NonFiniteError,
     OverlapError,
@@ -101,6 +102,7 @@ __all__ = [
     "MissingRecordError",
     "MissingScaleError",
     "MissingTensorError",
+    "MissingVisionError",
     "MixedGenerationsError",
     "MixedSettingsError",
     "MixedSpellingsError",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from .exit_codes import ConflictError, IncompleteError
 from .wording import first_ranks, suspects
@@ -44,6 +45,19 @@ class MtpMismatchError(ConflictError):
                 f"{let} and dump a model that trained it, that and --graft mtp to take it from the reference"
             )
         return f"{what} Choose: {ways}, or --drop-mtp to publish none."
+
+
+@dataclass(eq=False)
+class MissingVisionError(IncompleteError):
+    allow: ClassVar[str] = "vision"
+    promised_by: str  # the key of config.json
+    patterns: tuple[str, ...]  # of the names of its tensors
+
+    def message(self) -> str:
+        held = f"nobody holds any of {' '.join(self.patterns)}"
+        what = f"config.json promises a vision tower ({self.promised_by}), and {held}."
+        ways = "--graft vision to take it from the reference's weights"
+        return f"{what} Choose: {ways}, or --allow vision to publish the language model without it."
 
 
 @dataclass(eq=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shardmerge.common.architectures import Blueprint, Claim
 from shardmerge.common.architectures.keys import is_mtp
@@ -51,7 +51,8 @@ def claim_all(
         drop_mtp: leave out multi-token prediction, whether the table knows it or not.
 
     Returns:
-        The claimed parameters of each chunk; and by reason, how many parameters lose rows or are dropped.
+        The claimed parameters of each chunk, with the keys that the table knows; and by reason, how many parameters
+        lose rows or are dropped.
 
     Raises:
         UnclaimedParameterError: no row claims or drops a parameter.
@@ -64,7 +65,8 @@ def claim_all(
     unclaimed: list[Parameter] = []
     for parameters in chunks:
         claimed.append([])
-        for parameter in parameters:
+        for described in parameters:
+            parameter = replace(described, key=blueprint.canonical(described.key))
             claim, reason = blueprint.claim(parameter.key), blueprint.drop_reason(parameter.key)
             if drop_mtp and is_mtp(parameter.key):
                 claim, reason = None, DROPPED_MTP

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -39,8 +38,9 @@ from ..settings.live_settings import settings_of
 from ..source import Holding, ManifestFacts, Stream
 from ..world import World
 from .host_buffers import HostBuffers
+from .language_models import language_models, left_beside
 from .megatron_config import check_agreement, check_one_config
-from .modules import local_experts, router_bias_dtypes, unwrap
+from .modules import local_experts, router_bias_dtypes
 from .parameters import parameters_of
 from .reading import read
 from .refusals import refuse_parameters, refuse_stale
@@ -56,6 +56,7 @@ class Options:
     dtype_from_reference: let the reference narrow tensors that are otherwise kept float32.
     dequantize: write Transformer Engine's quantized parameters in the precision they stand for.
     drop_mtp: leave out multi-token prediction.
+    drop_vision: leave out a vision tower that was not frozen.
     experts: how routed experts are spelled; None lets the reference decide.
     architecture: a table of the caller's own, or where it is; None for the one that is known.
     staging_bytes: host memory used for copying.
@@ -65,6 +66,7 @@ class Options:
     dtype_from_reference: bool
     dequantize: bool
     drop_mtp: bool
+    drop_vision: bool
     experts: str | None
     architecture: str | Architecture | None
     staging_bytes: int
@@ -112,15 +114,17 @@ def live_model(
         ShardmergeError: the model, its reference or both cannot be dumped; any of the tree.
     """
     refuse_stale([] if options.params_synced else chunks)
-    refuse_parameters(chunks, world.rank, dequantize=options.dequantize)
     known = reference.read(hf_reference)
-    table, config = _table(known, options), _config(chunks)
+    table = _table(known, options)
+    models = language_models(chunks, table, world.rank)
+    beside = left_beside(chunks, models, table, world.rank, drop_vision=options.drop_vision)
+    refuse_parameters(models, world.rank, dequantize=options.dequantize)
+    config = models[0].config
     params_dtype = dtype_name(config.params_dtype)
     check_agreement(config, table, world.rank)
-    models = [unwrap(chunk) for chunk in chunks]
     check_one_config(models, world.rank)
-    bias_dtypes = router_bias_dtypes(chunks)  # first: sharded_state_dict may cast them in place
-    parameters = [list(parameters_of(chunk, world.rank)) for chunk in chunks]
+    bias_dtypes = router_bias_dtypes(models)  # first: sharded_state_dict may cast them in place
+    parameters = [list(parameters_of(model, world.rank)) for model in models]
     claimed, caches, drops = _claim(models, parameters, table, world.rank, options)
     if spelled := respelled(claimed, table, options.experts):
         table = blueprint(known.config, known.tensors, table.experts | spelled, table.architecture)
@@ -135,7 +139,7 @@ def live_model(
         spellings_of(claimed, table),
         table_digest(table.architecture),
         options.dtype_from_reference,
-        drops,
+        drops | beside,
         bias_dtypes,
         {name: _version(name) for name in PRODUCERS},
         facts_of(claimed, caches, _producer(claimed, caches)),
@@ -151,11 +155,6 @@ def live_model(
         tuple(holdings_of(copies, table, world, dtype_of)),
         HostBuffers(options.staging_bytes),
     )
-
-
-def _config(chunks: Sequence[nn.Module]) -> Any:
-    """Return the TransformerConfig that all chunks share."""
-    return unwrap(chunks[0]).config
 
 
 def _table(known: reference.Reference, options: Options) -> Blueprint:

@@ -31,7 +31,7 @@ from ..corrections.written import Correction
 from ..hf_files import config_json, index_json
 from ..ledger.published import PublishedRecords
 from ..proof.config import mtp as steps
-from ..proof.config import settings, shapes
+from ..proof.config import settings, shapes, vision
 from ..quantization import json_files
 
 Json = dict[str, Any]
@@ -169,7 +169,8 @@ def final_config(
     Raises:
         BadInputError: A change leads through something that is not an object.
     """
-    edited = config_json.edited(config, dtype, quantization_config)
+    composite = table_of(config, table).composite
+    edited = config_json.edited(config, dtype, quantization_config, composite.config if composite else "")
     return as_merged(corrected("config", edited, changes), mtp, table)
 
 
@@ -215,6 +216,7 @@ def _compared(
     found = (
         *settings.said_twice(table.config, table.synonyms),
         *settings.differences(table, facts, mtp=records.report.mtp),
+        *vision.missing(table, records.names),
     )
     known = settings.allowed_before(found, records.report.warnings)
     judged = Findings(known.problems).allowing(allow)

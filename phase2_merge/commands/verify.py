@@ -44,7 +44,7 @@ from ..ledger.names import grouped
 from ..ledger.published_report import PublishedReport
 from ..output import journal
 from ..proof import numbers
-from ..proof.config import settings, shapes
+from ..proof.config import settings, shapes, vision
 from ..quantization import declaration, scales
 from ..quantization.declaration import Declaration
 from . import records
@@ -260,14 +260,16 @@ def _check_config(directory: Directory) -> Findings:
     compared = shapes.against_tensors(table, _plain_shapes(directory))
     strange = (
         f"{table.architecture.name} with this config.json has no {line}"
-        for line in grouped(sorted(compared.strange))
+        for line in grouped(sorted(name for name in compared.strange if not table.is_vision(name)))
     )
-    return Findings(compared.problems, (*warnings, *strange))
+    warned = directory.report.warnings if directory.report else []
+    tower = settings.allowed_before(vision.missing(table, directory.entries), warned)
+    return Findings((*compared.problems, *tower.problems), (*warnings, *strange, *tower.warnings))
 
 
 def _plain_shapes(directory: Directory) -> dict[str, Shape | None]:
     """Return shapes to compare with config.json, None for a weight that is packed in a way nobody describes."""
-    stored, quantized = directory.stored, "quantization_config" in directory.config
+    stored, quantized = directory.stored, references.is_quantized(directory.config)
     shapes: dict[str, Shape | None] = {}
     for name, entry in directory.entries.items():
         if name not in stored.accounted:
@@ -285,7 +287,7 @@ def _dtype_warning(directory: Directory) -> Iterator[str]:
             sizes[entry.dtype] += byte_size(entry.dtype, entry.shape)
     stated = config.get("dtype", config.get("torch_dtype"))
     most = TORCH_NAMES.get(max(sizes, key=lambda dtype: sizes[dtype], default=""))
-    if stated and most and "quantization_config" not in config and stated != most:
+    if stated and most and not references.is_quantized(config) and stated != most:
         yield f"config.json says {stated}, most bytes are {most}"
 
 

@@ -23,7 +23,7 @@ from ..ledger import table as ledger
 from ..ledger.fragments import Fragment, fragments
 from ..ledger.rank_directories import discover
 from ..ledger.table import Ledger
-from ..options import MTP, Asked
+from ..options import MTP, VISION, Asked
 from ..quantization import dropped
 from ..quantization.united import Quantization, united
 from .tensors import verdict
@@ -86,8 +86,13 @@ class Case:
     def expected(self) -> Expected:
         """All tensors of a complete checkpoint."""
         grafted = graft.tensors(self.ledger.grafted)
-        facts = self.manifests[0].facts
-        return expected_tensors(self.blueprint, self.reference, facts, self.quantization, grafted)
+        facts, reference = self.manifests[0].facts, self.reference
+        if VISION in self.asked.allow:
+            wanted = (
+                name for name in reference.tensors if name in grafted or not self.blueprint.is_vision(name)
+            )
+            reference = replace(reference, tensors={name: reference.tensors[name] for name in wanted})
+        return expected_tensors(self.blueprint, reference, facts, self.quantization, grafted)
 
     @cached_property
     def verdict(self) -> Verdict:
@@ -154,17 +159,21 @@ def _without_mtp(reference: Reference, described: Blueprint, changes: Sequence[C
 
 
 def _patterns(asked: Asked, reference: Reference, described: Blueprint) -> tuple[str, ...]:
-    """Return the patterns of what is grafted, `mtp` spelled out. Raises BadInputError if nothing is called so."""
-    if MTP not in asked.grafts:
-        return tuple(asked.grafts)
-    patterns = described.mtp_patterns(reference.tensors)
-    if not patterns:
-        raise BadInputError(
-            f"--graft mtp: {reference.path} holds no tensor of multi-token prediction of "
-            f"{described.architecture.name}",
-            "Give a reference with weights that has it, or --drop-mtp.",
-        )
-    return (*(pattern for pattern in asked.grafts if pattern != MTP), *patterns)
+    """Return the patterns of what is grafted, words spelled out. Raises BadInputError if nothing is called so."""
+    words = {
+        MTP: (described.mtp_patterns, "multi-token prediction", "--drop-mtp"),
+        VISION: (described.vision_patterns, "a vision tower", "--allow vision to publish none"),
+    }
+    patterns = [pattern for pattern in asked.grafts if pattern not in words]
+    for word in (word for word in words if word in asked.grafts):
+        patterns_of, what, otherwise = words[word]
+        if not (found := patterns_of(reference.tensors)):
+            raise BadInputError(
+                f"--graft {word}: {reference.path} holds no tensor of {what} of {described.architecture.name}",
+                f"Give a reference with weights that has it, or {otherwise}.",
+            )
+        patterns += found
+    return tuple(patterns)
 
 
 def _corrected(manifest: Manifest, told: Facts, changes: Sequence[Change]) -> Manifest:

@@ -33,7 +33,7 @@ from . import (
     replicas,
 )
 from .case import Case
-from .config import mtp, settings, shapes
+from .config import mtp, settings, shapes, vision
 from .config.settings import Compared
 from .tensors import completeness
 from .tensors.expected import Expected
@@ -48,6 +48,7 @@ GATES = (
     quantization.check_formats,
     grafts.check,
     mtp.check,
+    vision.check,
 )
 # All run, and everything that they find is reported, in this order.
 CHECKS = (

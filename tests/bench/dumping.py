@@ -20,7 +20,8 @@ from statistics import median
 from typing import Any, Self
 from unittest import mock
 
-from tests.worlds.families import Experts, Family, hf_config
+from tests.worlds.families import Experts, Family
+from tests.worlds.hf_config import hf_config
 from tests.worlds.topology import Topology
 
 from .line import Bound, Line, mib

@@ -24,8 +24,8 @@ from tests.dumps import dumps
 from tests.dumps.dumps import Topology
 from tests.dumps.quantized_dumps import dump_quantized
 from tests.phase2_merge.proof.config.mtp_dumps import NEMOTRON, Written, nemotron_shapes
-from tests.worlds.families import hf_config
 from tests.worlds.gloo import GlooRanks
+from tests.worlds.hf_config import hf_config
 from tests.worlds.quantizing import QWEN3_MOE
 from tests.worlds.topology import SINGLE
 

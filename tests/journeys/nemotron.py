@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
-from tests.worlds.families import Experts, Family, Mamba, Steps, hf_config
+from tests.worlds.families import Experts, Family, Mamba, Steps
 from tests.worlds.filling import expected
+from tests.worlds.hf_config import hf_config
 from tests.worlds.hybrid import IS_HYBRID
 
 PATTERNS = {

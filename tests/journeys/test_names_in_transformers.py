@@ -20,6 +20,9 @@ from tests.worlds.checkpoints import hf_class
 from tests.worlds.families import FAMILIES, Family
 from tests.worlds.mtp import MTP_FAMILIES, write_bare
 
+# what transformers calls whatever stands beside a language model, of which no table has rows
+BESIDE = ("visual.", "vision_tower.", "mm_projector.")
+
 
 def spellings(family: Family) -> tuple[str | None, ...]:
     """How the family's experts may be spelled; None for one without experts."""
@@ -53,7 +56,8 @@ def test_transformers_finds_all_that_the_table_names_and_nothing_else(
         _, told = hf_class(family).from_pretrained(
             tmp_path, output_loading_info=True, dtype=torch.bfloat16, ignore_mismatched_sizes=True
         )
-    assert [*told["missing_keys"], *told["unexpected_keys"], *told["mismatched_keys"]] == []
+    missing = [name for name in told["missing_keys"] if not any(part in name for part in BESIDE)]
+    assert [*missing, *told["unexpected_keys"], *told["mismatched_keys"]] == []
     assert not told.get("conversion_errors"), transformers.__version__
 
 

@@ -17,9 +17,8 @@ import torch
 from shardmerge.common.architectures import blueprint
 from shardmerge.common.reference import read_config
 from shardmerge.phase1_dump import dump
-from shardmerge.phase2_merge import merge
 from tests.oracles.mutations import each_row
-from tests.oracles.ours import is_dumped, is_merged
+from tests.oracles.ours import is_dumped, is_merged, merged
 from tests.oracles.table import ORACLES
 from tests.worlds.checkpoints import hf_class, telling_values
 from tests.worlds.fake import build_model, fake_world
@@ -48,7 +47,7 @@ def test_transformers_computes_what_megatron_computed(family: Family, tmp_path: 
     with fake_world(SINGLE, 0):
         dump(drawn(family, torch.bfloat16), tmp_path / "dump", hf_reference=reference, run_id="run", step=1)
         computed = megatron_logits(family)
-    merge([tmp_path / "dump"], tmp_path / "merged", hf_reference=reference, workers=1)
+    merged(tmp_path / "dump", tmp_path / "merged", reference)
     torch.testing.assert_close(
         transformers_logits(family, tmp_path / "merged"), computed, rtol=1e-4, atol=1e-4
     )

@@ -15,9 +15,15 @@ from safetensors import safe_open
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from tests.worlds.by_hand import CONFIGS
-from tests.worlds.families import Family, hf_config
+from tests.worlds.composites import publish_weights, published
+from tests.worlds.families import Family
+from tests.worlds.hf_config import hf_config
 
 FLOAT32 = {"A_log", "D"}
+KIMI = {
+    "KimiK2ForCausalLM": "DeepseekV3ForCausalLM",
+    "KimiK25ForConditionalGeneration": "Kimi_K25ForConditionalGeneration",
+}
 CHAT_TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
 
 
@@ -39,6 +45,8 @@ def write_hf_checkpoint(
     options: dict[str, Any] = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
     options |= {"save_original_format": False} if packed else {}
     model.save_pretrained(path, **options)
+    if family.is_composite:
+        publish_weights(family, path)
     _publish_config(family, path)
     transformers.GenerationConfig(
         bos_token_id=1, eos_token_id=2, temperature=0.7, do_sample=True
@@ -48,9 +56,8 @@ def write_hf_checkpoint(
 
 
 def hf_class(family: Family) -> Any:
-    """Return the family's class of transformers. Kimi-K2 is DeepSeek-V3 under a name of its own there."""
-    name = family.architecture
-    return getattr(transformers, "DeepseekV3ForCausalLM" if name == "KimiK2ForCausalLM" else name)
+    """Return the family's class of transformers, which calls Kimi's otherwise: Kimi-K2 is DeepSeek-V3 there."""
+    return getattr(transformers, KIMI.get(family.architecture, family.architecture))
 
 
 def write_config(family: Family, path: Path) -> Path:
@@ -115,6 +122,11 @@ def _publish_config(family: Family, path: Path) -> None:
         del config["layers_block_type"]
         config |= {"hybrid_override_pattern": family.mamba.pattern, "num_hidden_layers": family.layers}
     config["architectures"] = [family.architecture]
+    if family.is_composite:
+        (path / "config.json").write_text(
+            json.dumps(published(family, config), indent=2, sort_keys=True) + "\n"
+        )
+        return
     config["rope_theta"] = float(family.rope_theta)
     config["torch_dtype"] = "bfloat16"
     _write_json(config, path / "config.json")

@@ -1,14 +1,14 @@
 """The small architectures that tests build: one row each, told once for Hugging Face and for megatron-core.
 
 Decides sizes (pairwise different wherever an architecture lets them be, so that no swap stays hidden, and no
-weight square), which worlds can hold them, and how transformers is configured (megatron: `megatron_config`).
+weight square), and which worlds can hold them. How they are configured: `hf_config`, `megatron_config`.
 Must not know checkpoints or shardmerge.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
-from tests.worlds.hf_words import OWN_WORDS, hybrid
+from tests.worlds.composites import COMPOSITES
 from tests.worlds.parts import Experts, Gemma, Indexer, Latent, Mamba, Steps
 from tests.worlds.topology import TOPOLOGIES, Topology
 
@@ -24,7 +24,6 @@ __all__ = [
     "Mamba",
     "Steps",
     "by_name",
-    "hf_config",
     "topologies_of",
 ]
 
@@ -54,6 +53,9 @@ Architecture = Literal[
     "NemotronForCausalLM",
     "NemotronHForCausalLM",
     "BailingMoeV2ForCausalLM",
+    "Qwen3VLForConditionalGeneration",
+    "Qwen3VLMoeForConditionalGeneration",
+    "KimiK25ForConditionalGeneration",
 ]
 # One norm over all heads of the queries, and one over those of the keys: tensor parallelism cuts their weights, or each
 # rank holds them whole, under megatron-core's names for norms of a head or (beside) under names of their own. "": none.
@@ -82,6 +84,7 @@ class Family:
     vocab: int = 211
     rope_theta: int = 10000
     rotated: float = 1.0  # part of a head's channels
+    rope_sections: tuple[int, ...] = ()  # pairs for each axis of multimodal positions, which take turns
     neighbours: bool = False  # rotated pairs are neighbours, not halves
     norm: Literal["RMSNorm", "RMSNorm1P", "LayerNorm1P"] = "RMSNorm"  # 1P: weights stored minus one
     norm_eps: float = 1e-5
@@ -100,6 +103,11 @@ class Family:
     def is_gated(self) -> bool:
         """Whether feed-forward layers have a gate."""
         return self.mamba is None and self.activation != "relu2"
+
+    @property
+    def is_composite(self) -> bool:
+        """Whether a vision tower stands beside the language model, which all sizes here are of."""
+        return self.architecture in COMPOSITES
 
     @property
     def moe_layers(self) -> tuple[int, ...]:
@@ -266,6 +274,32 @@ FAMILIES: tuple[Family, ...] = (
         experts=replace(_NEMOTRON, latent_width=32),
         mamba=Mamba("EM*E"),
     ),
+    Family(
+        "qwen3_vl",
+        "Qwen3VLForConditionalGeneration",
+        tied=True,
+        qk_norm=True,
+        norm_eps=1e-6,
+        rope_theta=500000,
+        rope_sections=(3, 2, 1),
+    ),
+    Family(
+        "qwen3_vl_moe",
+        "Qwen3VLMoeForConditionalGeneration",
+        qk_norm=True,
+        norm_eps=1e-6,
+        rope_theta=500000,
+        rope_sections=(3, 2, 1),
+        experts=Experts(),
+    ),
+    Family(
+        "kimi_k25",
+        "KimiK25ForConditionalGeneration",
+        groups=8,
+        norm_eps=1e-6,
+        experts=replace(_GLM, scaling=2.5),
+        latent=Latent(),
+    ),
 )
 
 
@@ -282,103 +316,3 @@ def topologies_of(family: Family) -> tuple[Topology, ...]:
     worlds = (world for world in TOPOLOGIES if family.experts is not None or world.ep * world.etp == 1)
     worlds = (world for world in worlds if not family.bias or world.etp == 1)
     return tuple(world for world in worlds if family.mamba is None or world.vpp == 1)
-
-
-def hf_config(family: Family) -> dict[str, Any]:
-    """Return the keyword arguments of the family's transformers config class.
-
-    Source: transformers 5, models/*/configuration_*.py.
-    """
-    if family.mamba is not None:
-        return hybrid(family, family.mamba)
-    config = {
-        "vocab_size": family.vocab,
-        "hidden_size": family.hidden,
-        "intermediate_size": _hf_dense_width(family),
-        "num_hidden_layers": family.layers,
-        "num_attention_heads": family.heads,
-        "num_key_value_heads": family.groups,
-        "max_position_embeddings": 64,
-        "rms_norm_eps": family.norm_eps,
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": float(family.rope_theta),
-            **_hf_rotated(family),
-        },
-        "tie_word_embeddings": family.tied,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        **_hf_attention(family),
-    }
-    if family.architecture in OWN_WORDS:
-        return OWN_WORDS[family.architecture](family, config)
-    return config | _hf_experts(family)
-
-
-def _hf_rotated(family: Family) -> dict[str, float]:
-    return {} if family.rotated == 1 else {"partial_rotary_factor": family.rotated}
-
-
-def _hf_dense_width(family: Family) -> int:
-    """These have no dense layer and call the width of an expert `intermediate_size`."""
-    if family.architecture in ("MixtralForCausalLM", "GptOssForCausalLM") and family.experts is not None:
-        return family.experts.width
-    return family.dense_width
-
-
-def _hf_attention(family: Family) -> dict[str, Any]:
-    if family.latent is None:
-        own = {"attention_bias": family.qkv_bias, "use_qk_norm": family.qk_norm}
-        return {
-            "head_dim": family.head_channels,
-            **(own if family.architecture == "Glm4MoeForCausalLM" else {}),
-        }
-    return {
-        "q_lora_rank": family.latent.query_rank or None,
-        "kv_lora_rank": family.latent.key_value_rank,
-        "qk_nope_head_dim": family.latent.nope_channels,
-        "qk_rope_head_dim": family.latent.rope_channels,
-        "v_head_dim": family.latent.value_channels,
-        **_hf_indexer(family.indexer),
-    }
-
-
-def _hf_indexer(indexer: Indexer | None) -> dict[str, Any]:
-    if indexer is None:
-        return {}
-    return {
-        "index_n_heads": indexer.heads,
-        "index_head_dim": indexer.channels,
-        "index_topk": indexer.top_k,
-        **({"indexer_rope_interleave": True} if indexer.interleaved else {}),
-    }
-
-
-def _hf_experts(family: Family) -> dict[str, Any]:
-    experts = family.experts
-    if experts is None:
-        return {}
-    if family.architecture in ("MixtralForCausalLM", "GptOssForCausalLM"):
-        window = {"sliding_window": family.window} if family.window else {}
-        return {"num_local_experts": experts.num_experts, "num_experts_per_tok": experts.top_k, **window}
-    common = {
-        "moe_intermediate_size": experts.width,
-        "num_experts_per_tok": experts.top_k,
-        "norm_topk_prob": experts.normalized,
-    }
-    if family.architecture == "Qwen3MoeForCausalLM":
-        return common | {"num_experts": experts.num_experts}
-    return common | {
-        "n_routed_experts": experts.num_experts,
-        "n_shared_experts": experts.shared_width // experts.width,
-        "n_group": experts.router_groups or 1,
-        "topk_group": experts.groups_kept or 1,
-        "routed_scaling_factor": experts.scaling,
-        "first_k_dense_replace": experts.dense_layers,
-        "num_nextn_predict_layers": 0,
-        **(
-            {"topk_method": "group_limited_greedy" if experts.router_groups else "greedy"}
-            if family.architecture == "DeepseekV2ForCausalLM"
-            else {}
-        ),
-    }

@@ -22,6 +22,7 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 
 from tests.worlds.families import Family, Mamba
 from tests.worlds.topology import Coordinates, Topology
+from tests.worlds.vision_language import language_model_of
 
 FLOAT32_TAIL = 2.0**-15  # in what is kept in float32: lost if anything rounds it to bfloat16
 
@@ -95,7 +96,7 @@ def expected(identity: str, rows: Iterable[int], columns: Iterable[int] | None =
 def holdings(chunks: list[GPTModel], family: Family, topology: Topology, rank: int) -> Iterator[Held]:
     """Walk what this rank holds: all parameters, and the router's expert_bias buffer."""
     place = topology.coordinates(rank)
-    for chunk in chunks:
+    for chunk in map(language_model_of, chunks):
         buffers = [item for item in chunk.named_buffers() if item[0].endswith("expert_bias")]
         for name, tensor in [*chunk.named_parameters(), *buffers]:
             identity = identify(name, chunk, family, topology, place)

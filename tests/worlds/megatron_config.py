@@ -191,6 +191,7 @@ def _model_options(family: Family) -> dict[str, Any]:
         "qk_l2_norm": family.plain_qk_norm,
         "add_qkv_bias": family.qkv_bias,
         "rotary_interleaved": family.neighbours,
+        **({"mrope_section": list(family.rope_sections)} if family.rope_sections else {}),
         "add_bias_linear": family.bias,
         **_windows(family),
         **({"softmax_type": "learnable"} if family.sinks else {}),

@@ -51,6 +51,7 @@ NOT_IMPORTED = {
     "GlmMoeDsaForCausalLM",
     "Gemma3ForCausalLM",
     "GptOssForCausalLM",
+    "KimiK25ForConditionalGeneration",
     "KimiK2ForCausalLM",
     "Llama4ForCausalLM",
     "MiniMaxM2ForCausalLM",
@@ -58,6 +59,8 @@ NOT_IMPORTED = {
     "NemotronForCausalLM",
     "OlmoeForCausalLM",
     "Qwen2MoeForCausalLM",
+    "Qwen3VLForConditionalGeneration",
+    "Qwen3VLMoeForConditionalGeneration",
 }
 IMPORTED = tuple(family for family in FAMILIES if family.architecture not in NOT_IMPORTED)
 

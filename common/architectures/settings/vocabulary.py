@@ -89,6 +89,11 @@ SETTINGS: Final[dict[str, Setting]] = {
     "rope_factor": Setting("factor on the rotary cosine and sine", Kind.NUMBER, 1.0),
     "rope_interleaved": Setting("whether a rotated pair is two neighbours, not two halves", Kind.FLAG, False),
     "rope_sections": Setting("pairs for each axis of multimodal positions", Kind.LIST, None),
+    "rope_sections_interleaved": Setting(
+        "whether the axes of multimodal positions turn pairs in turn, not one block of pairs each",
+        Kind.FLAG,
+        False,
+    ),
     "layers_without_rope": Setting("layers that do not rotate, as 0 and 1", Kind.LIST, None),
     # norms
     "norm": Setting("kind of the norms", Kind.WORD, "RMSNorm"),
