@@ -48,7 +48,15 @@ DESCRIPTIONS = {
 }
 ARCHITECTURES_HEAD = """# Architectures
 
-Written by `make docs`. Small models of every architecture, on every topology that fits them. Beside the table,
+Written by `make docs`. What `shardmerge architectures` lists: which models there are tables of, how their routed
+experts may be spelled (as published files are first, and of multi-token prediction after a semicolon), whether there
+are rows for multi-token prediction (MTP), and which programs that do not know the table tests compare it with. A model
+that is not here: [write its table](../contribute/architecture.md).
+"""
+TOPOLOGIES_HEAD = """
+## Topologies
+
+Small models of every architecture, on every topology that fits them. Beside the table,
 `tests/journeys/test_first_case.py` sends 108 layers with 512 experts over 72 ranks, a TP 4 x EP 8 world of 16 ranks
 and one of 1,024 ranks through dump and merge, rank by rank in one process, and compares values.
 """
@@ -188,10 +196,37 @@ def first_sentence(text: str) -> str:
 
 
 def architectures() -> str:
-    """docs/reference/architectures.md: the table of architectures and topologies, with its legend."""
+    """docs/reference/architectures.md: what each table knows; architectures and topologies, with a legend."""
     record = json.loads(MATRIX.read_text()) if MATRIX.is_file() else {}
     legend = [f"- `{matrix.SIGNS[how]}`: {what}" for how, what in matrix.HOW.items()]
-    return "\n".join([ARCHITECTURES_HEAD, *legend, "", matrix.draw(record)]) + "\n"
+    parts = [ARCHITECTURES_HEAD, *_tables(), TOPOLOGIES_HEAD, *legend, "", matrix.draw(record)]
+    return "\n".join(parts) + "\n"
+
+
+def _tables() -> Iterator[str]:
+    """The rows of the table of architectures. How a spelling is refused follows as a list."""
+    from shardmerge.common.architectures import TABLES
+    from shardmerge.common.command.architectures import layouts_of
+
+    yield "| architecture | other names | experts | MTP | layouts | oracles |"
+    yield "|---|---|---|---|---|---|"
+    refused: dict[str, list[str]] = {}
+    for table in TABLES:
+        experts, mtp = table.experts, table.mtp
+        spelled = ", ".join(experts.decoder) if experts else ""
+        spelled += f"; {', '.join(experts.mtp)}" if experts and mtp else ""
+        cells = (
+            table.name,
+            ", ".join(table.aliases),
+            spelled,
+            "yes" if mtp else "",
+            ", ".join(layouts_of(table)),
+        )
+        yield f"| {' | '.join((*cells, ', '.join(table.oracles)))} |"
+        if experts and experts.only:
+            refused.setdefault(experts.only, []).append(table.name.removesuffix("ForCausalLM"))
+    yield "\nWhy `--experts` has no choice:\n"
+    yield from (f"- {', '.join(names)}: {reason}" for reason, names in refused.items())
 
 
 def readme() -> str:

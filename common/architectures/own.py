@@ -50,18 +50,21 @@ def installed(architecture: str) -> Architecture | None:
 
     Raises ArchitectureTableError for one that cannot be used, and where two packages have one.
     """
-    entries = tuple(entry_points(group=ENTRY_POINTS, name=architecture))
-    if not entries:
-        return None
-    if len({entry.value for entry in entries}) > 1:
-        several = ", ".join(sorted(entry.value for entry in entries))
-        raise ArchitectureTableError(several, f"{len(entries)} packages have a table of {architecture}")
-    return named(entries[0].value)
+    where = installed_at(architecture)
+    if ", " in where:
+        raise ArchitectureTableError(where, f"there is more than one table of {architecture}")
+    return named(where) if where else None
 
 
 def installed_names() -> tuple[str, ...]:
     """Return the architectures that installed packages have tables of. None of these is imported."""
     return tuple(sorted({entry.name for entry in entry_points(group=ENTRY_POINTS)}))
+
+
+def installed_at(architecture: str) -> str:
+    """Return where an installed package says that its table of an architecture is; several are joined by commas."""
+    entries = entry_points(group=ENTRY_POINTS, name=architecture)
+    return ", ".join(sorted({entry.value for entry in entries}))
 
 
 def require_bound(bound: Blueprint) -> Blueprint:

@@ -39,6 +39,9 @@ SUBCOMMANDS = {
         "shardmerge.phase2_merge.cli:metadata", "Correct everything but the shards of an output."
     ),
     "verify": Subcommand("shardmerge.phase2_merge.cli:verify", "Check any Hugging Face directory."),
+    "architectures": Subcommand(
+        "shardmerge.common.command.architectures:architectures", "List the models that there are tables of."
+    ),
     "inspect": Subcommand(
         "shardmerge.phase2_merge.cli:inspect", "Show what a dump or an output holds, also in progress."
     ),

@@ -12,17 +12,19 @@ import pytest
 import torch
 
 from shardmerge.common import reference as references
-from shardmerge.common.architectures import ARCHITECTURES, Architecture, Blueprint, blueprint
+from shardmerge.common.architectures import ARCHITECTURES, TABLES, Architecture, Blueprint, blueprint
 from shardmerge.common.architectures.rows import Row
 from tests.oracles import records
 from tests.oracles.mutations import each_row, is_used
 from tests.oracles.ours import copies, is_dumped, is_merged, published, topologies
 from tests.oracles.table import ORACLES, every_family, recorded_families
+from tests.oracles.test_logits import COMPUTED
 from tests.worlds.checkpoints import read_hf_tensors
 from tests.worlds.fake import build_model, fake_world
 from tests.worlds.families import Family, FullNorms, by_name
 from tests.worlds.filling import fill
 from tests.worlds.mtp import can_build, hold_copies, write_bare
+from tests.worlds.oracle import IMPORTED
 from tests.worlds.topology import SINGLE, Topology
 
 RECORDED = recorded_families()
@@ -132,3 +134,13 @@ def _is_noticed(family: Family, wrong: Architecture, reference: Path, folder: Pa
     if not is_merged(wrong, reference, folder):
         return True
     return differing(family, read_hf_tensors(folder / "merged")) != []
+
+
+def test_tables_name_the_programs_that_tests_compare_them_with() -> None:
+    """Those that exported a record, Model-Optimizer where it fills models, transformers where logits are compared."""
+    for table in TABLES:
+        families = [family for family in every_family() if ARCHITECTURES[family.architecture] is table]
+        told = {ORACLES[family.name].program for family in families} - {""}
+        told |= {"Model-Optimizer" for family in families if family in IMPORTED}
+        told |= {"transformers" for family in families if family in COMPUTED}
+        assert sorted(told) == sorted(table.oracles), table.name

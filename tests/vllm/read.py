@@ -27,6 +27,9 @@ IN_ONE_FILE = "-hf_quant_config"
 SHARED = {  # what drafts reads these of the model too
     "NemotronHForCausalLM": {"backbone.embeddings.weight", "lm_head.weight"},
     "DeepseekV3ForCausalLM": {"model.embed_tokens.weight"},
+    "Glm4MoeForCausalLM": {"model.embed_tokens.weight", "lm_head.weight"},
+    "Glm4MoeLiteForCausalLM": set(),
+    "ExaoneMoeForCausalLM": {"model.embed_tokens.weight", "lm_head.weight"},
 }
 UNPACKED = {torch.float32, torch.bfloat16}
 OPTIONAL = (

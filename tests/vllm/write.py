@@ -9,6 +9,7 @@ Run in an environment whose megatron-core builds hybrids with multi-token predic
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from dataclasses import dataclass, replace
@@ -76,18 +77,29 @@ CHECKPOINTS = {
     "NEMOTRON_H-MIXED-with_MTP": Checkpoint(WORDS, "MIXED_HYBRID", GROUPED, kv_cache=True),
     "NEMOTRON_H-MIXED-with_MTP-letters": Checkpoint(LETTERS, "MIXED_HYBRID", GROUPED, kv_cache=True),
 }
-# whose class vLLM 0.32 lacks
-NOT_IN_VLLM = {"dots1"}
+# what vLLM 0.32 does not build: a class or a name that it lacks, sparse attention on a CPU, GPT-OSS without YaRN
+NOT_IN_VLLM = {"dots1", "kimi_k2", "deepseek_v32", "glm_moe_dsa", "glm_moe_dsa_mtp", "gpt_oss"}
 
 
 def _names() -> dict[str, Checkpoint]:
     found = {}
-    for family in filter(can_build, (*FAMILIES, *MTP_FAMILIES)):
+    for family in map(_for_vllm, filter(can_build, (*FAMILIES, *MTP_FAMILIES))):
         known = ARCHITECTURES[family.architecture].experts
         for spelling in known.decoder if known else (None,):
             one = Checkpoint(family, topology=SINGLE, experts=spelling)
             found[f"names-{family.name}{f'-{spelling}' if spelling else ''}"] = one
-    return {name: one for name, one in found.items() if one.family.name not in NOT_IN_VLLM}
+    return {name: one for name, one in found.items() if _is_built(one.family)}
+
+
+def _for_vllm(family: Family) -> Family:
+    """vLLM's Qwen2 and Qwen2-MoE take heads as wide as the model has room for, whatever config.json says."""
+    ignores_head_dim = family.architecture in ("Qwen2ForCausalLM", "Qwen2MoeForCausalLM")
+    return replace(family, hidden=family.heads * family.head_channels) if ignores_head_dim else family
+
+
+def _is_built(family: Family) -> bool:
+    """Whether vLLM builds a family: it knows one step of multi-token prediction."""
+    return family.name not in NOT_IN_VLLM and (family.mtp is None or family.mtp.count == 1)
 
 
 CHECKPOINTS |= _names()
@@ -133,6 +145,9 @@ def _write(name: str, folder: Path, pool: GlooRanks) -> None:
     reference = folder / f"reference-{family.name}-{family.hidden}-{family.head_channels}"
     if not reference.exists():
         write_checkpoint(family, reference)
+        if family.architecture == "DeepseekV3ForCausalLM":  # without it vLLM takes no router bias
+            config = json.loads((reference / "config.json").read_text())
+            (reference / "config.json").write_text(json.dumps(config | {"topk_method": "noaux_tc"}))
     dump = partial(
         dump_quantized,
         te=checkpoint.te,

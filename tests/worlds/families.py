@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from tests.worlds.composites import COMPOSITES
-from tests.worlds.parts import Experts, Gemma, Indexer, Latent, Mamba, Steps
 from tests.worlds.topology import TOPOLOGIES, Topology
+from tests.worlds.widths import Experts, Gemma, Indexer, Latent, Mamba, Steps
 
 __all__ = [
     "FAMILIES",

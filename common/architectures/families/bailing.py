@@ -120,4 +120,5 @@ BAILING_MOE_V2 = Architecture(
     experts=Spellings(
         (Spelling.PER_EXPERT,), only="Published models bring code of their own, which has experts one by one."
     ),
+    oracles=("Megatron-Bridge",),
 )

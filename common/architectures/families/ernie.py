@@ -80,4 +80,5 @@ ERNIE4_5_MOE = Architecture(
         always("router_normalized", True),
     ),
     experts=EITHER,
+    oracles=("Megatron-Bridge",),
 )

@@ -125,4 +125,5 @@ EXAONE_MOE = Architecture(
     ),
     aliases=("ExaoneMoEForCausalLM",),
     experts=EITHER,
+    oracles=("Megatron-Bridge", "transformers"),
 )

@@ -87,6 +87,7 @@ GLM4_MOE = Architecture(
         derived("mtp_steps", (NUMBER,), promised_steps, (NUMBER, ALIAS)),
     ),
     experts=EITHER,
+    oracles=("Megatron-Bridge", "transformers"),
 )
 
 
@@ -121,4 +122,5 @@ GLM4_MOE_LITE = Architecture(
         derived("mtp_steps", (NUMBER,), steps_of),
     ),
     experts=OWN_LOADER,
+    oracles=("Megatron-Bridge", "transformers"),
 )

@@ -125,4 +125,5 @@ LLAMA4 = Architecture(
         always("router_weights_input", True),
     ),
     experts=ONLY_PACKED,
+    oracles=("transformers",),
 )

@@ -56,4 +56,5 @@ MINIMAX_M2 = Architecture(
         always("router_normalized", True),
     ),
     experts=TWO_NAMES,
+    oracles=("Megatron-Bridge", "transformers"),
 )

@@ -47,4 +47,5 @@ MIXTRAL = Architecture(
         window_of_all(switch=None),
     ),
     experts=TWO_NAMES,
+    oracles=("Model-Optimizer",),
 )

@@ -224,4 +224,5 @@ NEMOTRON_H = Architecture(
         ),
     ),
     experts=EITHER,
+    oracles=("Megatron-Bridge", "Model-Optimizer"),
 )

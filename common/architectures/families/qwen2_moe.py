@@ -84,4 +84,5 @@ QWEN2_MOE = Architecture(
         ),
     ),
     experts=EITHER,
+    oracles=("mcore-bridge", "transformers"),
 )

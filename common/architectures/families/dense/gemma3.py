@@ -118,4 +118,5 @@ GEMMA3 = Architecture(
         key("tied_embeddings", TIE, otherwise=True),
         derived("embedding_scale", ("hidden_size",), lambda config: integer(config, "hidden_size") ** 0.5),
     ),
+    oracles=("Megatron-Bridge", "transformers"),
 )

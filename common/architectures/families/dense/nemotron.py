@@ -56,4 +56,5 @@ NEMOTRON = Architecture(
         always("gated", False),
         TIED,
     ),
+    oracles=("Megatron-Bridge", "transformers"),
 )

@@ -87,4 +87,5 @@ DEEPSEEK_V3 = Architecture(
     aliases=("KimiK2ForCausalLM",),
     experts=OWN_LOADER,
     refusals=SECOND_NORM,
+    oracles=("Megatron-Bridge", "Model-Optimizer", "transformers"),
 )

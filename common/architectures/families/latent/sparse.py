@@ -91,6 +91,7 @@ DEEPSEEK_V32 = Architecture(
         MTP_STEPS,
     ),
     experts=OWN_LOADER,
+    oracles=("transformers",),
 )
 
 GLM_MOE_DSA = Architecture(
@@ -114,4 +115,5 @@ GLM_MOE_DSA = Architecture(
         MTP_STEPS,
     ),
     experts=OWN_LOADER,
+    oracles=("Megatron-Bridge", "transformers"),
 )

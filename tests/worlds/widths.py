@@ -1,6 +1,6 @@
-"""What a small architecture may have besides attention and a dense MLP, each told once for both sides.
+"""The widths of what only some of the small architectures have: experts, latent attention, mixers, steps.
 
-Decides sizes. Must not know families.
+Must not know families, checkpoints or shardmerge.
 """
 
 from dataclasses import dataclass
