@@ -12,6 +12,7 @@ from . import own
 from .blueprint import Blueprint, Claim, Tensor
 from .families.bailing import BAILING_MOE_V2
 from .families.composite.kimi_k25 import KIMI_K25
+from .families.composite.llama4 import LLAMA4_VL
 from .families.composite.qwen3_vl import QWEN3_VL, QWEN3_VL_MOE
 from .families.dense.gemma3 import GEMMA3
 from .families.dense.llama import LLAMA, MISTRAL, QWEN2, QWEN3
@@ -63,6 +64,7 @@ TABLES = (
     QWEN3_VL,
     QWEN3_VL_MOE,
     KIMI_K25,
+    LLAMA4_VL,
 )
 ARCHITECTURES = {name: table for table in TABLES for name in (table.name, *table.aliases)}
 

@@ -56,6 +56,7 @@ Architecture = Literal[
     "Qwen3VLForConditionalGeneration",
     "Qwen3VLMoeForConditionalGeneration",
     "KimiK25ForConditionalGeneration",
+    "Llama4ForConditionalGeneration",
 ]
 # One norm over all heads of the queries, and one over those of the keys: tensor parallelism cuts their weights, or each
 # rank holds them whole, under megatron-core's names for norms of a head or (beside) under names of their own. "": none.
@@ -131,20 +132,20 @@ _DEEPSEEK_V2 = Experts(shared_width=80, dense_layers=1, normalized=False, scalin
 _GLM = Experts(shared_width=80, dense_layers=1, router_bias=True, scaling=1.25)
 _NEMOTRON = Experts(shared_width=80, router_bias=True, scaling=2.5)
 
+_LLAMA4 = Family(
+    "llama4",
+    "Llama4ForCausalLM",
+    rope_theta=500000,
+    neighbours=True,
+    plain_qk_norm=True,
+    global_layers=(2,),
+    experts=Experts(top_k=1, shared_width=40, step=2, weighs_inputs=True, score="sigmoid", normalized=False),
+)
+
 FAMILIES: tuple[Family, ...] = (
     Family("llama", "LlamaForCausalLM"),
     Family("llama_tied", "LlamaForCausalLM", tied=True),
-    Family(
-        "llama4",
-        "Llama4ForCausalLM",
-        rope_theta=500000,
-        neighbours=True,
-        plain_qk_norm=True,
-        global_layers=(2,),
-        experts=Experts(
-            top_k=1, shared_width=40, step=2, weighs_inputs=True, score="sigmoid", normalized=False
-        ),
-    ),
+    _LLAMA4,
     Family("mistral", "MistralForCausalLM", norm_eps=1e-6, window=20, window_of_all=True),
     Family("qwen2", "Qwen2ForCausalLM", qkv_bias=True, norm_eps=1e-6),
     Family("qwen3", "Qwen3ForCausalLM", qk_norm=True, norm_eps=1e-6),
@@ -300,6 +301,7 @@ FAMILIES: tuple[Family, ...] = (
         experts=replace(_GLM, scaling=2.5),
         latent=Latent(),
     ),
+    replace(_LLAMA4, name="llama4_vl", architecture="Llama4ForConditionalGeneration"),
 )
 
 

@@ -14,8 +14,11 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 
 
-def _llama4(family: Family, config: Json) -> Json:
-    """Chunks are as long as a sequence can be, as transformers cannot do without them, and queries do not grow."""
+def llama4(family: Family, config: Json) -> Json:
+    """Return what the text config of Llama 4 is made of.
+
+    Chunks are as long as a sequence can be, as transformers cannot do without them, and queries do not grow.
+    """
     experts = family.experts
     assert experts is not None
     return config | {
@@ -126,7 +129,7 @@ def _qwen2_moe(family: Family, config: Json) -> Json:
 
 # architecture -> the arguments of its config class, from a family and what most classes share
 OWN_WORDS: dict[str, Callable[[Family, Json], Json]] = {
-    "Llama4ForCausalLM": _llama4,
+    "Llama4ForCausalLM": llama4,
     "MistralForCausalLM": _mistral,
     "Gemma3ForCausalLM": _gemma3,
     "NemotronForCausalLM": _nemotron,

@@ -54,6 +54,7 @@ NOT_IMPORTED = {
     "KimiK25ForConditionalGeneration",
     "KimiK2ForCausalLM",
     "Llama4ForCausalLM",
+    "Llama4ForConditionalGeneration",
     "MiniMaxM2ForCausalLM",
     "MistralForCausalLM",
     "NemotronForCausalLM",
