@@ -63,6 +63,7 @@ test-oracles:  ## Record what other programs export, compare with it, and settin
 	PYTHONPATH=.ns:.:$(BRIDGE) $(PEERS)/bin/python -W ignore -m tests.oracles.bridge $(FAMILIES)
 	PYTHONPATH=.ns:.:$(BRIDGE):$(MCORE_BRIDGE) $(PEERS)/bin/python -W ignore -m tests.oracles.mcore_bridge $(FAMILIES)
 	PYTHONPATH=.ns:.:$(BRIDGE):$(MCORE_BRIDGE) $(PEERS)/bin/python -W ignore -m tests.oracles.settings $(FAMILIES)
+	PYTHONPATH=.ns:.:$(BRIDGE):$(MCORE_BRIDGE) $(PEERS)/bin/python -W ignore -m tests.oracles.adapters
 	$(PEERS)/bin/python -m pytest -n $(JOBS) tests/oracles
 
 # Installed beside its name, then renamed: an interrupted installation is begun anew.

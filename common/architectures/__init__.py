@@ -10,8 +10,13 @@ from collections.abc import Container
 from ..errors import BadInputError, UnsupportedArchitectureError
 from . import own
 from .blueprint import Blueprint, Claim, Tensor
+from .families.bailing import BAILING_MOE_V2
 from .families.composite.kimi_k25 import KIMI_K25
+from .families.composite.llama4 import LLAMA4_VL
 from .families.composite.qwen3_vl import QWEN3_VL, QWEN3_VL_MOE
+from .families.dense.gemma3 import GEMMA3
+from .families.dense.llama import LLAMA, MISTRAL, QWEN2, QWEN3
+from .families.dense.nemotron import NEMOTRON
 from .families.dots import DOTS1
 from .families.ernie import ERNIE4_5_MOE
 from .families.exaone_moe import EXAONE_MOE
@@ -20,10 +25,9 @@ from .families.gpt_oss import GPT_OSS
 from .families.latent.deepseek import DEEPSEEK_V3
 from .families.latent.deepseek_v2 import DEEPSEEK_V2
 from .families.latent.sparse import DEEPSEEK_V32, GLM_MOE_DSA
-from .families.llama import LLAMA, MISTRAL, QWEN2, QWEN3
+from .families.llama4 import LLAMA4
 from .families.minimax_m2 import MINIMAX_M2
 from .families.mixtral import MIXTRAL
-from .families.nemotron import NEMOTRON
 from .families.nemotron_h import NEMOTRON_H
 from .families.olmoe import OLMOE
 from .families.qwen2_moe import QWEN2_MOE
@@ -34,6 +38,7 @@ from .spelling import Spelled
 
 TABLES = (
     LLAMA,
+    LLAMA4,
     MISTRAL,
     QWEN2,
     QWEN3,
@@ -48,15 +53,18 @@ TABLES = (
     DEEPSEEK_V2,
     DEEPSEEK_V3,
     DEEPSEEK_V32,
+    BAILING_MOE_V2,
     DOTS1,
     GLM4_MOE,
     GLM4_MOE_LITE,
     GLM_MOE_DSA,
+    GEMMA3,
     NEMOTRON,
     NEMOTRON_H,
     QWEN3_VL,
     QWEN3_VL_MOE,
     KIMI_K25,
+    LLAMA4_VL,
 )
 ARCHITECTURES = {name: table for table in TABLES for name in (table.name, *table.aliases)}
 

@@ -295,6 +295,11 @@ class Blueprint:
         composite = self.architecture.composite
         return composite.promised_by if composite and self.config.get(composite.promised_by) else ""
 
+    def refusal_reason(self, key: str) -> str | None:
+        """Return why a canonical key cannot be exported, or None if nothing is known of it."""
+        pattern = key_pattern(key)
+        return next((one.reason for one in self.architecture.refusals if one.key == pattern), None)
+
     def is_mtp(self, name: str) -> bool:
         """Whether a Hugging Face tensor is of multi-token prediction, whatever config.json says of it."""
         return self._mtp_pattern(name) is not None

@@ -22,6 +22,7 @@ class Layout(StrEnum):
 
     SAME = "same"  # the same elements at the same place
     QKV = "qkv"  # rows group by group: queries, key, value
+    FUSED_QKV = "fused_qkv"  # the same in one tensor: all queries, all keys, all values
     VOCAB = "vocab"  # rows, then padding that is dropped
     PART = "part"  # some rows of a tensor whose other rows have keys of their own
     LIFTED = "lifted"  # the same elements below a first dimension of one
@@ -69,6 +70,14 @@ class Row:
 @dataclass(frozen=True, slots=True)
 class Drop:
     """Keys that are deliberately not exported, with the reason. A `*` at the end of `key` stands for anything."""
+
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Keys that some programs train and that no reader can repeat, with the reason as a clause."""
 
     key: str
     reason: str
@@ -152,6 +161,7 @@ class Architecture:
     flags: Callable[[Config], frozenset[str]]
     layers: Callable[[Config], Layers]
     drops: tuple[Drop, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
     mtp: MultiTokenPrediction | None = None
     settings: tuple[Says, ...] = ()
     aliases: tuple[str, ...] = ()

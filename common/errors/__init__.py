@@ -16,6 +16,7 @@ from .exit_codes import (
 from .files import CorruptFileError, CorruptIndexError
 from .findings import Findings
 from .model import (
+    AdapterError,
     ArchitectureTableError,
     ExpertIdsError,
     ExpertSpellingError,
@@ -74,6 +75,7 @@ from .usage import BadInputError, MissingConfigError
 __all__ = [
     "SAID_TWICE",
     "SHOWN",
+    "AdapterError",
     "ArchitectureTableError",
     "BadInputError",
     "BadScaleError",

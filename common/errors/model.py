@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .exit_codes import ConflictError, UnsupportedError, UsageError
+from .exit_codes import SHOWN, ConflictError, UnsupportedError, UsageError
 
 PAGE = "docs/contribute/architecture.md"
 
@@ -130,4 +130,20 @@ class TableMismatchError(ConflictError):
             f"The table of {self.architecture} is another than the one it was dumped with: its digest is {self.given}, "
             f"that of the dump {self.dumped}. Give that table with --architecture, or merge with the version of "
             "shardmerge that dumped (`producer` in any manifest)."
+        )
+
+
+@dataclass(eq=False)
+class AdapterError(UnsupportedError):
+    parameters: tuple[str, ...]
+    rank: int
+
+    def message(self) -> str:
+        shown = ", ".join(self.parameters[:SHOWN])
+        more = f" and {len(self.parameters) - SHOWN:,} more" if len(self.parameters) > SHOWN else ""
+        return (
+            f"Rank {self.rank} has {len(self.parameters):,} parameters that are of LoRA adapters or wrapped by them: "
+            f"{shown}{more}. Without its adapters the checkpoint would be another model. Nothing was written. Merge "
+            "them into the weights first: LoRAMerge of megatron-bridge, or merge_and_unload of the PEFT model that "
+            "mcore-bridge made."
         )

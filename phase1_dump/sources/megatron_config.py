@@ -29,6 +29,8 @@ FACTORS = {"state": ("mamba_groups", "mamba_state")}
 
 
 IS_LAYER = re.compile(r"layers\.\d+$")
+IS_ATTENTION = re.compile(r"layers\.\d+\.self_attention$")
+HEADS = ("num_attention_heads", "kv_channels")
 
 
 def check_agreement(config: Any, blueprint: Blueprint, rank: int) -> None:
@@ -59,7 +61,8 @@ def check_agreement(config: Any, blueprint: Blueprint, rank: int) -> None:
 def check_one_config(models: Sequence[Any], rank: int) -> None:
     """Refuse a layer that was given a config of its own which computes otherwise than the model's.
 
-    Modules inside a layer have copies by megatron-core itself, as where tensor parallelism repeats a key head.
+    Modules inside a layer have copies by megatron-core itself, as where tensor parallelism repeats a key head. Heads of
+    an attention must be the model's: no table has layers with others.
 
     Args:
         models: chunks, without wrappers.
@@ -73,10 +76,13 @@ def check_one_config(models: Sequence[Any], rank: int) -> None:
     for model in models:
         for name, module in model.named_modules():
             own = getattr(module, "config", None)
-            if own is None or id(own) in seen or not IS_LAYER.search(name):
+            if own is None or id(own) in seen or not (IS_LAYER.search(name) or IS_ATTENTION.search(name)):
                 continue
             seen.add(id(own))
-            if fields := differing(config, own):
+            fields = differing(config, own)
+            if IS_ATTENTION.search(name):
+                fields = [field for field in fields if field in HEADS]
+            if fields:
                 told = ", ".join(f"{field}={getattr(own, field)}" for field in fields)
                 raise UnsupportedParameterError(name, f"its own config says {told}, unlike the model's", rank)
 

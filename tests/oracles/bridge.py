@@ -79,6 +79,7 @@ def exported(family: Family, folder: Path, *, te: bool) -> dict[str, torch.Tenso
         config = transformers.AutoConfig.from_pretrained(reference)
         config.architectures = [family.architecture]
         AutoMapping.register_module_type("CpuAttention", "column")  # which holds the sinks here
+        AutoMapping.register_module_type("TEPostNormed", "row")
         options: dict[str, Any] = {}
         if family.is_composite:
             config.state = files

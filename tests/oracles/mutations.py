@@ -26,6 +26,9 @@ def mutations(table: Blueprint) -> Iterator[tuple[str, tuple[Row, ...]]]:
         elif row.layout is Layout.QKV:
             turned = replace(row, targets=row.targets[1:] + row.targets[:1])
             yield f"{row.keys[0]} is cut in another order", _with(table, {row: turned})
+        elif row.layout is Layout.FUSED_QKV:
+            plain = replace(row, layout=Layout.SAME)
+            yield f"{row.keys[0]} stays group by group", _with(table, {row: plain})
         elif row.layout is Layout.PACKED and not row.sections and row.transposed:
             (target,) = row.targets
             turned = replace(row, transposed=False, targets=(replace(target, shape=_turned(target.shape)),))

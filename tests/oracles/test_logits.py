@@ -65,11 +65,20 @@ def test_logits_differ_where_a_row_is_changed(family: Family, tmp_path: Path) ->
     missed = [
         what
         for was, (what, wrong, folder) in zip(dumped, tried, strict=True)
-        if was
-        and is_merged(wrong, reference, folder)
-        and torch.allclose(transformers_logits(family, folder / "merged"), computed, rtol=1e-3, atol=1e-3)
+        if was and is_merged(wrong, reference, folder) and _computes(family, folder / "merged", computed)
     ]
     assert missed == []
+
+
+def _computes(family: Family, checkpoint: Path, computed: torch.Tensor) -> bool:
+    """Whether transformers takes a checkpoint and computes these logits."""
+    try:
+        found = transformers_logits(family, checkpoint)
+    except RuntimeError as error:
+        if "mismatch" not in str(error).lower():  # as it refuses a tensor of another shape
+            raise
+        return False
+    return torch.allclose(found, computed, rtol=1e-3, atol=1e-3)
 
 
 def tokens(family: Family) -> torch.Tensor:

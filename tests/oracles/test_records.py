@@ -21,11 +21,11 @@ from tests.oracles.table import ORACLES, every_family, recorded_families
 from tests.oracles.test_logits import COMPUTED
 from tests.worlds.checkpoints import read_hf_tensors
 from tests.worlds.fake import build_model, fake_world
-from tests.worlds.families import Family
+from tests.worlds.families import Family, FullNorms, by_name
 from tests.worlds.filling import fill
 from tests.worlds.mtp import can_build, hold_copies, write_bare
 from tests.worlds.oracle import IMPORTED
-from tests.worlds.topology import SINGLE
+from tests.worlds.topology import SINGLE, Topology
 
 RECORDED = recorded_families()
 BUILT = tuple(family for family in RECORDED if can_build(family))
@@ -77,6 +77,20 @@ def test_one_rank_and_cut_ones_publish_what_the_oracle_exports(family: Family, t
     for topology in topologies(family):
         ours = published(family, topology, reference, tmp_path / topology.name)
         assert differing(family, ours) == [], topology.name
+
+
+@pytest.mark.parametrize("full_norms", ["cut", "whole", "beside"])
+@pytest.mark.parametrize("name", ["olmoe", "minimax_m2"])
+def test_norms_over_all_heads_come_out_alike_however_a_program_describes_them(
+    name: str, full_norms: FullNorms, tmp_path: Path
+) -> None:
+    """Cut by tensor parallelism, whole on both ranks, or whole under names of their own, as mcore-bridge has them."""
+    family = replace(by_name(name), full_norms=full_norms)
+    reference = reference_of(family, tmp_path / "hf")
+
+    ours = published(family, Topology(tp=2), reference, tmp_path)
+
+    assert records.differing(ours, records.read(by_name(name))) == []
 
 
 @pytest.mark.sampled

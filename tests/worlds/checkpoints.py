@@ -14,6 +14,7 @@ import transformers
 from safetensors import safe_open
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from tests.worlds.by_hand import CONFIGS
 from tests.worlds.composites import publish_weights, published
 from tests.worlds.families import Family
 from tests.worlds.hf_config import hf_config
@@ -61,9 +62,13 @@ def hf_class(family: Family) -> Any:
 
 def write_config(family: Family, path: Path) -> Path:
     """Write config.json alone under `path`, which is made, and return it."""
-    kind = hf_class(family).config_class
-    config = kind(**hf_config(family), architectures=[family.architecture], dtype="bfloat16")
-    config.save_pretrained(path)
+    if family.architecture in CONFIGS:
+        path.mkdir(parents=True, exist_ok=True)
+        _write_json(CONFIGS[family.architecture](family), path / "config.json")
+    else:
+        kind = hf_class(family).config_class
+        config = kind(**hf_config(family), architectures=[family.architecture], dtype="bfloat16")
+        config.save_pretrained(path)
     _publish_config(family, path)
     return path
 
@@ -124,7 +129,11 @@ def _publish_config(family: Family, path: Path) -> None:
         return
     config["rope_theta"] = float(family.rope_theta)
     config["torch_dtype"] = "bfloat16"
-    (path / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    _write_json(config, path / "config.json")
+
+
+def _write_json(value: dict[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
 def _write_tokenizer(vocab_size: int, path: Path) -> None:

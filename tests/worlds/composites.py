@@ -1,7 +1,7 @@
 """What config.json and files say of a language model beside a vision tower, and not of one alone.
 
-Must not know megatron-core. Source: transformers 5, models/{qwen3_vl,qwen3_vl_moe,kimi_k25}/configuration_*.py, and
-conversion_mapping.py ("kimi_k25"); for what is published, vllm/model_executor/models/qwen3_vl_moe.py
+Must not know megatron-core. Source: transformers 5, models/{qwen3_vl,qwen3_vl_moe,kimi_k25,llama4}/configuration_*.py,
+and conversion_mapping.py ("kimi_k25"); for what is published, vllm/model_executor/models/qwen3_vl_moe.py
 (`is_fused_checkpoint_transposed`) and kimi_k25{,_vit}.py.
 """
 
@@ -17,11 +17,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from tests.worlds.hf_words import llama4
+
 if TYPE_CHECKING:
     from tests.worlds.families import Family
 
 Json = dict[str, Any]
-VISION = ("model.visual.", "vision_tower.", "mm_projector.")  # beginnings of names of what is beside
+# beginnings of names of what is beside
+VISION = ("model.visual.", "vision_tower.", "mm_projector.", "vision_model.", "multi_modal_projector.")
 KIMI_NAMES = (
     ("language_model.model.blocks.", "language_model.model.layers."),
     ("model.mm_projector.", "mm_projector."),
@@ -86,6 +89,25 @@ def _kimi(family: Family, text: Json) -> Json:
     return _around(family, text, _kimi_vision(family)) | {"projection_hidden_size": 24}
 
 
+def _llama4_vision(_family: Family) -> Json:
+    """Four patches are shuffled into one, which is four times as wide."""
+    return {
+        "hidden_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 96,
+        "projector_input_dim": 44,
+        "projector_output_dim": 52,
+        "vision_output_dim": 52,
+        "image_size": 16,
+        "patch_size": 4,
+    }
+
+
+def _llama4(family: Family, text: Json) -> Json:
+    return _around(family, llama4(family, text), _llama4_vision(family))
+
+
 def _around(family: Family, text: Json, vision: Json) -> Json:
     return {"text_config": text, "vision_config": vision, "tie_word_embeddings": family.tied}
 
@@ -95,6 +117,7 @@ COMPOSITES: dict[str, Callable[[Family, Json], Json]] = {
     "Qwen3VLForConditionalGeneration": _qwen,
     "Qwen3VLMoeForConditionalGeneration": _qwen,
     "KimiK25ForConditionalGeneration": _kimi,
+    "Llama4ForConditionalGeneration": _llama4,
 }
 
 

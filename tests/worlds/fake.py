@@ -16,6 +16,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from tests.worlds.cpu import prepare
 from tests.worlds.families import Family
+from tests.worlds.gemma import add_scale_and_bases
 from tests.worlds.hybrid import hybrid_model
 from tests.worlds.megatron_config import block_spec, mtp_spec, transformer_config
 from tests.worlds.topology import Topology
@@ -118,6 +119,8 @@ def _build_chunk(
         mtp_block_spec=mtp_spec(family.mtp, config, te=te, vp_stage=vp_stage) if family.mtp else None,
         **options,
     )
+    if family.gemma:
+        add_scale_and_bases(model, family.rope_theta, family.gemma.local_theta)
     if family.rope_sections:
         model.rotary_pos_emb = AxesInTurn(family.head_channels, family.rotated, rotary_base=family.rope_theta)
     if family.is_composite:

@@ -10,9 +10,26 @@ from typing import Literal
 
 from tests.worlds.composites import COMPOSITES
 from tests.worlds.topology import TOPOLOGIES, Topology
+from tests.worlds.widths import Experts, Gemma, Indexer, Latent, Mamba, Steps
+
+__all__ = [
+    "FAMILIES",
+    "Architecture",
+    "Experts",
+    "Family",
+    "FullNorms",
+    "Gemma",
+    "Indexer",
+    "Latent",
+    "Mamba",
+    "Steps",
+    "by_name",
+    "topologies_of",
+]
 
 Architecture = Literal[
     "LlamaForCausalLM",
+    "Llama4ForCausalLM",
     "MistralForCausalLM",
     "OlmoeForCausalLM",
     "MiniMaxM2ForCausalLM",
@@ -24,6 +41,7 @@ Architecture = Literal[
     "Qwen3MoeForCausalLM",
     "MixtralForCausalLM",
     "GptOssForCausalLM",
+    "Gemma3ForCausalLM",
     "DeepseekV2ForCausalLM",
     "DeepseekV3ForCausalLM",
     "DeepseekV32ForCausalLM",
@@ -34,89 +52,15 @@ Architecture = Literal[
     "KimiK2ForCausalLM",
     "NemotronForCausalLM",
     "NemotronHForCausalLM",
+    "BailingMoeV2ForCausalLM",
     "Qwen3VLForConditionalGeneration",
     "Qwen3VLMoeForConditionalGeneration",
     "KimiK25ForConditionalGeneration",
+    "Llama4ForConditionalGeneration",
 ]
 # One norm over all heads of the queries, and one over those of the keys: tensor parallelism cuts their weights, or each
-# rank holds them whole. "": none.
-FullNorms = Literal["", "cut", "whole"]
-
-
-@dataclass(frozen=True, slots=True)
-class Experts:
-    """Routed experts; `dense_layers` leading layers have none, `router_groups` 0 means ungrouped routing.
-
-    `normalized` says whether the weights of a token's experts add up to 1.
-    """
-
-    num_experts: int = 8
-    top_k: int = 2
-    width: int = 40
-    shared_width: int = 0
-    shared_gate: bool = False  # multiplies the output of shared experts
-    dense_layers: int = 0
-    router_bias: bool = False
-    score: str = ""  # of the router; "": sigmoid with a bias, softmax without one
-    normalized: bool = True
-    router_groups: int = 0
-    groups_kept: int = 0
-    scaling: float = 1.0
-    latent_width: int = 0  # of what routed experts read and write; 0: the hidden size
-
-
-@dataclass(frozen=True, slots=True)
-class Latent:
-    """Multi-latent attention widths; `query_rank` 0 means no low-rank query."""
-
-    query_rank: int = 24
-    key_value_rank: int = 28
-    nope_channels: int = 20
-    rope_channels: int = 8
-    value_channels: int = 12
-
-
-@dataclass(frozen=True, slots=True)
-class Indexer:
-    """Widths of what chooses the tokens that sparse attention sees, and how it rotates."""
-
-    heads: int = 6
-    channels: int = 14
-    top_k: int = 9
-    interleaved: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Mamba:
-    """Widths of Mamba-2, and a letter for each layer: M for Mamba, * attention, - dense, E experts."""
-
-    pattern: str
-    heads: int = 8
-    head_channels: int = 7
-    groups: int = 4
-    state: int = 10
-
-    def layers(self, letter: str) -> tuple[int, ...]:
-        """Global ids of the layers of this kind."""
-        return tuple(layer for layer, found in enumerate(self.pattern) if found == letter)
-
-
-@dataclass(frozen=True, slots=True)
-class Steps:
-    """Steps of multi-token prediction (MTP) after the decoder; of a hybrid, a letter for each layer of a step.
-
-    `count` are stored. In training one stored step may predict several tokens, one after another: `passes`.
-    """
-
-    count: int = 1
-    pattern: str = ""
-    passes: int = 1
-    dense: bool = False  # a step has no experts, though the decoder's last layer has
-
-    @property
-    def predicted(self) -> int:
-        """How many tokens further training predicts: what megatron-core calls `mtp_num_layers`."""
-        return self.count * self.passes
+# rank holds them whole, under megatron-core's names for norms of a head or (beside) under names of their own. "": none.
+FullNorms = Literal["", "cut", "whole", "beside"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +72,7 @@ class Family:
     tied: bool = False
     qkv_bias: bool = False
     qk_norm: bool = False
+    plain_qk_norm: bool = False  # without weights, in layers that rotate
     bias: bool = False  # of every linear layer, experts and router included
     sinks: bool = False
     window: int = 0  # tokens that every other layer sees, from the first on
@@ -142,22 +87,23 @@ class Family:
     rotated: float = 1.0  # part of a head's channels
     rope_sections: tuple[int, ...] = ()  # pairs for each axis of multimodal positions, which take turns
     neighbours: bool = False  # rotated pairs are neighbours, not halves
-    norm: Literal["RMSNorm", "LayerNorm1P"] = "RMSNorm"  # the latter has biases, and weights stored minus one
+    norm: Literal["RMSNorm", "RMSNorm1P", "LayerNorm1P"] = "RMSNorm"  # 1P: weights stored minus one
     norm_eps: float = 1e-5
-    activation: Literal["silu", "relu2"] = "silu"  # the latter without a gate
+    activation: Literal["silu", "gelu_tanh", "relu2"] = "silu"  # the last without a gate
     window_of_all: bool = False  # not only of every other layer
-    global_layers: tuple[int, ...] = ()  # layers that see all nevertheless, and do not rotate
+    global_layers: tuple[int, ...] = ()  # layers that see all, and do not rotate
     full_norms: FullNorms = ""
     experts: Experts | None = None
     latent: Latent | None = None
     indexer: Indexer | None = None
+    gemma: Gemma | None = None
     mamba: Mamba | None = None
     mtp: Steps | None = None
 
     @property
     def is_gated(self) -> bool:
         """Whether feed-forward layers have a gate."""
-        return self.mamba is None and self.activation == "silu"
+        return self.mamba is None and self.activation != "relu2"
 
     @property
     def is_composite(self) -> bool:
@@ -169,7 +115,8 @@ class Family:
         """Global ids of the layers that hold routed experts."""
         if self.mamba is not None:
             return self.mamba.layers("E")
-        return () if self.experts is None else tuple(range(self.experts.dense_layers, self.layers))
+        every = range(self.layers)
+        return () if self.experts is None else tuple(filter(self.experts.has_layer, every))
 
     def padded_vocab(self, tp_size: int, multiple: int = 128) -> int:
         """Vocabulary rows after megatron's padding; at tp 4 the last two ranks hold nothing but padding."""
@@ -185,9 +132,20 @@ _DEEPSEEK_V2 = Experts(shared_width=80, dense_layers=1, normalized=False, scalin
 _GLM = Experts(shared_width=80, dense_layers=1, router_bias=True, scaling=1.25)
 _NEMOTRON = Experts(shared_width=80, router_bias=True, scaling=2.5)
 
+_LLAMA4 = Family(
+    "llama4",
+    "Llama4ForCausalLM",
+    rope_theta=500000,
+    neighbours=True,
+    plain_qk_norm=True,
+    global_layers=(2,),
+    experts=Experts(top_k=1, shared_width=40, step=2, weighs_inputs=True, score="sigmoid", normalized=False),
+)
+
 FAMILIES: tuple[Family, ...] = (
     Family("llama", "LlamaForCausalLM"),
     Family("llama_tied", "LlamaForCausalLM", tied=True),
+    _LLAMA4,
     Family("mistral", "MistralForCausalLM", norm_eps=1e-6, window=20, window_of_all=True),
     Family("qwen2", "Qwen2ForCausalLM", qkv_bias=True, norm_eps=1e-6),
     Family("qwen3", "Qwen3ForCausalLM", qk_norm=True, norm_eps=1e-6),
@@ -297,6 +255,18 @@ FAMILIES: tuple[Family, ...] = (
         latent=Latent(),
         indexer=Indexer(interleaved=True),
     ),
+    Family(
+        "gemma3",
+        "Gemma3ForCausalLM",
+        tied=True,
+        qk_norm=True,
+        window=16,
+        rope_theta=1000000,
+        norm="RMSNorm1P",
+        norm_eps=1e-6,
+        activation="gelu_tanh",
+        gemma=Gemma(),
+    ),
     Family("nemotron", "NemotronForCausalLM", rotated=2 / 3, norm="LayerNorm1P", activation="relu2"),
     Family("nemotron_h", "NemotronHForCausalLM", experts=_NEMOTRON, mamba=Mamba("ME*-")),
     Family(
@@ -331,6 +301,7 @@ FAMILIES: tuple[Family, ...] = (
         experts=replace(_GLM, scaling=2.5),
         latent=Latent(),
     ),
+    replace(_LLAMA4, name="llama4_vl", architecture="Llama4ForConditionalGeneration"),
 )
 
 

@@ -36,6 +36,8 @@ FUSED_NORMS = (
     ("self_attention.linear_kv_up_proj.layer_norm_weight", "self_attention.kv_layernorm.weight"),
     ("mixer.in_proj.layer_norm_weight", "norm.weight"),
 )
+# norms over all heads have these names too
+OWN_NORMS = {f"self_attention.{one}_norm.weight": f"self_attention.{one}_layernorm.weight" for one in "qk"}
 CONVOLUTION = {
     f"mixer.conv1d_{part}": f"mixer.conv1d.{part}" for part in ("weight", "bias")
 }  # as 0.19 calls them
@@ -116,7 +118,7 @@ def identify(name: str, chunk: GPTModel, family: Family, topology: Topology, pla
         rest = of_decoder[2]
     else:
         return name
-    rest = (dict(FUSED_NORMS) | CONVOLUTION).get(rest, rest)
+    rest = (dict(FUSED_NORMS) | CONVOLUTION | OWN_NORMS).get(rest, rest)
     return f"{layer}.{_with_global_expert(rest, family, topology, place)}"
 
 

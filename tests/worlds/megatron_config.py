@@ -3,11 +3,11 @@
 Decides every option that the two supported versions need on a CPU. Must not know ranks or weights.
 """
 
-from copy import copy
+from copy import copy, deepcopy
 from typing import Any
 
 import torch
-from megatron.core.activations import quick_gelu, squared_relu
+from megatron.core.activations import fast_gelu, quick_gelu, squared_relu
 from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_decoder_block_spec,
     get_gpt_decoder_layer_specs,
@@ -17,11 +17,13 @@ from megatron.core.transformer import multi_latent_attention
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.moe import moe_utils
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
+from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
 from tests.worlds.attention import CpuAttention
-from tests.worlds.centred_norm import CentredLayerNorm
+from tests.worlds.centred_norm import CentredNorm
 from tests.worlds.families import Experts, Family, Latent, Steps
-from tests.worlds.full_norms import FULL_NORMS
+from tests.worlds.full_norms import FULL_NORMS, AttentionWithOwnNorms
+from tests.worlds.gemma import add_norms
 from tests.worlds.hybrid import hybrid_options
 from tests.worlds.sparse import (
     sparse_block_spec,
@@ -31,6 +33,7 @@ from tests.worlds.sparse import (
 )
 from tests.worlds.topology import Topology
 
+FUNCTIONS = {"gelu_tanh": fast_gelu, "relu2": squared_relu}
 # by architecture, where it is not that of most
 ACTIVATIONS: dict[str, dict[str, Any]] = {
     "GptOssForCausalLM": {
@@ -75,19 +78,49 @@ def block_spec(
     if config.experimental_attention_variant == "dsa":
         return sparse_block_spec(config, te=te, vp_stage=vp_stage)
     spec = get_gpt_decoder_block_spec(
-        config, use_transformer_engine=te, normalization=config.normalization, vp_stage=vp_stage
+        config,
+        use_transformer_engine=te,
+        normalization=config.normalization,
+        qk_l2_norm=config.qk_l2_norm,
+        vp_stage=vp_stage,
     )
     centred = config.layernorm_zero_centered_gamma and not te
     if centred:
-        spec.layer_norm = CentredLayerNorm
+        spec.layer_norm = CentredNorm
     for layer in spec.layer_specs:
         _mend_attention(layer, config, te)
         if centred:
-            layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = CentredLayerNorm
+            _centre(layer, of_heads=family.qk_norm)
+        if family.gemma:
+            add_norms(layer, te=te)
         if family.full_norms:
             attention = layer.submodules.self_attention.submodules
             attention.q_layernorm, attention.k_layernorm = FULL_NORMS[family.full_norms]
+        if family.full_norms == "beside":
+            layer.submodules.self_attention.module = AttentionWithOwnNorms
+    if family.plain_qk_norm:
+        first = get_transformer_layer_offset(config, vp_stage=vp_stage)
+        spec.layer_specs = [
+            _without_norm(layer) if number in family.global_layers else layer
+            for number, layer in enumerate(spec.layer_specs, first)
+        ]
     return spec
+
+
+def _centre(layer: Any, *, of_heads: bool) -> None:
+    """Let the norms of a local spec, also those of heads if there are some, be stored minus one."""
+    layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = CentredNorm
+    if of_heads:
+        attention = layer.submodules.self_attention.submodules
+        attention.q_layernorm = attention.k_layernorm = CentredNorm
+
+
+def _without_norm(layer: Any) -> Any:
+    """Return a spec of a layer that norms neither queries nor keys. megatron-core gives alike layers the same one."""
+    own = deepcopy(layer)
+    own.submodules.self_attention.submodules.q_layernorm = IdentityOp
+    own.submodules.self_attention.submodules.k_layernorm = IdentityOp
+    return own
 
 
 def mtp_spec(
@@ -155,6 +188,7 @@ def _model_options(family: Family) -> dict[str, Any]:
         "kv_channels": family.head_channels,
         "ffn_hidden_size": family.dense_width,
         "qk_layernorm": family.qk_norm or bool(family.full_norms) or family.latent is not None,
+        "qk_l2_norm": family.plain_qk_norm,
         "add_qkv_bias": family.qkv_bias,
         "rotary_interleaved": family.neighbours,
         **({"mrope_section": list(family.rope_sections)} if family.rope_sections else {}),
@@ -165,7 +199,9 @@ def _model_options(family: Family) -> dict[str, Any]:
         "normalization": family.norm.removesuffix("1P"),
         "layernorm_zero_centered_gamma": family.norm.endswith("1P"),
         "gated_linear_unit": family.is_gated,
-        "activation_func": torch.nn.functional.silu if family.is_gated else squared_relu,
+        "activation_func": torch.nn.functional.silu if family.mamba is None else squared_relu,
+        **({} if family.activation == "silu" else {"activation_func": FUNCTIONS[family.activation]}),
+        **({"softmax_scale": family.gemma.scalar**-0.5} if family.gemma else {}),
         **ACTIVATIONS.get(family.architecture, {}),
         "attention_dropout": 0.0,
         "hidden_dropout": 0.0,
@@ -179,11 +215,13 @@ def _model_options(family: Family) -> dict[str, Any]:
 
 def _windows(family: Family) -> dict[str, Any]:
     size: dict[str, Any] = {"window_size": (family.window - 1, 0)}
-    if not family.window or family.window_of_all:
-        return size if family.window else {}
+    seeing_all = [int(layer in family.global_layers) for layer in range(family.layers)]
+    if not family.window:
+        return {"no_rope_freq": seeing_all} if family.global_layers else {}
+    if family.window_of_all:
+        return size
     if not family.global_layers:
         return {**size, "window_attn_skip_freq": 2}
-    seeing_all = [int(layer in family.global_layers) for layer in range(family.layers)]
     of_steps = [1] * (family.mtp.predicted if family.mtp else 0)  # 0.16 counts steps as layers after the last
     windows = [1 - one for one in seeing_all] + of_steps
     return {**size, "window_attn_skip_freq": windows, "no_rope_freq": seeing_all}
@@ -219,7 +257,8 @@ def _expert_options(experts: Experts, layers: int) -> dict[str, Any]:
         "num_moe_experts": experts.num_experts,
         "moe_router_topk": experts.top_k,
         "moe_ffn_hidden_size": experts.width,
-        "moe_layer_freq": [int(layer >= experts.dense_layers) for layer in range(layers)],
+        "moe_layer_freq": [int(experts.has_layer(layer)) for layer in range(layers)],
+        "moe_apply_probs_on_input": experts.weighs_inputs,
         "moe_shared_expert_intermediate_size": experts.shared_width or None,
         "moe_shared_expert_gate": experts.shared_gate,
         "moe_router_load_balancing_type": "none",

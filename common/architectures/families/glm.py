@@ -11,7 +11,7 @@ from __future__ import annotations
 from ..blocks.attention import GROUPED_QUERY_ATTENTION, QKV_BIAS, head_norms, rotated_heads
 from ..blocks.embeddings import EMBEDDINGS, NORMS, TIED, rms_norms
 from ..blocks.experts import EITHER, IN_EITHER, OWN_LOADER
-from ..blocks.mla import LATENT_ATTENTION, LATENT_SIZES, ROPE_INTERLEAVED
+from ..blocks.mla import LATENT_ATTENTION, LATENT_SIZES, ROPE_INTERLEAVED, SECOND_NORM
 from ..blocks.mlp import DENSE_MLP, ROUTED_EXPERTS, SHARED_EXPERTS, activation
 from ..blocks.mtp import (
     ALIAS,
@@ -102,6 +102,7 @@ GLM4_MOE_LITE = Architecture(
     deepseek.dimensions,
     deepseek.flags,
     _lite_layers,
+    refusals=SECOND_NORM,
     mtp=MultiTokenPrediction(
         lambda config: (steps_of(config), 1),
         STEP_LAYER,

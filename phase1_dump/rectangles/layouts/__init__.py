@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from shardmerge.common.architectures import Blueprint, Claim, Layout
 
 from .box import Box, Dimensions, Piece, Rules
+from .fused_qkv import FUSED_QKV
 from .lifted import LIFTED
 from .packed import PACKED
 from .qkv import QKV
@@ -23,6 +24,7 @@ LAYOUTS: dict[Layout, Rules] = {
     Layout.SAME: SAME,
     Layout.VOCAB: VOCAB,
     Layout.QKV: QKV,
+    Layout.FUSED_QKV: FUSED_QKV,
     Layout.PART: SECTIONS,
     Layout.LIFTED: LIFTED,
     Layout.PACKED: PACKED,

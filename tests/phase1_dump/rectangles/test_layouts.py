@@ -103,6 +103,34 @@ def test_three_ranks_cut_inside_a_head(rank: int, expected: Rows) -> None:
     assert fused(8 * rank, 8) == expected
 
 
+# of one tensor that stays fused: queries 0-11, keys 12-17, values 18-23
+ONE = Tensor("qkv", (24, 5), False)
+
+
+@pytest.mark.parametrize(
+    ("first", "count", "expected"),
+    [
+        # both groups, which tensor parallelism of 2 gives to a rank each
+        (0, 12, [("qkv", 0, 0, 6), ("qkv", 12, 6, 3), ("qkv", 18, 9, 3)]),
+        (12, 12, [("qkv", 6, 0, 6), ("qkv", 15, 6, 3), ("qkv", 21, 9, 3)]),
+        # the second of three ranks: the last row of a key, its value, the first of the next group's queries
+        (8, 8, [("qkv", 14, 0, 1), ("qkv", 18, 1, 3), ("qkv", 6, 4, 4)]),
+    ],
+)
+def test_one_tensor_of_queries_keys_and_values_has_all_queries_first(
+    first: int, count: int, expected: Rows
+) -> None:
+    pieces = mapped(Layout.FUSED_QKV, Box((24, 5), (first, 0), (count, 5)), [ONE], HEADS)
+
+    assert rows(pieces) == expected
+    assert {(piece.offset[1:], piece.source[1:], piece.shape[1:]) for piece in pieces} == {((0,), (0,), (5,))}
+
+
+def test_one_tensor_of_other_heads_is_a_mismatch() -> None:
+    with pytest.raises(MismatchError, match=r"qkv: shape in the model is \[30, 5\], expected \[24, 5\]"):
+        mapped(Layout.FUSED_QKV, Box((30, 5), (0, 0), (30, 5)), [ONE], HEADS)
+
+
 def test_a_bias_follows_the_rows_of_its_weight() -> None:
     tensors = [Tensor(name, (size,), False) for name, size in (("q", 12), ("k", 6), ("v", 6))]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from ...blocks.embeddings import EMBEDDINGS, NORMS, TIED, rms_norms
 from ...blocks.experts import OWN_LOADER
-from ...blocks.mla import LATENT_ATTENTION, LATENT_SETTINGS, latent_dimensions, latent_flags
+from ...blocks.mla import LATENT_ATTENTION, LATENT_SETTINGS, SECOND_NORM, latent_dimensions, latent_flags
 from ...blocks.mlp import DENSE_MLP, ROUTED_EXPERTS, SHARED_EXPERTS, activation
 from ...blocks.mtp import (
     ALIAS,
@@ -86,5 +86,6 @@ DEEPSEEK_V3 = Architecture(
     ),
     aliases=("KimiK2ForCausalLM",),
     experts=OWN_LOADER,
+    refusals=SECOND_NORM,
     oracles=("Megatron-Bridge", "Model-Optimizer", "transformers"),
 )

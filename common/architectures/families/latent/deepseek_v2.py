@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from ...blocks.embeddings import EMBEDDINGS, NORMS, TIED, rms_norms
 from ...blocks.experts import OWN_LOADER
-from ...blocks.mla import FIXED_NORM_EPS, LATENT_ATTENTION, LATENT_SIZES
+from ...blocks.mla import FIXED_NORM_EPS, LATENT_ATTENTION, LATENT_SIZES, SECOND_NORM
 from ...blocks.mlp import DENSE_MLP, ROUTED_EXPERTS, SHARED_EXPERTS, activation
 from ...blocks.mtp import decoder_and_steps
 from ...blocks.router import EXPERTS_PER_TOKEN, plain_router
@@ -46,6 +46,7 @@ DEEPSEEK_V2 = Architecture(
     dimensions,
     flags,
     _layers,
+    refusals=SECOND_NORM,
     settings=(
         *LATENT_SIZES,
         always("rope_interleaved", True),

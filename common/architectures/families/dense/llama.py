@@ -5,7 +5,7 @@ Source: transformers, models/{llama,mistral,qwen2,qwen3}/{configuration,modeling
 
 from __future__ import annotations
 
-from ..blocks.attention import (
+from ...blocks.attention import (
     GROUPED_QUERY_ATTENTION,
     HEAD_NORMS,
     QKV_BIAS,
@@ -14,11 +14,11 @@ from ..blocks.attention import (
     window_of_all,
     windows_by_layer,
 )
-from ..blocks.embeddings import EMBEDDINGS, NORMS, TIED, rms_norms
-from ..blocks.mlp import DENSE_MLP, activation
-from ..dimensions import common_dimensions, common_flags, integer, layers_alike
-from ..rows import Architecture, Config
-from ..settings.says import derived
+from ...blocks.embeddings import EMBEDDINGS, NORMS, TIED, rms_norms
+from ...blocks.mlp import DENSE_MLP, activation
+from ...dimensions import common_dimensions, common_flags, integer, layers_alike
+from ...rows import Architecture, Config
+from ...settings.says import derived
 
 
 def _flags_always_biased(config: Config) -> frozenset[str]:
