@@ -14,6 +14,8 @@ from .families.bailing import BAILING_MOE_V2
 from .families.composite.kimi_k25 import KIMI_K25
 from .families.composite.llama4 import LLAMA4_VL
 from .families.composite.qwen3_vl import QWEN3_VL, QWEN3_VL_MOE
+from .families.delta.qwen3_5 import QWEN3_5, QWEN3_5_MOE, QWEN3_5_MOE_VL, QWEN3_5_VL
+from .families.delta.qwen3_next import QWEN3_NEXT
 from .families.dense.gemma3 import GEMMA3
 from .families.dense.llama import LLAMA, MISTRAL, QWEN2, QWEN3
 from .families.dense.nemotron import NEMOTRON
@@ -44,6 +46,11 @@ TABLES = (
     QWEN3,
     QWEN2_MOE,
     QWEN3_MOE,
+    QWEN3_NEXT,
+    QWEN3_5,
+    QWEN3_5_MOE,
+    QWEN3_5_VL,
+    QWEN3_5_MOE_VL,
     MIXTRAL,
     OLMOE,
     MINIMAX_M2,

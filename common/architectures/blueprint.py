@@ -62,8 +62,8 @@ class Blueprint:
     """A table bound to a config.json. Raises BadInputError if the config lacks or contradicts a dimension.
 
     Layers are numbered through: those of multi-token prediction (MTP) follow the `num_layers` of the decoder.
-    `held` are names of the reference's tensors, which decide about rows that are `if_held`, and of the spellings those
-    that `said` leaves open.
+    `held` are names of the reference's tensors, which decide about rows that are `if_held`, for some architectures
+    about steps of MTP of which config.json does not speak, and of the spellings about those that `said` leaves open.
 
     Attributes:
         rows: Those that some layer may have.
@@ -86,6 +86,8 @@ class Blueprint:
     def __post_init__(self, held: Container[str], said: Spelled | None) -> None:
         try:
             mtp = self.architecture.mtp
+            if mtp:
+                self._set(config=mtp.spoken(self.config, held))
             steps, period = mtp.steps(self.config) if mtp else (0, 1)
             dimensions = _bounded(self.architecture.dimensions(self.config), steps * period)
             flags = self.architecture.flags(self.config)

@@ -101,6 +101,7 @@ def _steps(mtp: MultiTokenPrediction, renamed: Renamed, place: Composite) -> Mul
         steps=lambda config: mtp.steps(language_config(config, place)),
         hf_layers=(decoder, steps),
         without=lambda config: {**config, place.config: mtp.without(config[place.config])},
+        spoken=lambda config, held: {**config, place.config: mtp.spoken(config[place.config], held)},
     )
 
 

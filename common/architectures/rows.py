@@ -23,8 +23,9 @@ class Layout(StrEnum):
     SAME = "same"  # the same elements at the same place
     QKV = "qkv"  # rows group by group: queries, key, value
     FUSED_QKV = "fused_qkv"  # the same in one tensor: all queries, all keys, all values
+    GATED_QKV = "gated_qkv"  # rows group by group: queries, gates, key, value
     VOCAB = "vocab"  # rows, then padding that is dropped
-    PART = "part"  # some rows of a tensor whose other rows have keys of their own
+    PART = "part"  # some rows of a tensor, or of each of its groups, whose other rows have keys of their own
     LIFTED = "lifted"  # the same elements below a first dimension of one
     PACKED = "packed"  # one expert's of a tensor that holds those of all experts
 
@@ -60,9 +61,12 @@ class Row:
     float32: bool = False  # kept float32 whatever dtype the model has
     sections: tuple[str, ...] = ()  # of Layout.PART and PACKED: rows of all parts of the target, in order
     part: int = 0  # which of them this is
-    interleaved: bool = False  # of Layout.PACKED: the parts' rows alternate
+    interleaved: bool = (
+        False  # of Layout.PACKED: the parts' rows alternate; of GATED_QKV: queries and gates do
+    )
     transposed: bool = False  # of Layout.PACKED: each expert's is transposed
     copy_of: str = ""  # Hugging Face name of the tensor that the target repeats; no rank has keys of it
+    plain_norm: bool = False  # readers add nothing to it, though they add 1 to the weights of all other norms
     if_held: bool = False  # only where the reference holds the target: published files differ
     spelling: Spelling | None = None  # only in layers whose experts are spelled so
 
@@ -95,6 +99,8 @@ class MultiTokenPrediction:
         hf_layers: What Hugging Face names of decoder layers begin with, and what those of its layers begin with.
         without: Returns a config.json that says, to all readers, that there is none.
         source: Where that is known from.
+        spoken: Of a config.json, and the names of the tensors beside it: the same with the number of steps that these
+            show, for architectures whose published config.json is silent.
     """
 
     steps: Callable[[Config], tuple[int, int]]
@@ -102,6 +108,7 @@ class MultiTokenPrediction:
     hf_layers: tuple[str, str]
     without: Callable[[Config], dict[str, Any]]
     source: str
+    spoken: Callable[[Config, Container[str]], Config] = lambda config, _: config
 
 
 @dataclass(frozen=True, slots=True)

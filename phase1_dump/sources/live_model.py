@@ -40,6 +40,7 @@ from ..world import World
 from .host_buffers import HostBuffers
 from .language_models import language_models, left_beside
 from .megatron_config import check_agreement, check_one_config
+from .module_words import refuse_other_orders, with_ones_added
 from .modules import local_experts, router_bias_dtypes
 from .parameters import parameters_of
 from .reading import read
@@ -184,6 +185,7 @@ def _claim(
     by_chunk, drops = claim_all(parameters, table, rank, drop_mtp=options.drop_mtp)
     claimed: list[Claimed] = []
     caches: list[KVCache] = []
+    centred = bool(table.says("zero_centred_norms").value)
     for model, held in zip(models, by_chunk, strict=True):
         layers = local_experts(model)
         check_expert_ids(
@@ -193,7 +195,9 @@ def _claim(
             rank,
         )
         caches += kv_caches(model, held, rank)
-        claimed += pack_claims(model, held, rank, dequantize=options.dequantize)
+        refuse_other_orders(model, held, rank)
+        packed = pack_claims(model, held, rank, dequantize=options.dequantize)
+        claimed += with_ones_added(model, packed, centred=centred, rank=rank)
     return claimed, caches, drops
 
 

@@ -23,9 +23,17 @@ ATTRIBUTES = {
     "head_dim": "kv_channels",
     "mamba_groups": "mamba_num_groups",
     "mamba_state": "mamba_state_dim",
+    "delta_key_heads": "linear_num_key_heads",
+    "delta_value_heads": "linear_num_value_heads",
+    "delta_key_dim": "linear_key_head_dim",
+    "delta_value_dim": "linear_value_head_dim",
 }
-# size of a section that is a product, which hides its factors -> its factors
-FACTORS = {"state": ("mamba_groups", "mamba_state")}
+DELTA = ("delta_key_heads", "delta_value_heads", "delta_key_dim", "delta_value_dim")
+# size of a section that is a product or a quotient, which hides its factors -> its factors
+FACTORS = {
+    "state": ("mamba_groups", "mamba_state"),
+    **dict.fromkeys(("delta_keys", "delta_values", "delta_key_dim", "group_values", "group_heads"), DELTA),
+}
 
 
 IS_LAYER = re.compile(r"layers\.\d+$")

@@ -230,3 +230,75 @@ def test_what_no_row_of_bailing_has_is_refused(said: Json) -> None:
 def test_all_values_that_a_table_does_not_know_are_named() -> None:
     with pytest.raises(BadInputError, match="use_qkv_bias = True, norm_head = True, use_rmsnorm = False"):
         blueprint(bailing(use_qkv_bias=True, norm_head=True, use_rmsnorm=False))
+
+
+SHARED: Json = {**ROUTED, "shared_expert_intermediate_size": 28}
+
+
+def delta(architecture: str = "Qwen3NextForCausalLM", **said: Any) -> Json:
+    return config(architecture, **SHARED, **said)
+
+
+def test_every_fourth_layer_has_attention_unless_config_json_says_otherwise() -> None:
+    assert setting("linear_attention_layers", delta()) == [1, 1, 1, 0]
+    assert setting("linear_attention_layers", delta(full_attention_interval=2)) == [1, 0, 1, 0]
+    kinds = ["full_attention", "linear_attention", "linear_attention", "full_attention"]
+    assert setting("linear_attention_layers", delta(layer_types=kinds)) == [0, 1, 1, 0]
+    none = delta(layer_types=["full_attention"] * 4)
+    assert (setting("linear_attention_layers", none), setting("attention_variant", none)) == (None, None)
+    for wrong in (kinds[:3], [*kinds[:3], "sliding_attention"]):
+        with pytest.raises(BadInputError, match="layer_types"):
+            blueprint(delta(layer_types=wrong))
+
+
+def test_sizes_of_a_delta_net_are_those_of_the_config_class_where_config_json_says_nothing() -> None:
+    said = blueprint(delta()).settings()
+    names = ("delta_key_heads", "delta_value_heads", "delta_key_dim", "delta_value_dim", "delta_kernel")
+    assert [said[name].value for name in names] == [16, 32, 128, 128, 4]
+    shapes = blueprint(delta()).shapes()
+    assert shapes["model.layers.0.linear_attn.in_proj_qkvz.weight"] == (2 * 2048 + 2 * 4096, 8)
+    assert shapes["model.layers.3.self_attn.q_proj.weight"] == (2 * 4 * 6, 8)
+    with pytest.raises(BadInputError, match="linear_num_key_heads = 3"):
+        blueprint(delta(linear_num_key_heads=3))
+
+
+def test_a_quarter_of_a_head_of_qwen3_next_rotates_unless_config_json_says_otherwise() -> None:
+    assert len(setting("rope_frequencies", delta(head_dim=16))) == 2
+    assert len(setting("rope_frequencies", delta(head_dim=16, partial_rotary_factor=0.5))) == 4
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        (delta(attention_bias=True), "of which the table knows no tensors"),
+        (delta("Qwen3_5MoeForCausalLM", attn_output_gate=False), "attn_output_gate"),
+        (delta("Qwen3_5MoeForCausalLM", mtp_use_dedicated_embeddings=True), "mtp_use_dedicated_embeddings"),
+        (delta(num_nextn_predict_layers=2), "num_nextn_predict_layers = 2"),
+        ({key: value for key, value in delta().items() if key != "head_dim"}, "head_dim"),
+    ],
+    ids=["bias", "gate", "embeddings", "steps", "head_dim"],
+)
+def test_what_the_tables_of_delta_nets_do_not_know_is_refused(said: Json, why: str) -> None:
+    with pytest.raises(BadInputError, match=why):
+        blueprint(said)
+
+
+def test_readers_of_a_delta_net_have_one_activation() -> None:
+    with pytest.raises(BadInputError, match="where a DeltaNet has silu"):
+        blueprint(delta(hidden_act="gelu")).settings()
+
+
+def test_a_step_of_qwen3_next_is_promised_by_a_number_or_by_the_tensors_that_are_there() -> None:
+    def steps(said: Json, held: tuple[str, ...] = ()) -> int:
+        return len(blueprint(said, held).mtp_layers)
+
+    held = ("mtp.fc.weight",)
+    assert (steps(delta()), steps(delta(), held)) == (0, 1)
+    assert (steps(delta(num_nextn_predict_layers=1)), steps(delta(num_nextn_predict_layers=0), held)) == (
+        1,
+        0,
+    )
+    assert steps(delta("Qwen3_5MoeForCausalLM", mtp_num_hidden_layers=1)) == 1
+    mtp = blueprint(delta(), held).architecture.mtp
+    assert mtp is not None
+    assert steps(dict(mtp.without(delta())), held) == 0

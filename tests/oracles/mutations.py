@@ -23,6 +23,11 @@ def mutations(table: Blueprint) -> Iterator[tuple[str, tuple[Row, ...]]]:
             others = [one.targets[0].name for one in used if one.copy_of or one.layout is Layout.VOCAB]
             other = next(name for name in others if name != row.copy_of and "{" not in name)
             yield f"{row.targets[0].name} copies {other}", _with(table, {row: replace(row, copy_of=other)})
+        elif row.plain_norm:
+            yield f"nothing is added to {row.keys[0]}", _with(table, {row: replace(row, plain_norm=False)})
+        elif row.layout is Layout.GATED_QKV:
+            turned = replace(row, interleaved=not row.interleaved)
+            yield f"queries and gates of {row.keys[0]} lie otherwise", _with(table, {row: turned})
         elif row.layout is Layout.QKV:
             turned = replace(row, targets=row.targets[1:] + row.targets[:1])
             yield f"{row.keys[0]} is cut in another order", _with(table, {row: turned})

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from tests.worlds.by_hand import BY_HAND
-from tests.worlds.families import FAMILIES, Family, Steps
+from tests.worlds.families import FAMILIES, Family
 from tests.worlds.mtp import COPIES, MTP_FAMILIES, NEMOTRON_H_MTP
+from tests.worlds.widths import Steps
 
 BRIDGE: Final = "Megatron-Bridge"
 MCORE_BRIDGE: Final = "mcore-bridge"
@@ -27,6 +28,7 @@ class Oracle:
         te: Whether it is given Transformer Engine's modules, or those of the local spec.
         copies: Names below a step that it leaves out -> the tensor of the model that each repeats.
         held: Whether published files, and so the reference, hold these copies, and the program writes them.
+        packed: Whether it is told that published files pack the decoder's experts, which it would see in a file.
         reason: Why this program and these modules, as a sentence.
     """
 
@@ -34,6 +36,7 @@ class Oracle:
     te: bool = True
     copies: dict[str, str] | None = None
     held: bool = False
+    packed: bool = False
     reason: str = ""
 
 
@@ -55,6 +58,9 @@ ORACLES: Final[dict[str, Oracle]] = {
     "ernie4_5_moe": Oracle(),
     "exaone_moe": Oracle(),
     "qwen2_moe": Oracle(MCORE_BRIDGE, reason="Megatron-Bridge 0.6.2 does not know the class."),
+    "qwen3_next": Oracle(),
+    "qwen3_5": Oracle(),
+    "qwen3_5_moe": Oracle(packed=True),
     "mixtral": Oracle(
         "",
         reason="Neither Megatron-Bridge nor mcore-bridge knows Mixtral. Model-Optimizer imports what transformers "
@@ -87,6 +93,8 @@ ORACLES: Final[dict[str, Oracle]] = {
     "nemotron_h_latent": Oracle(),
     "qwen3_vl": Oracle(),
     "qwen3_vl_moe": Oracle(),
+    "qwen3_5_vl": Oracle(),
+    "qwen3_5_moe_vl": Oracle(),
     "kimi_k25": Oracle(),
     "llama4_vl": Oracle(MCORE_BRIDGE, reason="Megatron-Bridge does not know the class."),
     "bailing_moe_v2": Oracle(),
@@ -96,6 +104,9 @@ ORACLES: Final[dict[str, Oracle]] = {
     "glm4_moe_lite_mtp": Oracle(held=True),
     "exaone_moe_mtp": Oracle(),
     "glm_moe_dsa_mtp": Oracle(copies=COPIES),
+    "qwen3_next_mtp": Oracle(),
+    "qwen3_5_mtp": Oracle(),
+    "qwen3_5_moe_mtp": Oracle(packed=True),
     "nemotron_h_mtp": Oracle(),
     "nemotron_h_latent_mtp": Oracle(),
     "nemotron_h_mixed_mtp": Oracle(

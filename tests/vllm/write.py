@@ -22,11 +22,12 @@ from tests.dumps.quantized_dumps import dump_quantized
 from tests.journeys.nemotron import narrow
 from tests.journeys.test_nemotron import PP9_EP8, TP4_EP8, write_reference
 from tests.journeys.test_nemotron import dump_quantized as dump_rank
-from tests.worlds.families import FAMILIES, Family, Steps
+from tests.worlds.families import FAMILIES, Family
 from tests.worlds.gloo import GlooRanks
 from tests.worlds.mtp import MTP_FAMILIES, can_build, write_checkpoint
 from tests.worlds.quantizing import DEEPSEEK_V3, NEMOTRON_H, NEMOTRON_H_LATENT, QWEN3_MOE
 from tests.worlds.topology import SINGLE, Topology
+from tests.worlds.widths import Steps
 
 TE_PATH = Path(sys.prefix) / "te-python"
 SEQUENTIAL = Topology(pp=2, ep=2, dp=2)

@@ -20,6 +20,7 @@ from tests.worlds.families import Family
 from tests.worlds.hf_config import hf_config
 
 FLOAT32 = {"A_log", "D"}
+PUBLISHED_PACKED = ("Qwen3_5MoeForCausalLM", "Qwen3_5MoeForConditionalGeneration")
 KIMI = {
     "KimiK2ForCausalLM": "DeepseekV3ForCausalLM",
     "KimiK25ForConditionalGeneration": "Kimi_K25ForConditionalGeneration",
@@ -37,13 +38,14 @@ def write_hf_checkpoint(
 ) -> Path:
     """Write weights, config, tokenizer and generation config of the family under `path` and return it.
 
-    bfloat16 throughout but for what megatron-core holds in float32: `e_score_correction_bias`, `A_log` and `D`.
-    transformers packs experts in memory and itself restores the published per-expert names when saving, unless they
-    are to stay `packed`.
+    bfloat16 throughout but for what megatron-core holds in float32: `e_score_correction_bias`, Mamba's `A_log` and `D`.
+    transformers packs experts in memory and itself restores per-expert names when saving, unless they are to stay
+    `packed`, as those of `PUBLISHED_PACKED` are published.
     """
     model = random_hf_model(family, seed)
     options: dict[str, Any] = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
-    options |= {"save_original_format": False} if packed else {}
+    is_packed = packed or family.architecture in PUBLISHED_PACKED
+    options |= {"save_original_format": False} if is_packed else {}
     model.save_pretrained(path, **options)
     if family.is_composite:
         publish_weights(family, path)
@@ -91,7 +93,9 @@ def random_hf_model(family: Family, seed: int = 0) -> Any:
                     if isinstance(module.e_score_correction_bias, torch.nn.Parameter)
                     else drawn
                 )
-            for name in FLOAT32 & {own for own, _ in module.named_parameters(recurse=False)}:
+            for name in (FLOAT32 if family.mamba else set()) & {
+                own for own, _ in module.named_parameters(recurse=False)
+            }:
                 parameter = getattr(module, name)
                 parameter.data = torch.randn(parameter.shape, generator=generator)
     return model

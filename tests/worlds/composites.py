@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from tests.worlds.hf_words import llama4
+from tests.worlds.hf_words import delta, llama4
 
 if TYPE_CHECKING:
     from tests.worlds.families import Family
@@ -70,6 +70,14 @@ def _qwen(family: Family, text: Json) -> Json:
     return _around(family, text, _qwen_vision(family))
 
 
+def _qwen_delta(family: Family, text: Json) -> Json:
+    """Nothing is added to the hidden states after the first layers."""
+    axes = {"mrope_section": list(family.rope_sections), "mrope_interleaved": True}
+    text = delta(family, text | {"rope_parameters": text["rope_parameters"] | axes})
+    vision = {key: value for key, value in _qwen_vision(family).items() if "deepstack" not in key}
+    return _around(family, text, vision)
+
+
 def _kimi(family: Family, text: Json) -> Json:
     experts = family.experts
     assert experts is not None
@@ -116,6 +124,8 @@ def _around(family: Family, text: Json, vision: Json) -> Json:
 COMPOSITES: dict[str, Callable[[Family, Json], Json]] = {
     "Qwen3VLForConditionalGeneration": _qwen,
     "Qwen3VLMoeForConditionalGeneration": _qwen,
+    "Qwen3_5ForConditionalGeneration": _qwen_delta,
+    "Qwen3_5MoeForConditionalGeneration": _qwen_delta,
     "KimiK25ForConditionalGeneration": _kimi,
     "Llama4ForConditionalGeneration": _llama4,
 }

@@ -6,15 +6,17 @@ Must not know checkpoints or shardmerge.
 """
 
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from typing import Literal
 
 from tests.worlds.composites import COMPOSITES
 from tests.worlds.topology import TOPOLOGIES, Topology
-from tests.worlds.widths import Experts, Gemma, Indexer, Latent, Mamba, Steps
+from tests.worlds.widths import Delta, Experts, Gemma, Indexer, Latent, Mamba, Steps
 
 __all__ = [
     "FAMILIES",
     "Architecture",
+    "Delta",
     "Experts",
     "Family",
     "FullNorms",
@@ -39,6 +41,11 @@ Architecture = Literal[
     "Qwen3ForCausalLM",
     "Qwen2MoeForCausalLM",
     "Qwen3MoeForCausalLM",
+    "Qwen3NextForCausalLM",
+    "Qwen3_5ForCausalLM",
+    "Qwen3_5MoeForCausalLM",
+    "Qwen3_5ForConditionalGeneration",
+    "Qwen3_5MoeForConditionalGeneration",
     "MixtralForCausalLM",
     "GptOssForCausalLM",
     "Gemma3ForCausalLM",
@@ -58,6 +65,8 @@ Architecture = Literal[
     "KimiK25ForConditionalGeneration",
     "Llama4ForConditionalGeneration",
 ]
+# asked without importing it, as Transformer Engine comes first
+HAS_DELTA_CP = not version("megatron-core").startswith("0.16.")
 # One norm over all heads of the queries, and one over those of the keys: tensor parallelism cuts their weights, or each
 # rank holds them whole, under megatron-core's names for norms of a head or (beside) under names of their own. "": none.
 FullNorms = Literal["", "cut", "whole", "beside"]
@@ -98,6 +107,7 @@ class Family:
     indexer: Indexer | None = None
     gemma: Gemma | None = None
     mamba: Mamba | None = None
+    delta: Delta | None = None
     mtp: Steps | None = None
 
     @property
@@ -187,6 +197,36 @@ FAMILIES: tuple[Family, ...] = (
         qkv_bias=True,
         norm_eps=1e-6,
         experts=Experts(shared_width=88, shared_gate=True, normalized=False),
+    ),
+    Family(
+        "qwen3_next",
+        "Qwen3NextForCausalLM",
+        qk_norm=True,
+        rotated=0.5,
+        norm="RMSNorm1P",
+        norm_eps=1e-6,
+        experts=Experts(shared_width=88, shared_gate=True),
+        delta=Delta("D*D*"),
+    ),
+    Family(
+        "qwen3_5",
+        "Qwen3_5ForCausalLM",
+        tied=True,
+        qk_norm=True,
+        rotated=0.5,
+        norm="RMSNorm1P",
+        norm_eps=1e-6,
+        delta=Delta("*DD*"),
+    ),
+    Family(
+        "qwen3_5_moe",
+        "Qwen3_5MoeForCausalLM",
+        qk_norm=True,
+        rotated=0.5,
+        norm="RMSNorm1P",
+        norm_eps=1e-6,
+        experts=Experts(shared_width=88, shared_gate=True),
+        delta=Delta("DDD*"),
     ),
     Family("mixtral", "MixtralForCausalLM", experts=Experts(width=104)),
     Family(
@@ -294,6 +334,28 @@ FAMILIES: tuple[Family, ...] = (
         experts=Experts(),
     ),
     Family(
+        "qwen3_5_vl",
+        "Qwen3_5ForConditionalGeneration",
+        tied=True,
+        qk_norm=True,
+        rotated=0.5,
+        rope_sections=(1, 1, 1),
+        norm="RMSNorm1P",
+        norm_eps=1e-6,
+        delta=Delta("*DD*"),
+    ),
+    Family(
+        "qwen3_5_moe_vl",
+        "Qwen3_5MoeForConditionalGeneration",
+        qk_norm=True,
+        rotated=0.5,
+        rope_sections=(1, 1, 1),
+        norm="RMSNorm1P",
+        norm_eps=1e-6,
+        experts=Experts(shared_width=88, shared_gate=True),
+        delta=Delta("DDD*"),
+    ),
+    Family(
         "kimi_k25",
         "KimiK25ForConditionalGeneration",
         groups=8,
@@ -313,8 +375,10 @@ def by_name(name: str) -> Family:
 def topologies_of(family: Family) -> tuple[Topology, ...]:
     """Return the listed worlds that can hold the family.
 
-    megatron refuses ep and etp without experts, etp with biases of experts, and virtual stages of Mamba (0.16).
+    megatron refuses ep and etp without experts, etp with biases of experts, and (0.16) virtual stages of Mamba and a
+    DeltaNet with context parallelism.
     """
     worlds = (world for world in TOPOLOGIES if family.experts is not None or world.ep * world.etp == 1)
     worlds = (world for world in worlds if not family.bias or world.etp == 1)
+    worlds = (world for world in worlds if family.delta is None or world.cp == 1 or HAS_DELTA_CP)
     return tuple(world for world in worlds if family.mamba is None or world.vpp == 1)

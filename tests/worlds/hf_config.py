@@ -6,8 +6,9 @@ What single architectures call otherwise is in `hf_words` and `composites`. Must
 from typing import Any
 
 from tests.worlds.composites import COMPOSITES
-from tests.worlds.families import Family, Indexer
+from tests.worlds.families import Family
 from tests.worlds.hf_words import OWN_WORDS, hybrid
+from tests.worlds.widths import Indexer
 
 
 def hf_config(family: Family) -> dict[str, Any]:

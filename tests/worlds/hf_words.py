@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tests.worlds.families import Family, Mamba
+    from tests.worlds.families import Family
+    from tests.worlds.widths import Mamba
 
 Json = dict[str, Any]
 
@@ -127,6 +128,31 @@ def _qwen2_moe(family: Family, config: Json) -> Json:
     }
 
 
+def delta(family: Family, config: Json) -> Json:
+    """Those with a DeltaNet. Of Qwen3.5-MoE no layer is dense, and its config does not say how wide one would be."""
+    net, experts = family.delta, family.experts
+    assert net is not None
+    config |= {
+        "layer_types": ["linear_attention" if letter == "D" else "full_attention" for letter in net.pattern],
+        "linear_num_key_heads": net.key_heads,
+        "linear_num_value_heads": net.value_heads,
+        "linear_key_head_dim": net.key_channels,
+        "linear_value_head_dim": net.value_channels,
+        "linear_conv_kernel_dim": net.kernel,
+    }
+    if experts is None:
+        return config
+    if family.architecture.startswith("Qwen3_5Moe"):
+        del config["intermediate_size"]
+    return config | {
+        "moe_intermediate_size": experts.width,
+        "shared_expert_intermediate_size": experts.shared_width,
+        "num_experts": experts.num_experts,
+        "num_experts_per_tok": experts.top_k,
+        **({"norm_topk_prob": True} if family.architecture == "Qwen3NextForCausalLM" else {}),
+    }
+
+
 # architecture -> the arguments of its config class, from a family and what most classes share
 OWN_WORDS: dict[str, Callable[[Family, Json], Json]] = {
     "Llama4ForCausalLM": llama4,
@@ -135,6 +161,9 @@ OWN_WORDS: dict[str, Callable[[Family, Json], Json]] = {
     "NemotronForCausalLM": _nemotron,
     "OlmoeForCausalLM": _olmoe,
     "Qwen2MoeForCausalLM": _qwen2_moe,
+    "Qwen3NextForCausalLM": delta,
+    "Qwen3_5ForCausalLM": delta,
+    "Qwen3_5MoeForCausalLM": delta,
     "MiniMaxM2ForCausalLM": _minimax_m2,
     "ExaoneMoeForCausalLM": _exaone,
     "Ernie4_5_MoeForCausalLM": _ernie,

@@ -21,7 +21,8 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 
 from tests.worlds.attention import CpuAttention
 from tests.worlds.centred_norm import CentredNorm
-from tests.worlds.families import Experts, Family, Latent, Steps
+from tests.worlds.delta_net import delta_options, with_delta_nets
+from tests.worlds.families import Family
 from tests.worlds.full_norms import FULL_NORMS, AttentionWithOwnNorms
 from tests.worlds.gemma import add_norms
 from tests.worlds.hybrid import hybrid_options
@@ -32,6 +33,7 @@ from tests.worlds.sparse import (
     with_own_norms,
 )
 from tests.worlds.topology import Topology
+from tests.worlds.widths import Experts, Latent, Steps
 
 FUNCTIONS = {"gelu_tanh": fast_gelu, "relu2": squared_relu}
 # by architecture, where it is not that of most
@@ -55,6 +57,8 @@ def transformer_config(
         options |= _expert_options(family.experts, family.layers) | {"moe_grouped_gemm": te}
     if family.mamba is not None:
         options |= hybrid_options(family.mamba, family.experts)
+    if family.delta is not None:
+        options |= delta_options(family.delta)
     if family.latent is None:
         config = TransformerConfig(**options, multi_latent_attention=False)
         if family.experts is not None and family.experts.score:
@@ -77,20 +81,20 @@ def block_spec(
     """
     if config.experimental_attention_variant == "dsa":
         return sparse_block_spec(config, te=te, vp_stage=vp_stage)
+    plain = copy(config)
+    plain.experimental_attention_variant = None  # 0.19 refuses it here
     spec = get_gpt_decoder_block_spec(
-        config,
+        plain,
         use_transformer_engine=te,
         normalization=config.normalization,
         qk_l2_norm=config.qk_l2_norm,
         vp_stage=vp_stage,
     )
-    centred = config.layernorm_zero_centered_gamma and not te
+    centred = _centred(config, te)
     if centred:
-        spec.layer_norm = CentredNorm
+        spec.layer_norm = centred
     for layer in spec.layer_specs:
         _mend_attention(layer, config, te)
-        if centred:
-            _centre(layer, of_heads=family.qk_norm)
         if family.gemma:
             add_norms(layer, te=te)
         if family.full_norms:
@@ -104,15 +108,9 @@ def block_spec(
             _without_norm(layer) if number in family.global_layers else layer
             for number, layer in enumerate(spec.layer_specs, first)
         ]
+    if family.delta is not None:
+        spec.layer_specs = with_delta_nets(spec.layer_specs, config, te=te, vp_stage=vp_stage)
     return spec
-
-
-def _centre(layer: Any, *, of_heads: bool) -> None:
-    """Let the norms of a local spec, also those of heads if there are some, be stored minus one."""
-    layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = CentredNorm
-    if of_heads:
-        attention = layer.submodules.self_attention.submodules
-        attention.q_layernorm = attention.k_layernorm = CentredNorm
 
 
 def _without_norm(layer: Any) -> Any:
@@ -135,17 +133,31 @@ def mtp_spec(
         spec = get_gpt_mtp_block_spec(config, last, use_transformer_engine=te, vp_stage=vp_stage)
         return spec if te else with_own_norms(spec)
     like = copy(config)
+    like.experimental_attention_variant = None
     if steps.dense:
         like.num_moe_experts, like.moe_layer_freq = None, [0] * config.num_layers
     layer = get_gpt_decoder_layer_specs(
         like, use_transformer_engine=te, normalization="RMSNorm", vp_stage=vp_stage
     )[-1]
     _mend_attention(layer, config, te)
-    return get_gpt_mtp_block_spec(config, layer, use_transformer_engine=te, vp_stage=vp_stage)
+    spec = get_gpt_mtp_block_spec(config, layer, use_transformer_engine=te, vp_stage=vp_stage)
+    for step in spec.layer_specs if spec is not None and _centred(config, te) else ():
+        for norm in ("enorm", "hnorm", "layer_norm"):
+            setattr(step.submodules, norm, _centred(config, te))
+    return spec
+
+
+def _centred(config: TransformerConfig, te: bool) -> Any:
+    """Return the norm that stands for one with weights stored minus one in the local spec, None if there is none."""
+    return CentredNorm if config.layernorm_zero_centered_gamma and not te else None
 
 
 def _mend_attention(layer: Any, config: TransformerConfig, te: bool) -> None:
-    attention = layer.submodules.self_attention.submodules
+    attention, centred = layer.submodules.self_attention.submodules, _centred(config, te)
+    if centred:
+        layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = centred
+        if config.qk_layernorm:
+            attention.q_layernorm = attention.k_layernorm = centred
     if not te or config.context_parallel_size > 1 or config.softmax_type == "learnable":
         attention.core_attention = CpuAttention
     if config.multi_latent_attention and config.q_lora_rank is None and not te:

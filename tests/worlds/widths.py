@@ -83,6 +83,18 @@ class Mamba:
 
 
 @dataclass(frozen=True, slots=True)
+class Delta:
+    """Widths of a Gated DeltaNet, and a letter for each layer: D for a DeltaNet, * attention with an output gate."""
+
+    pattern: str
+    key_heads: int = 4
+    value_heads: int = 8
+    key_channels: int = 11
+    value_channels: int = 6
+    kernel: int = 3
+
+
+@dataclass(frozen=True, slots=True)
 class Steps:
     """Steps of multi-token prediction (MTP) after the decoder; of a hybrid, a letter for each layer of a step.
 

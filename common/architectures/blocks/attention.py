@@ -17,25 +17,26 @@ from ..settings.says import Config, Says, derived, key, said
 
 def grouped_query_attention(hf_prefix: str, where: str) -> tuple[Row, ...]:
     """Return the rows of the fused projection of queries, keys and values, and of the output projection."""
-    return (
-        Row(
-            (LAYER + "self_attention.linear_qkv.weight",),
-            (
-                Target(hf_prefix + "q_proj.weight", ("q", "hidden")),
-                Target(hf_prefix + "k_proj.weight", ("kv", "hidden")),
-                Target(hf_prefix + "v_proj.weight", ("kv", "hidden")),
-            ),
-            Layout.QKV,
-            where=where,
-        ),
-        same(
-            LAYER + "self_attention.linear_proj.weight",
-            hf_prefix + "o_proj.weight",
-            "hidden",
-            "q",
-            where=where,
-        ),
+    return (_fused(hf_prefix, where, "q", Layout.QKV), _output(hf_prefix, where))
+
+
+def gated_attention(hf_prefix: str, where: str) -> tuple[Row, ...]:
+    """Return the same rows of attention whose output a gate multiplies, of which the fused projection has rows too."""
+    return (_fused(hf_prefix, where, "gated_q", Layout.GATED_QKV), _output(hf_prefix, where))
+
+
+def _fused(hf_prefix: str, where: str, queries: str, layout: Layout) -> Row:
+    targets = (
+        Target(hf_prefix + "q_proj.weight", (queries, "hidden")),
+        Target(hf_prefix + "k_proj.weight", ("kv", "hidden")),
+        Target(hf_prefix + "v_proj.weight", ("kv", "hidden")),
     )
+    return Row((LAYER + "self_attention.linear_qkv.weight",), targets, layout, where=where)
+
+
+def _output(hf_prefix: str, where: str) -> Row:
+    name = hf_prefix + "o_proj.weight"
+    return same(LAYER + "self_attention.linear_proj.weight", name, "hidden", "q", where=where)
 
 
 GROUPED_QUERY_ATTENTION = grouped_query_attention(HF_LAYER + "self_attn.", "layers")
@@ -55,13 +56,14 @@ QKV_BIAS = (
 )
 
 
-def head_norms(when: str = "") -> tuple[Row, ...]:
+def head_norms(when: str = "", where: str = "layers") -> tuple[Row, ...]:
     """Return the rows of the norms of each query and key, which exist if the flag `when` is set."""
     return tuple(
         same(
             LAYER + f"self_attention.{side}_layernorm.weight",
             HF_LAYER + f"self_attn.{side}_norm.weight",
             "head_dim",
+            where=where,
             when=when,
         )
         for side in "qk"

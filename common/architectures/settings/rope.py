@@ -54,6 +54,7 @@ class Rotated:
 
 
 HALF = Rotated(lambda _: 0.5, (f"{NEW}.{PARTIAL}", PARTIAL))
+QUARTER = Rotated(lambda _: 0.25, (f"{NEW}.{PARTIAL}", PARTIAL))
 
 
 def rope(

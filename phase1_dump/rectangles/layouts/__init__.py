@@ -13,6 +13,7 @@ from shardmerge.common.architectures import Blueprint, Claim, Layout
 
 from .box import Box, Dimensions, Piece, Rules
 from .fused_qkv import FUSED_QKV
+from .gated_qkv import GATED_QKV
 from .lifted import LIFTED
 from .packed import PACKED
 from .qkv import QKV
@@ -25,6 +26,7 @@ LAYOUTS: dict[Layout, Rules] = {
     Layout.VOCAB: VOCAB,
     Layout.QKV: QKV,
     Layout.FUSED_QKV: FUSED_QKV,
+    Layout.GATED_QKV: GATED_QKV,
     Layout.PART: SECTIONS,
     Layout.LIFTED: LIFTED,
     Layout.PACKED: PACKED,
