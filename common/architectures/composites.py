@@ -26,6 +26,7 @@ def composite_of(
     renamed: Renamed,
     place: Composite,
     vision_keys: tuple[str, ...],
+    oracles: tuple[str, ...] = (),
     agree: tuple[Synonyms, ...] = (),
     aliases: tuple[str, ...] = (),
 ) -> Architecture:
@@ -38,6 +39,7 @@ def composite_of(
             that fits counts; a name that fits none stays.
         place: Where the language model is, and what is beside it.
         vision_keys: What Megatron keys of everything else begin with.
+        oracles: Programs that tests compare it with.
         agree: Further keys of config.json, a dot leading inwards, that must say the same.
         aliases: Other names of the whole.
 
@@ -61,6 +63,7 @@ def composite_of(
         mtp=_steps(table.mtp, renamed, place) if table.mtp else None,
         settings=tuple(_says(row, place) for row in table.settings),
         aliases=aliases,
+        oracles=oracles,
         repeated=((*DTYPES, *(f"{inside}.{key}" for key in DTYPES)), *agree),
         composite=place,
     )

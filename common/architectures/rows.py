@@ -149,10 +149,9 @@ class Architecture:
     Dimensions that every table gives: `num_layers`, `num_experts` (0 for a dense model), and those that its rows name.
     What a layout needs besides is said where the layout is (`heads`, `groups` and `head_dim` for a fused q/k/v).
     `settings` tell where config.json says what no shape shows. `aliases` are other names of the same architecture.
-    `experts` says how routed experts may be spelled; None if no row has a `spelling`. `oracles` are programs that do
-    not know this table and that tests compare it with.
-    `repeated` are keys of config.json that say the same and are not of a setting. `composite` is of a table whose rows
-    are a language model beside others.
+    `experts` says how routed experts may be spelled; None if no row has a `spelling`. `repeated` are keys of
+    config.json that say the same and are not of a setting. `composite` is of a table whose rows are a language model
+    beside others. `oracles` are programs that do not know this table and that tests compare it with.
     """
 
     name: str

@@ -156,9 +156,14 @@ def _write(name: str, folder: Path, pool: GlooRanks) -> None:
         experts=checkpoint.experts,
     )
     pool.call(dump, family, checkpoint.topology, checkpoint.recipe, out, reference)
-    grafts = ["vision"] if family.is_composite else []
-    options = {"drop_mtp": checkpoint.drop_mtp, "grafts": grafts}
-    report = merge([out], folder / name, hf_reference=reference, workers=1, **options)
+    report = merge(
+        [out],
+        folder / name,
+        hf_reference=reference,
+        workers=1,
+        drop_mtp=checkpoint.drop_mtp,
+        grafts=["vision"] if family.is_composite else [],
+    )
     print(report.text())
 
 

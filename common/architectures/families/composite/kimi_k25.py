@@ -25,5 +25,6 @@ KIMI_K25 = composite_of(
         tied=True,
     ),
     vision_keys=("vision_tower.", "mm_projector.", "visual."),
+    oracles=("Megatron-Bridge", "transformers"),
     aliases=("Kimi_K25ForConditionalGeneration",),
 )

@@ -79,6 +79,7 @@ QWEN3_VL = composite_of(
     renamed=QWEN_NAMES,
     place=qwen_place("transformers models/qwen3_vl/modeling_qwen3_vl.py"),
     vision_keys=QWEN_VISION_KEYS,
+    oracles=("Megatron-Bridge", "transformers"),
     agree=WIDTHS,
 )
 QWEN3_VL_MOE = composite_of(
@@ -87,5 +88,6 @@ QWEN3_VL_MOE = composite_of(
     renamed=QWEN_NAMES,
     place=qwen_place("transformers models/qwen3_vl_moe/modeling_qwen3_vl_moe.py; vllm qwen3_vl_moe.py"),
     vision_keys=QWEN_VISION_KEYS,
+    oracles=("Megatron-Bridge", "transformers"),
     agree=WIDTHS,
 )
