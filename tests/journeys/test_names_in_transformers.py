@@ -21,7 +21,7 @@ from tests.worlds.families import FAMILIES, Family
 from tests.worlds.mtp import MTP_FAMILIES, write_bare
 
 # what transformers calls whatever stands beside a language model, of which no table has rows
-BESIDE = ("visual.", "vision_tower.", "mm_projector.")
+BESIDE = ("visual.", "vision_tower.", "mm_projector.", "vision_model", "multi_modal_projector")
 
 
 def spellings(family: Family) -> tuple[str | None, ...]:

@@ -46,6 +46,7 @@ PATTERNS = {
     "qwen3_vl": ["model.visual.*"],
     "qwen3_vl_moe": ["model.visual.*"],
     "kimi_k25": ["vision*", "mm_projector.*"],
+    "llama4_vl": ["vision_model.*", "multi_modal*"],
 }
 
 
