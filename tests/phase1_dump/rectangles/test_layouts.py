@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -249,3 +252,18 @@ def test_a_lifted_tensor_has_one_place_in_its_first_dimension() -> None:
     assert piece.turn.axes == (None, 0)
     with pytest.raises(MismatchError, match=r"is \[1, 8\], expected \[2, 8\]"):
         lifted(Box((8,), (0,), (8,)), Tensor("bias", (2, 8), True))
+
+
+def test_the_layout_of_the_page_maps_rows_by_hand() -> None:
+    """docs/contribute/layout.md, as written: of seven rows, four of one tensor and three of another."""
+    page = Path(__file__).parents[3] / "docs" / "contribute" / "layout.md"
+    (block,) = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S)
+    made: dict[str, Any] = {}
+    exec(compile(block, str(page), "exec"), made)
+    first, second = Tensor("first", (4, 6), False), Tensor("second", (3, 6), False)
+    claim = Claim(Row(("key",), ()), (first, second), None, None)
+    # the middle rank of three: row 3 of the first, then two rows of the second; columns 2 to 4 of a cut of these
+    found = list(made["STACKED"].pieces(Box((7, 6), (3, 2), (3, 2)), claim, {}))
+    assert found == [Piece(first, (3, 2), (0, 0), (1, 2)), Piece(second, (0, 2), (1, 0), (2, 2))]
+    whole = list(made["STACKED"].pieces(Box((7, 6), (0, 0), (4, 6)), claim, {}))
+    assert whole == [Piece(first, (0, 0), (0, 0), (4, 6))]
