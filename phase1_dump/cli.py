@@ -19,6 +19,7 @@ from shardmerge.common.architectures import Spelling, own
 from shardmerge.common.command.options import ARCHITECTURE
 from shardmerge.common.command.outcome import HELP, reported
 from shardmerge.common.errors import BadInputError
+from shardmerge.common.errors.wording import counted
 from shardmerge.common.manifest import Manifest
 from shardmerge.common.places import rank_name
 
@@ -155,7 +156,7 @@ def fail(out: Path, run_id: str, error: BaseException, seconds: float) -> None:
     click.echo(f"rank {rank} failed, waits up to {seconds:.0f} s for the others: {error}", err=True)
     missing = wait_for_others(out, size, seconds)
     if missing:
-        click.echo(f"rank {rank}: {len(missing)} ranks neither finished nor failed", err=True)
+        click.echo(f"rank {rank}: {counted(len(missing), 'rank')} neither finished nor failed", err=True)
 
 
 def launched(names: tuple[str, ...], otherwise: int, environment: Mapping[str, str] = os.environ) -> int:

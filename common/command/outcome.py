@@ -1,19 +1,23 @@
 """Decides how every command ends: what --json and --report get, and which exit code. Knows no command.
 
-Data goes to stdout, talk to stderr. A refusal of the tree exits with its own code; anything unexpected is a defect
-and exits 1 with its traceback. What is printed obeys no terminal but its own: see `errors.printable`. Files that were
-asked for are written last, so that nothing that a command found out is lost with them.
+Data goes to stdout, talk to stderr, and with --quiet only what is wrong. A refusal of the tree exits with its own code;
+anything unexpected is a defect and exits 1 with its traceback. What is printed obeys no terminal but its own: see
+`errors.printable`. Files that were asked for are written last, so that nothing that a command found out is lost with
+them. What cannot be printed, because the disk is full or nobody reads the pipe any more, is an error like a file that
+cannot be written, and no traceback.
 """
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
+import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TextIO, runtime_checkable
 
 import click
 
@@ -24,8 +28,9 @@ from . import termination, written_files
 INTERRUPTED = 130
 TERMINATED = 143
 FAILED = 1
+QUIET = "shardmerge.quiet"  # in the meta of click's context: whether this command may talk
 HELP = {"help_option_names": ["-h", "--help"]}  # context settings of every command, however it is reached
-REST_IS_DONE = "Everything else was done, and what was found out is said above."
+REST_IS_DONE = "Everything else was done."
 DEFECT = "This is a defect of shardmerge. Please report it with the lines above."
 
 
@@ -57,7 +62,7 @@ class End:
 def reported(
     run: Callable[..., Outcome], *, report_path: Callable[[Path], Path] = lambda path: path
 ) -> Callable[..., None]:
-    """Give a click command --json and --report, and turn what it returns or raises into output and exit code.
+    """Give a click command --json, --report and --quiet, and turn what it returns or raises into output and exit code.
 
     `report_path` makes the name of the report from the one given: many processes may run the same command.
     """
@@ -66,27 +71,76 @@ def reported(
         "--report", type=click.Path(dir_okay=False, path_type=Path), help="Write the outcome to FILE as JSON."
     )
     @click.option("--json", "as_json", is_flag=True, help="Print the outcome to stdout as JSON.")
+    @click.option("-q", "--quiet", is_flag=True, help="Print what is wrong, and nothing else.")
     @functools.wraps(run)
-    def command(*, as_json: bool, report: Path | None, **options: Any) -> None:
-        if report is not None and not os.path.isdir(report.absolute().parent):
-            # said before hours of work, not after
-            where = printable.one_line(str(report.parent))
-            raise click.BadParameter(f"{where} is not a directory.", param_hint="--report")
+    def command(*, as_json: bool, report: Path | None, quiet: bool, **options: Any) -> None:
+        if report is not None:
+            _refuse_unwritable(report)
+        click.get_current_context().meta[QUIET] = quiet
         end = _run(lambda: run(**options))
-        if as_json:
-            click.echo(canonical_json.readable(end.facts), nl=False)
-        if end.text and (end.exit_code or not as_json):
-            shown = printable.lines if end.exit_code else printable.coloured_lines
-            click.echo(shown(end.text), err=bool(end.exit_code))
+        wrong = list(_errors_of_printing(end, as_json=as_json, quiet=quiet))
         files = dict(end.files)
         if report is not None:
             files[report_path(report)] = canonical_json.readable(end.facts, indent=2)
-        not_written = [error for path, data in files.items() if (error := _error_of_writing(path, data))]
-        for error in not_written:
-            click.echo(printable.lines(f"Error: {error}. {REST_IS_DONE}"), err=True)
-        click.get_current_context().exit(end.exit_code or (FAILED if not_written else 0))
+        wrong += [error for path, data in files.items() if (error := _error_of_writing(path, data))]
+        for error in wrong:
+            _print(printable.lines(f"Error: {error}. {REST_IS_DONE}"), sys.stderr)
+        click.get_current_context().exit(end.exit_code or (FAILED if wrong else 0))
 
     return command
+
+
+def talk() -> TextIO | None:
+    """Return where the command that runs may talk to a person: stderr, or nowhere with --quiet."""
+    context = click.get_current_context(silent=True)
+    return None if context and context.meta.get(QUIET) else sys.stderr
+
+
+def _refuse_unwritable(report: Path) -> None:
+    """Say before hours of work that a report cannot be written, not after. Raises click.BadParameter."""
+    folder, where = report.absolute().parent, printable.one_line(str(report))
+    if not folder.is_dir():
+        reason = f"{printable.one_line(str(report.parent))} is not a directory."
+    elif not os.access(report if report.exists() else folder, os.W_OK):
+        reason = f"{where} cannot be written."
+    else:
+        return
+    raise click.BadParameter(reason, param_hint="--report")
+
+
+def _errors_of_printing(end: End, *, as_json: bool, quiet: bool) -> Iterator[OSError]:
+    """Print an outcome. Yields what went wrong with stdout."""
+    if as_json:
+        yield from _print(canonical_json.readable(end.facts).decode().removesuffix("\n"), sys.stdout)
+    if end.text and end.exit_code:
+        _print(printable.lines(end.text), sys.stderr)
+    elif end.text and not as_json and not quiet:
+        yield from _print(printable.coloured_lines(end.text), sys.stdout)
+
+
+def _print(text: str, stream: TextIO | None) -> list[OSError]:
+    """Print a text and the end of its line, with colours if the stream is a terminal that is to show them.
+
+    Returns what went wrong. Nothing is left in the buffer then: Python would try it again when it ends, and fail.
+    """
+    name = "stderr" if stream is sys.stderr else "stdout"
+    try:
+        if stream is None:  # it was closed before this process began
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        click.echo(text, file=stream, color=None if _may_colour() else False)
+    except OSError as error:
+        if stream is not None:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
+        error.filename = name
+        return [error]
+    return []
+
+
+def _may_colour() -> bool:
+    """Whether the person at the terminal did not ask for a text without colours. Source: https://no-color.org"""
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def _error_of_writing(path: Path, data: bytes) -> OSError | None:

@@ -31,6 +31,7 @@ from .output import (
     LockLostError,
     MissingPartsError,
     MissingRecordError,
+    NoRoomError,
     OutputExistsError,
     OutputLockedError,
     ShardsChangedError,
@@ -70,7 +71,7 @@ from .tensors import (
     UncoveredTensorError,
     UnexpectedTensorError,
 )
-from .usage import BadInputError, MissingConfigError
+from .usage import BadInputError, MissingConfigError, not_a_directory
 
 __all__ = [
     "SAID_TWICE",
@@ -107,6 +108,7 @@ __all__ = [
     "MixedSettingsError",
     "MixedSpellingsError",
     "MtpMismatchError",
+    "NoRoomError",
     "NonFiniteError",
     "NotInitializedError",
     "OutputError",
@@ -133,5 +135,6 @@ __all__ = [
     "UnsupportedQuantizationError",
     "UsageError",
     "WorkerDiedError",
+    "not_a_directory",
     "raise_problems",
 ]

@@ -15,7 +15,7 @@ from .report import CheckReport, Verification, check_report
 
 
 def check(
-    dumps: Sequence[str | Path],
+    dumps: str | Path | Sequence[str | Path],
     *,
     hf_reference: str | Path,
     verify: Verification = "full",
@@ -31,7 +31,7 @@ def check(
     """Prove that `dumps`, together, hold every tensor of the model once, undamaged.
 
     Args:
-        dumps: directories that hold ranks, as node-local disks that were copied together.
+        dumps: directories that hold ranks, or one of them, as node-local disks that were copied together.
         hf_reference: Hugging Face directory of the same model. config.json is enough; weights are read if there.
         verify: "full" reads every byte, "size" only sizes and headers.
         allow: "nan", "replicas": such problems become warnings.

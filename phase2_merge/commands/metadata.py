@@ -15,7 +15,8 @@ from typing import Any, TextIO
 from shardmerge.common import canonical_json, owner, plausible_sizes, regular_files
 from shardmerge.common import reference as references
 from shardmerge.common.architectures import Architecture, own
-from shardmerge.common.errors import CorruptFileError, OutputExistsError
+from shardmerge.common.errors import CorruptFileError, OutputExistsError, not_a_directory
+from shardmerge.common.errors.wording import be, counted
 from shardmerge.common.places import HF_QUANT_CONFIG
 
 from ..corrections import record
@@ -55,7 +56,8 @@ class MetadataReport:
 
     def text(self) -> str:
         what = f"Rewrote {', '.join(self.changed)}" if self.changed else "Nothing to change"
-        size = f"{self.num_shards:,} shards with {self.num_tensors:,} tensors were not touched"
+        shards = f"{counted(self.num_shards, 'shard')} with {counted(self.num_tensors, 'tensor')}"
+        size = f"{shards} {be(self.num_shards)} not touched"
         line = f"{what} in {self.out}; {size}, in {self.seconds:.1f} s."
         return "\n".join([line, *record.lines(self.corrections), *warning_lines(self.warnings)])
 
@@ -161,6 +163,8 @@ def refuse_other(out: Path) -> None:
 
 def _require_output(out: Path) -> None:
     """Raise BadInputError unless shardmerge published `out`."""
+    if not out.is_dir():
+        raise not_a_directory(out, "Give a directory that shardmerge merge published.")
     if not published.is_output(out):
         published.read(out)  # says what is missing
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from shardmerge.common.command.byte_count import show
 from shardmerge.common.errors import SHOWN, printable
+from shardmerge.common.errors.wording import be, counted
 
 from ..corrections import record
 from ..corrections.record import Recorded
@@ -21,6 +22,7 @@ from ..proof.config.settings import Compared
 from ..proof.prove import Proof
 from ..shards.final_proof import NOTHING_REREAD, Reread
 from ..shards.plan import MANY_SHARDS, Plan
+from ..shards.space import Space
 
 Verification = Literal["full", "size"]
 MTP_LINES = {
@@ -85,10 +87,11 @@ class CheckReport:
 
     def lines(self) -> list[str]:
         """Return two lines about the dump."""
-        size = f"{self.num_tensors:,} tensors, {self.num_parameters:,} parameters, {show(self.total_bytes)}"
+        tensors = f"{counted(self.num_tensors, 'tensor')}, {counted(self.num_parameters, 'parameter')}"
+        size = f"{tensors}, {show(self.total_bytes)}"
         return [
-            f"Whole: {self.architecture}, run {self.run_id}, step {self.step}, {self.world_size:,} ranks.",
-            f"{size} in {self.num_rectangles:,} rectangles. {HOW_VERIFIED[self.verification]}",
+            f"Whole: {self.architecture}, run {self.run_id}, step {self.step}, {counted(self.world_size, 'rank')}.",
+            f"{size} in {counted(self.num_rectangles, 'rectangle')}. {HOW_VERIFIED[self.verification]}",
         ]
 
     def remarks(self) -> list[str]:
@@ -96,7 +99,7 @@ class CheckReport:
         grafts = f"Taken from the reference, {show(self.grafted_bytes)}: {summary(self.grafted)}."
         return [
             *(
-                f"Left out by the dump: {reason} ({count:,} times)."
+                f"Left out by the dump: {reason} ({counted(count, 'time')})."
                 for reason, count in sorted(self.drops.items())
             ),
             *([grafts] if self.grafted else []),
@@ -131,6 +134,7 @@ class MergeReport:
     kept_shards: int = 0
     reread: Reread = NOTHING_REREAD
     late_warnings: tuple[str, ...] = ()
+    space: Space | None = None
 
     def facts(self) -> dict[str, Any]:
         return asdict(self)
@@ -139,7 +143,7 @@ class MergeReport:
         """Return what report.json holds: the same for the same input, wherever and whenever it was merged."""
         local = {
             "out", "adopted_by", "copied_bytes", "cloned_bytes", "dry_run", "seconds", "stages", "rewritten",
-            "kept_shards", "reread", "late_warnings",
+            "kept_shards", "reread", "late_warnings", "space",
         }  # fmt: skip
         return {key: value for key, value in asdict(self).items() if key not in local}
 
@@ -147,7 +151,8 @@ class MergeReport:
         if self.rewritten is not None:
             return "\n".join([*self.check.lines(), self._rewritten(), *self.check.remarks()])
         by_method = ", ".join(f"{count} by {method}" for method, count in self.adopted_by.items())
-        shards = f"{self.num_shards:,} shards, {self.adopted_shards:,} adopted{f' ({by_method})' if by_method else ''}"
+        adopted = f"{self.adopted_shards:,} adopted{f' ({by_method})' if by_method else ''}"
+        shards = f"{counted(self.num_shards, 'shard')}, {adopted}"
         verb = "Would publish" if self.dry_run else "Published"
         lines = [
             *self.check.lines(),
@@ -160,13 +165,17 @@ class MergeReport:
                 "--min-shard-size joins small ones."
             )
         if self.kept_shards:
-            lines.append(f"{self.kept_shards:,} shards were finished by an earlier attempt, and kept.")
+            lines.append(
+                f"{counted(self.kept_shards, 'shard')} {be(self.kept_shards)} finished by an earlier attempt, and kept."
+            )
         if self.reread.shards:
             lines.append(
-                f"{len(self.reread.shards):,} shards that others wrote, or that changed, were read again, "
+                f"{counted(len(self.reread.shards), 'shard')} that others wrote, or that changed, "
+                f"{be(len(self.reread.shards))} read again, "
                 f"{show(self.reread.num_bytes)} in {self.reread.seconds:.1f} s: {_first(self.reread.shards)}."
             )
         if self.dry_run:
+            lines += self.space.lines() if self.space else []
             lines += [f"  {name}  {show(size)}" for name, size in self.largest_shards]
         return "\n".join([*lines, *self.check.remarks(), *warning_lines(self.late_warnings)])
 

@@ -28,8 +28,10 @@ from shardmerge.common.errors import (
     Findings,
     ShardmergeError,
     UnsupportedArchitectureError,
+    not_a_directory,
     raise_problems,
 )
+from shardmerge.common.errors.wording import counted
 from shardmerge.common.places import INDEX, SHARDS, SINGLE
 from shardmerge.common.rectangle import Shape
 from shardmerge.common.reference import PLAIN_FLOATS
@@ -70,7 +72,7 @@ class VerifyReport:
         return asdict(self)
 
     def text(self) -> str:
-        size = f"{self.num_shards:,} shards, {self.num_tensors:,} tensors, {show(self.total_bytes)}"
+        size = f"{counted(self.num_shards, 'shard')}, {counted(self.num_tensors, 'tensor')}, {show(self.total_bytes)}"
         lines = [f"Sound: {self.path}, {size}.", self._compared()]
         return "\n".join([*lines, *warning_lines(self.warnings)])
 
@@ -159,6 +161,8 @@ def _verify(
     out: Path, verify: Verification, talk: TextIO | None, table: Architecture | None, *, scan: bool
 ) -> VerifyReport:
     """Do what `verify` says, after which an error is told what else is known."""
+    if not out.is_dir():
+        raise not_a_directory(out, "Give a Hugging Face directory.")
     config = references.read_config(out)
     files = references.weight_files(out)
     if not files:
