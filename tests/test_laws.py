@@ -34,7 +34,8 @@ ROOMS = {
     "phase1_dump": {
         "__init__": {"dump_model"},
         "__main__": set(),
-        "cli": {"dump_model", "fragments", "source"},
+        "cli": {"dump_model", "fragments", "preflight", "source"},
+        "preflight": set(),
         "dump_model": {"fragments", "generation", "sources", "source", "world"},
         "fragments": {"rectangles", "source", "world"},
         "settings": set(),

@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Protocol, TextIO, runtime_checkable
 
 import click
@@ -57,6 +58,10 @@ class End:
     facts: dict[str, Any]
     text: str
     files: Mapping[Path, bytes] = field(default_factory=dict)
+
+
+class CallersError(Exception):
+    """A function that the user named raised the exception that this one is from: a defect, but not of shardmerge."""
 
 
 def reported(
@@ -167,9 +172,25 @@ def _run(run: Callable[[], Outcome]) -> End:
     except OSError as error:
         return _end(FAILED, type(error).__name__, f"Error: {error}")
     except Exception as error:  # the one place that catches everything: it reports, and fails
-        return _end(FAILED, type(error).__name__, f"{traceback.format_exc()}{DEFECT}")
+        return _unexpected(error)
     files = outcome.files() if isinstance(outcome, WithFiles) else {}
     return End(0, outcome.facts(), outcome.text(), files)
+
+
+def _unexpected(error: Exception) -> End:
+    """Return a defect of shardmerge, or of a function that the user named: its traceback then begins there."""
+    whose, cause = DEFECT, error.__cause__
+    if isinstance(error, CallersError) and isinstance(cause, Exception):
+        whose, error = str(error), cause.with_traceback(_beyond_ours(cause.__traceback__))
+    return _end(FAILED, type(error).__name__, "".join(traceback.format_exception(error)) + whose)
+
+
+def _beyond_ours(begin: TracebackType | None) -> TracebackType | None:
+    """Return the part of a traceback that begins where a function of the user, or a module, was entered."""
+    entered = begin and begin.tb_next
+    while entered and entered.tb_frame.f_globals.get("__name__", "").partition(".")[0] == "importlib":
+        entered = entered.tb_next
+    return entered
 
 
 def _end(exit_code: int, name: str, text: str) -> End:

@@ -35,16 +35,16 @@ class OutputLockedError(OutputError):
 
 @dataclass(eq=False)
 class NoRoomError(OutputError):
-    """What is to be written does not fit. `copied` are bytes of fragments, with the reason why they are not linked."""
+    """What is to be written does not fit. `copied` are bytes of fragments, by the reason why they are not linked."""
 
     path: str
     needed_bytes: int
     free_bytes: int
-    copied: tuple[tuple[str, int], ...] = ()
+    copied: dict[str, int]
 
     def message(self) -> str:
         copies = "".join(
-            f" ({count:,} of them because files are copied: {why})" for why, count in self.copied
+            f" ({count:,} of them because files are copied: {why})" for why, count in self.copied.items()
         )
         return (
             f"{self.needed_bytes:,} bytes are to be written{copies}, and {self.free_bytes:,} are free in {self.path}. "

@@ -101,7 +101,10 @@ def metadata(
     refuse_unknown("allow", allow, [ALLOW_CONFIG])
     given = parse(corrections, new_corrections)
     own_table = None if architecture is None else own.named(architecture)
-    out, reference = Path(os.path.abspath(out)), Path(hf_reference) if hf_reference else None
+    out, reference = (
+        Path(os.path.abspath(out)),
+        references.located(Path(hf_reference)) if hf_reference else None,
+    )
     me = owner.here("a rewriting of metadata")
     with journal.rewriting(out, me, talk, lambda: _require_output(out), break_lock=break_lock) as held:
         records = published.read(out)

@@ -30,8 +30,10 @@ PUBLISHED = "{} is published and whole: the command ended after that."
 def is_taken(out: Path) -> bool:
     """Whether there is anything at `out` but an empty folder, whose place an output can take.
 
-    Raises OutputExistsError for an empty folder of which that is not so: nothing can be renamed to a mount point.
+    Raises OutputExistsError for an empty folder of which that is not so: nothing can be renamed to a mount point; and
+    BadInputError for a name that leaves no room for that of OUT.partial.
     """
+    refuse_long_name(out)
     if not os.path.lexists(out):
         return False
     if out.is_symlink() or not out.is_dir() or any(out.iterdir()):
@@ -39,6 +41,13 @@ def is_taken(out: Path) -> bool:
     if out.is_mount():
         raise OutputExistsError(str(out), "it is a mount point, and a finished output is renamed to its name")
     return False
+
+
+def refuse_long_name(out: Path) -> None:
+    """Raise BadInputError if OUT.partial would be too long for a name."""
+    partial = places.partial(out)
+    if len(os.fsencode(partial.name)) > places.NAME_BYTES:
+        raise BadInputError(f"{out.name} is too long for a name", f"{partial.name} must fit into one, too.")
 
 
 def refuse_existing(out: Path) -> None:
@@ -160,8 +169,6 @@ def _after_the_rename(out: Path) -> Iterator[str]:
 def _make(partial: Path, out: Path) -> None:
     """Make OUT.partial and its folder of records. Raises BadInputError, OutputExistsError, OSError."""
     refuse_existing(out)
-    if len(os.fsencode(partial.name)) > places.NAME_BYTES:
-        raise BadInputError(f"{out.name} is too long for a name", f"{partial.name} must fit into one, too.")
     if os.path.lexists(partial) and not _ours(partial):
         raise OutputExistsError(str(partial), "it exists, and no merge of shardmerge made it")
     durable.make_folder(partial.parent)

@@ -108,8 +108,7 @@ def required(plan: Plan, shards: Sequence[Adopted | Assembled], folder: Path) ->
     """
     space = needed(plan, shards, folder)
     if space.needed_bytes > space.free_bytes and not space.at_most:
-        copied = tuple(space.copied_bytes.items())
-        raise NoRoomError(space.folder, space.needed_bytes, space.free_bytes, copied)
+        raise NoRoomError(space.folder, space.needed_bytes, space.free_bytes, space.copied_bytes)
     return space
 
 
