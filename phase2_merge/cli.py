@@ -37,6 +37,11 @@ SET_NEW = click.option(
     multiple=True,
     help="Add config.KEY, or replace it whatever its type; VALUE is JSON. Recorded; may be given several times.",
 )
+TOKENIZER = click.option(
+    "--tokenizer",
+    type=DIRECTORY,
+    help="Directory with the tokenizer and its chat template.  [default: that of --hf-reference]",
+)
 BREAK_LOCK = click.option(
     "--break-lock",
     is_flag=True,
@@ -149,6 +154,7 @@ def check(dumps: tuple[Path, ...], **options: Any) -> Outcome:
     help="Write only this part of the shards, from 1/16 to 16/16 in an array of 16 jobs; then --finalize.",
 )
 @click.option("--finalize", is_flag=True, help="Publish what all parts wrote.")
+@TOKENIZER
 @click.option("--dry-run", is_flag=True, help="Prove and plan, show the plan, write nothing.")
 @BREAK_LOCK
 @reported
@@ -178,7 +184,7 @@ def merge(
     with cluster(scheduler) if scheduler else nullcontext() as executor:
         if part is None:
             return phase2_merge.merge(dumps, out, executor=executor, talk=talk(), **options)
-        del options["finalize"], options["dry_run"]
+        del options["finalize"], options["dry_run"], options["tokenizer"]  # the last one writes it
         return phase2_merge.merge_part(dumps, out, part, executor=executor, talk=talk(), **options)
 
 
@@ -189,6 +195,7 @@ def merge(
     type=DIRECTORY,
     help="Where config.json and sidecars come from.  [default: those of OUT stay]",
 )
+@TOKENIZER
 @SET
 @SET_NEW
 @ARCHITECTURE

@@ -21,5 +21,5 @@ def missing_library(command: str, error: ModuleNotFoundError) -> BadInputError:
         raise error
     return BadInputError(
         f"shardmerge {command} needs {library}, which is not installed",
-        f"Run: pip install 'shardmerge[{EXTRAS[library]}]'.",
+        f"pip install 'shardmerge[{EXTRAS[library]}]'.",
     )

@@ -8,6 +8,7 @@ from typing import TextIO
 
 from shardmerge.common.architectures import Architecture
 
+from ..hf_files import sidecars
 from ..options import Asked, Uncalibrated
 from ..proof.checksums import verify_bytes
 from ..proof.prove import prove
@@ -57,4 +58,4 @@ def check(
     proof = prove(asked)
     if verify == "full":
         verify_bytes(proof.ledger, proof.fragments, talk)
-    return check_report(proof, verify)
+    return check_report(proof, verify, sidecars.gather(proof.reference.path))

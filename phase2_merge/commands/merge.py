@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +42,7 @@ def merge(
     out: str | Path,
     *,
     hf_reference: str | Path,
+    tokenizer: str | Path | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     min_shard_bytes: int = 0,
     layout: str = ADOPT,
@@ -70,6 +71,7 @@ def merge(
             `check`.
         architecture, talk: As for `check`.
         out: Where the checkpoint appears, whole or not at all.
+        tokenizer: Directory where the files of the tokenizer come from, instead of the reference.
         max_shard_bytes: Bytes of data in a shard that is assembled. Adopted shards are as the dump made them.
         min_shard_bytes: Fragments with fewer bytes are joined.
         layout: "adopt", or "canonical" to assemble all tensors in the order of layers.
@@ -98,21 +100,22 @@ def merge(
     proof = prove(asked)
     plan = plan_shards(proof, max_shard_bytes, min_shard_bytes, layout)
     options = AssemblyOptions(workers, executor, staging_bytes, verify == "full", talk)
-    checked = check_report(proof, "size" if dry_run or exists else verify)
-    report = merge_report(plan, checked, str(out), dry_run=dry_run)
+    beside = sidecars.gather(proof.reference.path, Path(tokenizer) if tokenizer else None)
+    checked = check_report(proof, "size" if dry_run or exists else verify, beside)
+    report = merge_report(plan, checked, str(out), tuple(beside), dry_run=dry_run)
     stages.end("proof")
     if not exists and not finalize:
         report = _with_room(report, plan, out, talk)
     if dry_run:
         return finished(report, stages)
     if exists:
-        changed = republish(out, plan, proof, talk, break_lock=break_lock).changed
+        changed = republish(out, plan, proof, beside, talk, break_lock=break_lock).changed
         return finished(replace(report, rewritten=changed), stages)
     me = owner.here("a merge" if not finalize else "a merge with --finalize")
     with building(out, me, talk, break_lock=break_lock) as held:
         written = (_gather if finalize else _write)(plan, held, options, stages)
         report = _with_shards(report, written)
-        _describe(proof, plan, report, held.folder)
+        _describe(proof, plan, report, beside, held.folder)
         resume.forget_temporary(held)
         report = replace(report, reread=written.reread + _prove(plan, held.folder, written, options))
         warnings = commit(held, out, {"schema_version": 1, "plan_digest": plan.digest})
@@ -172,13 +175,15 @@ def _with_shards(report: MergeReport, written: Written) -> MergeReport:
     )
 
 
-def _describe(proof: Proof, plan: Plan, report: MergeReport, folder: Path) -> None:
+def _describe(
+    proof: Proof, plan: Plan, report: MergeReport, beside: Mapping[str, bytes], folder: Path
+) -> None:
     """Write what stands beside the shards, the index last. The ledger is written while the rest waits for the disk."""
     records = places.records(folder)
     with ThreadPoolExecutor(1) as thread:
         written = thread.submit(parquet.write, proof.ledger, records / LEDGER)
         durable.write_file(records / PLAN, canonical_json.encode(plan.facts(), indent=2))
-        report = replace(report, sidecars=sidecars.copy(proof.reference.path, folder))
+        sidecars.write(beside, folder)
         durable.write_file(records / REPORT, canonical_json.encode(report.published(), indent=2))
         weights = ((tensor.name, tensor.shape) for tensor in proof.expected)
         both = json_files.both(proof.quantization, weights)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from shardmerge.common.errors.wording import be, counted
 
 from ..corrections import record
 from ..corrections.record import Recorded
+from ..hf_files import tokenizer
 from ..ledger.names import summary
 from ..proof.config.settings import Compared
 from ..proof.prove import Proof
@@ -158,6 +159,7 @@ class MergeReport:
             *self.check.lines(),
             f"{verb} {self.out}: {shards}, in {self.seconds:.1f} s.",
             self._written(),
+            f"Beside the shards: config.json, {', '.join(self.sidecars) or 'and nothing of the reference'}.",
         ]
         if self.num_shards > MANY_SHARDS and self.adopted_shards:
             lines.append(
@@ -200,8 +202,17 @@ class MergeReport:
         )
 
 
-def check_report(proof: Proof, verification: Verification) -> CheckReport:
-    """Return the report of a proof."""
+def check_report(proof: Proof, verification: Verification, beside: Mapping[str, bytes]) -> CheckReport:
+    """Return the report of a proof.
+
+    Args:
+        proof: Of a dump that is whole.
+        verification: How its bytes were, or will be, verified.
+        beside: The sidecars, by name.
+
+    Returns:
+        The report.
+    """
     first = proof.ledger.heads[0].manifest
     in_checkpoint = proof.verdict.kept
     rows, copied = proof.ledger.rows, proof.verdict.filled_from.values()
@@ -219,7 +230,7 @@ def check_report(proof: Proof, verification: Verification) -> CheckReport:
         num_fragments=len(proof.fragments),
         total_bytes=int(sizes[in_checkpoint].sum()) + sum(int(sizes[filled].sum()) for filled in copied),
         verification=verification,
-        warnings=proof.warnings,
+        warnings=(*proof.warnings, *_of_reference(proof, beside)),
         corrections=proof.corrections,
         grafted=tuple(sorted(name for file in proof.ledger.grafted for name in file.names)),
         mtp=proof.mtp,
@@ -231,6 +242,18 @@ def check_report(proof: Proof, verification: Verification) -> CheckReport:
             tensor.end - tensor.begin for file in proof.ledger.grafted for tensor in file.placed
         ),
     )
+
+
+def _of_reference(proof: Proof, beside: Mapping[str, bytes]) -> Iterator[str]:
+    """Yield what is strange about the reference, and no fault of the dump."""
+    yield from tokenizer.warnings(beside, proof.blueprint.dimensions.get("vocab"))
+    declared = proof.reference.config.get("quantization_config")
+    if declared is not None and proof.quantization is None:
+        method = declared.get("quant_method", "unknown") if isinstance(declared, dict) else "unknown"
+        yield (
+            f"config.json of the reference declares a quantization ({method}), which the dump does not have: it is "
+            "left out"
+        )
 
 
 def _first(names: Sequence[str]) -> str:
@@ -252,7 +275,9 @@ def _unchecked(proof: Proof, verification: Verification) -> Iterator[str]:
         yield f"of config.json {', '.join(named)}{f' and {more:,} more' if more > 0 else ''}"
 
 
-def merge_report(plan: Plan, check: CheckReport, out: str, *, dry_run: bool) -> MergeReport:
+def merge_report(
+    plan: Plan, check: CheckReport, out: str, sidecars: tuple[str, ...], *, dry_run: bool
+) -> MergeReport:
     """Return the report of a merge as far as its plan says it.
 
     How fragments were adopted is added once they are, how long the merge took by `finished`.
@@ -261,6 +286,7 @@ def merge_report(plan: Plan, check: CheckReport, out: str, *, dry_run: bool) -> 
         plan: All shards.
         check: What the proof says.
         out: Where the checkpoint appears.
+        sidecars: The names of what is copied beside the shards.
         dry_run: Whether nothing is published.
 
     Returns:
@@ -280,6 +306,7 @@ def merge_report(plan: Plan, check: CheckReport, out: str, *, dry_run: bool) -> 
         dry_run=dry_run,
         seconds=0.0,
         stages={},
+        sidecars=sidecars,
     )
 
 
