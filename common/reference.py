@@ -16,11 +16,13 @@ from typing import Any
 
 from . import canonical_json, plausible_sizes, regular_files, safetensors_header
 from .errors import BadInputError, CorruptFileError, MissingConfigError, not_a_directory, printable
+from .errors.files import AGAIN as DUMP_AGAIN
 from .places import CONFIG, INDEX, SINGLE
 from .safetensors_header import Header
 
 PATH_CHARACTERS = 1024  # of a name with its folders
 DECLARATION = "quantization_config"
+DOWNLOAD = "Copy or download it again."
 MODEL_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 ANY = "Give a Hugging Face directory of the same model: config.json and the tokenizer are enough, weights are optional."
@@ -135,11 +137,11 @@ def weight_map(index: Path) -> dict[str, str]:
     """Return the file name of each tensor, as the index says. Raises CorruptFileError if it says anything else."""
     names = _read_index(index).get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-        raise CorruptFileError(str(index), "no weight_map of file names")
+        raise CorruptFileError(str(index), "no weight_map of file names", do=DOWNLOAD)
     if strange := [name for name in set(names.values()) if not stays_inside(name)]:
-        raise CorruptFileError(str(index), f"{min(strange)[:80]!r} is not the name of a file")
+        raise CorruptFileError(str(index), f"{min(strange)[:80]!r} is not the name of a file", do=DOWNLOAD)
     if not printable.is_printable(names):
-        raise CorruptFileError(str(index), "the name of a tensor cannot be printed")
+        raise CorruptFileError(str(index), "the name of a tensor cannot be printed", do=DOWNLOAD)
     return names
 
 
@@ -161,7 +163,7 @@ def _read_index(index: Path) -> dict[str, Any]:
     try:
         return canonical_json.read_object(index, index.parent, plausible_sizes.INDEX)
     except ValueError as error:
-        raise CorruptFileError(str(index), str(error)) from None
+        raise CorruptFileError(str(index), str(error), do=DOWNLOAD) from None
 
 
 def read_header(file: Path, root: Path) -> Header:
@@ -172,7 +174,10 @@ def read_header(file: Path, root: Path) -> Header:
     try:
         return safetensors_header.read(file, root)
     except (FileNotFoundError, NotADirectoryError):
-        raise CorruptFileError(str(file), f"named by {INDEX}, but missing") from None
+        raise CorruptFileError(str(file), f"named by {INDEX}, but missing", do=DOWNLOAD) from None
+    except CorruptFileError as error:  # nobody dumped this file
+        do = DOWNLOAD if error.do == DUMP_AGAIN else error.do
+        raise CorruptFileError(error.path, error.reason, do=do) from None
 
 
 def _tensors(path: Path) -> dict[str, ReferenceTensor]:

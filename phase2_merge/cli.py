@@ -276,14 +276,16 @@ def inspect(path: Path, html: Path | None) -> Outcome:
 @click.command(context_settings=HELP)
 @click.argument("a", metavar="A", type=DIRECTORY)
 @click.argument("b", metavar="B", type=DIRECTORY)
+@click.option("--exit-code", is_flag=True, help="Exit with 1 if anything differs, as git diff does.")
 @reported
-def diff(a: Path, b: Path) -> Outcome:
-    """Name the tensors that differ between A and B, each a dump or an output of shardmerge, with a summary by layer.
+def diff(a: Path, b: Path, *, exit_code: bool) -> Outcome:
+    """Name the tensors that differ between A and B, each a dump or any Hugging Face directory, with a summary by layer.
 
-    By the checksums that were recorded: no tensor is read. Exits 0 also if they differ.
+    By the checksums that were recorded; where there are none of the same pieces, bytes are read. Exits 0 also if they
+    differ.
 
     \b
     Example:
       shardmerge diff /scratch/run7/step-1000 /scratch/run7/step-2000
     """
-    return phase2_merge.diff(a, b)
+    return phase2_merge.diff(a, b, exit_code=exit_code, talk=talk())

@@ -14,8 +14,9 @@ import functools
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, TextIO, runtime_checkable
@@ -50,6 +51,20 @@ class WithFiles(Protocol):
     def files(self) -> Mapping[Path, bytes]: ...
 
 
+@runtime_checkable
+class WithScope(Protocol):
+    """An outcome that says what was checked, and what not."""
+
+    def scope(self) -> tuple[Sequence[str], Sequence[str]]: ...
+
+
+@runtime_checkable
+class WithExitCode(Protocol):
+    """An outcome that the caller wants to see in the exit code, and that is not a refusal."""
+
+    exit_code: int
+
+
 @dataclass(frozen=True, slots=True)
 class End:
     """An outcome or a refusal, ready to be printed and written."""
@@ -58,6 +73,7 @@ class End:
     facts: dict[str, Any]
     text: str
     files: Mapping[Path, bytes] = field(default_factory=dict)
+    refused: bool = True
 
 
 class CallersError(Exception):
@@ -82,7 +98,7 @@ def reported(
         if report is not None:
             _refuse_unwritable(report)
         click.get_current_context().meta[QUIET] = quiet
-        end = _run(lambda: run(**options))
+        end = _identified(_run(lambda: run(**options)))
         wrong = list(_errors_of_printing(end, as_json=as_json, quiet=quiet))
         files = dict(end.files)
         if report is not None:
@@ -93,6 +109,18 @@ def reported(
         click.get_current_context().exit(end.exit_code or (FAILED if wrong else 0))
 
     return command
+
+
+def _identified(end: End) -> End:
+    """Add to the facts of an end what all have, as `outcome_schema` describes it."""
+    info = click.get_current_context().info_name
+    own = {
+        "schema_version": 1,
+        "shardmerge": version("shardmerge"),
+        "command": info,
+        "ok": end.exit_code == 0,
+    }
+    return replace(end, facts={"checked": [], "unchecked": []} | own | end.facts)
 
 
 def talk() -> TextIO | None:
@@ -117,7 +145,7 @@ def _errors_of_printing(end: End, *, as_json: bool, quiet: bool) -> Iterator[OSE
     """Print an outcome. Yields what went wrong with stdout."""
     if as_json:
         yield from _print(canonical_json.readable(end.facts).decode().removesuffix("\n"), sys.stdout)
-    if end.text and end.exit_code:
+    if end.text and end.refused:
         _print(printable.lines(end.text), sys.stderr)
     elif end.text and not as_json and not quiet:
         yield from _print(printable.coloured_lines(end.text), sys.stdout)
@@ -173,8 +201,16 @@ def _run(run: Callable[[], Outcome]) -> End:
         return _end(FAILED, type(error).__name__, f"Error: {error}")
     except Exception as error:  # the one place that catches everything: it reports, and fails
         return _unexpected(error)
-    files = outcome.files() if isinstance(outcome, WithFiles) else {}
-    return End(0, outcome.facts(), outcome.text(), files)
+    checked, unchecked = outcome.scope() if isinstance(outcome, WithScope) else ((), ())
+    exit_code = outcome.exit_code if isinstance(outcome, WithExitCode) else 0
+    return End(
+        exit_code=exit_code,
+        facts={"exit_code": exit_code, "checked": list(checked), "unchecked": list(unchecked)}
+        | outcome.facts(),
+        text=outcome.text(),
+        files=outcome.files() if isinstance(outcome, WithFiles) else {},
+        refused=False,
+    )
 
 
 def _unexpected(error: Exception) -> End:

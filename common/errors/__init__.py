@@ -13,7 +13,13 @@ from .exit_codes import (
     UnsupportedError,
     UsageError,
 )
-from .files import CorruptFileError, CorruptIndexError
+from .files import (
+    AbsentTensorError,
+    CorruptFileError,
+    CorruptIndexError,
+    OtherShapeError,
+    StrangeNumbersError,
+)
 from .findings import Findings
 from .model import (
     AdapterError,
@@ -77,6 +83,7 @@ __all__ = [
     "SAID_TWICE",
     "SHOWN",
     "AdapterError",
+    "AbsentTensorError",
     "ArchitectureTableError",
     "BadInputError",
     "BadScaleError",
@@ -111,6 +118,7 @@ __all__ = [
     "NoRoomError",
     "NonFiniteError",
     "NotInitializedError",
+    "OtherShapeError",
     "OutputError",
     "OutputExistsError",
     "OutputLockedError",
@@ -123,6 +131,7 @@ __all__ = [
     "ShardsChangedError",
     "StaleParametersError",
     "StoredOtherwiseError",
+    "StrangeNumbersError",
     "TableMismatchError",
     "UncalibratedError",
     "UnclaimedParameterError",

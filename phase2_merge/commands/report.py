@@ -83,6 +83,17 @@ class CheckReport:
     def facts(self) -> dict[str, Any]:
         return asdict(self)
 
+    def scope(self) -> tuple[list[str], tuple[str, ...]]:
+        """Return what was checked, and what not."""
+        checked = [
+            "every expected tensor is there, whole, once, in its dtype and shape",
+            "sizes and headers of all fragments",
+            "config.json against the dimensions of the model that was dumped",
+        ]
+        checked += ["the checksum of every rectangle"] if self.verification == "full" else []
+        checked += [f"of config.json {', '.join(self.config.settings)}"] if self.config.settings else []
+        return checked, self.unchecked
+
     def text(self) -> str:
         return "\n".join([*self.lines(), *self.remarks()])
 
@@ -139,6 +150,10 @@ class MergeReport:
 
     def facts(self) -> dict[str, Any]:
         return asdict(self)
+
+    def scope(self) -> tuple[list[str], tuple[str, ...]]:
+        """Return what was checked, and what not."""
+        return self.check.scope()
 
     def published(self) -> dict[str, Any]:
         """Return what report.json holds: the same for the same input, wherever and whenever it was merged."""
