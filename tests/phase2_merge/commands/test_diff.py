@@ -43,7 +43,7 @@ def test_a_dump_is_equal_to_itself(world: MakeWorld) -> None:
     assert (found.equal, found.differing) == (len(one.model.tensors), ())
 
 
-@pytest.mark.parametrize("later", [Topology(), Topology(tp=4), Topology(tp=2, ep=2)], ids=str)
+@pytest.mark.parametrize("later", [Topology(), Topology(tp=4), Topology(tp=4, ep=2)], ids=str)
 def test_other_cuts_of_the_same_tensors_are_put_together_and_compared(
     world: MakeWorld, tmp_path: Path, later: Topology
 ) -> None:
@@ -63,11 +63,10 @@ def test_a_dump_with_cuts_its_output_and_a_plain_copy_are_the_same(world: MakeWo
     for a, b in itertools.permutations((one.dump, one.out, plain), 2):
         found = diff(a, b)
         assert (found.equal, found.differing, found.partial) == (len(one.model.tensors), (), ())
-    data = bytearray(
-        (plain / "model.safetensors.index.json").with_name("model-00001-of-00005.safetensors").read_bytes()
-    )
+    spoiled = min(plain.glob("*.safetensors"))
+    data = bytearray(spoiled.read_bytes())
     data[-1] ^= 1
-    (plain / "model-00001-of-00005.safetensors").write_bytes(data)
+    spoiled.write_bytes(data)
     for a in (one.dump, one.out):
         assert len(diff(a, plain).differing) == 1
 
