@@ -189,9 +189,9 @@ def call_provider(name: str) -> Any:
         raise BadInputError(f"--model-provider {name} is not a function", "Give package.module:function.")
     try:
         return provider()
-    except ShardmergeError:
+    except (ShardmergeError, SystemExit, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except BaseException as error:  # torch's CheckpointException is not an Exception
         raise CallersError(PROVIDER.format(name)) from error
 
 

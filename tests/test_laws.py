@@ -36,6 +36,7 @@ ROOMS = {
         "__main__": set(),
         "cli": {"dump_model", "fragments", "preflight", "source"},
         "preflight": set(),
+        "providers": set(),
         "dump_model": {"fragments", "generation", "sources", "source", "world"},
         "fragments": {"rectangles", "source", "world"},
         "settings": set(),

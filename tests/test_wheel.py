@@ -105,9 +105,18 @@ def test_merge_only_installation_brings_no_torch(environment: Path) -> None:
 
 def test_dump_without_torch_says_which_extra_to_install(environment: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    given = ["--model-provider", "no.matter:what", "--hf-reference", tmp_path, "--run-id", "r", "--step", "1"]
+    given = [
+        "--model-provider",
+        "no.matter:what",
+        "--hf-reference",
+        str(tmp_path),
+        "--run-id",
+        "r",
+        "--step",
+        "1",
+    ]
     refused = subprocess.run(
-        [environment / "shardmerge", "dump", *given, "--out", tmp_path / "dump"],
+        [environment / "shardmerge", "dump", *given, "--out", str(tmp_path / "dump")],
         capture_output=True,
         text=True,
         check=False,

@@ -34,7 +34,7 @@ class _Directory(click.Path):
         return [CompletionItem(incomplete, type="dir")]
 
 
-class _Size(click.ParamType):
+class _Size(click.ParamType):  # type: ignore[type-arg]  # older clicks take no argument here
     """A size in bytes, written as `byte_count` reads it."""
 
     name = "size"

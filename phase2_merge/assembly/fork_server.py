@@ -55,7 +55,7 @@ def _main_without_a_place() -> Iterator[None]:
     Source: multiprocessing/spawn.py, get_preparation_data.
     """
     main = sys.modules["__main__"].__dict__
-    kept = {name: main[name] for name in ("__spec__", "__file__") if name in main}
+    kept: dict[str, object] = {name: main[name] for name in ("__spec__", "__file__") if name in main}
     main.pop("__file__", None)
     main["__spec__"] = None
     try:

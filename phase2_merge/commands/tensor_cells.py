@@ -78,7 +78,7 @@ class Tensor:
             begin, size = self._in_bytes(cell.offset, 0), self._in_bytes(cell.shape, 1)
             box = tuple(slice(first, first + length) for first, length in zip(begin, size, strict=True))
             whole[box] = np.frombuffer(self._read(cell), np.uint8).reshape(size)
-        return xxhash.xxh3_128_hexdigest(memoryview(whole).cast("B")), self.num_bytes()
+        return xxhash.xxh3_128_hexdigest(whole.tobytes()), self.num_bytes()
 
     def _of_one(self, cell: Cell) -> str:
         """Hash a cell a little at a time: it may be larger than memory."""

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -166,9 +167,9 @@ def test_room_is_looked_for_before_anything_is_written(world: MakeWorld, small: 
     one = world(Topology(tp=2)).write()
     (small / "others").write_bytes(bytes((256 << 10) - 4096))
     size = sum(len(data) for _, _, data in one.model.tensors.values())
-    for how in ({}, {"dry_run": True}):
+    for dry_run in (False, True):
         with pytest.raises(NoRoomError) as refused:
-            merge(one.dump, small / "out", hf_reference=one.reference, workers=1, **how)
+            merge(one.dump, small / "out", hf_reference=one.reference, workers=1, dry_run=dry_run)
         assert refused.value.needed_bytes == size > refused.value.free_bytes
         assert f"{one.dump} and {small} are different file systems" in refused.value.message()
         assert [path.name for path in small.iterdir()] == ["others"]
@@ -200,7 +201,7 @@ def test_a_dry_run_tells_what_will_be_linked_and_what_copied(world: MakeWorld, s
 
 def test_shards_of_an_earlier_attempt_need_no_room_again(world: MakeWorld) -> None:
     one = world(Topology(tp=2)).write()
-    given = {"hf_reference": one.reference, "workers": 1, "max_shard_bytes": 500}
+    given: dict[str, Any] = {"hf_reference": one.reference, "workers": 1, "max_shard_bytes": 500}
     before = merge(one.dump, one.out, dry_run=True, **given).space
     run_part_of(one, "1/2")
     after = merge(one.dump, one.out, dry_run=True, **given).space
