@@ -82,8 +82,8 @@ from .usage import BadInputError, MissingConfigError, not_a_directory
 __all__ = [
     "SAID_TWICE",
     "SHOWN",
-    "AdapterError",
     "AbsentTensorError",
+    "AdapterError",
     "ArchitectureTableError",
     "BadInputError",
     "BadScaleError",

@@ -23,8 +23,7 @@ from ..ledger import table as ledger
 from ..ledger.fragments import Fragment, fragments
 from ..ledger.rank_directories import discover
 from ..ledger.table import Ledger
-from ..options import MTP, VISION, Asked
-from ..options import MTP, Asked, as_paths
+from ..options import MTP, VISION, Asked, as_paths
 from ..quantization import dropped
 from ..quantization.united import Quantization, united
 from .tensors import verdict

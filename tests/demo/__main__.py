@@ -38,14 +38,6 @@ def commands(out: Path) -> Sequence[Sequence[str]]:
     shardmerge, reference, dump, merged = str(programs / "shardmerge"), *(f"{out}/{n}" for n in NAMES)
     loading = ["env", f"{CHECKPOINT}={out}/megatron"]
     torchrun = [*loading, python, "-m", "torch.distributed.run", "--nproc-per-node", str(TOPOLOGY.world_size)]
-        "env",
-        f"{CHECKPOINT}={out}/megatron",
-        python,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        str(TOPOLOGY.world_size),
-    ]
     provider = ["--model-provider", "tests.demo.model:load", "--run-id", "demo", "--step", "100"]
     return (
         [python, "-m", "tests.demo.model", reference, f"{out}/megatron"],
