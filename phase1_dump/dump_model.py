@@ -45,6 +45,7 @@ def dump(
     max_fragment_bytes: int = MAX_FRAGMENT_BYTES,
     staging_bytes: int = STAGING_BYTES,
     on_error: Literal["raise", "record"] = "raise",
+    quiet: bool = False,
 ) -> Manifest | None:
     """Write what this rank owns of a live model to `out/rank-NNNNN`. Call it on every rank, in any order.
 
@@ -73,6 +74,7 @@ def dump(
         staging_bytes: host memory used for copying.
         on_error: "record" returns None where "raise" raises, once the rank is known; both write
             rank-NNNNN.failed.json.
+        quiet: show no progress; otherwise the first rank of each node does.
 
     Returns:
         The manifest of this rank.
@@ -101,7 +103,7 @@ def dump(
         )
         source = live_model(chunks, world, generation, Path(hf_reference), options)
         return write_rank(
-            source, folder, max_fragment_bytes=max_fragment_bytes, check_replicas=check_replicas
+            source, folder, max_fragment_bytes=max_fragment_bytes, check_replicas=check_replicas, quiet=quiet
         )
     except Exception as error:
         record_failure(folder, world.rank, run_id, error)

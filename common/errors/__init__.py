@@ -13,7 +13,13 @@ from .exit_codes import (
     UnsupportedError,
     UsageError,
 )
-from .files import CorruptFileError, CorruptIndexError
+from .files import (
+    AbsentTensorError,
+    CorruptFileError,
+    CorruptIndexError,
+    OtherShapeError,
+    StrangeNumbersError,
+)
 from .findings import Findings
 from .model import (
     AdapterError,
@@ -31,6 +37,7 @@ from .output import (
     LockLostError,
     MissingPartsError,
     MissingRecordError,
+    NoRoomError,
     OutputExistsError,
     OutputLockedError,
     ShardsChangedError,
@@ -70,11 +77,12 @@ from .tensors import (
     UncoveredTensorError,
     UnexpectedTensorError,
 )
-from .usage import BadInputError, MissingConfigError
+from .usage import BadInputError, MissingConfigError, not_a_directory
 
 __all__ = [
     "SAID_TWICE",
     "SHOWN",
+    "AbsentTensorError",
     "AdapterError",
     "ArchitectureTableError",
     "BadInputError",
@@ -107,8 +115,10 @@ __all__ = [
     "MixedSettingsError",
     "MixedSpellingsError",
     "MtpMismatchError",
+    "NoRoomError",
     "NonFiniteError",
     "NotInitializedError",
+    "OtherShapeError",
     "OutputError",
     "OutputExistsError",
     "OutputLockedError",
@@ -121,6 +131,7 @@ __all__ = [
     "ShardsChangedError",
     "StaleParametersError",
     "StoredOtherwiseError",
+    "StrangeNumbersError",
     "TableMismatchError",
     "UncalibratedError",
     "UnclaimedParameterError",
@@ -133,5 +144,6 @@ __all__ = [
     "UnsupportedQuantizationError",
     "UsageError",
     "WorkerDiedError",
+    "not_a_directory",
     "raise_problems",
 ]

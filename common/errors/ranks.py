@@ -18,7 +18,7 @@ class MissingRankError(IncompleteError):
     def message(self) -> str:
         where = ", ".join(f"{axis} {at}" for axis, at in self.coordinates.items())
         place = f"rank {self.rank} ({where})" if where else f"rank {self.rank}"
-        why = f"; it recorded a failure: {self.failed}" if self.failed else ""
+        why = f"; it recorded a failure: {self.failed.rstrip(' .')}" if self.failed else ""
         do = "Dump this run again, or add the directory that holds the rank."
         return f"{place} has no manifest: {self.debt}{why}. {do}"
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from .exit_codes import ConflictError, IncompleteError
-from .wording import first_ranks, suspects
+from .wording import first_ranks, of_ranks, suspects
 
 
 @dataclass(eq=False)
@@ -115,7 +115,7 @@ class UnexpectedTensorError(ConflictError):
 
     def message(self) -> str:
         return (
-            f"{self.tensor} (rank {first_ranks(self.ranks)}) is not a tensor of {self.architecture} with this "
+            f"{self.tensor}{of_ranks(self.ranks)} is not a tensor of {self.architecture} with this "
             "config.json. Compare num_hidden_layers, the number of experts and tie_word_embeddings with the model "
             "that was trained."
         )
@@ -145,8 +145,8 @@ class NonFiniteError(ConflictError):
     ranks: tuple[int, ...]
 
     def message(self) -> str:
-        by = f" (rank {first_ranks(self.ranks)})" if self.ranks else ""
         return (
-            f"{self.tensor} holds {self.nan_count:,} NaN and {self.inf_count:,} infinite elements{by}. "
+            f"{self.tensor} holds {self.nan_count:,} NaN and {self.inf_count:,} infinite elements"
+            f"{of_ranks(self.ranks)}. "
             "Take an earlier checkpoint, or --allow nan to merge it as it is."
         )

@@ -32,6 +32,7 @@ def write_rank(
     *,
     max_fragment_bytes: int = MAX_FRAGMENT_BYTES,
     check_replicas: bool = False,
+    quiet: bool = False,
 ) -> Manifest:
     """Write what a source owns to `out/rank-NNNNN`: fragments, then the manifest, under a temporary name.
 
@@ -40,6 +41,7 @@ def write_rank(
         out: the dump, shared by all ranks.
         max_fragment_bytes: size of a fragment file; a larger tensor has a file of its own.
         check_replicas: also record the checksums of what this rank holds and another one writes.
+        quiet: show no progress.
 
     Returns:
         The manifest, which is the mark that the rank is complete.
@@ -51,7 +53,7 @@ def write_rank(
     rank = source.world.rank
     fragments = plan_fragments(owned(source.holdings, rank), max_fragment_bytes)
     replicas = replicas_of(source) if check_replicas else ()
-    progress = _progress(fragments, rank)
+    progress = _progress(fragments, rank, quiet=quiet)
     source.settle()
     with building(out, rank) as partial:
         written = [write_fragment(partial, fragment, source, progress.advance) for fragment in fragments]
@@ -61,8 +63,8 @@ def write_rank(
     return manifest
 
 
-def _progress(fragments: Sequence[PlannedFragment], rank: int) -> Progress:
+def _progress(fragments: Sequence[PlannedFragment], rank: int, *, quiet: bool) -> Progress:
     """Return what shows the progress. Only the first rank of a node prints it."""
-    speaks = os.environ.get("LOCAL_RANK", str(rank)) == "0"
+    speaks = not quiet and os.environ.get("LOCAL_RANK", str(rank)) == "0"
     total = sum(fragment.header.file_bytes for fragment in fragments)
     return Progress(f"rank {rank} dumps", total, sys.stderr if speaks else None)

@@ -8,6 +8,7 @@ from typing import TextIO
 
 from shardmerge.common.architectures import Architecture
 
+from ..hf_files import sidecars
 from ..options import Asked, Uncalibrated
 from ..proof.checksums import verify_bytes
 from ..proof.prove import prove
@@ -15,7 +16,7 @@ from .report import CheckReport, Verification, check_report
 
 
 def check(
-    dumps: Sequence[str | Path],
+    dumps: str | Path | Sequence[str | Path],
     *,
     hf_reference: str | Path,
     verify: Verification = "full",
@@ -31,7 +32,7 @@ def check(
     """Prove that `dumps`, together, hold every tensor of the model once, undamaged.
 
     Args:
-        dumps: directories that hold ranks, as node-local disks that were copied together.
+        dumps: directories that hold ranks, or one of them, as node-local disks that were copied together.
         hf_reference: Hugging Face directory of the same model. config.json is enough; weights are read if there.
         verify: "full" reads every byte, "size" only sizes and headers.
         allow: "nan", "replicas": such problems become warnings.
@@ -57,4 +58,4 @@ def check(
     proof = prove(asked)
     if verify == "full":
         verify_bytes(proof.ledger, proof.fragments, talk)
-    return check_report(proof, verify)
+    return check_report(proof, verify, sidecars.gather(proof.reference.path))

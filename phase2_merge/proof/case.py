@@ -23,7 +23,7 @@ from ..ledger import table as ledger
 from ..ledger.fragments import Fragment, fragments
 from ..ledger.rank_directories import discover
 from ..ledger.table import Ledger
-from ..options import MTP, VISION, Asked
+from ..options import MTP, VISION, Asked, as_paths
 from ..quantization import dropped
 from ..quantization.united import Quantization, united
 from .tensors import verdict
@@ -126,7 +126,7 @@ def read(asked: Asked) -> Case:
         left = frozenset(filter(described.is_mtp, reference.tensors))
         reference = _without_mtp(reference, described, of_config)
         described = blueprint(reference.config, reference.tensors, table=own_table)
-    ranks = discover([Path(dump) for dump in asked.dumps])
+    ranks = discover(as_paths(asked.dumps))
     table = ledger.read(ranks, graft.graft(reference, _patterns(asked, reference, described), copies, left))
     manifests = [head.manifest for head in table.heads]
     facts = table.facts()

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from shardmerge.phase1_dump import providers
 from tests.worlds.cpu import prepare
 from tests.worlds.fake import join_model_parallel, leave_model_parallel
 from tests.worlds.families import by_name
@@ -44,12 +45,18 @@ def make_megatron(reference: Path, folder: Path) -> None:
 
 def load() -> list[Any]:
     """This rank's chunks, as a training job would hold them. The launcher set RANK and WORLD_SIZE."""
-    from tests.worlds.oracle import load_model
+    from tests.worlds.fake import build_model
 
     prepare()
-    dist.init_process_group("gloo")
-    join_model_parallel(TOPOLOGY)
-    return load_model(dist.get_rank(), FAMILY, TOPOLOGY, Path(os.environ[CHECKPOINT]))
+    return providers.torch_dist(
+        lambda: build_model(FAMILY, TOPOLOGY),
+        os.environ[CHECKPOINT],
+        metadata={"non_homogeneous_layers": True, "singleton_local_shards": True},
+        tensor_model_parallel_size=TOPOLOGY.tp,
+        pipeline_model_parallel_size=TOPOLOGY.pp,
+        expert_model_parallel_size=TOPOLOGY.ep,
+        expert_tensor_parallel_size=TOPOLOGY.etp,
+    )
 
 
 if __name__ == "__main__":
