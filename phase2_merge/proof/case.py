@@ -24,6 +24,7 @@ from ..ledger.fragments import Fragment, fragments
 from ..ledger.rank_directories import discover
 from ..ledger.table import Ledger
 from ..options import MTP, VISION, Asked, as_paths
+from ..quantization import dropped
 from ..quantization.united import Quantization, united
 from .tensors import verdict
 from .tensors.expected import Expected, expected_tensors
