@@ -34,7 +34,7 @@ DESCRIPTIONS = {
     "pyproject.toml": "Package, extras, and the settings of every tool",
     "LICENSE": "Apache License 2.0",
     "docs": "What does not fit on the first page",
-    "common/program": "Makes `python -m shardmerge` the same as `shardmerge`; has no __init__, as shardmerge is a namespace",
+    "common/program": "Makes `python -m shardmerge` the same as `shardmerge`, which is a namespace",
     "docs/contribute": "How to add what is added often: the files in order, and which test to write first",
     "docs/guide": "How to use it, step by step",
     "docs/inside": "How it is built, for those who change it",

@@ -215,8 +215,8 @@ def _run(run: Callable[[], Outcome]) -> End:
 
 def _unexpected(error: Exception) -> End:
     """Return a defect of shardmerge, or of a function that the user named: its traceback then begins there."""
-    whose, cause = DEFECT, error.__cause__
     shown: BaseException = error
+    whose, cause = DEFECT, error.__cause__
     if isinstance(error, CallersError) and cause is not None:
         whose, shown = str(error), cause.with_traceback(_beyond_ours(cause.__traceback__))
     return _end(FAILED, type(shown).__name__, "".join(traceback.format_exception(shown)) + whose)

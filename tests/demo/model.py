@@ -3,6 +3,8 @@
 Run as a program it makes the two checkpoints; imported by a launcher, `load` is the model provider of one rank.
 """
 
+import contextlib
+import io
 import os
 import sys
 import tempfile
@@ -61,4 +63,5 @@ def load() -> list[Any]:
 
 if __name__ == "__main__":
     make_reference(Path(sys.argv[1]))
-    make_megatron(Path(sys.argv[1]), Path(sys.argv[2]))
+    with contextlib.redirect_stderr(io.StringIO()):  # bars of progress; an error is printed after the block
+        make_megatron(Path(sys.argv[1]), Path(sys.argv[2]))
