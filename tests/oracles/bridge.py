@@ -83,13 +83,10 @@ def exported(family: Family, folder: Path, oracle: Oracle) -> dict[str, torch.Te
         config.architectures = [family.architecture]
         AutoMapping.register_module_type("CpuAttention", "column")  # which holds the sinks here
         AutoMapping.register_module_type("TEPostNormed", "row")
-        options: dict[str, Any] = {}
         if family.is_composite:
             config.state = files
-        if family.architecture == KIMI_K25:
-            options["weight_dtype"] = (
-                torch.bfloat16
-            )  # else it packs experts to four bits, as published ones are
+        # else it packs experts to four bits, as published ones are
+        options = {"weight_dtype": torch.bfloat16} if family.architecture == KIMI_K25 else {}
         bridge: Any = AutoBridge.from_hf_config(config)
         with mock.patch.object(qwen35_bridge, "moe_experts_stored_packed", return_value=oracle.packed):
             given = bridge.export_hf_weights(chunks, cpu=True, show_progress=False, **options)
