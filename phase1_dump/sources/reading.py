@@ -15,9 +15,8 @@ from ..rectangles.parts import Recipe
 from ..source import Holding, Seen, Stream
 from .ahead import computing_ahead
 from .blocks import blocks_of, planned
-from .health import Health, count_nonfinite
+from .health import Health, count_nonfinite, narrowed_elements
 from .host_buffers import HostBuffers
-from .narrowing import narrowed_elements
 
 AHEAD_SHARE = 4  # blocks computed ahead take a quarter of the memory of the buffers beside them
 
