@@ -41,6 +41,7 @@ ROOMS = {
         "quantization": {"rectangles", "source"},
         "rectangles": {"source", "world"},
         "source": {"generation", "world"},
+        "torch_dist": set(),
         "generation": set(),
         "world": set(),
     },
@@ -70,6 +71,7 @@ WITHOUT_TORCH = (
     "phase1_dump/fragments",
     "phase1_dump/settings/fields.py",
     "phase1_dump/source.py",
+    "phase1_dump/torch_dist",
 )
 API = {
     "check",

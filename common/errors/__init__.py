@@ -3,6 +3,15 @@
 `exit_codes` holds the root and the branches, each other module the faults of one subject. All are imported from here.
 """
 
+from .checkpoint import (
+    BadChunkError,
+    ChangedCheckpointError,
+    MissingChunksError,
+    MissingSharesError,
+    UnfinishedCheckpointError,
+    UnknownInPickleError,
+    UnsupportedCheckpointError,
+)
 from .config import SAID_TWICE, ConfigContradictionError, ConfigMismatchError
 from .exit_codes import (
     SHOWN,
@@ -69,8 +78,10 @@ from .usage import BadInputError, MissingConfigError
 __all__ = [
     "SAID_TWICE",
     "SHOWN",
+    "BadChunkError",
     "BadInputError",
     "BadScaleError",
+    "ChangedCheckpointError",
     "ConfigContradictionError",
     "ConfigMismatchError",
     "ConflictError",
@@ -85,6 +96,7 @@ __all__ = [
     "IncompleteError",
     "LockLostError",
     "MismatchError",
+    "MissingChunksError",
     "MissingConfigError",
     "MissingFactsError",
     "MissingPartsError",
@@ -92,6 +104,7 @@ __all__ = [
     "MissingRanksError",
     "MissingRecordError",
     "MissingScaleError",
+    "MissingSharesError",
     "MissingTensorError",
     "MixedGenerationsError",
     "MixedSettingsError",
@@ -115,7 +128,10 @@ __all__ = [
     "UncoveredTensorError",
     "UndeclaredScaleError",
     "UnexpectedTensorError",
+    "UnfinishedCheckpointError",
+    "UnknownInPickleError",
     "UnsupportedArchitectureError",
+    "UnsupportedCheckpointError",
     "UnsupportedError",
     "UnsupportedParameterError",
     "UnsupportedQuantizationError",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .exit_codes import SHOWN, ConflictError, IncompleteError, UnsupportedError
-from .wording import first_ranks
+from .ranks import first_ranks
 
 
 @dataclass(eq=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .exit_codes import ConflictError, IncompleteError
-from .wording import first_ranks, suspects
+from .ranks import first_ranks, suspects
 
 
 @dataclass(eq=False)
