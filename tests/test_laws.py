@@ -41,6 +41,7 @@ ROOMS = {
         "quantization": {"rectangles", "source"},
         "rectangles": {"source", "world"},
         "source": {"generation", "world"},
+        "checkpoint": {"generation", "rectangles", "source", "torch_dist", "world"},
         "torch_dist": set(),
         "generation": set(),
         "world": set(),
@@ -71,6 +72,7 @@ WITHOUT_TORCH = (
     "phase1_dump/fragments",
     "phase1_dump/settings/fields.py",
     "phase1_dump/source.py",
+    "phase1_dump/checkpoint",
     "phase1_dump/torch_dist",
 )
 API = {
