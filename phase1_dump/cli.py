@@ -1,6 +1,6 @@
-"""The command of phase one: get the model from a provider, dump it, and wait for the others before failing.
+"""The command of phase one: dump a model that a provider makes, or a checkpoint on disk; print and fail as one of many.
 
-Decides what a rank prints and when it may fail. How a rank is written is decided in `dump_model`.
+Decides what a rank prints and when it may fail. How a rank is written is decided in `dump_model` and `dump_torch_dist`.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from typing import Any
 
 import click
 
+from shardmerge.common.command.byte_count import parse
+from shardmerge.common.command.group import missing_library
 from shardmerge.common.command.outcome import HELP, reported
 from shardmerge.common.errors import BadInputError
 from shardmerge.common.manifest import Manifest
 from shardmerge.common.places import rank_name
 
-from .dump_model import dump as dump_rank
+from .dump_torch_dist import DumpedCheckpoint, dump_checkpoint, speaks
 from .fragments.failed_ranks import forget_failure, record_failure, wait_for_others
-from .fragments.write_rank import MAX_FRAGMENT_BYTES
 
 RANK_NAMES = ("RANK", "SLURM_PROCID")
 SIZE_NAMES = ("WORLD_SIZE", "SLURM_NTASKS")
@@ -61,11 +62,11 @@ def rank_report(path: Path) -> Path:
 
 
 @click.command(context_settings=HELP)
+@click.option("--model-provider", metavar="MODULE:FUNCTION", help="Function that returns this rank's model.")
 @click.option(
-    "--model-provider",
-    required=True,
-    metavar="MODULE:FUNCTION",
-    help="Function that returns this rank's model.",
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    help="torch_dist checkpoint to dump instead of a model.",
 )
 @click.option(
     "--hf-reference", required=True, type=click.Path(path_type=Path), help="Directory with config.json."
@@ -77,11 +78,10 @@ def rank_report(path: Path) -> Path:
     help="Directory of the dump, shared by all ranks.",
 )
 @click.option("--run-id", required=True, help="Name of this dump, the same on every rank.")
-@click.option("--step", required=True, type=int, help="Training step of the parameters.")
+@click.option("--step", type=int, help="Training step of the parameters; a checkpoint tells it itself.")
 @click.option("--attempt", help="Which attempt this is; default: the launcher's job id and restart count.")
-@click.option(
-    "--max-fragment-bytes", default=MAX_FRAGMENT_BYTES, show_default=True, help="Size of a fragment file."
-)
+@click.option("--max-fragment-bytes", type=int, help="Size of a fragment file [default: 5000000000].")
+@click.option("--max-share-size", help="Of a checkpoint: size of a share, such as 5GB (the default at most).")
 @click.option("--dtype-from-reference", is_flag=True, help="Let the reference narrow router biases.")
 @click.option("--drop-mtp", is_flag=True, help="Leave out multi-token prediction.")
 @click.option("--dequantize", is_flag=True, help="Write quantized Transformer Engine parameters as bf16.")
@@ -89,24 +89,85 @@ def rank_report(path: Path) -> Path:
 @click.option(
     "--check-replicas", is_flag=True, help="Record checksums of replicas, for the merge to compare."
 )
-@click.option("--wait", default=600.0, show_default=True, help="Seconds a failing rank waits for the others.")
+@click.option("--workers", type=click.IntRange(1), help="Of a checkpoint: processes on this machine.")
+@click.option("--dry-run", is_flag=True, help="Of a checkpoint: say what would be written, from which files.")
+@click.option("--wait", default=600.0, show_default=True, help="Seconds to wait for the other ranks.")
 @functools.partial(reported, report_path=rank_report)
-def dump(model_provider: str, out: Path, run_id: str, wait: float, **options: Any) -> Dumped:
-    """Write what each rank of a Megatron-Core model holds, for merge. Run it under a launcher, one process a rank.
+def dump(
+    model_provider: str | None, checkpoint: Path | None, out: Path, run_id: str, wait: float, **options: Any
+) -> Dumped | DumpedCheckpoint:
+    """Write what each rank of a Megatron-Core model holds, or a torch_dist checkpoint, for merge.
 
-    The provider initialises torch.distributed and megatron-core, builds the model, loads its weights, and returns
-    the model or the list of its virtual pipeline chunks. No collective is entered after it returns.
+    Of a model: run it under a launcher, one process a rank. The provider initialises torch.distributed and
+    megatron-core, builds the model, loads its weights, and returns the model or the list of its virtual pipeline
+    chunks. No collective is entered after it returns.
+
+    Of a checkpoint: neither torch nor a GPU is needed, and no pickle is executed. Any number of processes take shares
+    of about 5 GB that nobody has: alone, with --workers, under torchrun or Slurm, again after a failure.
 
     \b
     Example:
       torchrun --nproc-per-node 8 -m shardmerge.phase1_dump \\
         --model-provider my_job.export:model --hf-reference Qwen3-30B-A3B \\
         --out /shared/dump --run-id pretrain-7 --step 120000
+      shardmerge dump --checkpoint /ckpt/iter_0120000 --workers 4 \\
+        --hf-reference Qwen3-30B-A3B --out /shared/dump --run-id pretrain-7
     """
+    if (model_provider is None) == (checkpoint is None):
+        raise BadInputError("the model is missing", "Give one of --model-provider and --checkpoint.")
+    given = {name: value for name, value in options.items() if value not in (None, False)}
+    if checkpoint is not None:
+        return _dump_checkpoint(checkpoint, out, run_id, wait, given)
+    _refuse(given, OF_CHECKPOINT, "--checkpoint")
+    if options["step"] is None:
+        raise BadInputError("the training step is missing", "Give --step.")
+    return _dump_model(str(model_provider), out, run_id, wait, given)
+
+
+OF_CHECKPOINT = ("max_share_size", "workers", "dry_run")
+OF_MODEL = ("step", "attempt", "max_fragment_bytes", "dequantize", "params_synced", "check_replicas")
+
+
+def _refuse(given: Mapping[str, Any], names: tuple[str, ...], what: str) -> None:
+    """Raise BadInputError if options were given that are of the other kind of dump."""
+    if strange := [f"--{name.replace('_', '-')}" for name in names if name in given]:
+        raise BadInputError(f"{', '.join(strange)} is for {what} alone", "Leave it out.")
+
+
+def _dump_checkpoint(
+    checkpoint: Path, out: Path, run_id: str, wait: float, given: dict[str, Any]
+) -> DumpedCheckpoint:
+    """Dump a checkpoint as one of however many processes."""
+    _refuse(given, OF_MODEL, "--model-provider")
+    size = given.pop("max_share_size", None)
+    process = launched(RANK_NAMES, 0)
+    try:
+        return dump_checkpoint(
+            checkpoint,
+            out,
+            run_id=run_id,
+            max_share_bytes=None if size is None else parse(size),
+            process=process,
+            processes=launched(SIZE_NAMES, 1),
+            patience=wait,
+            progress_to=speaks(process),
+            **given,
+        )
+    except KeyboardInterrupt:
+        click.echo("What is complete stays: give the same command again to go on.", err=True)
+        raise
+
+
+def _dump_model(model_provider: str, out: Path, run_id: str, wait: float, given: dict[str, Any]) -> Dumped:
+    """Dump what this rank holds of a model."""
+    try:
+        from .dump_model import dump as dump_rank
+    except ModuleNotFoundError as error:
+        raise missing_library("dump --model-provider", error) from error
     forget_failure(out, launched(RANK_NAMES, 0))
     try:
         model = load_provider(model_provider)()
-        manifest = dump_rank(model, out, run_id=run_id, **options)
+        manifest = dump_rank(model, out, run_id=run_id, **given)
     except (Exception, SystemExit) as error:  # a provider that parses arguments exits
         fail(out, run_id, error, wait)
         raise

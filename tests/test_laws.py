@@ -31,9 +31,11 @@ COMMON_MAY_IMPORT = {"click", "xxhash", "shardmerge.common"}
 # docs/inside/design.md says why.
 ROOMS = {
     "phase1_dump": {
-        "__init__": {"dump_model"},
+        "__init__": {"dump_model", "dump_torch_dist"},
         "__main__": set(),
-        "cli": {"dump_model", "fragments", "source"},
+        "cli": {"dump_model", "dump_torch_dist", "fragments", "source"},
+        "dump_torch_dist": {"checkpoint", "fragments", "generation", "shares"},
+        "shares": {"checkpoint", "fragments"},
         "dump_model": {"fragments", "generation", "sources", "source", "world"},
         "fragments": {"rectangles", "source", "world"},
         "settings": set(),
@@ -74,11 +76,14 @@ WITHOUT_TORCH = (
     "phase1_dump/source.py",
     "phase1_dump/checkpoint",
     "phase1_dump/torch_dist",
+    "phase1_dump/shares",
+    "phase1_dump/dump_torch_dist.py",
 )
 API = {
     "check",
     "diff",
     "dump",
+    "dump_checkpoint",
     "inspect",
     "merge",
     "merge_part",

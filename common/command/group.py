@@ -31,7 +31,8 @@ class Subcommand:
 
 SUBCOMMANDS = {
     "dump": Subcommand(
-        "shardmerge.phase1_dump.cli:dump", "Write what every rank holds of a model (phase one)."
+        "shardmerge.phase1_dump.cli:dump",
+        "Write what every rank holds of a model, or a checkpoint (phase one).",
     ),
     "check": Subcommand("shardmerge.phase2_merge.cli:check", "Prove that a dump is whole; write nothing."),
     "merge": Subcommand("shardmerge.phase2_merge.cli:merge", "Turn a dump into a Hugging Face checkpoint."),
@@ -76,14 +77,18 @@ def load(subcommand: Subcommand) -> click.Command:
 
 
 def _refuse_missing(command: str, error: ModuleNotFoundError) -> NoReturn:
+    raise _MissingLibrary(missing_library(command, error).message()) from error
+
+
+def missing_library(command: str, error: ModuleNotFoundError) -> BadInputError:
+    """Return the refusal of a command whose library is not installed. Raises `error` itself if it is none of those."""
     library = (error.name or "").split(".")[0]
     if library not in EXTRAS:
         raise error
-    refusal = BadInputError(
+    return BadInputError(
         f"shardmerge {command} needs {library}, which is not installed",
         f"pip install 'shardmerge[{EXTRAS[library]}]'.",
     )
-    raise _MissingLibrary(refusal.message()) from error
 
 
 class _MissingLibrary(click.ClickException):

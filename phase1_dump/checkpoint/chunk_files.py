@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -22,6 +21,7 @@ from shardmerge.common.rectangle import Shape, intersect
 from ..torch_dist.archives import StoredTensor, read_tensor
 from ..torch_dist.chunks import Chunk, ChunkTable
 from ..torch_dist.crc32 import Runs
+from ..torch_dist.folder import METADATA, FileState, Folder
 from .numbers import KINDS, Bits
 
 OPEN_FILES = 64
@@ -64,8 +64,9 @@ class _Opened:
 class ChunkFiles:
     """The files of a checkpoint. Closed by `close`."""
 
-    def __init__(self, folder: Path, table: ChunkTable) -> None:
-        self._folder, self._table = folder, table
+    def __init__(self, folder: Folder, table: ChunkTable, states: Mapping[str, FileState]) -> None:
+        """Open nothing yet. `states` are those of all files when the checkpoint was planned."""
+        self._checkpoint, self._folder, self._table, self._states = folder, folder.path, table, states
         self._files: OrderedDict[str, int] = OrderedDict()
         self._archives: dict[Archive, _Opened] = {}
         self._loaded: OrderedDict[Archive, Bits] = OrderedDict()
@@ -121,6 +122,7 @@ class ChunkFiles:
 
         Raises:
             BadChunkError: a checksum is another one.
+            ChangedCheckpointError: somebody wrote to a file meanwhile.
             OSError: a file cannot be read.
         """
         for (path, _), archive in self._archives.items():
@@ -136,6 +138,8 @@ class ChunkFiles:
                 raise BadChunkError(
                     archive.key, path, f"its bytes do not have the CRC-32 {stored.crc32:#010x}"
                 )
+        used = {METADATA, *(path for path, _ in self._archives)}
+        self._checkpoint.require_states({name: self._states[name] for name in used})
         self._archives.clear()
         self._loaded.clear()
         self._chunks.clear()

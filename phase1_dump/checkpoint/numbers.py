@@ -113,6 +113,7 @@ def _floats(bits: Bits, kind: str) -> Bits:
 def _rounded(floats: Bits) -> Bits:
     """Return the bits of float32 numbers as bfloat16."""
     wide = floats.view("<u4")
-    rounded = ((wide + (ROUND + ((wide >> np.uint32(16)) & np.uint32(1)))) >> np.uint32(16)).astype("<u2")
+    odd = (wide >> np.uint32(16)) & np.uint32(1)
+    rounded: Bits = ((wide + (ROUND + odd)) >> np.uint32(16)).astype("<u2")
     rounded[np.isnan(floats)] = BF16_NAN
     return rounded

@@ -25,17 +25,20 @@ from shardmerge.common.errors import (
     UnsupportedCheckpointError,
 )
 from shardmerge.common.errors.several import raise_problems
+from shardmerge.common.rectangle import Shape
 from shardmerge.common.reference import Reference
 
+from ..rectangles.layouts import pieces_of
+from ..rectangles.layouts.box import Box
 from ..rectangles.parameter import Parameter
 from ..rectangles.written_dtypes import dtype_chooser
 from ..torch_dist.chunks import ChunkTable, table_of
 from ..torch_dist.folder import METADATA, FileState, Folder, find
 from ..torch_dist.metadata import read_metadata
 from .chunk_files import StoredPart
+from .division import Share, Unit, distributed
 from .keys import NONE, Place, StoredKey, is_of_the_model, refusal, stored_key
 from .numbers import KINDS
-from .shares import Share, Unit, distributed
 
 SHOWN = 10
 TOGETHER = (Layout.PART, Layout.PACKED)  # several parameters are one tensor, which is written by one share
@@ -126,7 +129,7 @@ def plan_of(checkpoint: Path, hf_reference: Path, options: Options) -> Plan:
     raise_problems(_refusals(folder, [*described.tensors, *described.objects]))
     table = table_of(described, is_of_the_model)
     raise_problems(_unreadable(folder, table))
-    states = folder.states({table.paths[number] for number in set(table.path.tolist())})
+    states = folder.states({METADATA, *(table.paths[number] for number in set(table.path.tolist()))})
     stored = tuple(
         stored_key(key, shape, bound.by_key) for key, shape in zip(table.keys, table.shapes, strict=True)
     )
@@ -224,9 +227,17 @@ def _units(
                         UnclaimedParameterError(key, one.parameter_shape, bound.architecture.name, 0)
                     )
                 continue
+            _require_fit(claim, one.parameter_shape, bound)
             _add(found, number, claim, key, (tensor, *place), dtype_of, prod(one.parameter_shape))
     raise_problems(unclaimed)
     return found
+
+
+def _require_fit(claim: Claim, shape: Shape, bound: Blueprint) -> None:
+    """Raise MismatchError unless a parameter has the shape that config.json gives it."""
+    origin = (0,) * len(shape)
+    for _ in pieces_of(Box(shape, origin, shape), claim, bound.dimensions):
+        pass
 
 
 def _add(

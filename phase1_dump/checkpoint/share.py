@@ -76,7 +76,7 @@ def share_of(plan: Plan, share: int, run_id: str) -> CheckpointShare:
             producer={"shardmerge": _version()},
         ),
         tuple(holdings_of(claimed, plan.blueprint, world, plan.dtype_of)),
-        ChunkFiles(plan.folder.path, plan.table),
+        ChunkFiles(plan.folder, plan.table, plan.states),
     )
 
 

@@ -94,13 +94,16 @@ class Folder:
 
     def require_unchanged(self, states: dict[str, FileState]) -> None:
         """Raise ChangedCheckpointError if `.metadata` or one of these files is not what it was."""
+        self.require_states(states)
+        if digest_of(self.path) != self.digest:
+            raise ChangedCheckpointError(str(self.path), f"{METADATA} is another one")
+
+    def require_states(self, states: dict[str, FileState]) -> None:
+        """Raise ChangedCheckpointError if one of these files has another size, or was written to. Reads none."""
         try:
-            digest = digest_of(self.path)
             now = self.states(states)
         except (OSError, UnfinishedCheckpointError) as error:
             raise ChangedCheckpointError(str(self.path), str(error)) from None
-        if digest != self.digest:
-            raise ChangedCheckpointError(str(self.path), ".metadata is another one")
         for name, state in states.items():
             if now[name] != state:
                 raise ChangedCheckpointError(str(self.path), f"{name} was written to")
