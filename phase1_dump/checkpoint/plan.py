@@ -125,7 +125,7 @@ def plan_of(checkpoint: Path, hf_reference: Path, options: Options) -> Plan:
     folder = find(checkpoint)
     known = reference.read(hf_reference)
     bound = blueprint(known.config)
-    described = read_metadata(folder.read_metadata, folder.metadata_bytes, str(folder.path / METADATA))
+    described = read_metadata(folder.open_metadata, folder.metadata_bytes, str(folder.path / METADATA))
     raise_problems(_refusals(folder, [*described.tensors, *described.objects]))
     table = table_of(described, is_of_the_model)
     raise_problems(_unreadable(folder, table))

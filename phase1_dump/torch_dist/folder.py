@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,10 +64,9 @@ class Folder:
     metadata_bytes: int
     digest: str
 
-    def read_metadata(self) -> Callable[[int], bytes]:
-        """Return a function that returns the next bytes of `.metadata`, from its begin."""
-        opened = regular_files.open_for_reading(self.path / METADATA, self.path)
-        return io.FileIO(opened, "rb").read
+    def open_metadata(self) -> io.FileIO:
+        """Return `.metadata`, opened for reading from its begin. Raises OSError, CorruptFileError."""
+        return io.FileIO(regular_files.open_for_reading(self.path / METADATA, self.path), "rb")
 
     def states(self, names: Iterable[str]) -> dict[str, FileState]:
         """Return the states of files by their names.

@@ -11,8 +11,10 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import RawIOBase
 from typing import Any
 
+from shardmerge.common.errors import CorruptFileError
 from shardmerge.common.rectangle import Shape
 
 from . import opcodes
@@ -75,11 +77,11 @@ class Described:
     columns: Columns
 
 
-def read_metadata(read_again: Callable[[], Callable[[int], bytes]], num_bytes: int, path: str) -> Described:
+def read_metadata(open_again: Callable[[], RawIOBase], num_bytes: int, path: str) -> Described:
     """Read `.metadata`.
 
     Args:
-        read_again: Returns a function that returns the next bytes of the file, from its begin. It is called twice.
+        open_again: Opens the file. It is called twice, since the pickle is looked through before it is read.
         num_bytes: Size of the file.
         path: For messages.
 
@@ -91,15 +93,18 @@ def read_metadata(read_again: Callable[[], Callable[[int], bytes]], num_bytes: i
         CorruptFileError: it is damaged.
     """
     columns = Columns()
-    asked = opcodes.asked_for(read_again(), num_bytes)
-    with _without_garbage_collection():
+    with open_again() as file:
+        asked = opcodes.asked_for(file.read, num_bytes)
+    with open_again() as file, _without_garbage_collection():
         value = Unpickler(
-            read_again(),
+            file.read,
             _names(columns),
             path,
             containers=Containers(_extend, _update(columns)),
             asked_for=asked,
         ).load()
+        if type(value) is not _Fields:
+            raise CorruptFileError(path, "it does not list tensors")
         return _described(value, columns, path)
 
 
@@ -273,10 +278,10 @@ def _add_entry(columns: Columns, index: Any, place: Any) -> None:
     columns.length.append(place.length)
 
 
-def _described(value: Any, columns: Columns, path: str) -> Described:
-    """Return what the pickle says."""
-    held = value.fields.get("state_dict_metadata") if type(value) is _Fields else None
-    if type(held) is not dict:
-        raise ValueError("it does not list tensors")
+def _described(value: _Fields, columns: Columns, path: str) -> Described:
+    """Return what the pickle says. Raises CorruptFileError if it lists no tensors."""
+    held = value.fields.get("state_dict_metadata")
+    if type(held) is not dict or not all(type(key) is str for key in held):
+        raise CorruptFileError(path, "it does not list tensors")
     tensors = {key: row for key, row in held.items() if type(row) is TensorRow}
     return Described(tensors, tuple(key for key in held if key not in tensors), columns)
