@@ -24,6 +24,8 @@ class Runs:
     def add(self, begin: int, data: memoryview) -> None:
         """Take bytes that begin at `begin`. Those that overlap what was taken before are passed over."""
         end = begin + len(data)
+        if begin == end:
+            return
         if self._runs and self._runs[-1][1] == begin:
             first, _, crc = self._runs[-1]
             if not any(first < other[1] and other[0] < end for other in self._runs[:-1]):
