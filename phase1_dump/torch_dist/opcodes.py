@@ -28,7 +28,9 @@ MAX_TEXT_BYTES = 1 << 16
 _ALONE = rb"[\x28\x29\x2e\x4e\x51\x52\x5d\x61\x62\x65\x73\x74\x75\x7d\x81\x85-\x89\x93\x94]"
 _OTHERS = rb"(?:" + _ALONE + rb"++|[\x4b\x68\x71\x80].|\x4d..|[\x4a\x72].{4}|[\x47\x95].{8})"
 _RUN = re.compile(rb"(?:" + _OTHERS + rb"|\x6a.{4})*+", re.DOTALL)
-_GETS = re.compile(_OTHERS + rb"*+(?:\x6a(.{4}))?+", re.DOTALL)  # always moves on: never looks at anything twice
+_GETS = re.compile(
+    _OTHERS + rb"*+(?:\x6a(.{4}))?+", re.DOTALL
+)  # always moves on: never looks at anything twice
 SHORT_IDS = 256  # entries that BINGET can ask for
 
 

@@ -10,8 +10,9 @@ import pytest
 from shardmerge.phase1_dump import dump_checkpoint
 from shardmerge.phase2_merge import merge
 from tests.worlds.checkpoints import write_config
-from tests.worlds.families import FAMILIES, Family, by_name, topologies_of
+from tests.worlds.families import Family, by_name, topologies_of
 from tests.worlds.gloo import GlooRanks
+from tests.worlds.mtp import BUILT
 from tests.worlds.saving import Spelling, filled, save
 from tests.worlds.topology import Topology
 
@@ -28,7 +29,7 @@ TOPOLOGIES_OF_EACH = 2
 
 def cases() -> Iterator[object]:
     """Yield a few topologies of each family, with another spelling each, so that all are met by many."""
-    for number, family in enumerate(FAMILIES):
+    for number, family in enumerate(BUILT):
         worlds = topologies_of(family)
         for turn in range(TOPOLOGIES_OF_EACH):
             topology = worlds[(number + turn * len(worlds) // TOPOLOGIES_OF_EACH) % len(worlds)]
