@@ -110,7 +110,7 @@ def dump_checkpoint(
         workers: how many processes of this machine write.
         process: which of the processes that were started together this one is, from 0.
         processes: how many were. They begin at different shares; nothing else depends on it.
-        patience: seconds to wait for others without seeing a share completed.
+        patience: seconds to wait for others without seeing that they write anything.
         dry_run: write nothing, and say which bytes would go where, from which files.
         progress_to: where progress is shown.
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from shardmerge.common.architectures.keys import key_pattern
 from shardmerge.common.rectangle import Shape
 
+EXTRA_STATE = re.compile(r"\._extra_state(?:\d*|/.*)$")  # of Transformer Engine's modules
 PREFIX = re.compile(r"(?:module\.|model\.)+")  # of NeMo, and of modules in modules
 NOT_OF_THE_MODEL = re.compile(
     r"(?:chained_\d+\.)?optimizer\."
@@ -80,8 +81,8 @@ class StoredKey:
 
 
 def is_of_the_model(key: str) -> bool:
-    """Whether a key is of the model: not of an optimizer, random numbers or a data loader."""
-    return NOT_OF_THE_MODEL.match(key) is None
+    """Whether a key is of the model: not of an optimizer, random numbers, a data loader or a module's extra state."""
+    return NOT_OF_THE_MODEL.match(key) is None and EXTRA_STATE.search(key) is None
 
 
 def refusal(key: str) -> str | None:

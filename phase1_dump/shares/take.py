@@ -73,7 +73,7 @@ def take(
         run_id: Its name.
         first: Where to begin, so that processes which start together begin at different shares.
         advance: Called with numbers of bytes that are written.
-        patience: Seconds to wait for others without seeing a share completed.
+        patience: Seconds to wait for others without seeing that they write anything.
         stale: Seconds after which an attempt on another host that changes nothing is taken for ended.
 
     Returns:
@@ -84,18 +84,19 @@ def take(
     """
     taken, watch = Taken(), Watch()
     order = [(first + number) % len(plan.shares) for number in range(len(plan.shares))]
-    deadline, before = time.monotonic() + patience, -1
-    while True:
-        left = [share for share in order if share not in taken.problems and not is_complete(out, share)]
+    deadline, before = time.monotonic() + patience, None
+    while left := [share for share in order if share not in taken.problems and not is_complete(out, share)]:
         free = next((share for share in left if _is_free(out, share, watch, stale)), None)
+        now = free, len(left), [_state(attempt.folder) for share in left for attempt in _attempts(out, share)]
+        if now != before:
+            deadline, before = time.monotonic() + patience, now
         if free is not None:
             _write(plan, out, run_id, free, taken, advance)
-        elif not left or time.monotonic() > deadline:
-            return taken
+        elif time.monotonic() >= deadline:
+            break
         else:
-            time.sleep(LOOK_EVERY_SECONDS)
-        if free is not None or len(left) != before:
-            deadline, before = time.monotonic() + patience, len(left)
+            time.sleep(min(LOOK_EVERY_SECONDS, patience))
+    return taken
 
 
 def missing(out: Path, num_shares: int) -> tuple[int, ...]:
@@ -105,13 +106,15 @@ def missing(out: Path, num_shares: int) -> tuple[int, ...]:
 
 def _is_free(out: Path, share: int, watch: Watch, stale: float) -> bool:
     """Whether nobody writes a share, as far as can be seen from here."""
-    if not out.is_dir():
-        return True
-    for attempt in attempts(out, share):
+    for attempt in _attempts(out, share):
         state = attempt.state()
         if state is State.RUNS or (state is State.UNKNOWN and not watch.is_stale(attempt, stale)):
             return False
     return True
+
+
+def _attempts(out: Path, share: int) -> list[Attempt]:
+    return attempts(out, share) if out.is_dir() else []
 
 
 def _write(

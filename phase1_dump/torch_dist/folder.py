@@ -32,6 +32,7 @@ WEIGHTS = "weights"  # of NeMo, in the folder of an iteration
 MODELOPT = "modelopt_state"
 LEGACY = re.compile(r"mp_rank_\d")
 TORCH_DIST = "torch_dist"
+NESTED = re.compile(rb"\x8c.model\.", re.DOTALL)  # a short text that begins so
 TRACKER_BYTES, BACKEND_BYTES = 64, 1 << 16
 SHOWN = 6
 QUANTIZED = (
@@ -189,11 +190,11 @@ def _require_torch_dist(folder: Path) -> None:
     if (folder / MODELOPT).exists():
         raise UnsupportedCheckpointError(str(folder), QUANTIZED, "")
     if not regular_files.exists(folder / BACKEND, folder):
-        raise UnfinishedCheckpointError(
-            str(folder),
-            f"{BACKEND} is missing, which megatron-core writes last; checkpoints of fsdp_dtensor never have it, and "
-            "cannot be read",
-        )
+        if _is_of_torch_alone(folder):
+            raise UnsupportedCheckpointError(
+                str(folder), "it has the format fsdp_dtensor or torch_dcp, not torch_dist"
+            )
+        raise UnfinishedCheckpointError(str(folder), f"{BACKEND} is missing, which megatron-core writes last")
     try:
         said = canonical_json.decode(regular_files.read(folder / BACKEND, folder, BACKEND_BYTES))
     except ValueError as error:
@@ -201,6 +202,14 @@ def _require_torch_dist(folder: Path) -> None:
     backend = said.get("sharded_backend") if isinstance(said, dict) else None
     if backend != TORCH_DIST:
         raise UnsupportedCheckpointError(str(folder), f"its format is {backend!r:.40}, not {TORCH_DIST}")
+
+
+def _is_of_torch_alone(folder: Path) -> bool:
+    """Whether the keys in `.metadata` begin as in a state dict of dicts, which megatron-core flattens otherwise."""
+    if not regular_files.exists(folder / METADATA, folder):
+        return False
+    with io.FileIO(regular_files.open_for_reading(folder / METADATA, folder), "rb") as file:
+        return NESTED.search(file.read(1 << 20)) is not None
 
 
 def _number(folder: Path) -> int | None:

@@ -34,7 +34,11 @@ class Saved:
 
     def dump(self, out: Path, **options: Any) -> DumpedCheckpoint:
         """Dump it."""
-        given = {"hf_reference": self.reference, "run_id": "run", "max_share_bytes": SHARE_BYTES}
+        given: dict[str, Any] = {
+            "hf_reference": self.reference,
+            "run_id": "run",
+            "max_share_bytes": SHARE_BYTES,
+        }
         return dump_checkpoint(self.path, out, **given | options)
 
     def edit(self, change: Callable[[Metadata], None]) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch.distributed.checkpoint import save
 from torch.distributed.checkpoint.metadata import Metadata
 
 from shardmerge.common.errors import (
@@ -53,6 +55,16 @@ def test_other_formats(saved: Saved, tmp_path: Path, backend: str | None) -> Non
     (saved.path / "metadata.json").write_text(json.dumps({"sharded_backend": backend}))
     with pytest.raises(UnsupportedCheckpointError, match="not torch_dist") as caught:
         saved.dump(tmp_path / "dump")
+    assert caught.value.exit_code == 5
+
+
+def test_what_torch_alone_saved(saved: Saved, tmp_path: Path) -> None:
+    """As Megatron-LM saves fsdp_dtensor: nested, by torch's own writer, without megatron-core's file."""
+    state = {"model": {"module.embedding.word_embeddings.weight": torch.ones(3, 2)}, "optimizer": {}}
+    with pytest.warns(UserWarning, match="single process"):
+        save(state, checkpoint_id=str(tmp_path / "fsdp"), no_dist=True)
+    with pytest.raises(UnsupportedCheckpointError, match="fsdp_dtensor") as caught:
+        Saved(tmp_path / "fsdp", saved.reference).dump(tmp_path / "dump")
     assert caught.value.exit_code == 5
 
 
