@@ -27,6 +27,7 @@ from .numbers import KINDS, Bits
 OPEN_FILES = 64
 LOADED_BYTES = 128 << 20  # of chunks that are not read in their order
 PIECE_BYTES = 8 << 20
+AHEAD_BYTES = 32 << 20  # that the kernel is asked to read before they are needed
 Archive: TypeAlias = tuple[str, int]  # file, and where it begins
 
 
@@ -203,6 +204,7 @@ class ChunkFiles:
             raise BadChunkError(
                 key, chunk.path, f"it holds {found}, and .metadata says {dtype} {list(chunk.size)}"
             )
+        os.posix_fadvise(file, stored.begin, min(stored.num_bytes, AHEAD_BYTES), os.POSIX_FADV_WILLNEED)
         return _Opened(key, stored)
 
     def _fill(self, path: str, archive: _Opened, begin: int, target: Bits) -> None:

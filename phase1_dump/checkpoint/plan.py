@@ -20,6 +20,7 @@ from shardmerge.common import canonical_json, dtypes, reference
 from shardmerge.common.architectures import Blueprint, Claim, Layout, Tensor, blueprint
 from shardmerge.common.architectures.keys import is_mtp
 from shardmerge.common.errors import (
+    MismatchError,
     ShardmergeError,
     UnclaimedParameterError,
     UnsupportedCheckpointError,
@@ -214,6 +215,7 @@ def _units(
     number: dict[tuple[int, int, str], int] = {}
     unclaimed: list[ShardmergeError] = []
     for tensor, one in enumerate(stored):
+        _require_counts(one, bound)
         for place in one.places():
             key = one.canonical(place)
             claim = None if options.drop_mtp and is_mtp(key) else bound.claim(key)
@@ -231,6 +233,20 @@ def _units(
             _add(found, number, claim, key, (tensor, *place), dtype_of, prod(one.parameter_shape))
     raise_problems(unclaimed)
     return found
+
+
+def _require_counts(stored: StoredKey, bound: Blueprint) -> None:
+    """Raise MismatchError unless first dimensions for layers and experts are as many as config.json has."""
+    layers, experts = bound.dimensions["num_layers"], bound.dimensions.get("num_experts", 0)
+    expected = (*((layers,) if stored.has_layers else ()), *((experts,) if stored.has_experts else ()))
+    got = stored.shape[: stored.leading]
+    if got != expected:
+        raise MismatchError(
+            stored.key,
+            "layers and experts in the checkpoint",
+            str(list(got)),
+            f"{list(expected)} by config.json",
+        )
 
 
 def _require_fit(claim: Claim, shape: Shape, bound: Blueprint) -> None:

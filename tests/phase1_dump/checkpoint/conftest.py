@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
+from torch.distributed.checkpoint.metadata import MetadataIndex
 
 from shardmerge.phase1_dump import dump_checkpoint
 from shardmerge.phase1_dump.dump_torch_dist import DumpedCheckpoint
@@ -41,7 +41,7 @@ class Saved:
         }
         return dump_checkpoint(self.path, out, **given | options)
 
-    def edit(self, change: Callable[[Metadata], None]) -> None:
+    def edit(self, change: Callable[[Any], object]) -> None:
         """Change what `.metadata` says, with torch's own classes."""
         path = self.path / ".metadata"
         metadata = pickle.loads(path.read_bytes())

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
+from torch.distributed.checkpoint.metadata import MetadataIndex
 
 from shardmerge.common.errors import (
     BadChunkError,
@@ -93,7 +93,7 @@ def test_a_chunk_that_is_missing(saved: Saved, tmp_path: Path) -> None:
 
 
 def test_a_chunk_that_stands_twice(saved: Saved, tmp_path: Path) -> None:
-    def double(metadata: Metadata) -> None:
+    def double(metadata: Any) -> None:
         chunks = metadata.state_dict_metadata[QKV].chunks
         chunks.append(chunks[0])
 
@@ -105,7 +105,7 @@ def test_a_chunk_that_stands_twice(saved: Saved, tmp_path: Path) -> None:
 def test_an_entry_that_stands_twice(saved: Saved, tmp_path: Path) -> None:
     index, *_ = saved.place(QKV)
 
-    def double(metadata: Metadata) -> None:
+    def double(metadata: Any) -> None:
         twin = MetadataIndex(QKV, torch.Size([1, 1]))
         metadata.storage_data[twin] = metadata.storage_data[index]
         object.__setattr__(twin, "offset", index.offset)
@@ -116,7 +116,7 @@ def test_an_entry_that_stands_twice(saved: Saved, tmp_path: Path) -> None:
 
 
 def test_chunks_that_overlap_and_leave_a_gap(saved: Saved, tmp_path: Path) -> None:
-    def shift(metadata: Metadata) -> None:
+    def shift(metadata: Any) -> None:
         chunk = metadata.state_dict_metadata[QKV].chunks[1]
         chunk.offsets = torch.Size([71, 0])
 
@@ -127,7 +127,7 @@ def test_chunks_that_overlap_and_leave_a_gap(saved: Saved, tmp_path: Path) -> No
 
 
 def test_a_chunk_beyond_its_tensor(saved: Saved, tmp_path: Path) -> None:
-    def enlarge(metadata: Metadata) -> None:
+    def enlarge(metadata: Any) -> None:
         metadata.state_dict_metadata[QKV].chunks[1].sizes = torch.Size([73, 72])
 
     saved.edit(enlarge)
@@ -139,7 +139,7 @@ def test_two_chunks_that_changed_places(saved: Saved, tmp_path: Path) -> None:
     """Their archives are sound, but hold another shape."""
     one, other = saved.place(QKV)[0], saved.place(FC1)[0]
 
-    def swap(metadata: Metadata) -> None:
+    def swap(metadata: Any) -> None:
         held = metadata.storage_data
         held[one], held[other] = held[other], held[one]
 
@@ -152,7 +152,7 @@ def test_two_chunks_that_changed_places(saved: Saved, tmp_path: Path) -> None:
 def test_a_name_that_leaves_the_folder(saved: Saved, tmp_path: Path) -> None:
     index, path, *_ = saved.place(QKV)
 
-    def elsewhere(metadata: Metadata) -> None:
+    def elsewhere(metadata: Any) -> None:
         metadata.storage_data[index].relative_path = f"../{path.parent.name}/{path.name}"
 
     saved.edit(elsewhere)
@@ -189,8 +189,8 @@ def test_a_file_that_is_written_to_meanwhile(saved: Saved, tmp_path: Path, name:
 
 
 def test_a_parameter_that_no_row_claims(saved: Saved, tmp_path: Path) -> None:
-    def rename(metadata: Metadata) -> None:
-        held: Any = metadata.state_dict_metadata
+    def rename(metadata: Any) -> None:
+        held = metadata.state_dict_metadata
         held["decoder.layers.1.self_attention.strange"] = held.pop(QKV)
 
     saved.edit(rename)
@@ -206,3 +206,17 @@ def test_another_reference_is_refused_before_anything_is_written(saved: Saved, t
     with pytest.raises(MismatchError):
         saved.dump(tmp_path / "dump", hf_reference=tmp_path / "hf")
     assert not (tmp_path / "dump").exists()
+
+
+def test_a_tensor_of_more_experts_than_the_model_has(saved: Saved, tmp_path: Path) -> None:
+    """However many it claims: they are not counted one by one."""
+
+    def enlarge(metadata: Any) -> None:
+        tensor = metadata.state_dict_metadata[FC1]
+        tensor.size = torch.Size([1 << 40, 80, 72])
+        tensor.chunks[:] = tensor.chunks[:1]
+        tensor.chunks[0].sizes = tensor.size
+
+    saved.edit(enlarge)
+    with pytest.raises(MismatchError, match=r"\[1099511627776\]"):
+        saved.dump(tmp_path / "dump")

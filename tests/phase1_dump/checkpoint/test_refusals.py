@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.distributed.checkpoint import save
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from shardmerge.common.errors import (
     BadInputError,
@@ -32,8 +31,8 @@ KEYS = {
 
 @pytest.mark.parametrize("key", KEYS)
 def test_keys_that_are_of_something_else(saved: Saved, tmp_path: Path, key: str) -> None:
-    def add(metadata: Metadata) -> None:
-        held: Any = metadata.state_dict_metadata
+    def add(metadata: Any) -> None:
+        held = metadata.state_dict_metadata
         held[key] = held[NORM]
 
     saved.edit(add)
