@@ -34,7 +34,7 @@ help:  ## List the verbs
 setup: $(STAMP) $(NAMESPACE)  ## Make the environment .venv (PYTHON= chooses the interpreter)
 
 demo: setup  ## Run the main job on eight local processes, from a Megatron model to logits that agree
-	$(BIN)/python -m tests.demo
+	$(BIN)/python -W ignore -m tests.demo
 
 test: setup  ## Run the tests; of those that are many alike a sample (ONE_IN=1: all of them; ARGS= for pytest)
 	$(PYTEST) $(if $(MARKED),-m "$(MARKED)") --sample=$(ONE_IN) --sample-of=$(SAMPLE_OF) --matrix=$(MATRIX) $(ARGS)
@@ -63,6 +63,7 @@ test-oracles:  ## Record what other programs export, compare with it, and settin
 	PYTHONPATH=.ns:.:$(BRIDGE) $(PEERS)/bin/python -W ignore -m tests.oracles.bridge $(FAMILIES)
 	PYTHONPATH=.ns:.:$(BRIDGE):$(MCORE_BRIDGE) $(PEERS)/bin/python -W ignore -m tests.oracles.mcore_bridge $(FAMILIES)
 	PYTHONPATH=.ns:.:$(BRIDGE):$(MCORE_BRIDGE) $(PEERS)/bin/python -W ignore -m tests.oracles.settings $(FAMILIES)
+	PYTHONPATH=.ns:.:$(BRIDGE):$(MCORE_BRIDGE) $(PEERS)/bin/python -W ignore -m tests.oracles.adapters
 	$(PEERS)/bin/python -m pytest -n $(JOBS) tests/oracles
 
 # Installed beside its name, then renamed: an interrupted installation is begun anew.

@@ -1,6 +1,6 @@
-"""The command of phase one: dump a model that a provider makes, or a checkpoint on disk; print and fail as one of many.
+"""The command of phase one: dump a model from a provider, or a checkpoint on disk; print and fail as one of many.
 
-Decides what a rank prints and when it may fail. How a rank is written is decided in `dump_model` and `dump_torch_dist`.
+Decides what a rank prints and when it may fail. How a rank is written is decided in `dump_model`.
 """
 
 from __future__ import annotations
@@ -11,20 +11,27 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import click
 
-from shardmerge.common.command.byte_count import parse
-from shardmerge.common.command.group import missing_library
-from shardmerge.common.command.outcome import HELP, reported
-from shardmerge.common.errors import BadInputError
+from shardmerge.common.architectures import Spelling, own
+from shardmerge.common.command.arguments import DIRECTORY, SIZE
+from shardmerge.common.command.libraries import missing_library
+from shardmerge.common.command.options import ARCHITECTURE
+from shardmerge.common.command.outcome import HELP, CallersError, reported, talk
+from shardmerge.common.command.talk import say
+from shardmerge.common.errors import BadInputError, ShardmergeError
+from shardmerge.common.errors.wording import counted
 from shardmerge.common.manifest import Manifest
 from shardmerge.common.places import rank_name
 
 from .dump_torch_dist import DumpedCheckpoint, dump_checkpoint, speaks
 from .fragments.failed_ranks import forget_failure, record_failure, wait_for_others
+from .preflight import require_writable, table_of, warning_of_room
 
+PROVIDER = "It was raised by --model-provider {}, or by what that calls."
 RANK_NAMES = ("RANK", "SLURM_PROCID")
 SIZE_NAMES = ("WORLD_SIZE", "SLURM_NTASKS")
 
@@ -63,27 +70,43 @@ def rank_report(path: Path) -> Path:
 
 @click.command(context_settings=HELP)
 @click.option("--model-provider", metavar="MODULE:FUNCTION", help="Function that returns this rank's model.")
+@click.option("--checkpoint", type=DIRECTORY, help="torch_dist checkpoint to dump instead of a model.")
 @click.option(
-    "--checkpoint",
-    type=click.Path(path_type=Path),
-    help="torch_dist checkpoint to dump instead of a model.",
-)
-@click.option(
-    "--hf-reference", required=True, type=click.Path(path_type=Path), help="Directory with config.json."
+    "--hf-reference",
+    required=True,
+    type=DIRECTORY,
+    help="Directory with config.json, or a model's id in the Hub's cache.",
 )
 @click.option(
     "--out",
     required=True,
-    type=click.Path(path_type=Path),
+    type=DIRECTORY,
     help="Directory of the dump, shared by all ranks.",
 )
 @click.option("--run-id", required=True, help="Name of this dump, the same on every rank.")
 @click.option("--step", type=int, help="Training step of the parameters; a checkpoint tells it itself.")
 @click.option("--attempt", help="Which attempt this is; default: the launcher's job id and restart count.")
-@click.option("--max-fragment-bytes", type=int, help="Size of a fragment file [default: 5000000000].")
-@click.option("--max-share-size", help="Of a checkpoint: size of a share, such as 5GB (the default at most).")
+@click.option(
+    "--max-fragment-size",
+    "max_fragment_bytes",
+    type=SIZE,
+    default="5GB",
+    show_default=True,
+    help="Largest fragment file, as 5GB or 512MiB.",
+)
+@click.option(
+    "--max-share-size", "max_share_bytes", type=SIZE, help="Of a checkpoint: size of a share, at most 5GB."
+)
 @click.option("--dtype-from-reference", is_flag=True, help="Let the reference narrow router biases.")
 @click.option("--drop-mtp", is_flag=True, help="Leave out multi-token prediction.")
+@click.option("--drop-vision", is_flag=True, help="Leave out a vision tower though it was not frozen.")
+@click.option(
+    "--experts",
+    type=click.Choice([spelling.value for spelling in Spelling]),
+    help="Write routed experts as one tensor for all of a layer, or one by one.  [default: as the reference does, "
+    "without weights as published ones do]",
+)
+@ARCHITECTURE
 @click.option("--dequantize", is_flag=True, help="Write quantized Transformer Engine parameters as bf16.")
 @click.option("--params-synced", is_flag=True, help="Parameters of overlap_param_gather have been gathered.")
 @click.option(
@@ -115,59 +138,79 @@ def dump(
     """
     if (model_provider is None) == (checkpoint is None):
         raise BadInputError("the model is missing", "Give one of --model-provider and --checkpoint.")
-    given = {name: value for name, value in options.items() if value not in (None, False)}
     if checkpoint is not None:
-        return _dump_checkpoint(checkpoint, out, run_id, wait, given)
-    _refuse(given, OF_CHECKPOINT, "--checkpoint")
+        return _dump_checkpoint(checkpoint, out, run_id, wait, options)
+    _refuse(options, OF_CHECKPOINT, "--checkpoint")
     if options["step"] is None:
         raise BadInputError("the training step is missing", "Give --step.")
-    return _dump_model(str(model_provider), out, run_id, wait, given)
+    of_model = {name: value for name, value in options.items() if name not in OF_CHECKPOINT}
+    return _dump_model(str(model_provider), out=out, run_id=run_id, wait=wait, **of_model)
 
 
-OF_CHECKPOINT = ("max_share_size", "workers", "dry_run")
-OF_MODEL = ("step", "attempt", "max_fragment_bytes", "dequantize", "params_synced", "check_replicas")
+OF_CHECKPOINT = ("max_share_bytes", "workers", "dry_run")
+OF_MODEL = ("step", "attempt", "dequantize", "params_synced", "check_replicas", "drop_vision")
 
 
-def _refuse(given: Mapping[str, Any], names: tuple[str, ...], what: str) -> None:
+def _refuse(options: Mapping[str, Any], names: tuple[str, ...], what: str) -> None:
     """Raise BadInputError if options were given that are of the other kind of dump."""
-    if strange := [f"--{name.replace('_', '-')}" for name in names if name in given]:
+    given = [name for name in names if options[name] not in (None, False)]
+    if strange := [f"--{name.removesuffix('_bytes').replace('_', '-')}" for name in given]:
         raise BadInputError(f"{', '.join(strange)} is for {what} alone", "Leave it out.")
 
 
 def _dump_checkpoint(
-    checkpoint: Path, out: Path, run_id: str, wait: float, given: dict[str, Any]
+    checkpoint: Path, out: Path, run_id: str, wait: float, options: dict[str, Any]
 ) -> DumpedCheckpoint:
     """Dump a checkpoint as one of however many processes."""
-    _refuse(given, OF_MODEL, "--model-provider")
-    size = given.pop("max_share_size", None)
+    _refuse(options, OF_MODEL, "--model-provider")
+    taken = (*OF_CHECKPOINT, "hf_reference", "dtype_from_reference", "drop_mtp", "experts", "architecture")
     process = launched(RANK_NAMES, 0)
     try:
         return dump_checkpoint(
             checkpoint,
             out,
             run_id=run_id,
-            max_share_bytes=None if size is None else parse(size),
             process=process,
             processes=launched(SIZE_NAMES, 1),
             patience=wait,
-            progress_to=speaks(process),
-            **given,
+            progress_to=speaks(process) if talk() is not None else None,
+            **{name: options[name] for name in taken if options[name] is not None},
         )
     except KeyboardInterrupt:
-        click.echo("What is complete stays: give the same command again to go on.", err=True)
+        say(talk(), "What is complete stays: give the same command again to go on.")
         raise
 
 
-def _dump_model(model_provider: str, out: Path, run_id: str, wait: float, given: dict[str, Any]) -> Dumped:
+def _dump_model(
+    model_provider: str,
+    *,
+    hf_reference: Path,
+    out: Path,
+    run_id: str,
+    wait: float,
+    architecture: str | None,
+    **options: Any,
+) -> Dumped:
     """Dump what this rank holds of a model."""
+    rank = launched(RANK_NAMES, 0)
+    require_writable(out, rank)  # without a wait for others, who could not be told of a failure
+    forget_failure(out, rank)
     try:
-        from .dump_model import dump as dump_rank
-    except ModuleNotFoundError as error:
-        raise missing_library("dump --model-provider", error) from error
-    forget_failure(out, launched(RANK_NAMES, 0))
-    try:
-        model = load_provider(model_provider)()
-        manifest = dump_rank(model, out, run_id=run_id, **given)
+        table = None if architecture is None else own.named(architecture)  # before a model is built
+        bound = table_of(hf_reference, table)
+        if rank == 0 and (warning := warning_of_room(out, bound)):
+            say(talk(), f"Warning: {warning}")
+        dump_rank = _dump_rank()
+        model = call_provider(model_provider)
+        manifest = dump_rank(
+            model,
+            out,
+            hf_reference=hf_reference,
+            run_id=run_id,
+            architecture=table,
+            quiet=talk() is None,
+            **options,
+        )
     except (Exception, SystemExit) as error:  # a provider that parses arguments exits
         fail(out, run_id, error, wait)
         raise
@@ -175,18 +218,48 @@ def _dump_model(model_provider: str, out: Path, run_id: str, wait: float, given:
     return Dumped(manifest, out)
 
 
-def load_provider(name: str) -> Callable[[], Any]:
-    """Return the function `package.module:function`. Raises BadInputError if there is none."""
+def _dump_rank() -> Callable[..., Manifest | None]:
+    """Return the function of the API, which needs torch; help does not. Raises BadInputError if there is no torch."""
+    try:
+        from .dump_model import dump
+    except ModuleNotFoundError as error:
+        raise missing_library("dump", error) from error
+    return dump
+
+
+def call_provider(name: str) -> Any:
+    """Return what the function `package.module:function` returns.
+
+    Raises BadInputError if there is no such function, CallersError with whatever it raises, or its module.
+    """
     module, _, function = name.partition(":")
     try:
         provider = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
-        raise BadInputError(
-            f"--model-provider {name}: {error}", "Give package.module:function, importable here."
-        ) from error
+        if _is_of_the_name(error, module, function):
+            raise BadInputError(
+                f"--model-provider {name}: {error}", "Give package.module:function, importable here."
+            ) from error
+        raise CallersError(PROVIDER.format(name)) from error
+    except Exception as error:
+        raise CallersError(PROVIDER.format(name)) from error
     if not callable(provider):
         raise BadInputError(f"--model-provider {name} is not a function", "Give package.module:function.")
-    return provider  # type: ignore[no-any-return]
+    try:
+        return provider()
+    except (ShardmergeError, SystemExit, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # torch's CheckpointException is not an Exception
+        raise CallersError(PROVIDER.format(name)) from error
+
+
+def _is_of_the_name(error: Exception, module: str, function: str) -> bool:
+    """Whether the name of a provider is wrong, and not what its module does while it is imported."""
+    if isinstance(error, ModuleNotFoundError):
+        return bool(error.name) and f"{module}.".startswith(f"{error.name}.")
+    if isinstance(error, AttributeError):
+        return error.name == function and isinstance(error.obj, ModuleType)
+    return isinstance(error, ValueError) and not module
 
 
 def fail(out: Path, run_id: str, error: BaseException, seconds: float) -> None:
@@ -199,11 +272,12 @@ def fail(out: Path, run_id: str, error: BaseException, seconds: float) -> None:
         seconds: how long to wait for the other ranks at most.
     """
     rank, size = launched(RANK_NAMES, 0), launched(SIZE_NAMES, 1)
+    error = error.__cause__ if isinstance(error, CallersError) and error.__cause__ else error
     record_failure(out, rank, run_id, error)
     click.echo(f"rank {rank} failed, waits up to {seconds:.0f} s for the others: {error}", err=True)
     missing = wait_for_others(out, size, seconds)
     if missing:
-        click.echo(f"rank {rank}: {len(missing)} ranks neither finished nor failed", err=True)
+        click.echo(f"rank {rank}: {counted(len(missing), 'rank')} neither finished nor failed", err=True)
 
 
 def launched(names: tuple[str, ...], otherwise: int, environment: Mapping[str, str] = os.environ) -> int:

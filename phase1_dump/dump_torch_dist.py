@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from shardmerge.common import manifest, places
+from shardmerge.common.architectures import Architecture
 from shardmerge.common.command.byte_count import show
 from shardmerge.common.command.progress import Progress
 from shardmerge.common.errors import BadInputError, MissingSharesError, OutputExistsError, ShardmergeError
@@ -86,6 +87,8 @@ def dump_checkpoint(
     run_id: str,
     dtype_from_reference: bool = False,
     drop_mtp: bool = False,
+    experts: str | None = None,
+    architecture: str | Architecture | None = None,
     max_share_bytes: int | None = None,
     workers: int = 1,
     process: int = 0,
@@ -106,6 +109,8 @@ def dump_checkpoint(
         run_id: name of the dump, the same in every call.
         dtype_from_reference: let the reference narrow tensors that are otherwise kept float32 (router biases).
         drop_mtp: leave out multi-token prediction.
+        experts: "packed" or "per-expert"; by default as the reference spells routed experts, or published ones do.
+        architecture: a table of the caller's own, or `package.module:TABLE`.
         max_share_bytes: size of a share; by default 5 GB, less for small models.
         workers: how many processes of this machine write.
         process: which of the processes that were started together this one is, from 0.
@@ -125,7 +130,9 @@ def dump_checkpoint(
     folder = Path(out)
     Generation(run_id, None, "plan")  # refuses a run id that cannot be
     plan = plan_of(
-        Path(checkpoint), Path(hf_reference), Options(dtype_from_reference, drop_mtp, max_share_bytes)
+        Path(checkpoint),
+        Path(hf_reference),
+        Options(dtype_from_reference, drop_mtp, max_share_bytes, experts, architecture),
     )
     if dry_run:
         return DumpedCheckpoint(folder, len(plan.shares), (), 0, dry_run=tuple(_described(plan, folder)))

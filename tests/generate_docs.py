@@ -34,11 +34,13 @@ DESCRIPTIONS = {
     "pyproject.toml": "Package, extras, and the settings of every tool",
     "LICENSE": "Apache License 2.0",
     "docs": "What does not fit on the first page",
+    "common/program": "Makes `python -m shardmerge` the same as `shardmerge`, which is a namespace",
     "docs/contribute": "How to add what is added often: the files in order, and which test to write first",
     "docs/guide": "How to use it, step by step",
     "docs/inside": "How it is built, for those who change it",
     "docs/reference": "What it says and promises: commands, functions, formats, errors, guarantees",
     "tests/fuzz/corpus": "Inputs by target: sound ones, and those that once found a defect",
+    "tests/oracles/adapters.json": "Keys of models with LoRA adapters: written by `make test-oracles`",
     "tests/oracles/records": "What other programs export, by family: written by `make test-oracles`",
     "tests/torture/shim.c": "Stands between a process and libc: counts file-system calls, and strikes one",
     "docs/reference/matrix.json": "What the last full test run compared, by architecture and topology",
@@ -47,7 +49,15 @@ DESCRIPTIONS = {
 }
 ARCHITECTURES_HEAD = """# Architectures
 
-Written by `make docs`. Small models of every architecture, on every topology that fits them. Beside the table,
+Written by `make docs`. What `shardmerge architectures` lists: which models there are tables of, how their routed
+experts may be spelled (as published files are first, and of multi-token prediction after a semicolon), whether there
+are rows for multi-token prediction (MTP), and which programs that do not know the table tests compare it with. A model
+that is not here: [write its table](../contribute/architecture.md).
+"""
+TOPOLOGIES_HEAD = """
+## Topologies
+
+Small models of every architecture, on every topology that fits them. Beside the table,
 `tests/journeys/test_first_case.py` sends 108 layers with 512 experts over 72 ranks, a TP 4 x EP 8 world of 16 ranks
 and one of 1,024 ranks through dump and merge, rank by rank in one process, and compares values.
 """
@@ -187,10 +197,37 @@ def first_sentence(text: str) -> str:
 
 
 def architectures() -> str:
-    """docs/reference/architectures.md: the table of architectures and topologies, with its legend."""
+    """docs/reference/architectures.md: what each table knows; architectures and topologies, with a legend."""
     record = json.loads(MATRIX.read_text()) if MATRIX.is_file() else {}
     legend = [f"- `{matrix.SIGNS[how]}`: {what}" for how, what in matrix.HOW.items()]
-    return "\n".join([ARCHITECTURES_HEAD, *legend, "", matrix.draw(record)]) + "\n"
+    parts = [ARCHITECTURES_HEAD, *_tables(), TOPOLOGIES_HEAD, *legend, "", matrix.draw(record)]
+    return "\n".join(parts) + "\n"
+
+
+def _tables() -> Iterator[str]:
+    """The rows of the table of architectures. How a spelling is refused follows as a list."""
+    from shardmerge.common.architectures import TABLES
+    from shardmerge.common.command.architectures import layouts_of
+
+    yield "| architecture | other names | experts | MTP | layouts | oracles |"
+    yield "|---|---|---|---|---|---|"
+    refused: dict[str, list[str]] = {}
+    for table in TABLES:
+        experts, mtp = table.experts, table.mtp
+        spelled = ", ".join(experts.decoder) if experts else ""
+        spelled += f"; {', '.join(experts.mtp)}" if experts and mtp else ""
+        cells = (
+            table.name,
+            ", ".join(table.aliases),
+            spelled,
+            "yes" if mtp else "",
+            ", ".join(layouts_of(table)),
+        )
+        yield f"| {' | '.join((*cells, ', '.join(table.oracles)))} |"
+        if experts and experts.only:
+            refused.setdefault(experts.only, []).append(table.name.removesuffix("ForCausalLM"))
+    yield "\nWhy `--experts` has no choice:\n"
+    yield from (f"- {', '.join(names)}: {reason}" for reason, names in refused.items())
 
 
 def readme() -> str:

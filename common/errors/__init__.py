@@ -3,15 +3,6 @@
 `exit_codes` holds the root and the branches, each other module the faults of one subject. All are imported from here.
 """
 
-from .checkpoint import (
-    BadChunkError,
-    ChangedCheckpointError,
-    MissingChunksError,
-    MissingSharesError,
-    UnfinishedCheckpointError,
-    UnknownInPickleError,
-    UnsupportedCheckpointError,
-)
 from .config import SAID_TWICE, ConfigContradictionError, ConfigMismatchError
 from .exit_codes import (
     SHOWN,
@@ -22,12 +13,29 @@ from .exit_codes import (
     UnsupportedError,
     UsageError,
 )
-from .files import CorruptFileError, CorruptIndexError
+from .files import (
+    AbsentTensorError,
+    BadChunkError,
+    ChangedCheckpointError,
+    CorruptFileError,
+    CorruptIndexError,
+    MissingChunksError,
+    MissingSharesError,
+    OtherShapeError,
+    StrangeNumbersError,
+    UnfinishedCheckpointError,
+    UnknownInPickleError,
+    UnsupportedCheckpointError,
+)
 from .findings import Findings
 from .model import (
+    AdapterError,
+    ArchitectureTableError,
     ExpertIdsError,
+    ExpertSpellingError,
     NotInitializedError,
     StaleParametersError,
+    TableMismatchError,
     UnclaimedParameterError,
     UnsupportedArchitectureError,
     UnsupportedParameterError,
@@ -36,6 +44,7 @@ from .output import (
     LockLostError,
     MissingPartsError,
     MissingRecordError,
+    NoRoomError,
     OutputExistsError,
     OutputLockedError,
     ShardsChangedError,
@@ -61,11 +70,13 @@ from .ranks import (
     MissingRanksError,
     MixedGenerationsError,
     MixedSettingsError,
+    MixedSpellingsError,
 )
 from .several import ProblemsFoundError, raise_problems
 from .tensors import (
     MismatchError,
     MissingTensorError,
+    MissingVisionError,
     MtpMismatchError,
     NonFiniteError,
     OverlapError,
@@ -73,11 +84,14 @@ from .tensors import (
     UncoveredTensorError,
     UnexpectedTensorError,
 )
-from .usage import BadInputError, MissingConfigError
+from .usage import BadInputError, MissingConfigError, not_a_directory
 
 __all__ = [
     "SAID_TWICE",
     "SHOWN",
+    "AbsentTensorError",
+    "AdapterError",
+    "ArchitectureTableError",
     "BadChunkError",
     "BadInputError",
     "BadScaleError",
@@ -92,6 +106,7 @@ __all__ = [
     "DeclarationMismatchError",
     "DuplicateRankError",
     "ExpertIdsError",
+    "ExpertSpellingError",
     "Findings",
     "IncompleteError",
     "LockLostError",
@@ -106,11 +121,15 @@ __all__ = [
     "MissingScaleError",
     "MissingSharesError",
     "MissingTensorError",
+    "MissingVisionError",
     "MixedGenerationsError",
     "MixedSettingsError",
+    "MixedSpellingsError",
     "MtpMismatchError",
+    "NoRoomError",
     "NonFiniteError",
     "NotInitializedError",
+    "OtherShapeError",
     "OutputError",
     "OutputExistsError",
     "OutputLockedError",
@@ -123,6 +142,8 @@ __all__ = [
     "ShardsChangedError",
     "StaleParametersError",
     "StoredOtherwiseError",
+    "StrangeNumbersError",
+    "TableMismatchError",
     "UncalibratedError",
     "UnclaimedParameterError",
     "UncoveredTensorError",
@@ -137,5 +158,6 @@ __all__ = [
     "UnsupportedQuantizationError",
     "UsageError",
     "WorkerDiedError",
+    "not_a_directory",
     "raise_problems",
 ]

@@ -1,27 +1,11 @@
-"""Errors about the ranks of a dump and their manifests: missing, damaged, mixed; and phrases about ranks for others."""
+"""Errors about the ranks of a dump and their manifests: missing, damaged, or of different generations."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from .exit_codes import ConflictError, IncompleteError
-
-
-def first_ranks(ranks: tuple[int, ...], shown: int = 6) -> str:
-    """Return the first ranks for a message, such as `0, 1, 2 and 61 more`."""
-    more = len(ranks) - shown
-    return ", ".join(map(str, ranks[:shown])) + (f" and {more} more" if more > 0 else "")
-
-
-def suspects(ranks: tuple[int, ...], where: str) -> str:
-    """Return a sentence on who should have written something, empty for nobody. `where` is the place of one rank."""
-    if not ranks:
-        return ""
-    if len(ranks) > 1:
-        return f"One of ranks {first_ranks(ranks)} should have written it, as they did its neighbours. "
-    return (
-        f"Rank {ranks[0]}{f' ({where})' if where else ''} should have written it, as it did its neighbours. "
-    )
+from .wording import first_ranks
 
 
 @dataclass(eq=False)
@@ -34,7 +18,7 @@ class MissingRankError(IncompleteError):
     def message(self) -> str:
         where = ", ".join(f"{axis} {at}" for axis, at in self.coordinates.items())
         place = f"rank {self.rank} ({where})" if where else f"rank {self.rank}"
-        why = f"; it recorded a failure: {self.failed}" if self.failed else ""
+        why = f"; it recorded a failure: {self.failed.rstrip(' .')}" if self.failed else ""
         do = "Dump this run again, or add the directory that holds the rank."
         return f"{place} has no manifest: {self.debt}{why}. {do}"
 
@@ -73,6 +57,19 @@ class MixedGenerationsError(ConflictError):
         return (
             f"Manifests of different {self.field}: {seen}. A merge takes one generation: give each dump a directory "
             "of its own."
+        )
+
+
+@dataclass(eq=False)
+class MixedSpellingsError(ConflictError):
+    part: str  # of the model: the decoder, or multi-token prediction
+    values: dict[str, tuple[int, ...]]
+
+    def message(self) -> str:
+        seen = "; ".join(f"{value} on rank {first_ranks(ranks)}" for value, ranks in self.values.items())
+        return (
+            f"Routed experts of {self.part} are spelled in two ways: {seen}. Quantized ones are written one by one "
+            "whatever the reference holds: dump all ranks again with --experts per-expert."
         )
 
 

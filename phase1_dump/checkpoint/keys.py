@@ -8,10 +8,11 @@ Source: megatron/core/transformer/transformer_block.py, moe/experts.py, mlp.py (
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from shardmerge.common.architectures import Blueprint
 from shardmerge.common.architectures.keys import key_pattern
 from shardmerge.common.rectangle import Shape
 
@@ -90,18 +91,19 @@ def refusal(key: str) -> str | None:
     return next((what for pattern, what in REFUSED.items() if pattern.search(key)), None)
 
 
-def stored_key(key: str, shape: Shape, claimed: Container[str]) -> StoredKey:
+def stored_key(key: str, shape: Shape, table: Blueprint) -> StoredKey:
     """Return how a tensor holds parameters.
 
     Args:
         key: As it stands on disk.
         shape: Of the tensor.
-        claimed: Patterns of the canonical keys that the table has rows for.
+        table: The table of the architecture, which knows the keys of parameters that are stored alone.
 
     Returns:
-        The stored key, without what Bridge or NeMo put before it.
+        The stored key, without what Bridge or NeMo put before it, or a model that holds other models too.
     """
-    own = PREFIX.sub("", key, count=1) if PREFIX.match(key) else key
+    own = table.canonical(PREFIX.sub("", key, count=1) if PREFIX.match(key) else key)
+    claimed = table.by_key
     has_layers, has_experts = (
         pattern.search(own) is not None for pattern in (STACKED_LAYERS, STACKED_EXPERTS)
     )

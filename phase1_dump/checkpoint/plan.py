@@ -17,9 +17,11 @@ from pathlib import Path
 import xxhash
 
 from shardmerge.common import canonical_json, dtypes, reference
-from shardmerge.common.architectures import Blueprint, Claim, Layout, Tensor, blueprint
+from shardmerge.common.architectures import Architecture, Blueprint, Claim, Layout, Tensor, blueprint, own
 from shardmerge.common.architectures.keys import is_mtp
+from shardmerge.common.architectures.spelling import asked
 from shardmerge.common.errors import (
+    ArchitectureTableError,
     MismatchError,
     ShardmergeError,
     UnclaimedParameterError,
@@ -29,7 +31,9 @@ from shardmerge.common.errors.several import raise_problems
 from shardmerge.common.rectangle import Shape
 from shardmerge.common.reference import Reference
 
-from ..rectangles.layouts import pieces_of
+from ..rectangles.claims import Claimed
+from ..rectangles.experts import respelled
+from ..rectangles.layouts import missing_dimensions, pieces_of
 from ..rectangles.layouts.box import Box
 from ..rectangles.parameter import Parameter
 from ..rectangles.written_dtypes import dtype_chooser
@@ -52,11 +56,15 @@ class Options:
     dtype_from_reference: let the reference narrow tensors that are otherwise kept float32.
     drop_mtp: leave out multi-token prediction.
     max_share_bytes: size of a share; None chooses by the size of the model.
+    experts: how routed experts are spelled; None lets the reference decide.
+    architecture: a table of the caller's own, or where it is; None for the one that is known.
     """
 
     dtype_from_reference: bool = False
     drop_mtp: bool = False
     max_share_bytes: int | None = None
+    experts: str | None = None
+    architecture: str | Architecture | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,15 +133,15 @@ def plan_of(checkpoint: Path, hf_reference: Path, options: Options) -> Plan:
     """
     folder = find(checkpoint)
     known = reference.read(hf_reference)
-    bound = blueprint(known.config)
+    bound = _table(known, options)
     described = read_metadata(folder.open_metadata, folder.metadata_bytes, str(folder.path / METADATA))
     raise_problems(_refusals(folder, [*described.tensors, *described.objects]))
     table = table_of(described, is_of_the_model)
     raise_problems(_unreadable(folder, table))
     states = folder.states({METADATA, *(table.paths[number] for number in set(table.path.tolist()))})
-    stored = tuple(
-        stored_key(key, shape, bound.by_key) for key, shape in zip(table.keys, table.shapes, strict=True)
-    )
+    stored = tuple(stored_key(key, shape, bound) for key, shape in zip(table.keys, table.shapes, strict=True))
+    if spelled := respelled(_first_of_each(stored, bound), bound, options.experts):
+        bound = blueprint(known.config, known.tensors, bound.experts | spelled, bound.architecture)
     params_dtype = _params_dtype(table)
     dtype_of = dtype_chooser(known, params_dtype, dtype_from_reference=options.dtype_from_reference)
     units = _units(stored, bound, dtype_of, options)
@@ -154,6 +162,28 @@ def plan_of(checkpoint: Path, hf_reference: Path, options: Options) -> Plan:
         (columns[0], columns[1], columns[2], columns[3]),
         digest,
     )
+
+
+def _table(known: Reference, options: Options) -> Blueprint:
+    """Return the table of a reference. Raises what `sources.live_model` raises for the same choices."""
+    given = None if options.architecture is None else own.named(options.architecture)
+    table = blueprint(known.config, known.tensors, table=given)
+    if lacking := missing_dimensions(table):
+        raise ArchitectureTableError(table.architecture.name, f"dimensions() lacks {', '.join(lacking)}")
+    if options.experts is None:
+        return table
+    wanted = asked(table.architecture, table.dimensions.get("num_experts", 0), options.experts)
+    return blueprint(known.config, known.tensors, wanted, given)
+
+
+def _first_of_each(stored: Sequence[StoredKey], bound: Blueprint) -> Iterator[Claimed]:
+    """Yield the first parameter of each stored tensor that the table claims."""
+    for tensor, one in enumerate(stored):
+        _require_counts(one, bound)
+        place = next(iter(one.places()), None)
+        claim = bound.claim(one.canonical(place)) if place is not None else None
+        if place is not None and claim is not None:
+            yield Claimed(_parameter(tensor, one, place, one.key), claim)
 
 
 def _refusals(folder: Folder, keys: Sequence[str]) -> Iterator[ShardmergeError]:
@@ -229,10 +259,19 @@ def _units(
                         UnclaimedParameterError(key, one.parameter_shape, bound.architecture.name, 0)
                     )
                 continue
+            _require_known_order(claim, key)
             _require_fit(claim, one.parameter_shape, bound)
             _add(found, number, claim, key, (tensor, *place), dtype_of, prod(one.parameter_shape))
     raise_problems(unclaimed)
     return found
+
+
+def _require_known_order(claim: Claim, key: str) -> None:
+    """Raise UnsupportedCheckpointError for a parameter whose numbers only the live model can explain."""
+    row = claim.row
+    if row.plain_norm or row.layout is Layout.GATED_QKV:
+        what = "how its norm is stored" if row.plain_norm else "in which order its queries and gates lie"
+        raise UnsupportedCheckpointError(key, f"no file of a checkpoint says {what}")
 
 
 def _require_counts(stored: StoredKey, bound: Blueprint) -> None:

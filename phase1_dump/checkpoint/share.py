@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
+from shardmerge.common.architectures.digest import table_digest
 from shardmerge.common.manifest import AXES
 
 from ..generation import Generation
 from ..rectangles.claims import claim_all
+from ..rectangles.experts import spellings_of
 from ..rectangles.holdings import holdings_of
 from ..source import Holding, ManifestFacts, Stream
 from ..world import World
@@ -70,6 +72,8 @@ def share_of(plan: Plan, share: int, run_id: str) -> CheckpointShare:
             plan.blueprint.architecture.name,
             plan.blueprint.dimensions,
             plan.params_dtype,
+            experts=spellings_of(claimed, plan.blueprint),
+            table=table_digest(plan.blueprint.architecture),
             dtype_from_reference=plan.options.dtype_from_reference,
             drops=drops,
             router_bias_dtypes=_router_bias_dtypes(plan, share),

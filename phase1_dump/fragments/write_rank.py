@@ -32,6 +32,7 @@ def write_rank(
     *,
     max_fragment_bytes: int = MAX_FRAGMENT_BYTES,
     check_replicas: bool = False,
+    quiet: bool = False,
     advance: Callable[[int], None] | None = None,
 ) -> Manifest:
     """Write what a source owns to `out/rank-NNNNN`: fragments, then the manifest, under a temporary name.
@@ -41,6 +42,7 @@ def write_rank(
         out: the dump, shared by all ranks.
         max_fragment_bytes: size of a fragment file; a larger tensor has a file of its own.
         check_replicas: also record the checksums of what this rank holds and another one writes.
+        quiet: show no progress.
         advance: called with numbers of bytes that are written, by which somebody else shows progress.
 
     Returns:
@@ -53,7 +55,7 @@ def write_rank(
     rank = source.world.rank
     fragments = plan_fragments(owned(source.holdings, rank), max_fragment_bytes)
     replicas = replicas_of(source) if check_replicas else ()
-    progress = _progress(fragments, rank)
+    progress = _progress(fragments, rank, quiet=quiet)
     shown = progress.advance if advance is None else advance
     source.settle()
     with building(out, rank) as partial:
@@ -64,8 +66,8 @@ def write_rank(
     return manifest
 
 
-def _progress(fragments: Sequence[PlannedFragment], rank: int) -> Progress:
+def _progress(fragments: Sequence[PlannedFragment], rank: int, *, quiet: bool) -> Progress:
     """Return what shows the progress. Only the first rank of a node prints it."""
-    speaks = os.environ.get("LOCAL_RANK", str(rank)) == "0"
+    speaks = not quiet and os.environ.get("LOCAL_RANK", str(rank)) == "0"
     total = sum(fragment.header.file_bytes for fragment in fragments)
     return Progress(f"rank {rank} dumps", total, sys.stderr if speaks else None)

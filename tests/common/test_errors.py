@@ -10,8 +10,8 @@ import pytest
 
 from shardmerge.common import errors as tree
 from shardmerge.common.errors import ProblemsFoundError, ShardmergeError, raise_problems
-from shardmerge.common.errors.ranks import first_ranks
 from shardmerge.common.errors.several import fair_shares
+from shardmerge.common.errors.wording import first_ranks
 from tests.documents.errors_page import leaves, sample
 
 LEAVES = [kind for kind in leaves() if kind is not ProblemsFoundError]

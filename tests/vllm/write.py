@@ -1,4 +1,7 @@
-"""Writes the checkpoints that vLLM reads: of three architectures, in bf16 and quantized, merged from several ranks.
+"""Writes the checkpoints that vLLM reads: three architectures in bf16 and quantized, and all others in bf16.
+
+Those of quantized models are merged from several ranks. The others are there for their names: one for each family whose
+class vLLM has, and one more for each further spelling of its experts.
 
 Run in an environment whose megatron-core builds hybrids with multi-token prediction, `.venv-peers`:
 `python -m tests.vllm.write FOLDER [NAME ...]`. Without names it writes all of them.
@@ -6,23 +9,25 @@ Run in an environment whose megatron-core builds hybrids with multi-token predic
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from shardmerge.common.architectures import ARCHITECTURES
 from shardmerge.phase2_merge import merge
 from tests.dumps.quantized_dumps import dump_quantized
 from tests.journeys.nemotron import narrow
 from tests.journeys.test_nemotron import PP9_EP8, TP4_EP8, write_reference
 from tests.journeys.test_nemotron import dump_quantized as dump_rank
-from tests.worlds.checkpoints import write_hf_checkpoint
-from tests.worlds.families import Family, Steps
+from tests.worlds.families import FAMILIES, Family
 from tests.worlds.gloo import GlooRanks
-from tests.worlds.mtp import write_mtp_checkpoint
+from tests.worlds.mtp import MTP_FAMILIES, can_build, write_checkpoint
 from tests.worlds.quantizing import DEEPSEEK_V3, NEMOTRON_H, NEMOTRON_H_LATENT, QWEN3_MOE
-from tests.worlds.topology import Topology
+from tests.worlds.topology import SINGLE, Topology
+from tests.worlds.widths import Steps
 
 TE_PATH = Path(sys.prefix) / "te-python"
 SEQUENTIAL = Topology(pp=2, ep=2, dp=2)
@@ -47,6 +52,7 @@ class Checkpoint:
     kv_cache: bool = False
     mtp: bool = True
     drop_mtp: bool = False
+    experts: str | None = None
 
     @property
     def te(self) -> bool:
@@ -72,6 +78,32 @@ CHECKPOINTS = {
     "NEMOTRON_H-MIXED-with_MTP": Checkpoint(WORDS, "MIXED_HYBRID", GROUPED, kv_cache=True),
     "NEMOTRON_H-MIXED-with_MTP-letters": Checkpoint(LETTERS, "MIXED_HYBRID", GROUPED, kv_cache=True),
 }
+# what vLLM 0.32 does not build: a class or a name that it lacks, sparse attention on a CPU, GPT-OSS without YaRN
+NOT_IN_VLLM = {"dots1", "kimi_k2", "deepseek_v32", "glm_moe_dsa", "glm_moe_dsa_mtp", "gpt_oss"}
+
+
+def _names() -> dict[str, Checkpoint]:
+    found = {}
+    for family in map(_for_vllm, filter(can_build, (*FAMILIES, *MTP_FAMILIES))):
+        known = ARCHITECTURES[family.architecture].experts
+        for spelling in known.decoder if known else (None,):
+            one = Checkpoint(family, topology=SINGLE, experts=spelling)
+            found[f"names-{family.name}{f'-{spelling}' if spelling else ''}"] = one
+    return {name: one for name, one in found.items() if _is_built(one.family)}
+
+
+def _for_vllm(family: Family) -> Family:
+    """vLLM's Qwen2 and Qwen2-MoE take heads as wide as the model has room for, whatever config.json says."""
+    ignores_head_dim = family.architecture in ("Qwen2ForCausalLM", "Qwen2MoeForCausalLM")
+    return replace(family, hidden=family.heads * family.head_channels) if ignores_head_dim else family
+
+
+def _is_built(family: Family) -> bool:
+    """Whether vLLM builds a family: it knows one step of multi-token prediction."""
+    return family.name not in NOT_IN_VLLM and (family.mtp is None or family.mtp.count == 1)
+
+
+CHECKPOINTS |= _names()
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +143,28 @@ def main(folder: Path, names: list[str]) -> None:
 def _write(name: str, folder: Path, pool: GlooRanks) -> None:
     checkpoint, out = CHECKPOINTS[name], folder / "dumps" / name
     family = checkpoint.family
-    reference = folder / f"reference-{family.name}-{family.head_channels}"
+    reference = folder / f"reference-{family.name}-{family.hidden}-{family.head_channels}"
     if not reference.exists():
-        (write_mtp_checkpoint if family.mtp else write_hf_checkpoint)(family, reference)
-    dump = partial(dump_quantized, te=checkpoint.te, kv_cache=checkpoint.kv_cache, mtp=checkpoint.mtp)
+        write_checkpoint(family, reference)
+        if family.architecture == "DeepseekV3ForCausalLM":  # without it vLLM takes no router bias
+            config = json.loads((reference / "config.json").read_text())
+            (reference / "config.json").write_text(json.dumps(config | {"topk_method": "noaux_tc"}))
+    dump = partial(
+        dump_quantized,
+        te=checkpoint.te,
+        kv_cache=checkpoint.kv_cache,
+        mtp=checkpoint.mtp,
+        experts=checkpoint.experts,
+    )
     pool.call(dump, family, checkpoint.topology, checkpoint.recipe, out, reference)
-    report = merge([out], folder / name, hf_reference=reference, workers=1, drop_mtp=checkpoint.drop_mtp)
+    report = merge(
+        [out],
+        folder / name,
+        hf_reference=reference,
+        workers=1,
+        drop_mtp=checkpoint.drop_mtp,
+        grafts=["vision"] if family.is_composite else [],
+    )
     print(report.text())
 
 

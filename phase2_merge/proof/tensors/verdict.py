@@ -23,7 +23,7 @@ from shardmerge.common.errors import (
     UncoveredTensorError,
     UnexpectedTensorError,
 )
-from shardmerge.common.errors.ranks import first_ranks
+from shardmerge.common.errors.wording import first_ranks
 from shardmerge.common.rectangle import place
 from shardmerge.common.reference import PLAIN_FLOATS
 

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from shardmerge.common.architectures import ARCHITECTURES, Layout
+from shardmerge.common.errors import UnsupportedCheckpointError
 from shardmerge.phase1_dump import dump_checkpoint
 from shardmerge.phase2_merge import merge
 from tests.worlds.families import Family, by_name, topologies_of
 from tests.worlds.gloo import GlooRanks
 from tests.worlds.mtp import BUILT, MTP_FAMILIES, can_build, write_bare
-from tests.worlds.saving import Spelling, filled, save
-from tests.worlds.topology import Topology
+from tests.worlds.saving import Spelling, filled, save, save_filled
+from tests.worlds.topology import SINGLE, Topology
 
 Tested = Callable[[str, str, str], None]
 SPELLINGS = (
@@ -26,9 +28,19 @@ SPELLINGS = (
 TOPOLOGIES_OF_EACH = 2
 
 
+def only_live(family: Family) -> bool:
+    """Whether the numbers of a family's checkpoint can be explained by its live model alone, or it is a composite."""
+    table = ARCHITECTURES[family.architecture]
+    strange = any(row.plain_norm or row.layout is Layout.GATED_QKV for row in table.rows)
+    return strange or table.composite is not None
+
+
+FROM_DISK = [family for family in (*BUILT, *MTP_FAMILIES) if can_build(family) and not only_live(family)]
+
+
 def cases() -> Iterator[object]:
     """Yield a few topologies of each family, with another spelling each, so that all are met by many."""
-    for number, family in enumerate((*BUILT, *filter(can_build, MTP_FAMILIES))):
+    for number, family in enumerate(FROM_DISK):
         worlds = topologies_of(family)
         for turn in range(TOPOLOGIES_OF_EACH):
             topology = worlds[(number + turn * len(worlds) // TOPOLOGIES_OF_EACH) % len(worlds)]
@@ -97,3 +109,17 @@ def test_what_is_dumped_from_disk_is_adopted(ranks: GlooRanks, tmp_path: Path) -
     assert fragments == ["whole-00001.safetensors"]
     report = merge([tmp_path / "disk"], tmp_path / "out", hf_reference=reference, workers=1)
     assert (report.num_shards, report.adopted_shards) == (1, 1)
+
+
+@pytest.mark.parametrize("name", ["qwen3_next"])
+def test_what_only_the_live_model_can_explain_is_refused(name: str, ranks: GlooRanks, tmp_path: Path) -> None:
+    family = by_name(name)
+    if not can_build(family):
+        pytest.skip(f"the installed megatron-core does not build {name}")
+    assert only_live(family)
+    reference = reference_of(family, tmp_path)
+    ranks.run(save_filled, SINGLE, family, SINGLE, tmp_path / "iter_0000007", Spelling())
+
+    with pytest.raises(UnsupportedCheckpointError, match="no file of a checkpoint says") as caught:
+        dump_checkpoint(tmp_path / "iter_0000007", tmp_path / "disk", hf_reference=reference, run_id="run")
+    assert caught.value.exit_code == 5
