@@ -7,7 +7,6 @@ output is published. Both phases are called by name: this module imports neither
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -17,11 +16,11 @@ import click
 
 from .. import places
 from ..errors import OutputExistsError
-from .outcome import HELP, Outcome, reported
+from .arguments import DIRECTORY
+from .outcome import HELP, Outcome, reported, talk
 from .talk import say
 
 RUN_ID = "export"
-DIRECTORY = click.Path(path_type=Path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +90,7 @@ def export(
             drop_mtp=drop_mtp,
             dtype_from_reference=dtype_from_reference,
             workers=processes,
-            progress_to=sys.stderr,
+            progress_to=talk(),
         )
         merged = import_module("shardmerge.phase2_merge").merge(
             [dump],
@@ -100,10 +99,10 @@ def export(
             drop_mtp=drop_mtp,
             verify=verify,
             workers=processes,
-            talk=sys.stderr,
+            talk=talk(),
         )
     except KeyboardInterrupt:
-        say(sys.stderr, "What is done stays: give the same command again to go on.")
+        say(talk(), "What is done stays: give the same command again to go on.")
         raise
     _remove(dump)
     return Exported(dumped, merged)
@@ -119,4 +118,4 @@ def _remove(dump: Path) -> None:
             folder.rmdir()
         dump.rmdir()
     except OSError as error:
-        say(sys.stderr, f"{dump} is not needed any more and could not be removed: {error}")
+        say(talk(), f"{dump} is not needed any more and could not be removed: {error}")
