@@ -32,9 +32,11 @@ COMMON_MAY_IMPORT = {"click", "xxhash", "shardmerge.common"}
 # docs/inside/design.md says why.
 ROOMS = {
     "phase1_dump": {
-        "__init__": {"dump_model"},
+        "__init__": {"dump_model", "dump_torch_dist"},
         "__main__": set(),
-        "cli": {"dump_model", "fragments", "preflight", "source"},
+        "cli": {"dump_model", "dump_torch_dist", "fragments", "preflight", "source"},
+        "dump_torch_dist": {"checkpoint", "fragments", "generation", "shares"},
+        "shares": {"checkpoint", "fragments"},
         "preflight": set(),
         "providers": set(),
         "dump_model": {"fragments", "generation", "sources", "source", "world"},
@@ -44,6 +46,8 @@ ROOMS = {
         "quantization": {"rectangles", "source"},
         "rectangles": {"source", "world"},
         "source": {"generation", "world"},
+        "checkpoint": {"generation", "rectangles", "source", "torch_dist", "world"},
+        "torch_dist": set(),
         "generation": set(),
         "world": set(),
     },
@@ -73,11 +77,16 @@ WITHOUT_TORCH = (
     "phase1_dump/fragments",
     "phase1_dump/settings/fields.py",
     "phase1_dump/source.py",
+    "phase1_dump/checkpoint",
+    "phase1_dump/torch_dist",
+    "phase1_dump/shares",
+    "phase1_dump/dump_torch_dist.py",
 )
 API = {
     "check",
     "diff",
     "dump",
+    "dump_checkpoint",
     "inspect",
     "merge",
     "merge_part",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from shardmerge.common import durable
@@ -33,6 +33,7 @@ def write_rank(
     max_fragment_bytes: int = MAX_FRAGMENT_BYTES,
     check_replicas: bool = False,
     quiet: bool = False,
+    advance: Callable[[int], None] | None = None,
 ) -> Manifest:
     """Write what a source owns to `out/rank-NNNNN`: fragments, then the manifest, under a temporary name.
 
@@ -42,6 +43,7 @@ def write_rank(
         max_fragment_bytes: size of a fragment file; a larger tensor has a file of its own.
         check_replicas: also record the checksums of what this rank holds and another one writes.
         quiet: show no progress.
+        advance: called with numbers of bytes that are written, by which somebody else shows progress.
 
     Returns:
         The manifest, which is the mark that the rank is complete.
@@ -54,9 +56,10 @@ def write_rank(
     fragments = plan_fragments(owned(source.holdings, rank), max_fragment_bytes)
     replicas = replicas_of(source) if check_replicas else ()
     progress = _progress(fragments, rank, quiet=quiet)
+    shown = progress.advance if advance is None else advance
     source.settle()
     with building(out, rank) as partial:
-        written = [write_fragment(partial, fragment, source, progress.advance) for fragment in fragments]
+        written = [write_fragment(partial, fragment, source, shown) for fragment in fragments]
         manifest = manifest_of(source, fragments, written, hashed(replicas, source))
         durable.write_file(partial / MANIFEST, manifests.encode(manifest))
     progress.close()
