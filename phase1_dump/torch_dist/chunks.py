@@ -43,8 +43,9 @@ class ChunkTable:
         dtypes: Safetensors names, by tensor.
         shapes: By tensor.
         first: Row of the first chunk of each tensor, and the number of all.
-        offset: [chunks, MAX_DIMS], where each begins in its tensor.
-        size: [chunks, MAX_DIMS], how large it is. Dimensions that a tensor lacks are 0 in both.
+        boxes: [different ones, MAX_DIMS], offsets and sizes of chunks. Dimensions that a tensor lacks are 0.
+        offset: Which of `boxes` says where a chunk begins in its tensor.
+        size: Which of them says how large it is.
         path: Which of `paths` holds it.
         begin: Where its archive begins there.
         length: How many bytes the archive has.
@@ -55,6 +56,7 @@ class ChunkTable:
     dtypes: tuple[str, ...]
     shapes: tuple[Shape, ...]
     first: Integers
+    boxes: Integers
     offset: Integers
     size: Integers
     path: Integers
@@ -64,7 +66,7 @@ class ChunkTable:
 
     def chunk(self, row: int, ndim: int) -> Chunk:
         """Return the chunk of a row, of a tensor of so many dimensions."""
-        offset, size = self.offset[row, :ndim].tolist(), self.size[row, :ndim].tolist()
+        offset, size = (self.boxes[box[row], :ndim].tolist() for box in (self.offset, self.size))
         path = self.paths[int(self.path[row])]
         return Chunk(tuple(offset), tuple(size), path, int(self.begin[row]), int(self.length[row]))
 
@@ -78,7 +80,8 @@ class ChunkTable:
         """
         rows = slice(int(self.first[tensor]), int(self.first[tensor + 1]))
         ndim = len(offset)
-        low, high = self.offset[rows, :ndim], self.offset[rows, :ndim] + self.size[rows, :ndim]
+        low, size = self.boxes[self.offset[rows], :ndim], self.boxes[self.size[rows], :ndim]
+        high = low + size
         shares = (high > np.array(offset)) & (low < np.array(offset) + np.array(shape))
         for row in np.flatnonzero(shares.all(axis=1)):
             yield self.chunk(rows.start + int(row), ndim)
@@ -119,8 +122,9 @@ def table_of(described: Described, is_wanted: Callable[[str], bool]) -> ChunkTab
         tuple(tensor.dtype for tensor in tensors),
         tuple(tensor.shape for tensor in tensors),
         first,
-        boxes[offset_id],
-        boxes[size_id],
+        boxes,
+        offset_id,
+        size_id,
         np.asarray(columns.path, np.int64)[entry],
         np.asarray(columns.begin, np.int64)[entry],
         np.asarray(columns.length, np.int64)[entry],
@@ -172,7 +176,7 @@ def _gaps(table: ChunkTable) -> Iterator[ShardmergeError]:
     for tensor, (key, shape) in enumerate(zip(table.keys, table.shapes, strict=True)):
         rows = slice(int(table.first[tensor]), int(table.first[tensor + 1]))
         ndim = len(shape)
-        offset, size = table.offset[rows, :ndim], table.size[rows, :ndim]
+        offset, size = table.boxes[table.offset[rows], :ndim], table.boxes[table.size[rows], :ndim]
         if len(offset) == 1 and not offset.any() and tuple(size[0].tolist()) == shape:
             continue
         if not prod(shape):
