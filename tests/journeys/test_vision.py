@@ -46,6 +46,8 @@ CUT, CUT_EXPERTS = Topology(tp=2, pp=2), Topology(tp=2, pp=2, ep=2, etp=2, dp=2)
 PATTERNS = {
     "qwen3_vl": ["model.visual.*"],
     "qwen3_vl_moe": ["model.visual.*"],
+    "qwen3_5_vl": ["model.visual.*"],
+    "qwen3_5_moe_vl": ["model.visual.*"],
     "kimi_k25": ["vision*", "mm_projector.*"],
     "llama4_vl": ["vision_model.*", "multi_modal*"],
 }

@@ -42,7 +42,7 @@ def test_fragments_of_another_user_that_may_not_be_linked_are_copied_and_that_is
     copying = [Strike("open", ".model-00001-of-*", KILL)]
     code, said = end(start([*as_another, *line(*merge(one), strikes=copying)]))
     assert code == -signal.SIGKILL, said
-    assert "belong to another user" in said
+    assert "links no files of other users" in said
     assert "copied" in said
     code, said = end(start([*as_another, *line(*merge(one))]))
     assert code == 0, said
