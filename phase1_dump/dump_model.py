@@ -22,7 +22,7 @@ from .sources.modules import unwrap
 from .sources.process_groups import world_of
 from .sources.refusals import refuse_foreign, refuse_uninitialized
 
-STAGING_BYTES = 64 << 20
+STAGING_BYTES = 128 << 20
 
 
 def dump(
@@ -45,7 +45,7 @@ def dump(
     """Write what this rank owns of a live model to `out/rank-NNNNN`. Call it on every rank, in any order.
 
     No collective is entered, and nothing stands under its final name until it is complete. Host memory above the
-    model is `staging_bytes` and the largest row.
+    model is `staging_bytes`, or two of the largest rows for each of at most eight threads if that is more.
 
     Args:
         model: a module, or the list of this rank's virtual pipeline chunks, wrapped (DDP, Float16Module) or not.
@@ -81,9 +81,12 @@ def dump(
         generation = Generation(run_id, step, attempt_of() if attempt is None else attempt)
         options = Options(params_synced, dtype_from_reference, dequantize, drop_mtp, staging_bytes)
         source = live_model(chunks, world, generation, Path(hf_reference), options)
-        return write_rank(
-            source, folder, max_fragment_bytes=max_fragment_bytes, check_replicas=check_replicas
-        )
+        try:
+            return write_rank(
+                source, folder, max_fragment_bytes=max_fragment_bytes, check_replicas=check_replicas
+            )
+        finally:
+            source.release()
     except Exception as error:
         record_failure(folder, world.rank, run_id, error)
         if on_error == "record":

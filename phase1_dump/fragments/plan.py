@@ -14,6 +14,8 @@ from shardmerge.common.safetensors_header import Header
 
 from ..source import Holding
 
+FILES_AT_ONCE = 8
+MIN_PARALLEL_BYTES = 1 << 30
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PlannedFragment:
@@ -28,8 +30,11 @@ class PlannedFragment:
 def plan_fragments(holdings: Sequence[Holding], max_bytes: int) -> tuple[PlannedFragment, ...]:
     """Plan `whole-*` files of entire tensors, then `split-*` files of parts, each at most `max_bytes` of data.
 
-    A tensor larger than that has a file of its own.
+    A tensor larger than that has a file of its own. File systems let one process at a time write to a file, so what a
+    rank writes is spread over `FILES_AT_ONCE` files, unless they would be smaller than `MIN_PARALLEL_BYTES`.
     """
+    total = sum(holding.rectangle.num_bytes for holding in holdings)
+    max_bytes = min(max_bytes, max(MIN_PARALLEL_BYTES, -(-total // FILES_AT_ONCE)))
     whole = [h for h in holdings if h.rectangle.is_whole]
     split = [h for h in holdings if not h.rectangle.is_whole]
     return tuple(_fragments(WHOLE, whole, max_bytes)) + tuple(_fragments(SPLIT, split, max_bytes))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from shardmerge.common import durable
@@ -17,13 +17,41 @@ from shardmerge.common.manifest import Manifest
 from shardmerge.common.places import MANIFEST
 
 from ..source import Source
+from .at_once import streams_for, write_fragments
 from .manifest import manifest_of
 from .plan import PlannedFragment, plan_fragments
 from .rank_directory import building
-from .replicas import hashed, owned, replicas_of
-from .writer import write_fragment
+from .replicas import Replica, hashed, owned, replicas_of
 
 MAX_FRAGMENT_BYTES = 5_000_000_000
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RankPlan:
+    """Everything that a rank reads: the files that it writes, and what it only hashes because another rank writes it."""
+
+    fragments: tuple[PlannedFragment, ...]
+    replicas: tuple[Replica, ...] = ()
+
+    @property
+    def num_bytes(self) -> int:
+        """How many bytes of files there will be, headers included."""
+        return sum(fragment.header.file_bytes for fragment in self.fragments)
+
+
+def plan_rank(source: Source, *, max_fragment_bytes: int, check_replicas: bool) -> RankPlan:
+    """Decide what a rank writes and hashes, before a byte is read.
+
+    Args:
+        source: everything that must be known about this rank.
+        max_fragment_bytes: size of a fragment file; a larger tensor has a file of its own.
+        check_replicas: also hash what this rank holds and another one writes.
+
+    Returns:
+        The plan, with holdings of the source.
+    """
+    fragments = plan_fragments(owned(source.holdings, source.world.rank), max_fragment_bytes)
+    return RankPlan(fragments, replicas_of(source) if check_replicas else ())
 
 
 def write_rank(
@@ -48,21 +76,39 @@ def write_rank(
         OSError: something could not be written; the temporary folder is removed.
         RuntimeError: the source does not deliver what it holds; the temporary folder is removed.
     """
-    rank = source.world.rank
-    fragments = plan_fragments(owned(source.holdings, rank), max_fragment_bytes)
-    replicas = replicas_of(source) if check_replicas else ()
-    progress = _progress(fragments, rank)
+    plan = plan_rank(source, max_fragment_bytes=max_fragment_bytes, check_replicas=check_replicas)
     source.settle()
+    return write_planned(source, plan, out, streams_for(plan.fragments))
+
+
+def write_planned(source: Source, plan: RankPlan, out: Path, streams: int = 1) -> Manifest:
+    """Write a plan to `out/rank-NNNNN`. The source must have settled.
+
+    Args:
+        source: delivers the bytes of the plan's holdings.
+        plan: what to write and what to hash.
+        out: the dump, shared by all ranks.
+        streams: how many fragments are written at the same time.
+
+    Returns:
+        The manifest, which is the mark that the rank is complete.
+
+    Raises:
+        OSError: something could not be written; the temporary folder is removed.
+        RuntimeError: the source does not deliver what it holds; the temporary folder is removed.
+    """
+    rank = source.world.rank
+    progress = _progress(plan.num_bytes, rank)
     with building(out, rank) as partial:
-        written = [write_fragment(partial, fragment, source, progress.advance) for fragment in fragments]
-        manifest = manifest_of(source, fragments, written, hashed(replicas, source))
+        written = write_fragments(partial, plan.fragments, source, progress.advance, streams)
+        replicas = hashed(plan.replicas, source)
+        manifest = manifest_of(source, plan.fragments, written, replicas)
         durable.write_file(partial / MANIFEST, manifests.encode(manifest))
     progress.close()
     return manifest
 
 
-def _progress(fragments: Sequence[PlannedFragment], rank: int) -> Progress:
+def _progress(num_bytes: int, rank: int) -> Progress:
     """Return what shows the progress. Only the first rank of a node prints it."""
     speaks = os.environ.get("LOCAL_RANK", str(rank)) == "0"
-    total = sum(fragment.header.file_bytes for fragment in fragments)
-    return Progress(f"rank {rank} dumps", total, sys.stderr if speaks else None)
+    return Progress(f"rank {rank} dumps", num_bytes, sys.stderr if speaks else None)

@@ -106,7 +106,7 @@ class WriteQueue:
 
 
 def write_fragment(
-    folder: Path, fragment: PlannedFragment, source: Source, progress: Progress
+    folder: Path, fragment: PlannedFragment, source: Source, progress: Progress, streams: int = 1
 ) -> list[Written]:
     """Write and fsync one file.
 
@@ -114,7 +114,9 @@ def write_fragment(
         folder: where; the file must not be there yet.
         fragment: its name, first bytes and holdings.
         source: what delivers the holdings' bytes.
-        progress: called with the number of bytes each time some are handed to the writing thread.
+        progress: called with the number of bytes each time some are handed to the writing thread. What it raises ends
+            the writing.
+        streams: how many fragments are written at the same time.
 
     Returns:
         What was learnt about each holding, in the order of the fragment.
@@ -127,7 +129,7 @@ def write_fragment(
     with (
         open(path, "xb", buffering=0) as file,
         ThreadPoolExecutor(1) as thread,
-        closing(source.read(fragment.holdings)) as stream,
+        closing(source.read(fragment.holdings, streams=streams)) as stream,
     ):
         end = NamedFile(path, durable.Appending(file.fileno()))
         end.write(memoryview(fragment.head))

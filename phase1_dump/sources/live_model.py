@@ -36,7 +36,7 @@ from .host_buffers import HostBuffers
 from .megatron_config import check_agreement, check_one_config
 from .modules import local_experts, router_bias_dtypes, unwrap
 from .parameters import parameters_of
-from .reading import read
+from .reading import Reader
 from .refusals import refuse_parameters, refuse_stale
 
 PRODUCERS = ("shardmerge", "megatron-core", "torch")
@@ -69,7 +69,7 @@ class LiveModel:
     facts: ManifestFacts
     holdings: tuple[Holding, ...]
     stage_copies: tuple[Holding, ...]
-    buffers: HostBuffers
+    reader: Reader
 
     def settle(self) -> None:
         """Wait until every kernel that may still write to the parameters is through, on whatever stream it runs."""
@@ -78,9 +78,13 @@ class LiveModel:
         for device in {data.device for data in live if data.is_cuda}:
             torch.cuda.synchronize(device)
 
-    def read(self, holdings: Sequence[Holding], *, inspect: bool = True) -> Stream:
+    def read(self, holdings: Sequence[Holding], *, inspect: bool = True, streams: int = 1) -> Stream:
         """Yield the blocks of these holdings, and what was seen of each. Blocks of a CPU model may be views of it."""
-        return read(holdings, self.buffers, inspect=inspect)
+        return self.reader.read(holdings, inspect=inspect, streams=streams)
+
+    def release(self) -> None:
+        """Give back the host memory that reading took."""
+        self.reader.buffers.release()
 
 
 def live_model(
@@ -133,7 +137,7 @@ def live_model(
         facts,
         tuple(holdings_of(own, table, world, dtype_of, scales)),
         tuple(holdings_of(copies, table, world, dtype_of)),
-        HostBuffers(options.staging_bytes),
+        Reader(HostBuffers(options.staging_bytes)),
     )
 
 
