@@ -60,6 +60,7 @@ class ManifestFacts:
     router_bias_dtypes: how many router biases were held in each dtype: training may have rounded them.
     producer: versions by the name of the program.
     quantization: what `rectangles/quantization_facts.py` says; None if nothing here is quantized.
+    statistics: what the source measured of itself, by names of the manifest's statistics.
     """
 
     architecture: str
@@ -72,6 +73,7 @@ class ManifestFacts:
     router_bias_dtypes: dict[str, int] = field(default_factory=dict)
     producer: dict[str, str] = field(default_factory=dict)
     quantization: QuantizationFacts | None = None
+    statistics: dict[str, float] = field(default_factory=dict)
 
 
 Stream: TypeAlias = Generator[memoryview | Seen, None, None]

@@ -31,10 +31,12 @@ COMMON_MAY_IMPORT = {"click", "xxhash", "shardmerge.common"}
 # docs/inside/design.md says why.
 ROOMS = {
     "phase1_dump": {
-        "__init__": {"dump_model"},
+        "__init__": {"background", "dump_in_background", "dump_model"},
         "__main__": set(),
         "cli": {"dump_model", "fragments", "source"},
         "dump_model": {"fragments", "generation", "sources", "source", "world"},
+        "dump_in_background": {"background", "dump_model", "fragments", "generation", "sources", "source"},
+        "background": {"fragments", "generation", "source", "world"},
         "fragments": {"rectangles", "source", "world"},
         "settings": set(),
         "sources": {"generation", "quantization", "rectangles", "settings", "source", "world"},
@@ -68,6 +70,7 @@ ROOMS = {
 WITHOUT_TORCH = (
     "phase1_dump/rectangles",
     "phase1_dump/fragments",
+    "phase1_dump/background",
     "phase1_dump/settings/fields.py",
     "phase1_dump/source.py",
 )
@@ -75,6 +78,8 @@ API = {
     "check",
     "diff",
     "dump",
+    "dump_async",
+    "prepare",
     "inspect",
     "merge",
     "merge_part",

@@ -31,6 +31,7 @@ from .output import (
     OutputLockedError,
     ShardsChangedError,
     WorkerDiedError,
+    WriterDiedError,
 )
 from .quantization import (
     BadScaleError,
@@ -64,7 +65,7 @@ from .tensors import (
     UncoveredTensorError,
     UnexpectedTensorError,
 )
-from .usage import BadInputError, MissingConfigError
+from .usage import BadInputError, HostMemoryError, MissingConfigError, StillDumpingError
 
 __all__ = [
     "SAID_TWICE",
@@ -82,6 +83,7 @@ __all__ = [
     "DuplicateRankError",
     "ExpertIdsError",
     "Findings",
+    "HostMemoryError",
     "IncompleteError",
     "LockLostError",
     "MismatchError",
@@ -109,6 +111,7 @@ __all__ = [
     "ShardmergeError",
     "ShardsChangedError",
     "StaleParametersError",
+    "StillDumpingError",
     "StoredOtherwiseError",
     "UncalibratedError",
     "UnclaimedParameterError",
@@ -121,5 +124,6 @@ __all__ = [
     "UnsupportedQuantizationError",
     "UsageError",
     "WorkerDiedError",
+    "WriterDiedError",
     "raise_problems",
 ]
