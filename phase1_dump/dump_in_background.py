@@ -62,7 +62,7 @@ class Background:
         if self.writer is None:
             self.writer = WriterProcess.started()
         if self.shared is None or self.shared.num_bytes < host_bytes:
-            self._release()
+            self.release()
             self.shared = SharedMemory.made(-(-max(1, host_bytes) // HUGE_PAGE) * HUGE_PAGE)
             self.pinned = PinnedMemory.of(self.shared.map)
             fresh = True
@@ -81,7 +81,8 @@ class Background:
                 self.writer.end()
                 self.writer = None
 
-    def _release(self) -> None:
+    def release(self) -> None:
+        """Give the shared memory back. Nothing may be written from it any more."""
         if self.pinned is not None:
             self.pinned.release()
         if self.shared is not None:
@@ -90,7 +91,7 @@ class Background:
 
 
 @cache
-def _background(process: int) -> Background:
+def background_of(process: int) -> Background:
     """Return what all dumps of this process share. One that was forked from it has its own."""
     background = Background()
     atexit.register(lambda: background.finish() if os.getpid() == process else None)
@@ -107,7 +108,7 @@ def prepare(host_bytes: int) -> None:
     Raises:
         HostMemoryError: there is not so much memory; none was taken.
     """
-    background = _background(os.getpid())
+    background = background_of(os.getpid())
     with background.lock:
         _let_finish(background, "wait", 0, Path())
         background.prepare(host_bytes)
@@ -168,7 +169,7 @@ def dump_async(
     folder, chunks = Path(os.path.abspath(out)), [model] if isinstance(model, nn.Module) else list(model)
     refuse_foreign(chunks)
     refuse_uninitialized(chunks)
-    world, background = world_of(unwrap(chunks[0])), _background(os.getpid())
+    world, background = world_of(unwrap(chunks[0])), background_of(os.getpid())
     with background.lock:
         _let_finish(background, if_busy, world.rank, folder)
         forget_failure(folder, world.rank)
@@ -195,7 +196,9 @@ def dump_async(
 
 def _positive(host_bytes: int | None) -> int | None:
     if host_bytes is not None and host_bytes < 1:
-        raise BadInputError(f"host_bytes is {host_bytes}", "Give a positive number of bytes, or leave it out.")
+        raise BadInputError(
+            f"host_bytes is {host_bytes}", "Give a positive number of bytes, or leave it out."
+        )
     return host_bytes
 
 

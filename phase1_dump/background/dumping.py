@@ -94,5 +94,3 @@ class Dumping:
         error = WriterDiedError(self.rank, str(self.out))
         record_failure(self.out, self.rank, self.run_id, error)
         return Failed(error)
-
-

@@ -41,7 +41,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Spot:
-    """Where the bytes of a holding pass: `begin` in the sequence of all bytes of a job, of which it is holding `number`."""
+    """Where the bytes of a holding pass: from `begin` of all bytes of a job. It is holding `number` of them."""
 
     number: int
     begin: int

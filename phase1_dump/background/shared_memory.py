@@ -32,7 +32,7 @@ class SharedMemory:
 
     @classmethod
     def made(cls, num_bytes: int) -> SharedMemory:
-        """Return new memory, with all of its pages. Raises HostMemoryError if there are not enough, and then takes none."""
+        """Return new memory, with all of its pages. Raises HostMemoryError if there are too few, and takes none."""
         _require(num_bytes, num_bytes)
         file = os.memfd_create("shardmerge", os.MFD_CLOEXEC)
         try:
@@ -85,7 +85,9 @@ def _require(num_bytes: int, whole: int) -> None:
 def available_bytes() -> int:
     """Return how much memory this process can still take: what the machine has, or what its cgroup may have."""
     lines = Path("/proc/meminfo").read_text().splitlines()
-    machine = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), 1 << 62)
+    machine = next(
+        (int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), 1 << 62
+    )
     return min([machine, *_of_cgroups()])
 
 

@@ -16,7 +16,8 @@ from .messages import Channel, Done, Failed, Freed, Message
 
 ENDS_WITHIN_SECONDS = 10.0
 # a program of its own: multiprocessing would import the training script, and with it torch, a second time
-PROGRAM = "import sys; sys.path[:] = {path!r}; from shardmerge.phase1_dump.background.child import main; main({file}, {parent})"
+PROGRAM = """import sys; sys.path[:] = {path!r}
+from shardmerge.phase1_dump.background.child import main; main({file}, {parent})"""
 
 
 @dataclass(slots=True)

@@ -24,9 +24,7 @@ class _Stopped(Exception):  # noqa: N818 - it is no fault of the fragment that e
     """Another fragment failed."""
 
 
-def streams_for(
-    fragments: Sequence[PlannedFragment], environment: Mapping[str, str] = os.environ
-) -> int:
+def streams_for(fragments: Sequence[PlannedFragment], environment: Mapping[str, str] = os.environ) -> int:
     """Return how many fragments to write at once: as many as this rank's share of the node's processors allows."""
     told = (environment.get(name, "") for name in LOCAL_SIZES)
     ranks = next((int(size) for size in told if size.isdecimal() and int(size)), 1)

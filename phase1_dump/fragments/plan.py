@@ -17,6 +17,7 @@ from ..source import Holding
 FILES_AT_ONCE = 8
 MIN_PARALLEL_BYTES = 1 << 30
 
+
 @dataclass(frozen=True, slots=True, eq=False)
 class PlannedFragment:
     """A file to be written: its name, first bytes, header, and the holdings in the order of the header's entries."""

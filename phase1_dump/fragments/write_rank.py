@@ -28,7 +28,7 @@ MAX_FRAGMENT_BYTES = 5_000_000_000
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RankPlan:
-    """Everything that a rank reads: the files that it writes, and what it only hashes because another rank writes it."""
+    """Everything that a rank reads: for the files that it writes, and to hash what another rank writes."""
 
     fragments: tuple[PlannedFragment, ...]
     replicas: tuple[Replica, ...] = ()

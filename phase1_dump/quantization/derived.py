@@ -122,7 +122,7 @@ class Scales:
 
 
 class Cache(local):
-    """Stores for each thread the last tensor that was computed whole: parts of a parameter are written close together."""
+    """Stores for each thread the last tensor that was computed whole: parts of one are written close together."""
 
     owner: object = None
     value: torch.Tensor | None = None

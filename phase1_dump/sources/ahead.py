@@ -74,7 +74,7 @@ class SingleThreaded:
 
     @contextmanager
     def wanted(self) -> Iterator[int]:
-        """Yield how many threads torch would use. The number is one of the process and of each thread, so both are set."""
+        """Yield how many threads torch would use. That is a number of the process and one of each thread."""
         with self.lock:
             if not self.users:
                 self.threads = torch.get_num_threads()

@@ -34,13 +34,14 @@ class Destination(Protocol):
 
 @dataclass(slots=True)
 class Copying:
-    """Copies on their way. `looked`: holdings whose health was looked at, and not yet read."""
+    """Copies on their way. `looked`: holdings whose health was looked at, and not yet read; `found`: what was seen."""
 
     to: Destination
     memory: torch.Tensor
     stream: torch.cuda.Stream | None
     block_bytes: int
     looked: list[tuple[Holding, Health]] = field(default_factory=list)
+    found: list[Seen] = field(default_factory=list)
 
     def add(self, block: torch.Tensor) -> None:
         """Copy a block, or let it be copied."""
@@ -53,17 +54,22 @@ class Copying:
             if not self.to.fits:
                 self.arrive()
 
-    def arrive(self) -> None:
-        """Wait for all copies, and tell of them and of what was seen."""
-        if self.stream is not None:
-            self.stream.synchronize()
+    def read(self) -> None:
+        """Read what was looked at. Waits for the device."""
         bring_to_host([health for _, health in self.looked])
-        found = tuple(
+        self.found += (
             seen(holding, health, self.block_bytes) if health.extremes else Seen()
             for holding, health in self.looked
         )
         self.looked.clear()
-        self.to.tell(found)
+
+    def arrive(self) -> None:
+        """Wait for all copies, and tell of them and of what was seen."""
+        if self.stream is not None:
+            self.stream.synchronize()
+        self.read()
+        self.to.tell(tuple(self.found))
+        self.found.clear()
 
 
 def copy_out(
@@ -91,8 +97,10 @@ def copy_out(
                     health.look(block)
                 copying.add(block)
             copying.looked.append((holding, health))
-            if stream is None or not to.fits:
+            if not to.fits:
                 copying.arrive()
+            elif stream is None:
+                copying.read()  # small tensors that stayed would keep the heap from closing holes
         copying.arrive()
 
 

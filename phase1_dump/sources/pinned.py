@@ -1,6 +1,6 @@
 """Host memory that a GPU copies to at full speed: mapped by us, registered with CUDA, and given back whole.
 
-Memory that torch pins itself stays with the process for ever. Without a GPU nothing is registered, and it is plain memory.
+Memory that torch pins itself stays with the process for ever. Without a GPU nothing is registered.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ def on_device(holdings: Sequence[Holding]) -> Iterator[None]:
 
 
 def computed(holdings: Sequence[Holding], block_bytes: int, ahead: Ahead) -> Iterator[Computed]:
-    """Yield each holding with a health that has seen nothing yet, and its blocks, which are computed as they are asked for.
+    """Yield each holding with a health that has seen nothing yet, and its blocks, computed as they are asked for.
 
     Args:
         holdings: of a live model.
