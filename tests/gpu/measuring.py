@@ -94,11 +94,11 @@ def learn_owned(bench: Bench) -> None:
     bench.clear(out)
 
 
-def floors(bench: Bench) -> None:
+def floors(bench: Bench, places: list[str]) -> None:
     """Floors and the dump in turns, on every place."""
     blocks = blocks_of(list(bench.model.parameters()), bench.owned_bytes)
     by_writers = {number: Floor(number, bench.device) for number in WRITERS}
-    for place in bench.places:
+    for place in places:
         names = [*WRITERS, "dump"]
         for number in range(bench.rounds):
             for name in names[number % len(names) :] + names[: number % len(names)]:
@@ -196,6 +196,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--fast", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="floors,stalls,steps")
+    parser.add_argument("--places", default="fast,disk", help="of floors and steps")
     given = parser.parse_args(arguments)
     from .worlds import world
 
@@ -205,14 +206,14 @@ def main(arguments: list[str]) -> None:
         model = build(size, dist.get_world_size(), device)
         bench = Bench(model, size, device, reference, {"fast": given.fast, "disk": given.disk}, given.rounds)
         learn_owned(bench)
-        todo = given.only.split(",")
+        todo, places = given.only.split(","), given.places.split(",")
         if "floors" in todo:
-            floors(bench)
+            floors(bench, places)
         if "stalls" in todo:
             stalls(bench)
         if "steps" in todo:
-            steps(bench, "disk")
-            steps(bench, "fast")
+            for place in places:
+                steps(bench, place)
         if "modelopt" in todo:
             modelopt(bench)
 
