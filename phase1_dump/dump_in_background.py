@@ -32,10 +32,11 @@ from .fragments.failed_ranks import forget_failure, record_failure
 from .fragments.rank_directory import refuse_existing
 from .fragments.write_rank import MAX_FRAGMENT_BYTES, plan_rank
 from .generation import Generation, attempt_of
+from .source import Holding
 from .sources.copying_out import copy_out
+from .sources.host_memory.pinned import PinnedMemory
 from .sources.live_model import LiveModel, Options, live_model
 from .sources.modules import unwrap
-from .sources.pinned import PinnedMemory
 from .sources.process_groups import world_of
 from .sources.refusals import refuse_foreign, refuse_uninitialized
 
@@ -216,7 +217,7 @@ def _hand_over(
     background: Background,
     job: Job,
     source: LiveModel,
-    holdings: Sequence[object],
+    holdings: Sequence[Holding],
     dumping: Dumping,
     began: float,
 ) -> None:

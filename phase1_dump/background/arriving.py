@@ -80,6 +80,14 @@ class Arriving:
         """Yield the blocks of these holdings as they come, views of the shared memory, and what the parent saw of each.
 
         Where the memory is smaller than the rank, holdings must be asked for in the order in which they come.
+
+        Args:
+            holdings: of the job's plan.
+            inspect: False if nobody needs to know what was seen.
+            streams: how many streams are read at the same time: any number, as their blocks are the shared memory.
+
+        Returns:
+            A generator. Closing it has no effect.
         """
         written = 0  # the beginning of the block that was yielded last: all before it is written by now
         for holding in holdings:

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 
+from shardmerge.common.manifest import Manifest
+
 from ..fragments.failed_ranks import record_failure
 from ..fragments.write_rank import write_planned
 from .arriving import AbandonedError, Arrived, Arriving
@@ -67,20 +69,20 @@ class Child:
         while True:
             job, arrived, memory = self.jobs.get()
             try:
-                self._write(job, arrived, memory)
+                manifest = self._written(job, arrived, memory)
             except AbandonedError as error:
                 self.channel.send(Failed(error))
             except Exception as error:
                 record_failure(job.out, job.world.rank, job.generation.run_id, error)
                 self.channel.send(Failed(_portable(error)))
             else:
-                self.channel.send(Done())
+                self.channel.send(Done(manifest))
 
-    def _write(self, job: Job, arrived: Arrived, memory: SharedMemory) -> None:
+    def _written(self, job: Job, arrived: Arrived, memory: SharedMemory) -> Manifest:
         free = self._freeing(job.memory_bytes) if job.num_bytes > job.memory_bytes else None
         with memoryview(memory.map) as whole, whole[: job.memory_bytes] as view:
             source = Arriving(job, view, arrived, free)
-            write_planned(source, job.plan, job.out, job.streams if free is None else 1)
+            return write_planned(source, job.plan, job.out, job.streams if free is None else 1)
 
     def _freeing(self, memory_bytes: int) -> Callable[[int], None]:
         told = 0

@@ -61,7 +61,8 @@ class Dumping:
             if self.on_error == "record":
                 return None
             raise error
-        return manifests.read(self.out / rank_name(self.rank) / MANIFEST)
+        assert isinstance(self._ended, Done)
+        return self._ended.manifest
 
     def settled(self) -> Exception | None:
         """Wait until nothing is written any more. Returns what went wrong."""
@@ -90,7 +91,7 @@ class Dumping:
         """Return how a rank ended whose writer was killed, perhaps just after it was complete."""
         clear_ended(self.out, self.rank)
         if is_complete(self.out, self.rank):
-            return Done()
+            return Done(manifests.read(self.out / rank_name(self.rank) / MANIFEST))
         error = WriterDiedError(self.rank, str(self.out))
         record_failure(self.out, self.rank, self.run_id, error)
         return Failed(error)

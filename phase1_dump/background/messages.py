@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from shardmerge.common.manifest import Manifest
+
 from ..fragments.write_rank import RankPlan
 from ..generation import Generation
 from ..source import ManifestFacts, Seen
@@ -84,9 +86,11 @@ class Freed:
     end: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Done:
-    """The rank is complete."""
+    """The rank is complete, and this is its manifest."""
+
+    manifest: Manifest
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from ..fragments.write_rank import RankPlan
 from ..source import Holding, Seen
 from .arriving import SHARE
-from .messages import Done, Failed, Filled, Freed, Spot
+from .messages import Failed, Filled, Freed, Spot
 from .writer_process import WriterProcess
 
 
@@ -62,7 +62,7 @@ class Outgoing:
                 self.freed = end
             case Failed(error):
                 raise NoMoreError(error)
-            case Done() | None:
+            case _:
                 raise AssertionError("the child was done before it had everything")
 
 

@@ -29,7 +29,7 @@ class WriterProcess:
 
     @classmethod
     def started(cls) -> WriterProcess:
-        """Start a process. It does not get signals of the terminal, and ends when this one has ended."""
+        """Start a process, which ends when this one has ended."""
         ours, theirs = socket.socketpair()
         path = [entry for entry in sys.path if isinstance(entry, str)]
         program = PROGRAM.format(path=path, file=theirs.fileno(), parent=os.getpid())
@@ -38,7 +38,6 @@ class WriterProcess:
                 [sys.executable, "-c", program],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                start_new_session=True,
             )
         return cls(process, Channel(ours))
 

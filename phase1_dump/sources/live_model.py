@@ -32,7 +32,7 @@ from ..settings.fields import unknown_fields
 from ..settings.live_settings import settings_of
 from ..source import Holding, ManifestFacts, Stream
 from ..world import World
-from .host_buffers import HostBuffers
+from .host_memory.host_buffers import HostBuffers
 from .megatron_config import check_agreement, check_one_config
 from .modules import local_experts, router_bias_dtypes, unwrap
 from .parameters import parameters_of
@@ -79,7 +79,16 @@ class LiveModel:
             torch.cuda.synchronize(device)
 
     def read(self, holdings: Sequence[Holding], *, inspect: bool = True, streams: int = 1) -> Stream:
-        """Yield the blocks of these holdings, and what was seen of each. Blocks of a CPU model may be views of it."""
+        """Yield the blocks of these holdings, and what was seen of each. Blocks of a CPU model may be views of it.
+
+        Args:
+            holdings: of this source.
+            inspect: whether anybody needs to know about the numbers.
+            streams: how many streams are read at the same time.
+
+        Returns:
+            A generator, which gives back its buffers and ends its threads when it is closed.
+        """
         return self.reader.read(holdings, inspect=inspect, streams=streams)
 
     def release(self) -> None:

@@ -21,7 +21,7 @@ from ..source import Holding, Seen, Stream
 from .ahead import Ahead, SingleThreaded, computing_ahead
 from .blocks import blocks_of, planned
 from .health import Health, count_nonfinite
-from .host_buffers import HostBuffers
+from .host_memory.host_buffers import HostBuffers
 from .narrowing import narrowed_elements
 
 AHEAD_SHARE = 4  # blocks computed ahead take a quarter of the memory of the buffers beside them

@@ -96,7 +96,7 @@ def stopped(device: torch.device, topology: Topology, folder: Path, name: str) -
         os.kill(os.getpid(), signal.SIGSTOP)
     elif rank == 0:
         _wait_until_stopped(int(note.read_text()))
-    manifest = dump_async(chunks, out, hf_reference=folder / "config", **RUN).wait()
+    manifest: Any = dump_async(chunks, out, hf_reference=folder / "config", **RUN).wait()
     facts: Facts = {"wrote": len(manifest.columns)}
     if rank == 0:
         facts["still_stopped"] = _state(int(note.read_text())) == "T"

@@ -99,7 +99,7 @@ def floors(bench: Bench, places: list[str]) -> None:
     blocks = blocks_of(list(bench.model.parameters()), bench.owned_bytes)
     by_writers = {number: Floor(number, bench.device) for number in WRITERS}
     for place in places:
-        names = [*WRITERS, "dump"]
+        names = [*map(str, WRITERS), "dump"]
         for number in range(bench.rounds):
             for name in names[number % len(names) :] + names[: number % len(names)]:
                 out = bench.fresh(place)

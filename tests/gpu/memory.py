@@ -44,5 +44,5 @@ class Watched:
 
     def __exit__(self, *_: object) -> None:
         self.kept = held() - self._before
-        peak, _ = self._watcher.communicate("end\n")
+        peak, _errors = self._watcher.communicate("end\n")
         self.above = max(int(peak or 0) - self._before, 0)

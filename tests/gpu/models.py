@@ -106,14 +106,16 @@ def write_reference(size: Size, folder: Path) -> Path:
     from transformers import NemotronHConfig
 
     folder.mkdir(parents=True, exist_ok=True)
-    config = NemotronHConfig(
-        vocab_size=size.vocab, hidden_size=size.hidden, hybrid_override_pattern=size.pattern,
-        num_hidden_layers=len(size.pattern), num_attention_heads=size.heads, num_key_value_heads=size.groups,
-        head_dim=size.head_channels, intermediate_size=size.width, n_routed_experts=size.experts, n_shared_experts=1,
-        moe_intermediate_size=size.width, moe_shared_expert_intermediate_size=size.shared_width,
-        num_experts_per_tok=size.top_k, tie_word_embeddings=False, architectures=["NemotronHForCausalLM"],
-    )  # fmt: skip
-    config.save_pretrained(folder)
+    given: dict[str, Any] = {
+        "vocab_size": size.vocab, "hidden_size": size.hidden, "hybrid_override_pattern": size.pattern,
+        "num_hidden_layers": len(size.pattern), "num_attention_heads": size.heads,
+        "num_key_value_heads": size.groups,
+        "head_dim": size.head_channels, "intermediate_size": size.width, "n_routed_experts": size.experts,
+        "n_shared_experts": 1,
+        "moe_intermediate_size": size.width, "moe_shared_expert_intermediate_size": size.shared_width,
+        "num_experts_per_tok": size.top_k, "tie_word_embeddings": False, "architectures": ["NemotronHForCausalLM"],
+    }  # fmt: skip
+    NemotronHConfig(**given).save_pretrained(folder)
     return folder
 
 

@@ -10,7 +10,7 @@ from shardmerge.common.rectangle import Rectangle
 from shardmerge.phase1_dump.generation import Generation
 from shardmerge.phase1_dump.rectangles.parts import Part, Recipe
 from shardmerge.phase1_dump.source import Holding, ManifestFacts
-from shardmerge.phase1_dump.sources.host_buffers import HostBuffers, Pair
+from shardmerge.phase1_dump.sources.host_memory.host_buffers import HostBuffers, Pair
 from shardmerge.phase1_dump.sources.live_model import LiveModel
 from shardmerge.phase1_dump.sources.reading import Reader
 from shardmerge.phase1_dump.world import World

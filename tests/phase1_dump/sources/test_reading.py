@@ -11,7 +11,7 @@ from shardmerge.common.rectangle import Rectangle
 from shardmerge.phase1_dump.quantization.derived import Derived
 from shardmerge.phase1_dump.rectangles.parts import Part, Recipe, Scalar
 from shardmerge.phase1_dump.source import Holding, Seen
-from shardmerge.phase1_dump.sources.host_buffers import HostBuffers
+from shardmerge.phase1_dump.sources.host_memory.host_buffers import HostBuffers
 from tests.phase1_dump.hand_made import Copying, numbers, raw, source_of, whole
 
 

@@ -1,0 +1,126 @@
+"""Several fragments at once: bytes as of one after another, an error of one ends all, memory is shared and given back."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from shardmerge.phase1_dump.fragments import plan
+from shardmerge.phase1_dump.fragments.at_once import streams_for, write_fragments
+from shardmerge.phase1_dump.fragments.plan import PlannedFragment, plan_fragments
+from shardmerge.phase1_dump.source import Holding
+from shardmerge.phase1_dump.sources.host_memory.host_buffers import HostBuffers
+from tests.phase1_dump.hand_made import Copying, numbers, source_of, whole
+
+FILES = 6
+
+
+def planned() -> tuple[list[Holding], tuple[PlannedFragment, ...]]:
+    """Six files of three tensors each."""
+    held = [whole(f"t{number:02}", numbers(64, 100 + number % 3, seed=number)) for number in range(3 * FILES)]
+    fragments = plan_fragments(held, max_bytes=64 * 103 * 2 * 3)
+    assert [len(fragment.holdings) for fragment in fragments] == [3] * FILES
+    return held, fragments
+
+
+@pytest.mark.parametrize("streams", [2, 3, 8])
+def test_the_bytes_are_those_of_one_after_another(streams: int, tmp_path: Path) -> None:
+    held, fragments = planned()
+    buffers = Copying(40_000)
+    found = {}
+    for number in (1, streams):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        learnt = write_fragments(folder, fragments, source_of(held, buffers), lambda _: None, number)
+        found[number] = learnt, {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert found[1] == found[streams]
+    assert len(found[1][1]) == FILES
+
+
+def test_no_stream_uses_the_memory_of_another_and_all_is_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a slow disk, so that all are open at the same time."""
+    real = os.write
+
+    def write_slowly(file: int, data: memoryview) -> int:
+        time.sleep(0.001)
+        return real(file, data)
+
+    monkeypatch.setattr(os, "write", write_slowly)
+    held, fragments = planned()
+    buffers, threads = Copying(24_000), torch.get_num_threads()
+    source = source_of(held, buffers)
+    write_fragments(tmp_path, fragments, source, lambda _: None, 3)
+    assert len(buffers.pairs) == 3
+    sizes = [buffer.num_bytes for pair in buffers.pairs for buffer in pair.buffers]
+    assert sizes == [24_000 // 6] * 6
+    source.release()
+    assert buffers.pairs == []
+    assert torch.get_num_threads() == threads
+
+
+def test_an_error_of_one_ends_all_and_is_the_one_that_is_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, fragments = planned()
+    begun, opened, real = list[str](), threading.Event(), os.fsync
+
+    def fsync(file: int) -> None:
+        begun.append(os.readlink(f"/proc/self/fd/{file}"))
+        if begun[-1].endswith("whole-00002.safetensors"):
+            opened.wait(10)
+            raise OSError(errno.EIO, "Input/output error")
+        if len(begun) > 3:
+            opened.set()
+        real(file)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    before = threading.active_count()
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        write_fragments(tmp_path, fragments, source_of(held, HostBuffers(10_000)), lambda _: None, 2)
+    assert caught.value.filename.endswith("whole-00002.safetensors")
+    assert threading.active_count() == before
+
+
+def test_what_a_caller_raises_ends_all(tmp_path: Path) -> None:
+    """A command that is ended by a signal raises wherever its progress is shown."""
+
+    class Ended(BaseException):
+        pass
+
+    def progress(_: int) -> None:
+        raise Ended
+
+    held, fragments = planned()
+    with pytest.raises(Ended):
+        write_fragments(tmp_path, fragments, source_of(held, HostBuffers(10_000)), progress, 3)
+
+
+def test_a_large_rank_is_spread_over_eight_files_and_a_small_one_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(plan, "MIN_PARALLEL_BYTES", 20_000)
+    for count, files in ((1, 1), (8, 1), (9, 2), (80, 8), (160, 8)):
+        held = [whole(f"t{number:03}", numbers(10, 125, seed=number)) for number in range(count)]
+        assert len(plan_fragments(held, 10**9)) == files
+    assert len(plan_fragments(held, 5_000)) == 80
+    parts = [fragment.header.file_bytes for fragment in plan_fragments(held, 10**9)]
+    assert max(parts) - min(parts) <= 2 * 4096
+
+
+def test_so_many_streams_as_this_ranks_share_of_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, fragments = planned()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    assert streams_for(fragments, {}) == 1  # they are small
+    monkeypatch.setattr("shardmerge.phase1_dump.fragments.at_once.STREAM_BYTES", 1000)
+    assert streams_for(fragments, {}) == FILES
+    assert streams_for(fragments, {"LOCAL_WORLD_SIZE": "4"}) == 4
+    assert streams_for(fragments, {"SLURM_NTASKS_PER_NODE": "8"}) == 2
+    assert streams_for(fragments, {"LOCAL_WORLD_SIZE": "64"}) == 1
