@@ -1,4 +1,4 @@
-"""Several fragments at once: bytes as of one after another, an error of one ends all, memory is shared and given back."""
+"""Several fragments at once: bytes as of one by one, an error of one ends all, memory is shared and given back."""
 
 from __future__ import annotations
 
