@@ -7,6 +7,7 @@ there is one: so of both at least one sees the other.
 """
 
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ class Dumps:
         )  # fmt: skip
 
     def finish(self) -> None:
-        """Wait until the last dump is written. Call it before the job ends. A dump that failed does not end training."""
+        """Wait until the last dump is written. Call it before the job ends. A dump that failed ends no training."""
         if self.dumping is None:
             return
         dumping, self.dumping = self.dumping, None
@@ -63,7 +64,7 @@ class Dumps:
 
 def remove_old(folder: Path, keep: int, world_size: int) -> None:
     """Remove complete dumps but the last `keep`, unfinished ones that are older, and none that is being read."""
-    dumps = sorted(folder.glob("step-[0-9]*[0-9]"))
+    dumps = sorted(one for one in folder.iterdir() if re.fullmatch("step-[0-9]+", one.name))
     complete = [one for one in dumps if len(list(one.glob("rank-*/manifest.json"))) == world_size]
     first_kept = complete[-keep] if len(complete) >= keep else folder
     for dump in dumps:

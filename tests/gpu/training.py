@@ -81,6 +81,7 @@ def begun(topology: Topology, device: torch.device) -> Training:
             overlap_param_gather=True,
         ),
         [model],
+        use_gloo_process_groups=False,
     )  # fmt: skip
     return Training(model, optimizer, device)
 

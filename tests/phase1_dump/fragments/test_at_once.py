@@ -5,18 +5,18 @@ from __future__ import annotations
 import errno
 import os
 import threading
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from shardmerge.phase1_dump.fragments import plan
 from shardmerge.phase1_dump.fragments.at_once import streams_for, write_fragments
 from shardmerge.phase1_dump.fragments.plan import PlannedFragment, plan_fragments
 from shardmerge.phase1_dump.source import Holding
 from shardmerge.phase1_dump.sources.host_memory.host_buffers import HostBuffers
-from tests.phase1_dump.hand_made import Copying, numbers, source_of, whole
+from tests.phase1_dump.hand_made import Copying, numbers, raw, source_of, whole
 
 FILES = 6
 
@@ -43,27 +43,24 @@ def test_the_bytes_are_those_of_one_after_another(streams: int, tmp_path: Path) 
     assert len(found[1][1]) == FILES
 
 
-def test_no_stream_uses_the_memory_of_another_and_all_is_given_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On a slow disk, so that all are open at the same time."""
-    real = os.write
-
-    def write_slowly(file: int, data: memoryview) -> int:
-        time.sleep(0.001)
-        return real(file, data)
-
-    monkeypatch.setattr(os, "write", write_slowly)
+def test_no_stream_uses_the_memory_of_another_and_all_is_given_back(tmp_path: Path) -> None:
+    """Each waits in the middle of its first file until all three have begun."""
     held, fragments = planned()
     buffers, threads = Copying(24_000), torch.get_num_threads()
-    source = source_of(held, buffers)
-    write_fragments(tmp_path, fragments, source, lambda _: None, 3)
-    assert len(buffers.pairs) == 3
-    sizes = [buffer.num_bytes for pair in buffers.pairs for buffer in pair.buffers]
-    assert sizes == [24_000 // 6] * 6
+    source, met, mine = source_of(held, buffers), threading.Barrier(3), threading.local()
+
+    def progress(_: int) -> None:
+        if not hasattr(mine, "has_met"):
+            mine.has_met = True
+            met.wait(30)
+
+    write_fragments(tmp_path, fragments, source, progress, 3)
+    assert [buffer.num_bytes for pair in buffers.pairs for buffer in pair.buffers] == [24_000 // 6] * 6
     source.release()
     assert buffers.pairs == []
     assert torch.get_num_threads() == threads
+    found = {name: raw(tensor) for path in tmp_path.iterdir() for name, tensor in load_file(path).items()}
+    assert found == {one.rectangle.name: raw(one.recipe.parts[0].data) for one in held}
 
 
 def test_an_error_of_one_ends_all_and_is_the_one_that_is_raised(
