@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -56,18 +57,14 @@ class Background:
     def prepare(self, host_bytes: int) -> float:
         """Have a child that runs, and so much memory. Returns the seconds that it took. Raises HostMemoryError."""
         began = time.perf_counter()
-        if self.writer is not None and not self.writer.runs():
-            self.writer.end()
-            self.writer = None
-        fresh = self.writer is None
-        if self.writer is None:
-            self.writer = WriterProcess.started()
         if self.shared is None or self.shared.num_bytes < host_bytes:
             self.release()
             self.shared = SharedMemory.made(-(-max(1, host_bytes) // HUGE_PAGE) * HUGE_PAGE)
             self.pinned = PinnedMemory.of(self.shared.map)
-            fresh = True
-        if fresh:
+        if self.writer is not None and not self.writer.runs():
+            self.end_writer()
+        if self.writer is None:
+            self.writer = WriterProcess.started()
             self.writer.send(Memory(), self.shared.file)
         return time.perf_counter() - began
 
@@ -78,12 +75,17 @@ class Background:
                 error = self.current.settled()
                 if error is not None:
                     say(sys.stderr, f"rank {self.current.rank} was not dumped to {self.current.out}: {error}")
-            if self.writer is not None:
-                self.writer.end()
-                self.writer = None
+            self.end_writer()
+
+    def end_writer(self) -> None:
+        """End the child. Nothing may be written by it any more."""
+        if self.writer is not None:
+            self.writer.end()
+            self.writer = None
 
     def release(self) -> None:
-        """Give the shared memory back. Nothing may be written from it any more."""
+        """Give the shared memory back, and end the child, which maps it too."""
+        self.end_writer()
         if self.pinned is not None:
             self.pinned.release()
         if self.shared is not None:
@@ -247,5 +249,6 @@ def _hand_over(
 
 def _abandon(writer: WriterProcess, dumping: Dumping) -> None:
     """Have the child remove what it has written: the caller records why."""
-    writer.send(Abandon())
+    with suppress(OSError):  # it has ended, too
+        writer.send(Abandon())
     dumping.settled()

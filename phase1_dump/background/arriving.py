@@ -89,16 +89,18 @@ class Arriving:
         Returns:
             A generator. Closing it has no effect.
         """
-        written = 0  # the beginning of the block that was yielded last: all before it is written by now
+        last: int | None = (
+            None  # where the block that was yielded last begins: all before it is written by now
+        )
         for holding in holdings:
             spot: Spot = holding.recipe
             at, end = spot.begin, spot.begin + holding.rectangle.num_bytes
             while at < end:
                 size, begin = self._size(at, end), at % len(self.memory)
                 if self.free is not None:
-                    self.free(written or at)
+                    self.free(at if last is None else last)
                 self.arrived.wait_for_bytes(at + size)
-                written = at
+                last = at
                 yield self.memory[begin : begin + size]
                 at += size
             self.arrived.wait_for_holding(spot.number)

@@ -133,8 +133,9 @@ class Channel:
 
     def is_waiting(self, seconds: float) -> bool:
         """Whether a message, or the end of the connection, is there within so many seconds."""
-        readable, _, _ = select.select([self.socket], [], [], seconds)
-        return bool(readable)
+        poll = select.poll()  # select() takes no more than the first 1024 descriptors of a process
+        poll.register(self.socket, select.POLLIN)
+        return bool(poll.poll(round(seconds * 1000)))
 
     def _exactly(self, num_bytes: int) -> bytes:
         data = bytearray()

@@ -87,7 +87,7 @@ def write(way: str, model: Any, out: Path, reference: Path, **options: Any) -> N
     """Dump at once, or beside training through as much memory as the rank has, or through little of it."""
     from shardmerge.phase1_dump import dump, dump_async
 
-    given = {"hf_reference": reference, "run_id": "gpu", "step": 1} | options
+    given: dict[str, Any] = {"hf_reference": reference, "run_id": "gpu", "step": 1} | options
     if way == "dump":
         dump(model, out, **given)
     else:
