@@ -32,6 +32,7 @@ DESCRIPTIONS = {
     "pyproject.toml": "Package, extras, and the settings of every tool",
     "LICENSE": "Apache License 2.0",
     "docs": "What does not fit on the first page",
+    "docs/guide": "How to use it in a job",
     "docs/inside": "How it is built, for those who change it",
     "docs/reference": "What it promises, and which test shows it",
     "tests/fuzz/corpus": "Inputs by target: sound ones, and those that once found a defect",
