@@ -19,6 +19,7 @@ from typing import Literal
 
 from torch import nn
 
+from shardmerge.common import garbage_collector
 from shardmerge.common.command.talk import say
 from shardmerge.common.errors import BadInputError, StillDumpingError, WriterDiedError
 
@@ -42,6 +43,7 @@ from .sources.process_groups import world_of
 from .sources.refusals import refuse_foreign, refuse_uninitialized
 
 HUGE_PAGE = 2 << 20  # sizes of the shared memory are multiples of it
+STREAMS = 2  # of the child: more would write faster, and take memory bandwidth and processors from training
 
 
 @dataclass(slots=True)
@@ -173,7 +175,7 @@ def dump_async(
     refuse_foreign(chunks)
     refuse_uninitialized(chunks)
     world, background = world_of(unwrap(chunks[0])), background_of(os.getpid())
-    with background.lock:
+    with background.lock, garbage_collector.paused():  # it could take a third of a second just then
         _let_finish(background, if_busy, world.rank, folder)
         forget_failure(folder, world.rank)
         dumping = Dumping(folder, world.rank, run_id, on_error, None)
@@ -186,7 +188,7 @@ def dump_async(
             plan, holdings, num_bytes = with_spots(plan)
             memory_bytes = max(1, min(num_bytes, _positive(host_bytes) or num_bytes))
             dumping.seconds_preparing = background.prepare(memory_bytes)
-            job = Job(world, generation, source.facts, plan, folder, streams_for(plan.fragments),
+            job = Job(world, generation, source.facts, plan, folder, streams_for(plan.fragments, STREAMS),
                       num_bytes, memory_bytes)  # fmt: skip
             _hand_over(background, job, source, holdings, dumping, began)
         except Exception as error:

@@ -13,7 +13,7 @@ from pathlib import Path
 from threading import Event
 
 from ..source import Source
-from .plan import FILES_AT_ONCE, PlannedFragment
+from .plan import PlannedFragment
 from .writer import Progress, Written, write_fragment
 
 STREAM_BYTES = 256 << 20  # what a further thread must have to write, to be worth its start
@@ -24,13 +24,26 @@ class _Stopped(Exception):  # noqa: N818 - it is no fault of the fragment that e
     """Another fragment failed."""
 
 
-def streams_for(fragments: Sequence[PlannedFragment], environment: Mapping[str, str] = os.environ) -> int:
-    """Return how many fragments to write at once: as many as this rank's share of the node's processors allows."""
+def streams_for(
+    fragments: Sequence[PlannedFragment],
+    most: int,
+    environment: Mapping[str, str] = os.environ,
+) -> int:
+    """Return how many fragments to write at once: as many as this rank's share of the node's processors allows.
+
+    Args:
+        fragments: what is to be written.
+        most: how many at most.
+        environment: where the launcher says how many ranks a node has.
+
+    Returns:
+        At least 1.
+    """
     told = (environment.get(name, "") for name in LOCAL_SIZES)
     ranks = next((int(size) for size in told if size.isdecimal() and int(size)), 1)
     processors = len(os.sched_getaffinity(0)) // ranks
     total = sum(fragment.header.file_bytes for fragment in fragments)
-    return max(1, min(FILES_AT_ONCE, len(fragments), processors, total // STREAM_BYTES))
+    return max(1, min(most, len(fragments), processors, total // STREAM_BYTES))
 
 
 def write_fragments(

@@ -19,7 +19,7 @@ from shardmerge.common.places import MANIFEST
 from ..source import Source
 from .at_once import streams_for, write_fragments
 from .manifest import manifest_of
-from .plan import PlannedFragment, plan_fragments
+from .plan import FILES_AT_ONCE, PlannedFragment, plan_fragments
 from .rank_directory import building
 from .replicas import Replica, hashed, owned, replicas_of
 
@@ -78,7 +78,7 @@ def write_rank(
     """
     plan = plan_rank(source, max_fragment_bytes=max_fragment_bytes, check_replicas=check_replicas)
     source.settle()
-    return write_planned(source, plan, out, streams_for(plan.fragments))
+    return write_planned(source, plan, out, streams_for(plan.fragments, FILES_AT_ONCE))
 
 
 def write_planned(source: Source, plan: RankPlan, out: Path, streams: int = 1) -> Manifest:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from shardmerge.common import garbage_collector
 from shardmerge.common.architectures import Blueprint
 from shardmerge.common.errors import Findings, raise_problems
 from shardmerge.common.reference import Reference
@@ -23,7 +24,6 @@ from ..quantization import json_files
 from ..quantization.united import Quantization
 from . import case as cases
 from . import (
-    garbage_collector,
     generations,
     grafts,
     headers,

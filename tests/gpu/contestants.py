@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 BLOCK_BYTES = 16 << 20
-WRITE_BYTES = 256 << 10  # of one call; for larger ones some kernels take longer
+WRITE_BYTES = 1 << 20  # of one call; for larger ones some kernels take longer
 
 
 def blocks_of(tensors: Sequence[torch.Tensor], num_bytes: int) -> list[torch.Tensor]:

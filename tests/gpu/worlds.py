@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -30,6 +31,13 @@ class OnCpu(TorchFunctionMode):
 
 
 @contextmanager
+def on_cpu() -> Iterator[None]:
+    """Let megatron-core train on the CPU. Its optimizer asks for a current stream, which nothing is put on."""
+    with OnCpu(), mock.patch.object(torch.cuda, "current_stream", return_value=None):
+        yield
+
+
+@contextmanager
 def world(**parallel: Any) -> Iterator[torch.device]:
     """Join all ranks of the launcher; by default they are all expert parallel. Yields the device of this one."""
     device = _begin()
@@ -42,7 +50,7 @@ def world(**parallel: Any) -> Iterator[torch.device]:
 
         model_parallel_cuda_manual_seed(7)
     try:
-        with nullcontext() if device.type == "cuda" else OnCpu():
+        with nullcontext() if device.type == "cuda" else on_cpu():
             yield device
     finally:
         dist.barrier()

@@ -12,7 +12,7 @@ import torch
 
 from shardmerge.phase2_merge import merge
 from tests.gpu.training import begun
-from tests.gpu.worlds import OnCpu
+from tests.gpu.worlds import on_cpu
 from tests.phase1_dump.conftest import References, references  # noqa: F401 - a fixture
 from tests.worlds.gloo import GlooRanks
 from tests.worlds.topology import Topology
@@ -33,7 +33,7 @@ def example() -> Any:
 
 def train(rank: int, folder: Path, reference: Path, steps: int) -> float:
     """A loop as Megatron-LM's. Somebody begins to read the dump of step 2 while it goes on."""
-    with OnCpu():
+    with on_cpu():
         training = begun(TOPOLOGY, torch.device("cpu"))
         dumps = example().Dumps(folder, reference, "run", every=2, keep=1)
         for step in range(1, steps + 1):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.gpu.jobs import trained
-from tests.gpu.worlds import OnCpu
+from tests.gpu.worlds import on_cpu
 from tests.phase1_dump.conftest import References
 from tests.phase1_dump.dumped import pieces_of, shapes_of, tiling_faults
 from tests.worlds.gloo import GlooRanks
@@ -19,7 +19,7 @@ from tests.worlds.topology import Topology
 
 def train(_rank: int, topology: Topology, folder: Path, how: str) -> dict[str, Any]:
     """A rank of the pool, which has joined its groups already."""
-    with OnCpu():
+    with on_cpu():
         return trained(torch.device("cpu"), topology, folder, how)
 
 

@@ -11,12 +11,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from shardmerge.phase1_dump.fragments import plan
+from shardmerge.phase1_dump.fragments import at_once, plan
 from shardmerge.phase1_dump.fragments.at_once import streams_for, write_fragments
 from shardmerge.phase1_dump.fragments.plan import PlannedFragment, plan_fragments
 from shardmerge.phase1_dump.source import Holding
 from shardmerge.phase1_dump.sources.host_memory.host_buffers import HostBuffers
+from tests.phase1_dump.dumped import dumped
 from tests.phase1_dump.hand_made import Copying, numbers, raw, source_of, whole
+from tests.worlds.checkpoints import write_hf_checkpoint
+from tests.worlds.fake import build_model, fake_world
+from tests.worlds.filling import fill
+from tests.worlds.quantizing import QWEN3_MOE, QWEN3_MOE_IN_BLOCKS, quantize, recipe
+from tests.worlds.topology import SINGLE
 
 FILES = 6
 
@@ -46,7 +52,7 @@ def test_the_bytes_are_those_of_one_after_another(streams: int, tmp_path: Path) 
 def test_no_stream_uses_the_memory_of_another_and_all_is_given_back(tmp_path: Path) -> None:
     """Each waits in the middle of its first file until all three have begun."""
     held, fragments = planned()
-    buffers, threads = Copying(24_000), torch.get_num_threads()
+    buffers, threads = Copying(60_000), torch.get_num_threads()  # larger blocks than those that are joined
     source, met, mine = source_of(held, buffers), threading.Barrier(3), threading.local()
 
     def progress(_: int) -> None:
@@ -55,7 +61,7 @@ def test_no_stream_uses_the_memory_of_another_and_all_is_given_back(tmp_path: Pa
             met.wait(30)
 
     write_fragments(tmp_path, fragments, source, progress, 3)
-    assert [buffer.num_bytes for pair in buffers.pairs for buffer in pair.buffers] == [24_000 // 6] * 6
+    assert [buffer.num_bytes for pair in buffers.pairs for buffer in pair.buffers] == [60_000 // 6] * 6
     source.release()
     assert buffers.pairs == []
     assert torch.get_num_threads() == threads
@@ -100,11 +106,11 @@ def test_what_a_caller_raises_ends_all(tmp_path: Path) -> None:
         write_fragments(tmp_path, fragments, source_of(held, HostBuffers(10_000)), progress, 3)
 
 
-def test_a_large_rank_is_spread_over_eight_files_and_a_small_one_is_not(
+def test_a_large_rank_is_spread_over_twelve_files_and_a_small_one_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(plan, "MIN_PARALLEL_BYTES", 20_000)
-    for count, files in ((1, 1), (8, 1), (9, 2), (80, 8), (160, 8)):
+    for count, files in ((1, 1), (8, 1), (9, 2), (80, 12), (160, 12)):
         held = [whole(f"t{number:03}", numbers(10, 125, seed=number)) for number in range(count)]
         assert len(plan_fragments(held, 10**9)) == files
     assert len(plan_fragments(held, 5_000)) == 80
@@ -115,9 +121,31 @@ def test_a_large_rank_is_spread_over_eight_files_and_a_small_one_is_not(
 def test_so_many_streams_as_this_ranks_share_of_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
     _, fragments = planned()
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
-    assert streams_for(fragments, {}) == 1  # they are small
-    monkeypatch.setattr("shardmerge.phase1_dump.fragments.at_once.STREAM_BYTES", 1000)
-    assert streams_for(fragments, {}) == FILES
-    assert streams_for(fragments, {"LOCAL_WORLD_SIZE": "4"}) == 4
-    assert streams_for(fragments, {"SLURM_NTASKS_PER_NODE": "8"}) == 2
-    assert streams_for(fragments, {"LOCAL_WORLD_SIZE": "64"}) == 1
+    assert streams_for(fragments, 8, {}) == 1  # they are small
+    monkeypatch.setattr(at_once, "STREAM_BYTES", 1000)
+    assert streams_for(fragments, 8, {}) == FILES
+    assert streams_for(fragments, 8, {"LOCAL_WORLD_SIZE": "4"}) == 4
+    assert streams_for(fragments, 8, {"SLURM_NTASKS_PER_NODE": "8"}) == 2
+    assert streams_for(fragments, 8, {"LOCAL_WORLD_SIZE": "64"}) == 1
+    assert streams_for(fragments, 2, {}) == 2
+
+
+@pytest.mark.parametrize("name", ["NVFP4", "FP8_BLOCK"])
+def test_what_is_packed_in_several_streams_is_the_same(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scales and weights of one parameter are computed once, by whoever comes first, in whatever file they stand."""
+    family = QWEN3_MOE_IN_BLOCKS if name == "FP8_BLOCK" else QWEN3_MOE
+    reference = write_hf_checkpoint(family, tmp_path / "hf")
+    with fake_world(SINGLE, 0):
+        chunks = build_model(family, SINGLE)
+        fill(chunks, family, SINGLE, 0)
+        quantize(chunks, family, SINGLE, 0, recipe(name))
+        one = dumped(chunks, tmp_path / "one", reference, max_fragment_bytes=60_000)
+        monkeypatch.setattr(at_once, "STREAM_BYTES", 1)
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+        assert dumped(chunks, tmp_path / "eight", reference, max_fragment_bytes=60_000) == one
+    assert len(one.files) > plan.FILES_AT_ONCE
+    for file in one.files:
+        bytes_of = [(tmp_path / way / "rank-00000" / file.name).read_bytes() for way in ("one", "eight")]
+        assert bytes_of[0] == bytes_of[1]
