@@ -110,10 +110,10 @@ def test_a_large_rank_is_spread_over_twelve_files_and_a_small_one_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(plan, "MIN_PARALLEL_BYTES", 20_000)
-    for count, files in ((1, 1), (8, 1), (9, 2), (80, 12), (160, 12)):
+    for count, files in ((1, 1), (8, 1), (9, 2), (96, 12), (192, 12)):
         held = [whole(f"t{number:03}", numbers(10, 125, seed=number)) for number in range(count)]
         assert len(plan_fragments(held, 10**9)) == files
-    assert len(plan_fragments(held, 5_000)) == 80
+    assert len(plan_fragments(held, 5_000)) == 96
     parts = [fragment.header.file_bytes for fragment in plan_fragments(held, 10**9)]
     assert max(parts) - min(parts) <= 2 * 4096
 
@@ -141,10 +141,10 @@ def test_what_is_packed_in_several_streams_is_the_same(
         chunks = build_model(family, SINGLE)
         fill(chunks, family, SINGLE, 0)
         quantize(chunks, family, SINGLE, 0, recipe(name))
-        one = dumped(chunks, tmp_path / "one", reference, max_fragment_bytes=60_000)
+        one = dumped(chunks, tmp_path / "one", reference, max_fragment_bytes=30_000)
         monkeypatch.setattr(at_once, "STREAM_BYTES", 1)
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
-        assert dumped(chunks, tmp_path / "eight", reference, max_fragment_bytes=60_000) == one
+        assert dumped(chunks, tmp_path / "eight", reference, max_fragment_bytes=30_000) == one
     assert len(one.files) > plan.FILES_AT_ONCE
     for file in one.files:
         bytes_of = [(tmp_path / way / "rank-00000" / file.name).read_bytes() for way in ("one", "eight")]
