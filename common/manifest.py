@@ -2,7 +2,7 @@
 
 It is the mark that a rank is complete, is never edited, and ends with a digest of itself. Rectangles stand in
 flat columns of equal length, because ten million of them must be read in seconds; the schema is published in
-docs/manifest.schema.json.
+docs/reference/manifest.schema.json.
 """
 
 from __future__ import annotations

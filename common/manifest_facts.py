@@ -38,6 +38,8 @@ class Facts:
     table; `dtype_from_reference` tells whether the reference narrowed tensors that are otherwise kept float32.
     `settings` are what the live model says of `architectures.settings`: a rank tells those that it knows.
     `own_options` are fields of the model's config that are not megatron-core's, and so are compared with nothing.
+    `experts` are the spellings that routed experts were written in, by part (`architectures.spelling`): a rank tells
+    those of the parts of which it holds experts. `table` is the digest of the architecture's table.
     """
 
     dtype: str | None = None
@@ -45,6 +47,8 @@ class Facts:
     dtype_from_reference: bool | None = None
     settings: dict[str, Json] | None = None
     own_options: list[str] | None = None
+    experts: dict[str, str] | None = None
+    table: str | None = None
     more: Mapping[str, Json] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -53,6 +57,8 @@ class Facts:
         _check(self.dtype_from_reference, bool, "facts.dtype_from_reference")
         _check_settings(self.settings)
         _check_list(self.own_options, (str,), "facts.own_options")
+        _check_object(self.experts, str, "facts.experts")
+        _check(self.table, str, "facts.table")
 
     @classmethod
     def of_json(cls, value: Mapping[str, Json]) -> Facts:

@@ -48,8 +48,15 @@ SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")  # what a merge call
 SIDECARS = (
     "added_tokens.json", "chat_template.jinja", "chat_template.json", "generation_config.json", "merges.txt",
     "preprocessor_config.json", "processor_config.json", "sentencepiece.bpe.model", "special_tokens_map.json",
-    "spiece.model", "tekken.json", "tokenizer.json", "tokenizer.model*", "tokenizer_config.json",
+    "spiece.model", "tekken.json", "tiktoken.model", "tokenizer.json", "tokenizer.model*", "tokenizer_config.json",
     "video_preprocessor_config.json", "vocab.json", "vocab.txt", "*.tiktoken",
+)  # fmt: skip
+TEMPLATES = (
+    "additional_chat_templates"  # a folder of chat templates by name. Source: transformers, utils/hub.py
+)
+TEMPLATE = "*.jinja"
+NOT_OF_TOKENIZER = (
+    "generation_config.json", "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json",
 )  # fmt: skip
 # weights, whatever they are called
 NEVER_SIDECARS = (".safetensors", ".index.json", ".bin", ".pt", ".pth", ".gguf")
@@ -79,7 +86,15 @@ def is_sidecar_data(name: str) -> bool:
     """Whether SIDECARS has a file of this name, and it is not one of weights."""
     if name.endswith(NEVER_SIDECARS) or not name.isprintable():
         return False
+    folder, _, inner = name.rpartition("/")
+    if folder:
+        return folder == TEMPLATES and "/" not in inner and fnmatchcase(inner, TEMPLATE)
     return any(fnmatchcase(name, pattern) for pattern in SIDECARS)
+
+
+def is_of_tokenizer(name: str) -> bool:
+    """Whether a sidecar belongs to the tokenizer, with its chat templates; Python modules are not known to."""
+    return is_sidecar_data(name) and name not in NOT_OF_TOKENIZER
 
 
 def new_token() -> str:

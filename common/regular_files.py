@@ -14,6 +14,7 @@ from pathlib import Path
 from . import durable
 from .errors import CorruptFileError
 
+POINTER = b"version https://git-lfs.github.com/spec/"  # how a file begins that stands for one in Git LFS
 SNAPSHOTS, BLOBS = "snapshots", "blobs"  # CACHE/models--NAME/snapshots/COMMIT/FILE -> ../../blobs/SHA
 MORE_BYTES = 1 << 20  # read at once of a file that grows meanwhile, or of more than the kernel reads at once
 KINDS = {
@@ -26,6 +27,7 @@ KINDS = {
 # what to do, for messages
 PUT_BACK = "Put the file there that belongs there."
 REPLACE_LINK = "Put the file itself in place of the link."
+PULL = "Run `git lfs pull` in its folder, or download it again with `hf download`."
 
 
 def open_for_reading(path: Path, root: Path) -> int:
@@ -80,7 +82,19 @@ def read(path: Path, root: Path, max_bytes: int) -> bytes:
         raise CorruptFileError(
             str(path), f"it has {max(num_bytes, len(data)):,} bytes, and at most {max_bytes:,} are plausible"
         )
+    refuse_pointer(data, path)
     return data
+
+
+def refuse_pointer(begin: bytes, path: Path) -> None:
+    """Raise CorruptFileError for a file that begins as a pointer of Git LFS does, which is what it lacks instead of.
+
+    Source: git-lfs, docs/spec.md.
+    """
+    if begin.startswith(POINTER):
+        raise CorruptFileError(
+            str(path), "it is a pointer of Git LFS, not the file that it stands for", do=PULL
+        )
 
 
 def read_at(file: int, count: int, offset: int) -> bytes:

@@ -81,6 +81,8 @@ def read(path: Path, root: Path | None = None) -> Header:
     with durable.naming(path), open(regular_files.open_for_reading(path, root or path.parent), "rb") as file:
         size = os.fstat(file.fileno()).st_size
         first = file.read(8)
+        if regular_files.POINTER.startswith(first):
+            regular_files.refuse_pointer(first + file.read(len(regular_files.POINTER)), path)
         return decode(first + file.read(header_length(first, size, path)), size, path)
 
 

@@ -11,19 +11,26 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import click
 
-from shardmerge.common.command.outcome import HELP, reported
-from shardmerge.common.errors import BadInputError
+from shardmerge.common.architectures import Spelling, own
+from shardmerge.common.command.arguments import DIRECTORY, SIZE
+from shardmerge.common.command.libraries import missing_library
+from shardmerge.common.command.options import ARCHITECTURE
+from shardmerge.common.command.outcome import HELP, CallersError, reported, talk
+from shardmerge.common.command.talk import say
+from shardmerge.common.errors import BadInputError, ShardmergeError
+from shardmerge.common.errors.wording import counted
 from shardmerge.common.manifest import Manifest
 from shardmerge.common.places import rank_name
 
-from .dump_model import dump as dump_rank
 from .fragments.failed_ranks import forget_failure, record_failure, wait_for_others
-from .fragments.write_rank import MAX_FRAGMENT_BYTES
+from .preflight import require_writable, table_of, warning_of_room
 
+PROVIDER = "It was raised by --model-provider {}, or by what that calls."
 RANK_NAMES = ("RANK", "SLURM_PROCID")
 SIZE_NAMES = ("WORLD_SIZE", "SLURM_NTASKS")
 
@@ -68,22 +75,38 @@ def rank_report(path: Path) -> Path:
     help="Function that returns this rank's model.",
 )
 @click.option(
-    "--hf-reference", required=True, type=click.Path(path_type=Path), help="Directory with config.json."
+    "--hf-reference",
+    required=True,
+    type=DIRECTORY,
+    help="Directory with config.json, or a model's id in the Hub's cache.",
 )
 @click.option(
     "--out",
     required=True,
-    type=click.Path(path_type=Path),
+    type=DIRECTORY,
     help="Directory of the dump, shared by all ranks.",
 )
 @click.option("--run-id", required=True, help="Name of this dump, the same on every rank.")
 @click.option("--step", required=True, type=int, help="Training step of the parameters.")
 @click.option("--attempt", help="Which attempt this is; default: the launcher's job id and restart count.")
 @click.option(
-    "--max-fragment-bytes", default=MAX_FRAGMENT_BYTES, show_default=True, help="Size of a fragment file."
+    "--max-fragment-size",
+    "max_fragment_bytes",
+    type=SIZE,
+    default="5GB",
+    show_default=True,
+    help="Largest fragment file, as 5GB or 512MiB.",
 )
 @click.option("--dtype-from-reference", is_flag=True, help="Let the reference narrow router biases.")
 @click.option("--drop-mtp", is_flag=True, help="Leave out multi-token prediction.")
+@click.option("--drop-vision", is_flag=True, help="Leave out a vision tower though it was not frozen.")
+@click.option(
+    "--experts",
+    type=click.Choice([spelling.value for spelling in Spelling]),
+    help="Write routed experts as one tensor for all of a layer, or one by one.  [default: as the reference does, "
+    "without weights as published ones do]",
+)
+@ARCHITECTURE
 @click.option("--dequantize", is_flag=True, help="Write quantized Transformer Engine parameters as bf16.")
 @click.option("--params-synced", is_flag=True, help="Parameters of overlap_param_gather have been gathered.")
 @click.option(
@@ -91,7 +114,15 @@ def rank_report(path: Path) -> Path:
 )
 @click.option("--wait", default=600.0, show_default=True, help="Seconds a failing rank waits for the others.")
 @functools.partial(reported, report_path=rank_report)
-def dump(model_provider: str, out: Path, run_id: str, wait: float, **options: Any) -> Dumped:
+def dump(
+    model_provider: str,
+    hf_reference: Path,
+    out: Path,
+    run_id: str,
+    wait: float,
+    architecture: str | None,
+    **options: Any,
+) -> Dumped:
     """Write what each rank of a Megatron-Core model holds, for merge. Run it under a launcher, one process a rank.
 
     The provider initialises torch.distributed and megatron-core, builds the model, loads its weights, and returns
@@ -103,10 +134,25 @@ def dump(model_provider: str, out: Path, run_id: str, wait: float, **options: An
         --model-provider my_job.export:model --hf-reference Qwen3-30B-A3B \\
         --out /shared/dump --run-id pretrain-7 --step 120000
     """
-    forget_failure(out, launched(RANK_NAMES, 0))
+    rank = launched(RANK_NAMES, 0)
+    require_writable(out, rank)  # without a wait for others, who could not be told of a failure
+    forget_failure(out, rank)
     try:
-        model = load_provider(model_provider)()
-        manifest = dump_rank(model, out, run_id=run_id, **options)
+        table = None if architecture is None else own.named(architecture)  # before a model is built
+        bound = table_of(hf_reference, table)
+        if rank == 0 and (warning := warning_of_room(out, bound)):
+            say(talk(), f"Warning: {warning}")
+        dump_rank = _dump_rank()
+        model = call_provider(model_provider)
+        manifest = dump_rank(
+            model,
+            out,
+            hf_reference=hf_reference,
+            run_id=run_id,
+            architecture=table,
+            quiet=talk() is None,
+            **options,
+        )
     except (Exception, SystemExit) as error:  # a provider that parses arguments exits
         fail(out, run_id, error, wait)
         raise
@@ -114,18 +160,48 @@ def dump(model_provider: str, out: Path, run_id: str, wait: float, **options: An
     return Dumped(manifest, out)
 
 
-def load_provider(name: str) -> Callable[[], Any]:
-    """Return the function `package.module:function`. Raises BadInputError if there is none."""
+def _dump_rank() -> Callable[..., Manifest | None]:
+    """Return the function of the API, which needs torch; help does not. Raises BadInputError if there is no torch."""
+    try:
+        from .dump_model import dump
+    except ModuleNotFoundError as error:
+        raise missing_library("dump", error) from error
+    return dump
+
+
+def call_provider(name: str) -> Any:
+    """Return what the function `package.module:function` returns.
+
+    Raises BadInputError if there is no such function, CallersError with whatever it raises, or its module.
+    """
     module, _, function = name.partition(":")
     try:
         provider = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
-        raise BadInputError(
-            f"--model-provider {name}: {error}", "Give package.module:function, importable here."
-        ) from error
+        if _is_of_the_name(error, module, function):
+            raise BadInputError(
+                f"--model-provider {name}: {error}", "Give package.module:function, importable here."
+            ) from error
+        raise CallersError(PROVIDER.format(name)) from error
+    except Exception as error:
+        raise CallersError(PROVIDER.format(name)) from error
     if not callable(provider):
         raise BadInputError(f"--model-provider {name} is not a function", "Give package.module:function.")
-    return provider  # type: ignore[no-any-return]
+    try:
+        return provider()
+    except (ShardmergeError, SystemExit, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # torch's CheckpointException is not an Exception
+        raise CallersError(PROVIDER.format(name)) from error
+
+
+def _is_of_the_name(error: Exception, module: str, function: str) -> bool:
+    """Whether the name of a provider is wrong, and not what its module does while it is imported."""
+    if isinstance(error, ModuleNotFoundError):
+        return bool(error.name) and f"{module}.".startswith(f"{error.name}.")
+    if isinstance(error, AttributeError):
+        return error.name == function and isinstance(error.obj, ModuleType)
+    return isinstance(error, ValueError) and not module
 
 
 def fail(out: Path, run_id: str, error: BaseException, seconds: float) -> None:
@@ -138,11 +214,12 @@ def fail(out: Path, run_id: str, error: BaseException, seconds: float) -> None:
         seconds: how long to wait for the other ranks at most.
     """
     rank, size = launched(RANK_NAMES, 0), launched(SIZE_NAMES, 1)
+    error = error.__cause__ if isinstance(error, CallersError) and error.__cause__ else error
     record_failure(out, rank, run_id, error)
     click.echo(f"rank {rank} failed, waits up to {seconds:.0f} s for the others: {error}", err=True)
     missing = wait_for_others(out, size, seconds)
     if missing:
-        click.echo(f"rank {rank}: {len(missing)} ranks neither finished nor failed", err=True)
+        click.echo(f"rank {rank}: {counted(len(missing), 'rank')} neither finished nor failed", err=True)
 
 
 def launched(names: tuple[str, ...], otherwise: int, environment: Mapping[str, str] = os.environ) -> int:

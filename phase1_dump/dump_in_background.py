@@ -20,6 +20,7 @@ from typing import Literal
 from torch import nn
 
 from shardmerge.common import garbage_collector
+from shardmerge.common.architectures import Architecture
 from shardmerge.common.command.talk import say
 from shardmerge.common.errors import BadInputError, StillDumpingError, WriterDiedError
 
@@ -35,7 +36,7 @@ from .fragments.rank_directory import refuse_existing
 from .fragments.write_rank import MAX_FRAGMENT_BYTES, plan_rank
 from .generation import Generation, attempt_of
 from .source import Holding
-from .sources.copying_out import copy_out
+from .sources.host_memory.copying_out import copy_out
 from .sources.host_memory.pinned import PinnedMemory
 from .sources.live_model import LiveModel, Options, live_model
 from .sources.modules import unwrap
@@ -131,12 +132,16 @@ def dump_async(
     dtype_from_reference: bool = False,
     dequantize: bool = False,
     drop_mtp: bool = False,
+    drop_vision: bool = False,
+    experts: Literal["packed", "per-expert"] | None = None,
+    architecture: str | Architecture | None = None,
     check_replicas: bool = False,
     max_fragment_bytes: int = MAX_FRAGMENT_BYTES,
     staging_bytes: int = STAGING_BYTES,
     host_bytes: int | None = None,
     if_busy: Literal["wait", "raise"] = "wait",
     on_error: Literal["raise", "record"] = "raise",
+    quiet: bool = False,
 ) -> Dumping:
     """Copy what this rank owns of a live model, and let another process write it to `out/rank-NNNNN`.
 
@@ -156,6 +161,9 @@ def dump_async(
         dtype_from_reference: let the reference narrow tensors that are otherwise kept float32 (router biases).
         dequantize: write Transformer Engine's quantized parameters in the precision they stand for.
         drop_mtp: leave out multi-token prediction; the merge then takes it from the reference or drops it too.
+        drop_vision: leave out a vision tower beside the language model though it was not frozen.
+        experts: write routed experts as one tensor for all of a layer, or one by one; by default as the reference does.
+        architecture: a table of one's own, or `package.module:TABLE`.
         check_replicas: also record checksums of what this rank holds and another writes; these bytes are copied too.
         max_fragment_bytes: size of a fragment file.
         staging_bytes: how much is computed at once of what is written otherwise than it lies in memory.
@@ -163,6 +171,7 @@ def dump_async(
             found a place, which takes as long as the disk does. It stays with the process for later dumps.
         if_busy: what to do while an earlier dump of this process is still being written.
         on_error: "record" lets `wait` return None where "raise" raises; both write rank-NNNNN.failed.json.
+        quiet: show no progress; otherwise the child of each node's first rank does.
 
     Returns:
         The dump that is being written.
@@ -182,14 +191,15 @@ def dump_async(
         try:
             refuse_existing(folder, world.rank)
             generation = Generation(run_id, step, attempt_of() if attempt is None else attempt)
-            options = Options(params_synced, dtype_from_reference, dequantize, drop_mtp, staging_bytes)
+            options = Options(params_synced, dtype_from_reference, dequantize, drop_mtp, drop_vision, experts,
+                              architecture, staging_bytes)  # fmt: skip
             source = live_model(chunks, world, generation, Path(hf_reference), options)
             plan = plan_rank(source, max_fragment_bytes=max_fragment_bytes, check_replicas=check_replicas)
             plan, holdings, num_bytes = with_spots(plan)
             memory_bytes = max(1, min(num_bytes, _positive(host_bytes) or num_bytes))
             dumping.seconds_preparing = background.prepare(memory_bytes)
             job = Job(world, generation, source.facts, plan, folder, streams_for(plan.fragments, STREAMS),
-                      num_bytes, memory_bytes)  # fmt: skip
+                      num_bytes, memory_bytes, quiet)  # fmt: skip
             _hand_over(background, job, source, holdings, dumping, began)
         except Exception as error:
             record_failure(folder, world.rank, run_id, error)

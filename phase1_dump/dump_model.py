@@ -11,6 +11,7 @@ from typing import Literal
 
 from torch import nn
 
+from shardmerge.common.architectures import Architecture
 from shardmerge.common.manifest import Manifest
 
 from .fragments.failed_ranks import forget_failure, record_failure
@@ -37,10 +38,14 @@ def dump(
     dtype_from_reference: bool = False,
     dequantize: bool = False,
     drop_mtp: bool = False,
+    drop_vision: bool = False,
+    experts: Literal["packed", "per-expert"] | None = None,
+    architecture: str | Architecture | None = None,
     check_replicas: bool = False,
     max_fragment_bytes: int = MAX_FRAGMENT_BYTES,
     staging_bytes: int = STAGING_BYTES,
     on_error: Literal["raise", "record"] = "raise",
+    quiet: bool = False,
 ) -> Manifest | None:
     """Write what this rank owns of a live model to `out/rank-NNNNN`. Call it on every rank, in any order.
 
@@ -58,11 +63,18 @@ def dump(
         dtype_from_reference: let the reference narrow tensors that are otherwise kept float32 (router biases).
         dequantize: write Transformer Engine's quantized parameters in the precision they stand for.
         drop_mtp: leave out multi-token prediction; the merge then takes it from the reference or drops it too.
+        drop_vision: leave out a vision tower beside the language model though it was not frozen. What was frozen is
+            always left out: the merge takes it from the reference.
+        experts: write routed experts as one tensor for all of a layer, or one by one; by default as the reference's
+            weights hold them, without weights as published ones do. Quantized experts are written one by one.
+        architecture: a table of one's own, or `package.module:TABLE`; by default the one that shardmerge, or an
+            installed package, has for the architecture that config.json names.
         check_replicas: also record checksums of what this rank holds and another writes; the merge compares them.
         max_fragment_bytes: size of a fragment file.
         staging_bytes: host memory used for copying.
         on_error: "record" returns None where "raise" raises, once the rank is known; both write
             rank-NNNNN.failed.json.
+        quiet: show no progress; otherwise the first rank of each node does.
 
     Returns:
         The manifest of this rank.
@@ -79,11 +91,24 @@ def dump(
     try:
         refuse_existing(folder, world.rank)
         generation = Generation(run_id, step, attempt_of() if attempt is None else attempt)
-        options = Options(params_synced, dtype_from_reference, dequantize, drop_mtp, staging_bytes)
+        options = Options(
+            params_synced,
+            dtype_from_reference,
+            dequantize,
+            drop_mtp,
+            drop_vision,
+            experts,
+            architecture,
+            staging_bytes,
+        )
         source = live_model(chunks, world, generation, Path(hf_reference), options)
         try:
             return write_rank(
-                source, folder, max_fragment_bytes=max_fragment_bytes, check_replicas=check_replicas
+                source,
+                folder,
+                max_fragment_bytes=max_fragment_bytes,
+                check_replicas=check_replicas,
+                quiet=quiet,
             )
         finally:
             source.release()

@@ -55,6 +55,8 @@ class ManifestFacts:
     settings: what the model says of `architectures.settings`, as far as this rank can tell; None if the source knows
         nothing of them.
     own_options: fields of the model's config that are not megatron-core's.
+    experts: how routed experts are spelled, by part, as far as this rank holds any.
+    table: digest of the table, None if the source has none.
     dtype_from_reference: the reference was allowed to narrow tensors that are otherwise kept float32.
     drops: what is left out on purpose, counted by reason.
     router_bias_dtypes: how many router biases were held in each dtype: training may have rounded them.
@@ -68,6 +70,8 @@ class ManifestFacts:
     params_dtype: str
     settings: dict[str, Any] | None = None
     own_options: tuple[str, ...] = ()
+    experts: dict[str, str] = field(default_factory=dict)
+    table: str | None = None
     dtype_from_reference: bool = False
     drops: dict[str, int] = field(default_factory=dict)
     router_bias_dtypes: dict[str, int] = field(default_factory=dict)

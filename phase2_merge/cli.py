@@ -5,7 +5,6 @@ What a command calls is imported when it is called, so help imports none of it. 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,14 +13,13 @@ from typing import Any
 import click
 
 from shardmerge import phase2_merge
-from shardmerge.common.command import byte_count
-from shardmerge.common.command.outcome import HELP, Outcome, reported
+from shardmerge.common.command.arguments import DIRECTORY, SIZE
+from shardmerge.common.command.options import ARCHITECTURE
+from shardmerge.common.command.outcome import HELP, Outcome, reported, talk
 from shardmerge.common.errors import BadInputError
 
 from .options import ADOPT, ALLOW_CONFIG, ALLOWANCES, LAYOUTS, UNCALIBRATED
 from .shards.dask_cluster import cluster
-
-DIRECTORY = click.Path(path_type=Path)
 
 SET = click.option(
     "--set",
@@ -39,6 +37,11 @@ SET_NEW = click.option(
     multiple=True,
     help="Add config.KEY, or replace it whatever its type; VALUE is JSON. Recorded; may be given several times.",
 )
+TOKENIZER = click.option(
+    "--tokenizer",
+    type=DIRECTORY,
+    help="Directory with the tokenizer and its chat template.  [default: that of --hf-reference]",
+)
 BREAK_LOCK = click.option(
     "--break-lock",
     is_flag=True,
@@ -49,6 +52,7 @@ BREAK_LOCK = click.option(
 def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that check and merge both take."""
     for option in (
+        ARCHITECTURE,
         SET_NEW,
         SET,
         click.option(
@@ -57,7 +61,7 @@ def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
             metavar="PATTERN",
             multiple=True,
             help="Take tensors of such names, as 'model.visual.*', from the reference's weights; 'mtp' is multi-token "
-            "prediction. Recorded. May be given several times.",
+            "prediction, 'vision' all that stands beside a language model. Recorded. May be given several times.",
         ),
         click.option(
             "--drop-mtp",
@@ -68,8 +72,8 @@ def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
             "--allow",
             type=click.Choice(ALLOWANCES),
             multiple=True,
-            help="Make a warning of NaN, of replicas that differ, or of a config.json that says other than the model "
-            "computes; may be given several times.",
+            help="Make a warning of NaN, of replicas that differ, of a config.json that says other than the model "
+            "computes, or of a vision tower that it promises and nobody holds; may be given several times.",
         ),
         click.option(
             "--uncalibrated",
@@ -109,7 +113,7 @@ def check(dumps: tuple[Path, ...], **options: Any) -> Outcome:
     Example:
       shardmerge check /scratch/run7/dump --hf-reference ~/models/Qwen3-30B-A3B
     """
-    return phase2_merge.check(dumps, talk=sys.stderr, **options)
+    return phase2_merge.check(dumps, talk=talk(), **options)
 
 
 @click.command(context_settings=HELP)
@@ -124,10 +128,19 @@ def check(dumps: tuple[Path, ...], **options: Any) -> Outcome:
     help="Take files of entire tensors as they are, or write everything in layer order into full shards.",
 )
 @click.option(
-    "--max-shard-size", default="5GB", show_default=True, help="Largest assembled shard, as 5GB or 512MiB."
+    "--max-shard-size",
+    "max_shard_bytes",
+    type=SIZE,
+    default="5GB",
+    show_default=True,
+    help="Largest assembled shard, as 5GB or 512MiB.",
 )
 @click.option(
-    "--min-shard-size", help="Join files of entire tensors that are smaller, as 512MiB.  [default: none]"
+    "--min-shard-size",
+    "min_shard_bytes",
+    type=SIZE,
+    default=0,
+    help="Join files of entire tensors that are smaller, as 512MiB.  [default: none]",
 )
 @click.option("--workers", type=click.IntRange(1), help="Processes that assemble.  [default: one per core]")
 @click.option(
@@ -141,14 +154,13 @@ def check(dumps: tuple[Path, ...], **options: Any) -> Outcome:
     help="Write only this part of the shards, from 1/16 to 16/16 in an array of 16 jobs; then --finalize.",
 )
 @click.option("--finalize", is_flag=True, help="Publish what all parts wrote.")
+@TOKENIZER
 @click.option("--dry-run", is_flag=True, help="Prove and plan, show the plan, write nothing.")
 @BREAK_LOCK
 @reported
 def merge(
     dumps: tuple[Path, ...],
     out: Path,
-    max_shard_size: str,
-    min_shard_size: str | None,
     part: str | None,
     scheduler: str | None,
     **options: Any,
@@ -163,8 +175,6 @@ def merge(
     Example:
       shardmerge merge /scratch/run7/dump /scratch/run7/hf --hf-reference ~/models/Qwen3-30B-A3B
     """
-    options["max_shard_bytes"] = byte_count.parse(max_shard_size)
-    options["min_shard_bytes"] = byte_count.parse(min_shard_size) if min_shard_size else 0
     if part and (options["finalize"] or options["dry_run"]):
         raise BadInputError(
             "--part with --finalize or --dry-run", "Give those two for the whole merge, without a part."
@@ -173,9 +183,9 @@ def merge(
         raise BadInputError("--scheduler with --workers", "The cluster decides how many there are.")
     with cluster(scheduler) if scheduler else nullcontext() as executor:
         if part is None:
-            return phase2_merge.merge(dumps, out, executor=executor, talk=sys.stderr, **options)
-        del options["finalize"], options["dry_run"]
-        return phase2_merge.merge_part(dumps, out, part, executor=executor, talk=sys.stderr, **options)
+            return phase2_merge.merge(dumps, out, executor=executor, talk=talk(), **options)
+        del options["finalize"], options["dry_run"], options["tokenizer"]  # the last one writes it
+        return phase2_merge.merge_part(dumps, out, part, executor=executor, talk=talk(), **options)
 
 
 @click.command(context_settings=HELP)
@@ -185,8 +195,10 @@ def merge(
     type=DIRECTORY,
     help="Where config.json and sidecars come from.  [default: those of OUT stay]",
 )
+@TOKENIZER
 @SET
 @SET_NEW
+@ARCHITECTURE
 @click.option(
     "--allow",
     type=click.Choice([ALLOW_CONFIG]),
@@ -206,7 +218,7 @@ def metadata(out: Path, **options: Any) -> Outcome:
       shardmerge metadata /scratch/run7/hf --set config.rope_theta=1000000
       shardmerge metadata /scratch/run7/hf --set-new 'config.eos_token_id=[151645, 151643]'
     """
-    return phase2_merge.metadata(out, talk=sys.stderr, **options)
+    return phase2_merge.metadata(out, talk=talk(), **options)
 
 
 @click.command(context_settings=HELP)
@@ -219,9 +231,10 @@ def metadata(out: Path, **options: Any) -> Outcome:
     show_default=True,
     help="Read every byte that has a recorded checksum, or only sizes and headers.",
 )
+@ARCHITECTURE
 @click.option("--scan", is_flag=True, help="Look at every number too: NaN, infinities, tensors of zeros.")
 @reported
-def verify(out: Path, how: Any, *, scan: bool) -> Outcome:
+def verify(out: Path, how: Any, *, scan: bool, architecture: str | None) -> Outcome:
     """Check any Hugging Face directory, also one that shardmerge did not write.
 
     Index against headers and file sizes, total_size, tensors that are dangling or in no index, shapes against
@@ -232,7 +245,7 @@ def verify(out: Path, how: Any, *, scan: bool) -> Outcome:
     Example:
       shardmerge verify /scratch/run7/hf
     """
-    return phase2_merge.verify(out, verify=how, scan=scan, talk=sys.stderr)
+    return phase2_merge.verify(out, verify=how, scan=scan, architecture=architecture, talk=talk())
 
 
 @click.command(context_settings=HELP)
@@ -263,14 +276,16 @@ def inspect(path: Path, html: Path | None) -> Outcome:
 @click.command(context_settings=HELP)
 @click.argument("a", metavar="A", type=DIRECTORY)
 @click.argument("b", metavar="B", type=DIRECTORY)
+@click.option("--exit-code", is_flag=True, help="Exit with 1 if anything differs, as git diff does.")
 @reported
-def diff(a: Path, b: Path) -> Outcome:
-    """Name the tensors that differ between A and B, each a dump or an output of shardmerge, with a summary by layer.
+def diff(a: Path, b: Path, *, exit_code: bool) -> Outcome:
+    """Name the tensors that differ between A and B, each a dump or any Hugging Face directory, with a summary by layer.
 
-    By the checksums that were recorded: no tensor is read. Exits 0 also if they differ.
+    By the checksums that were recorded; where there are none of the same pieces, bytes are read. Exits 0 also if they
+    differ.
 
     \b
     Example:
       shardmerge diff /scratch/run7/step-1000 /scratch/run7/step-2000
     """
-    return phase2_merge.diff(a, b)
+    return phase2_merge.diff(a, b, exit_code=exit_code, talk=talk())

@@ -79,7 +79,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     te_path = str(TE_PATH) if TE_PATH.is_dir() else None
     parser.addoption("--te-path", metavar="DIR", default=te_path, help="folder of TE's Python-only wheel")
     parser.addoption(
-        "--sample", type=int, default=1, metavar="N", help="of the tests marked `sampled` run one in N"
+        "--sample", type=int, default=1, metavar="N", help="of the tests that --sample-of says run one in N"
+    )
+    parser.addoption(
+        "--sample-of",
+        choices=["alike", "all"],
+        default="alike",
+        help="those marked `sampled`, or all but those marked `always`",
     )
     parser.addoption("--seed", metavar="TEXT", help="which of them; printed if it is not given")
     parser.addoption(
@@ -99,16 +105,20 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_report_header(config: pytest.Config) -> str | None:
     """Print how to run the same sample again."""
     every, seed = config.getoption("--sample"), config.getoption("--seed")
-    return None if every == 1 else f"sample: one in {every} of the tests marked `sampled`, --seed {seed}"
+    everything = config.getoption("--sample-of") == "all"
+    which = "all tests but those marked `always`" if everything else "the tests marked `sampled`"
+    return None if every == 1 else f"sample: one in {every} of {which}, --seed {seed}"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what is not in the sample."""
     every, seed = config.getoption("--sample"), config.getoption("--seed")
+    everything = config.getoption("--sample-of") == "all"
     left = [
         item
         for item in items
-        if item.get_closest_marker("sampled") and zlib.crc32(f"{seed} {item.nodeid}".encode()) % every
+        if (not item.get_closest_marker("always") if everything else item.get_closest_marker("sampled"))
+        and zlib.crc32(f"{seed} {item.nodeid}".encode()) % every
     ]
     if left:
         config.hook.pytest_deselected(items=left)

@@ -1,7 +1,7 @@
 """Everything in the documentation that is not written by hand: `python -m tests.generate_docs [MATRIX]`.
 
-Decides what is generated and where it stands: docs/cli.md, docs/reference/settings.md and docs/inside/map.md whole, and
-in README.md what lies between a pair of markers; docs/consolidation.md is the outcome of a run. Must not know what the
+Decides what is generated and where it stands: pages of docs/reference and docs/inside/map.md whole, and in README.md
+what lies between a pair of markers; docs/inside/consolidation.md is the outcome of a run. Must not know what the
 commands do or what was tested.
 """
 
@@ -20,10 +20,12 @@ import click
 from tests import matrix
 
 ROOT = Path(__file__).resolve().parents[1]
-README, CLI, MATRIX = ROOT / "README.md", ROOT / "docs" / "cli.md", ROOT / "docs" / "matrix.json"
-CONSOLIDATION = ROOT / "docs" / "consolidation.md"
-MAP = ROOT / "docs" / "inside" / "map.md"
-SETTINGS = ROOT / "docs" / "reference" / "settings.md"
+README, REFERENCE, INSIDE = ROOT / "README.md", ROOT / "docs" / "reference", ROOT / "docs" / "inside"
+CLI, SETTINGS, ERRORS, API, ARCHITECTURES = (
+    REFERENCE / f"{name}.md" for name in ("cli", "settings", "errors", "api", "architectures")
+)
+MATRIX = REFERENCE / "matrix.json"
+MAP, CONSOLIDATION = INSIDE / "map.md", INSIDE / "consolidation.md"
 FOLDERS = ("common", "phase1_dump", "phase2_merge", "tests", "docs")
 TOP_FILES = ("Makefile", "pyproject.toml", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "LICENSE")
 # what cannot describe itself
@@ -32,16 +34,33 @@ DESCRIPTIONS = {
     "pyproject.toml": "Package, extras, and the settings of every tool",
     "LICENSE": "Apache License 2.0",
     "docs": "What does not fit on the first page",
-    "docs/guide": "How to use it in a job",
+    "common/program": "Makes `python -m shardmerge` the same as `shardmerge`, which is a namespace",
+    "docs/contribute": "How to add what is added often: the files in order, and which test to write first",
+    "docs/guide": "How to use it, step by step",
     "docs/inside": "How it is built, for those who change it",
-    "docs/reference": "What it promises, and which test shows it",
+    "docs/reference": "What it says and promises: commands, functions, formats, errors, guarantees",
     "tests/fuzz/corpus": "Inputs by target: sound ones, and those that once found a defect",
+    "tests/oracles/adapters.json": "Keys of models with LoRA adapters: written by `make test-oracles`",
     "tests/oracles/records": "What other programs export, by family: written by `make test-oracles`",
     "tests/torture/shim.c": "Stands between a process and libc: counts file-system calls, and strikes one",
-    "docs/matrix.json": "What the last full test run compared: the source of the table above",
-    "docs/inspect.png": "The page of `shardmerge inspect --html`, of a dump with three ranks missing",
-    "docs/manifest.schema.json": "JSON Schema of a manifest",
+    "docs/reference/matrix.json": "What the last full test run compared, by architecture and topology",
+    "docs/guide/inspect.png": "The page of `shardmerge inspect --html`, of a dump with three ranks missing",
+    "docs/reference/manifest.schema.json": "JSON Schema of a manifest",
 }
+ARCHITECTURES_HEAD = """# Architectures
+
+Written by `make docs`. What `shardmerge architectures` lists: which models there are tables of, how their routed
+experts may be spelled (as published files are first, and of multi-token prediction after a semicolon), whether there
+are rows for multi-token prediction (MTP), and which programs that do not know the table tests compare it with. A model
+that is not here: [write its table](../contribute/architecture.md).
+"""
+TOPOLOGIES_HEAD = """
+## Topologies
+
+Small models of every architecture, on every topology that fits them. Beside the table,
+`tests/journeys/test_first_case.py` sends 108 layers with 512 experts over 72 ranks, a TP 4 x EP 8 world of 16 ranks
+and one of 1,024 ranks through dump and merge, rank by rank in one process, and compares values.
+"""
 UNLISTED = {"__init__.py", "py.typed"}
 CLOSED = {"tests/fuzz/corpus", "tests/oracles/records"}  # folders whose files are not listed
 MAX_DESCRIPTION = 110
@@ -55,7 +74,7 @@ def commands() -> dict[str, click.Command]:
 
 
 def cli_reference() -> str:
-    """docs/cli.md: the help of the group and of every command."""
+    """docs/reference/cli.md: the help of the group and of every command."""
     from shardmerge.common.command.group import main
 
     parts = [
@@ -79,22 +98,41 @@ def _help(name: str, command: click.Command) -> str:
 
 def settings() -> str:
     """docs/reference/settings.md: what is compared of config.json."""
-    from tests import settings_page
+    from tests.documents import settings_page
 
     return settings_page.page()
 
 
+def errors() -> str:
+    """docs/reference/errors.md: every class of errors."""
+    from tests.documents import errors_page
+
+    return errors_page.page()
+
+
+def api() -> str:
+    """docs/reference/api.md: the public functions."""
+    from tests.documents import api_page
+
+    return api_page.page()
+
+
 def consolidation() -> str:
-    """docs/consolidation.md: two programs, run on the same faults."""
+    """docs/inside/consolidation.md: two programs, run on the same faults."""
     from tests.faults.real import consolidator
 
     return consolidator.document()
 
 
 def tree() -> str:
-    """A line per folder: its name and the first sentence of what it says of itself."""
-    folders = [line for folder in FOLDERS for line in _folder(ROOT / folder, 0) if line[0].endswith("/")]
-    return _aligned(folders)
+    """A line for each room: its name and the first sentence of what it says of itself. That of tests is not entered."""
+    lines = [
+        (name, what)
+        for folder in FOLDERS
+        for name, what in _folder(ROOT / folder, 0)
+        if name.endswith("/") and not name.startswith("    ") and (folder != "tests" or name == "tests/")
+    ]
+    return _aligned(lines)
 
 
 def every_file() -> str:
@@ -158,21 +196,43 @@ def first_sentence(text: str) -> str:
     return sentence
 
 
-def tested() -> str:
-    """The table of architectures and topologies, with its legend."""
+def architectures() -> str:
+    """docs/reference/architectures.md: what each table knows; architectures and topologies, with a legend."""
     record = json.loads(MATRIX.read_text()) if MATRIX.is_file() else {}
-    if not record:
-        return "No full test run has been recorded yet."
     legend = [f"- `{matrix.SIGNS[how]}`: {what}" for how, what in matrix.HOW.items()]
-    return "\n".join([*legend, "", matrix.draw(record)])
+    parts = [ARCHITECTURES_HEAD, *_tables(), TOPOLOGIES_HEAD, *legend, "", matrix.draw(record)]
+    return "\n".join(parts) + "\n"
+
+
+def _tables() -> Iterator[str]:
+    """The rows of the table of architectures. How a spelling is refused follows as a list."""
+    from shardmerge.common.architectures import TABLES
+    from shardmerge.common.command.architectures import layouts_of
+
+    yield "| architecture | other names | experts | MTP | layouts | oracles |"
+    yield "|---|---|---|---|---|---|"
+    refused: dict[str, list[str]] = {}
+    for table in TABLES:
+        experts, mtp = table.experts, table.mtp
+        spelled = ", ".join(experts.decoder) if experts else ""
+        spelled += f"; {', '.join(experts.mtp)}" if experts and mtp else ""
+        cells = (
+            table.name,
+            ", ".join(table.aliases),
+            spelled,
+            "yes" if mtp else "",
+            ", ".join(layouts_of(table)),
+        )
+        yield f"| {' | '.join((*cells, ', '.join(table.oracles)))} |"
+        if experts and experts.only:
+            refused.setdefault(experts.only, []).append(table.name.removesuffix("ForCausalLM"))
+    yield "\nWhy `--experts` has no choice:\n"
+    yield from (f"- {', '.join(names)}: {reason}" for reason, names in refused.items())
 
 
 def readme() -> str:
-    """README.md with its generated sections as they should be."""
-    text = README.read_text()
-    for section, content in {"matrix": tested(), "tree": tree()}.items():
-        text = _fill(text, section, content)
-    return text
+    """README.md with its generated section as it should be."""
+    return _fill(README.read_text(), "tree", tree())
 
 
 def _fill(document: str, section: str, text: str) -> str:
@@ -198,6 +258,9 @@ GENERATED: dict[Path, Callable[[], str]] = {
     CLI: cli_reference,
     CONSOLIDATION: consolidation,
     SETTINGS: settings,
+    ERRORS: errors,
+    API: api,
+    ARCHITECTURES: architectures,
     MAP: every_file,
     README: readme,
 }

@@ -33,7 +33,7 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.M | re.S)
 LINK = re.compile(r"\[[^\]]+\]\(([^)#]+)(?:#[^)]*)?\)")
 
 
-# docs/consolidation.md tells what one version of torch does: tests/faults/real/test_consolidator.py
+# docs/inside/consolidation.md tells what one version of torch does: tests/faults/real/test_consolidator.py
 FRESH = [path for path in generate_docs.GENERATED if path != generate_docs.CONSOLIDATION]
 
 
@@ -112,7 +112,7 @@ def test_schema_refuses(path: tuple[Any, ...], value: object) -> None:
 
 
 def _validator() -> Any:
-    schema = json.loads((ROOT / "docs" / "manifest.schema.json").read_text())
+    schema = json.loads((ROOT / "docs" / "reference" / "manifest.schema.json").read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
     return jsonschema.Draft202012Validator(schema)
 

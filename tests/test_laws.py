@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("common", "phase1_dump", "phase2_merge")
+PROGRAM = Path("common/program")  # is installed as the folder shardmerge, which is a namespace
 TOP_LEVEL = {
     "pyproject.toml", "phase1_dump", "phase2_merge", "common", "tests", "Makefile", "README.md", "CHANGELOG.md",
     "CONTRIBUTING.md", "SECURITY.md", "LICENSE", "docs",
@@ -33,7 +34,9 @@ ROOMS = {
     "phase1_dump": {
         "__init__": {"background", "dump_in_background", "dump_model"},
         "__main__": set(),
-        "cli": {"dump_model", "fragments", "source"},
+        "cli": {"dump_model", "fragments", "preflight", "source"},
+        "preflight": set(),
+        "providers": set(),
         "dump_model": {"fragments", "generation", "sources", "source", "world"},
         "dump_in_background": {"background", "dump_model", "fragments", "generation", "sources", "source"},
         "background": {"fragments", "generation", "source", "world"},
@@ -301,8 +304,12 @@ def test_top_level_holds_only_the_names_agreed_on() -> None:
 def test_packages_in_pyproject_are_those_on_disk() -> None:
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     folders = {path.parent.relative_to(ROOT) for package in PACKAGES for path in modules(package)}
-    assert sorted(listed["packages"]) == sorted(".".join(("shardmerge", *folder.parts)) for folder in folders)
-    assert listed["package-dir"] == {f"shardmerge.{package}": package for package in PACKAGES}
+    names = {".".join(("shardmerge", *folder.parts)) for folder in folders - {PROGRAM}}
+    assert sorted(listed["packages"]) == sorted(names | {"shardmerge"})
+    assert listed["package-dir"] == {f"shardmerge.{package}": package for package in PACKAGES} | {
+        "shardmerge": str(PROGRAM)
+    }
+    assert [path.name for path in (ROOT / PROGRAM).glob("*.py")] == ["__main__.py"]
 
 
 @pytest.mark.parametrize("package", PACKAGES)

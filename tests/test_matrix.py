@@ -15,7 +15,7 @@ RECORD: matrix.Record = {
     "tp2": {"LlamaForCausalLM": ["bytes", "coverage"]},
     "single": {"Qwen3ForCausalLM": ["bytes"]},
 }
-ALIKE = "tests/phase1_dump/test_coverage.py"
+ALIKE, RECORDS = "tests/phase1_dump/test_coverage.py", "tests/oracles/test_records.py"
 
 
 def written(path: Path, record: matrix.Record) -> str:
@@ -33,7 +33,7 @@ def test_what_was_tested_must_be_documented(tmp_path: Path, capsys: pytest.Captu
     assert matrix.main(["--whole", sample, documented]) == 1
 
 
-def collected(*options: str) -> set[str]:
+def collected(*options: str, where: str = ALIKE) -> set[str]:
     command = [
         sys.executable,
         "-m",
@@ -43,7 +43,7 @@ def collected(*options: str) -> set[str]:
         "-p",
         "no:cacheprovider",
         *options,
-        ALIKE,
+        where,
     ]
     found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return {line for line in found.splitlines() if "::" in line}
@@ -56,3 +56,12 @@ def test_a_sample_is_the_same_for_the_same_seed_and_leaves_out_nothing_that_is_n
     assert len(every) / 6 < len(sample) < len(every) / 2.5
     assert all("written_exactly_once" in name for name in every - sample)
     assert sample != collected("--sample=4", "--seed=b")
+
+
+def test_a_sample_of_all_tests_has_what_is_marked_always() -> None:
+    every = collected(where=RECORDS)
+    sample = collected("--sample=4", "--sample-of=all", "--seed=a", where=RECORDS)
+    always = {name for name in every if "what_the_oracle_exports" in name or "todays_table" in name}
+    assert always < sample < every
+    assert len(always) > 40
+    assert len(every - always) / 12 < len(sample - always) < len(every - always) / 2

@@ -90,7 +90,8 @@ def test_wheel_holds_every_module_and_nothing_else(wheel: Path) -> None:
         for path in (ROOT / package).rglob("*")
         if path.name == "py.typed" or path.suffix == ".py"
     }
-    assert packed == sources
+    main = "shardmerge/common/program/__main__.py"
+    assert packed == sources - {main} | {"shardmerge/__main__.py"}
 
 
 def test_merge_only_installation_brings_no_torch(environment: Path) -> None:
@@ -98,11 +99,24 @@ def test_merge_only_installation_brings_no_torch(environment: Path) -> None:
     names = {one["name"].lower() for one in json.loads(listed)}
     assert not names & {"torch", "megatron-core", "transformers", "transformer-engine", "nvidia-modelopt"}
     assert "Usage: shardmerge merge" in _run([environment / "shardmerge", "merge", "--help"])
+    assert "Usage: shardmerge merge" in _run([environment / "python", "-m", "shardmerge", "merge", "--help"])
+    assert "Usage: shardmerge dump" in _run([environment / "shardmerge", "dump", "--help"])
 
 
-def test_dump_without_torch_says_which_extra_to_install(environment: Path) -> None:
+def test_dump_without_torch_says_which_extra_to_install(environment: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    given = [
+        "--model-provider",
+        "no.matter:what",
+        "--hf-reference",
+        str(tmp_path),
+        "--run-id",
+        "r",
+        "--step",
+        "1",
+    ]
     refused = subprocess.run(
-        [environment / "shardmerge", "dump", "--help"],
+        [environment / "shardmerge", "dump", *given, "--out", str(tmp_path / "dump")],
         capture_output=True,
         text=True,
         check=False,

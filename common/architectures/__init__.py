@@ -8,7 +8,17 @@ from __future__ import annotations
 from collections.abc import Container
 
 from ..errors import BadInputError, UnsupportedArchitectureError
+from . import own
 from .blueprint import Blueprint, Claim, Tensor
+from .families.bailing import BAILING_MOE_V2
+from .families.composite.kimi_k25 import KIMI_K25
+from .families.composite.llama4 import LLAMA4_VL
+from .families.composite.qwen3_vl import QWEN3_VL, QWEN3_VL_MOE
+from .families.delta.qwen3_5 import QWEN3_5, QWEN3_5_MOE, QWEN3_5_MOE_VL, QWEN3_5_VL
+from .families.delta.qwen3_next import QWEN3_NEXT
+from .families.dense.gemma3 import GEMMA3
+from .families.dense.llama import LLAMA, MISTRAL, QWEN2, QWEN3
+from .families.dense.nemotron import NEMOTRON
 from .families.dots import DOTS1
 from .families.ernie import ERNIE4_5_MOE
 from .families.exaone_moe import EXAONE_MOE
@@ -17,24 +27,30 @@ from .families.gpt_oss import GPT_OSS
 from .families.latent.deepseek import DEEPSEEK_V3
 from .families.latent.deepseek_v2 import DEEPSEEK_V2
 from .families.latent.sparse import DEEPSEEK_V32, GLM_MOE_DSA
-from .families.llama import LLAMA, MISTRAL, QWEN2, QWEN3
+from .families.llama4 import LLAMA4
 from .families.minimax_m2 import MINIMAX_M2
 from .families.mixtral import MIXTRAL
-from .families.nemotron import NEMOTRON
 from .families.nemotron_h import NEMOTRON_H
 from .families.olmoe import OLMOE
 from .families.qwen2_moe import QWEN2_MOE
 from .families.qwen3_moe import QWEN3_MOE
 from .keys import key_ids
-from .rows import Architecture, Config, Layout
+from .rows import Architecture, Config, Layout, Spelling
+from .spelling import Spelled
 
 TABLES = (
     LLAMA,
+    LLAMA4,
     MISTRAL,
     QWEN2,
     QWEN3,
     QWEN2_MOE,
     QWEN3_MOE,
+    QWEN3_NEXT,
+    QWEN3_5,
+    QWEN3_5_MOE,
+    QWEN3_5_VL,
+    QWEN3_5_MOE_VL,
     MIXTRAL,
     OLMOE,
     MINIMAX_M2,
@@ -44,12 +60,18 @@ TABLES = (
     DEEPSEEK_V2,
     DEEPSEEK_V3,
     DEEPSEEK_V32,
+    BAILING_MOE_V2,
     DOTS1,
     GLM4_MOE,
     GLM4_MOE_LITE,
     GLM_MOE_DSA,
+    GEMMA3,
     NEMOTRON,
     NEMOTRON_H,
+    QWEN3_VL,
+    QWEN3_VL_MOE,
+    KIMI_K25,
+    LLAMA4_VL,
 )
 ARCHITECTURES = {name: table for table in TABLES for name in (table.name, *table.aliases)}
 
@@ -60,6 +82,8 @@ __all__ = [
     "Claim",
     "Config",
     "Layout",
+    "Spelled",
+    "Spelling",
     "Tensor",
     "architecture_of",
     "blueprint",
@@ -68,12 +92,20 @@ __all__ = [
 ]
 
 
-def blueprint(config: Config, held: Container[str] = ()) -> Blueprint:
+def blueprint(
+    config: Config,
+    held: Container[str] = (),
+    experts: Spelled | None = None,
+    table: Architecture | None = None,
+) -> Blueprint:
     """Return the table of the architecture that a config.json names, bound to that config.
 
     Args:
         config: What config.json holds.
-        held: Names of the tensors beside it. Some that repeat others are published or not, and it decides.
+        held: Names of the tensors beside it. Some that repeat others are published or not, and it decides; and how
+            routed experts are spelled.
+        experts: How they are spelled whatever is beside it, by part, as `spelling` says.
+        table: A table of the caller's own, in place of the one that the registry has.
 
     Returns:
         The table.
@@ -81,14 +113,30 @@ def blueprint(config: Config, held: Container[str] = ()) -> Blueprint:
     Raises:
         BadInputError: The config names no architecture, or a dimension is missing or contradicted.
         UnsupportedArchitectureError: There is no table.
+        ArchitectureTableError: A table that is not the registry's does not fit its own functions.
     """
-    return Blueprint(table_of(config), config, held)
+    bound = Blueprint(table_of(config, table), config, held, experts)
+    return (
+        bound
+        if ARCHITECTURES.get(bound.architecture.name) is bound.architecture
+        else own.require_bound(bound)
+    )
 
 
-def table_of(config: Config) -> Architecture:
+def table_of(config: Config, table: Architecture | None = None) -> Architecture:
     """Return the table of the architecture that a config.json names.
 
-    Raises BadInputError if the config names none, UnsupportedArchitectureError if there is no table for it.
+    Args:
+        config: What config.json holds.
+        table: A table of the caller's own, which must be that of this architecture.
+
+    Returns:
+        That table, else the registry's, else the one that an installed package has.
+
+    Raises:
+        BadInputError: The config names no architecture, or another than the table is of.
+        UnsupportedArchitectureError: There is no table for it.
+        ArchitectureTableError: An installed package has one that cannot be used.
     """
     name = architecture_of(config)
     if name is None:
@@ -96,9 +144,17 @@ def table_of(config: Config) -> Architecture:
             'config.json has no "architectures"',
             'Add it, for example "architectures": ["Qwen3MoeForCausalLM"].',
         )
-    if name not in ARCHITECTURES:
-        raise UnsupportedArchitectureError(name, tuple(sorted(ARCHITECTURES)))
-    return ARCHITECTURES[name]
+    if table is not None:
+        if name not in (table.name, *table.aliases):
+            raise BadInputError(
+                f"--architecture gives a table of {table.name}, but config.json names {name}",
+                "Give the table of this model, or name its architecture in an alias of the table.",
+            )
+        return table
+    found = ARCHITECTURES.get(name) or own.installed(name)
+    if found is None:
+        raise UnsupportedArchitectureError(name, tuple(sorted({*ARCHITECTURES, *own.installed_names()})))
+    return found
 
 
 def architecture_of(config: Config) -> str | None:

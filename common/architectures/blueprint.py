@@ -8,13 +8,15 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import InitVar, dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 from ..errors import BadInputError
 from .keys import LAYER, KeyIds, is_routed_expert, key_ids, key_pattern
-from .rows import Architecture, Config, Layers, Row, Target
+from .rows import Architecture, Config, Layers, Row, Spelling, Target
 from .settings.says import Key, Says, Synonyms
 from .settings.vocabulary import SETTINGS, UNSPOKEN, Value, is_valid
+from .spelling import DECODER, MTP, Spelled, decided
 
 LAYER_NUMBER = re.compile("0|[1-9][0-9]{0,7}")
 MAX_SIZE = 1 << 31  # of a dimension: two of them are multiplied in 64 bits
@@ -60,9 +62,12 @@ class Blueprint:
     """A table bound to a config.json. Raises BadInputError if the config lacks or contradicts a dimension.
 
     Layers are numbered through: those of multi-token prediction (MTP) follow the `num_layers` of the decoder.
-    `held` are names of the reference's tensors, which decide about rows that are `if_held`.
+    `held` are names of the reference's tensors, which decide about rows that are `if_held`, for some architectures
+    about steps of MTP of which config.json does not speak, and of the spellings about those that `said` leaves open.
 
     Attributes:
+        rows: Those that some layer may have.
+        experts: How routed experts are spelled, by part: "decoder" and "mtp". Empty if the table has none.
         mtp_layers: Numbers of the MTP layers, of which each step has `mtp_period`.
     """
 
@@ -72,13 +77,17 @@ class Blueprint:
     rows: tuple[Row, ...] = field(init=False)
     layers: Layers = field(init=False)
     by_key: dict[str, Row] = field(init=False)
+    experts: dict[str, Spelling] = field(init=False)
     mtp_layers: range = field(init=False)
     mtp_period: int = field(init=False)
     held: InitVar[Container[str]] = ()
+    said: InitVar[Spelled | None] = None
 
-    def __post_init__(self, held: Container[str]) -> None:
+    def __post_init__(self, held: Container[str], said: Spelled | None) -> None:
         try:
             mtp = self.architecture.mtp
+            if mtp:
+                self._set(config=mtp.spoken(self.config, held))
             steps, period = mtp.steps(self.config) if mtp else (0, 1)
             dimensions = _bounded(self.architecture.dimensions(self.config), steps * period)
             flags = self.architecture.flags(self.config)
@@ -88,25 +97,58 @@ class Blueprint:
                 f"config.json of {self.architecture.name} lacks or contradicts {error}",
                 "Correct it, or give the config.json of the model that was trained.",
             ) from error
-        rows = tuple(row for row in self.architecture.rows if not row.when or row.when in flags)
-        by_key = {key: row for row in rows for key in row.keys}
-        if mtp and steps:
-            by_key |= {key.replace(LAYER, mtp.key): row for key, row in by_key.items() if LAYER in key}
         num_layers = dimensions["num_layers"]
-        for name, value in {
-            "dimensions": dimensions,
-            "rows": rows,
-            "layers": layers,
-            "by_key": by_key,
-            "mtp_layers": range(num_layers, num_layers + steps * period),
-            "mtp_period": period,
-        }.items():
+        self._set(
+            dimensions=dimensions,
+            layers=layers,
+            mtp_layers=range(num_layers, num_layers + steps * period),
+            mtp_period=period,
+        )
+        rows = tuple(row for row in self.architecture.rows if not row.when or row.when in flags)
+        self._set(experts=decided(self.architecture, said or {}, partial(self._are_held, rows, held)))
+        spelled = {part: tuple(row for row in rows if self._fits(row, part)) for part in (DECODER, MTP)}
+        by_key = {key: row for row in spelled[DECODER] for key in row.keys}
+        if mtp and steps:
+            of_steps = {key: row for row in spelled[MTP] for key in row.keys if LAYER in key}
+            by_key |= {key.replace(LAYER, mtp.key): row for key, row in of_steps.items()}
+        used = {row for part, own in spelled.items() if part == DECODER or steps for row in own}
+        rows = tuple(row for row in rows if row in used and (not row.if_held or self._is_held(row, held)))
+        self._set(by_key=by_key, rows=rows)
+
+    def _set(self, **values: object) -> None:
+        for name, value in values.items():
             object.__setattr__(self, name, value)
-        rows = tuple(row for row in rows if not row.if_held or self._is_held(row, held))
-        object.__setattr__(self, "rows", rows)
+
+    def has(self, row: Row, layer: int) -> bool:
+        """Whether a layer has a row."""
+        return layer in self.layers[row.where] and self._fits(row, self._part(layer))
+
+    def spelled_otherwise(self) -> Iterator[str]:
+        """Yield the names that routed experts would have in the spelling that they do not have."""
+        for row in self.architecture.rows:
+            for layer in range(self.mtp_layers.stop) if row.spelling else ():
+                if layer in self.layers[row.where] and not self.has(row, layer):
+                    yield from self._names(row.targets[0], layer)
+
+    def _part(self, layer: int) -> str:
+        return MTP if layer in self.mtp_layers else DECODER
+
+    def _fits(self, row: Row, part: str) -> bool:
+        return row.spelling is None or row.spelling is self.experts.get(part)
+
+    def _are_held(self, rows: tuple[Row, ...], held: Container[str], part: str, spelling: Spelling) -> bool:
+        """Whether `held` has the first experts of any layer of a part in a spelling."""
+        layers = self.mtp_layers if part == MTP else range(self.mtp_layers.start)
+        return any(
+            self._name(row.targets[0], layer, 0) in held
+            for row in rows
+            if row.spelling is spelling
+            for layer in layers
+            if layer in self.layers[row.where]
+        )
 
     def _is_held(self, row: Row, held: Container[str]) -> bool:
-        layers = (layer for layer in range(self.mtp_layers.stop) if layer in self.layers[row.where])
+        layers = (layer for layer in range(self.mtp_layers.stop) if self.has(row, layer))
         return any(name in held for layer in layers for name in self._names(row.targets[0], layer))
 
     def families(self) -> Iterator[Family]:
@@ -136,6 +178,14 @@ class Blueprint:
         for row in self.architecture.settings:
             said[row.setting] = self._said(row)
         return said
+
+    def unreadable_settings(self) -> Iterator[BadInputError]:
+        """Yield an error for each setting that config.json lacks, contradicts or says in no way that is known."""
+        for row in self.architecture.settings:
+            try:
+                self._said(row)
+            except BadInputError as error:
+                yield error
 
     def says(self, setting: str) -> Said:
         """Return what config.json says of one setting that has a neutral value. Raises what `settings` raises."""
@@ -167,7 +217,7 @@ class Blueprint:
                 yield row, 0
         for layer in range(self.mtp_layers.stop):
             for row in rows:
-                if row.where != "model" and layer in self.layers[row.where]:
+                if row.where != "model" and self.has(row, layer):
                     yield row, layer
 
     def num_tensors(self) -> int:
@@ -189,7 +239,7 @@ class Blueprint:
     def expert_claims(self, layer: int, expert: int) -> Iterator[Claim]:
         """Yield each row of routed experts with what one expert of a layer has of it."""
         for row in self.rows:
-            if row.keys and is_routed_expert(row.keys[0]):
+            if row.keys and is_routed_expert(row.keys[0]) and self.has(row, layer):
                 yield Claim(row, tuple(self._targets(row, layer, expert)), layer, expert)
 
     def claim(self, key: str) -> Claim | None:
@@ -217,12 +267,40 @@ class Blueprint:
         else:
             step = self.mtp_layers[ids.step * self.mtp_period : (ids.step + 1) * self.mtp_period]
             candidates = step if ids.layer is None else step[ids.layer : ids.layer + 1]
-        return next((layer for layer in candidates if layer in self.layers[row.where]), None)
+        return next((layer for layer in candidates if self.has(row, layer)), None)
+
+    def canonical(self, key: str) -> str:
+        """Return a Megatron key without the prefix that it has in a model which holds other models too."""
+        composite = self.architecture.composite
+        return key.removeprefix(composite.key_prefix) if composite else key
 
     def drop_reason(self, key: str) -> str | None:
         """Return why a canonical key is not exported, or None if nothing drops it."""
         pattern = key_pattern(key)
-        return next((drop.reason for drop in self.architecture.drops if drop.key == pattern), None)
+        drops = (drop for drop in self.architecture.drops if _fits(pattern, drop.key))
+        return next((drop.reason for drop in drops), None)
+
+    def is_vision(self, name: str) -> bool:
+        """Whether a Hugging Face tensor is of what stands beside the language model of a composite."""
+        composite = self.architecture.composite
+        return composite is not None and name.startswith(composite.vision)
+
+    def vision_patterns(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Return patterns, as of file names, that fit those of `names` that are beside the language model."""
+        composite, held = self.architecture.composite, tuple(names)
+        prefixes = composite.vision if composite else ()
+        return tuple(f"{one}*" for one in prefixes if any(name.startswith(one) for name in held))
+
+    @property
+    def promises_vision(self) -> str:
+        """The key by which config.json says that something stands beside the language model, "" if it does not."""
+        composite = self.architecture.composite
+        return composite.promised_by if composite and self.config.get(composite.promised_by) else ""
+
+    def refusal_reason(self, key: str) -> str | None:
+        """Return why a canonical key cannot be exported, or None if nothing is known of it."""
+        pattern = key_pattern(key)
+        return next((one.reason for one in self.architecture.refusals if one.key == pattern), None)
 
     def is_mtp(self, name: str) -> bool:
         """Whether a Hugging Face tensor is of multi-token prediction, whatever config.json says of it."""
@@ -264,7 +342,12 @@ class Blueprint:
         return name.format(layer=layer, mtp=layer - self.mtp_layers.start, expert=expert)
 
     def _shape(self, target: Target) -> tuple[int, ...]:
-        return tuple(self.dimensions[dim] for dim in target.shape)
+        return tuple(sum(self.dimensions[one] for one in dim.split("+")) for dim in target.shape)
+
+
+def _fits(pattern: str, drop: str) -> bool:
+    """Whether a key without its ids is one that a drop names."""
+    return pattern.startswith(drop[:-1]) if drop.endswith("*") else pattern == drop
 
 
 def _valid(row: Says, config: Config) -> Value:

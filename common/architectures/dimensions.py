@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
 
 from .rows import Config, Layers
@@ -128,11 +128,22 @@ def one_of(config: Config, *names: str) -> int:
     return value
 
 
-def refuse_true(config: Config, *names: str) -> None:
-    """Raise ValueError if config.json promises tensors, by a key that is true, that no row of a table has."""
-    for name in names:
-        if config.get(name):
-            raise ValueError(f"{name} = {config[name]!r:.40}, of which the table knows no tensors")
+def refuse_true(config: Config, *names: str, false: Iterable[str] = ()) -> None:
+    """Refuse a config.json that says what no row or setting of a table knows.
+
+    Args:
+        config: What config.json holds.
+        names: Keys that must not be true, or anything else that is neither null nor zero.
+        false: Keys that must not be false, if they are there.
+
+    Raises:
+        ValueError: Some are; it names all of them.
+    """
+    found = [name for name in names if config.get(name)]
+    found += [name for name in false if config.get(name, True) is False]
+    if found:
+        told = ", ".join(f"{name} = {config[name]!r:.40}" for name in found)
+        raise ValueError(f"{told}, of which the table knows nothing")
 
 
 def common_flags(config: Config) -> frozenset[str]:

@@ -22,17 +22,27 @@ class Layout(StrEnum):
 
     SAME = "same"  # the same elements at the same place
     QKV = "qkv"  # rows group by group: queries, key, value
+    FUSED_QKV = "fused_qkv"  # the same in one tensor: all queries, all keys, all values
+    GATED_QKV = "gated_qkv"  # rows group by group: queries, gates, key, value
     VOCAB = "vocab"  # rows, then padding that is dropped
-    PART = "part"  # some rows of a tensor whose other rows have keys of their own
+    PART = "part"  # some rows of a tensor, or of each of its groups, whose other rows have keys of their own
     LIFTED = "lifted"  # the same elements below a first dimension of one
     PACKED = "packed"  # one expert's of a tensor that holds those of all experts
+
+
+class Spelling(StrEnum):
+    """How a checkpoint spells the weights of routed experts."""
+
+    PER_EXPERT = "per-expert"  # a tensor for each expert
+    PACKED = "packed"  # one tensor for all experts of a layer
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
     """A Hugging Face tensor: its name with {layer}, {mtp} and {expert}, its shape in names of dimensions.
 
-    {layer} counts all layers, those of multi-token prediction after the decoder's; {mtp} counts the former alone.
+    {layer} counts all layers, those of multi-token prediction after the decoder's; {mtp} counts the former alone. A
+    size that is a sum of dimensions joins their names by a plus: `moe_ffn+moe_ffn`.
     """
 
     name: str
@@ -51,15 +61,27 @@ class Row:
     float32: bool = False  # kept float32 whatever dtype the model has
     sections: tuple[str, ...] = ()  # of Layout.PART and PACKED: rows of all parts of the target, in order
     part: int = 0  # which of them this is
-    interleaved: bool = False  # of Layout.PACKED: the parts' rows alternate
+    interleaved: bool = (
+        False  # of Layout.PACKED: the parts' rows alternate; of GATED_QKV: queries and gates do
+    )
     transposed: bool = False  # of Layout.PACKED: each expert's is transposed
     copy_of: str = ""  # Hugging Face name of the tensor that the target repeats; no rank has keys of it
+    plain_norm: bool = False  # readers add nothing to it, though they add 1 to the weights of all other norms
     if_held: bool = False  # only where the reference holds the target: published files differ
+    spelling: Spelling | None = None  # only in layers whose experts are spelled so
 
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """Keys that are deliberately not exported, with the reason."""
+    """Keys that are deliberately not exported, with the reason. A `*` at the end of `key` stands for anything."""
+
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Keys that some programs train and that no reader can repeat, with the reason as a clause."""
 
     key: str
     reason: str
@@ -77,6 +99,8 @@ class MultiTokenPrediction:
         hf_layers: What Hugging Face names of decoder layers begin with, and what those of its layers begin with.
         without: Returns a config.json that says, to all readers, that there is none.
         source: Where that is known from.
+        spoken: Of a config.json, and the names of the tensors beside it: the same with the number of steps that these
+            show, for architectures whose published config.json is silent.
     """
 
     steps: Callable[[Config], tuple[int, int]]
@@ -84,6 +108,45 @@ class MultiTokenPrediction:
     hf_layers: tuple[str, str]
     without: Callable[[Config], dict[str, Any]]
     source: str
+    spoken: Callable[[Config, Container[str]], Config] = lambda config, _: config
+
+
+@dataclass(frozen=True, slots=True)
+class Spellings:
+    """Which spellings of routed experts all readers take. The first is that of published files.
+
+    Attributes:
+        decoder: Of the decoder's layers.
+        mtp: Of layers of multi-token prediction, which readers load with code of their own.
+        only: Why there are not two for the decoder, as a sentence; "" if there are.
+    """
+
+    decoder: tuple[Spelling, ...]
+    mtp: tuple[Spelling, ...] = (Spelling.PER_EXPERT,)
+    only: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Composite:
+    """Where the language model is in a checkpoint that holds other models beside it: a vision tower, what joins it.
+
+    Megatron trains the language model; the rows of the table are of it alone.
+
+    Attributes:
+        config: Key of config.json under which the language model's own config is.
+        key_prefix: What Megatron keys of the language model begin with if the model that is trained holds all of them.
+        vision: What the Hugging Face names of everything else begin with.
+        promised_by: Key of config.json that says there is something else.
+        source: Where that is known from.
+        tied: Whether transformers ties both embeddings of a config.json that does not say so outside of `config`.
+    """
+
+    config: str
+    key_prefix: str
+    vision: tuple[str, ...]
+    promised_by: str
+    source: str
+    tied: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +156,9 @@ class Architecture:
     Dimensions that every table gives: `num_layers`, `num_experts` (0 for a dense model), and those that its rows name.
     What a layout needs besides is said where the layout is (`heads`, `groups` and `head_dim` for a fused q/k/v).
     `settings` tell where config.json says what no shape shows. `aliases` are other names of the same architecture.
+    `experts` says how routed experts may be spelled; None if no row has a `spelling`. `repeated` are keys of
+    config.json that say the same and are not of a setting. `composite` is of a table whose rows are a language model
+    beside others. `oracles` are programs that do not know this table and that tests compare it with.
     """
 
     name: str
@@ -102,14 +168,19 @@ class Architecture:
     flags: Callable[[Config], frozenset[str]]
     layers: Callable[[Config], Layers]
     drops: tuple[Drop, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
     mtp: MultiTokenPrediction | None = None
     settings: tuple[Says, ...] = ()
     aliases: tuple[str, ...] = ()
+    experts: Spellings | None = None
+    oracles: tuple[str, ...] = ()
+    repeated: tuple[Synonyms, ...] = COMMON_SYNONYMS
+    composite: Composite | None = None
 
     @property
     def synonyms(self) -> tuple[Synonyms, ...]:
         """Keys of config.json that say the same thing, if it says them."""
-        return (*COMMON_SYNONYMS, *(keys for row in self.settings for keys in row.synonyms))
+        return (*self.repeated, *(keys for row in self.settings for keys in row.synonyms))
 
 
 def same(

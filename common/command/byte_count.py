@@ -10,15 +10,20 @@ import re
 from ..errors import BadInputError
 
 UNITS = {
-    "": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+    "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
     "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40,
 }  # fmt: skip
 _WRITTEN = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
 
 
 def parse(text: str) -> int:
-    """Return the bytes that a text stands for. Raises BadInputError for anything but a positive number and a unit."""
+    """Return the bytes that a text stands for. Raises BadInputError for anything but a positive number and a unit.
+
+    A number alone is refused: whoever writes `5` means 5 GB, and would get a file for each tensor.
+    """
     match = _WRITTEN.fullmatch(text.strip())
+    if match and not match[2] and float(match[1]):
+        raise BadInputError(f"{text!r} has no unit", f"Write {match[1]}GB, or {match[1]}B for bytes.")
     if (
         not match
         or match[2].upper() not in UNITS

@@ -9,16 +9,16 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from importlib import import_module
-from typing import NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
 from ..errors import BadInputError
+from .libraries import missing_library
 from .outcome import HELP
 
 # numpy's library of linear algebra starts a thread per core, and each spins for a while; nothing here needs it
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-EXTRAS = {"torch": "dump", "megatron": "dump", "transformer_engine": "te", "modelopt": "modelopt"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,9 @@ SUBCOMMANDS = {
         "shardmerge.phase2_merge.cli:metadata", "Correct everything but the shards of an output."
     ),
     "verify": Subcommand("shardmerge.phase2_merge.cli:verify", "Check any Hugging Face directory."),
+    "architectures": Subcommand(
+        "shardmerge.common.command.architectures:architectures", "List the models that there are tables of."
+    ),
     "inspect": Subcommand(
         "shardmerge.phase2_merge.cli:inspect", "Show what a dump or an output holds, also in progress."
     ),
@@ -60,7 +63,16 @@ class LazyGroup(click.Group):
         try:
             return load(SUBCOMMANDS[cmd_name])
         except ModuleNotFoundError as error:
-            _refuse_missing(cmd_name, error)
+            raise _MissingLibrary(missing_library(cmd_name, error).message()) from error
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Return the commands that begin so, without importing any, and the options of the group."""
+        commands = [
+            CompletionItem(name, help=sub.summary)
+            for name, sub in SUBCOMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        return [*commands, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -73,17 +85,6 @@ def load(subcommand: Subcommand) -> click.Command:
     command = getattr(import_module(module), name)
     assert isinstance(command, click.Command)
     return command
-
-
-def _refuse_missing(command: str, error: ModuleNotFoundError) -> NoReturn:
-    library = (error.name or "").split(".")[0]
-    if library not in EXTRAS:
-        raise error
-    refusal = BadInputError(
-        f"shardmerge {command} needs {library}, which is not installed",
-        f"pip install 'shardmerge[{EXTRAS[library]}]'.",
-    )
-    raise _MissingLibrary(refusal.message()) from error
 
 
 class _MissingLibrary(click.ClickException):
@@ -99,4 +100,8 @@ def main() -> None:
     Every rank writes what it holds, then one CPU job merges:
       shardmerge check DUMP --hf-reference Qwen3-30B-A3B
       shardmerge merge DUMP OUT --hf-reference Qwen3-30B-A3B
+
+    \b
+    Completion of commands and options, for bash (or zsh, fish):
+      eval "$(_SHARDMERGE_COMPLETE=bash_source shardmerge)"
     """

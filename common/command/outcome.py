@@ -1,19 +1,25 @@
 """Decides how every command ends: what --json and --report get, and which exit code. Knows no command.
 
-Data goes to stdout, talk to stderr. A refusal of the tree exits with its own code; anything unexpected is a defect
-and exits 1 with its traceback. What is printed obeys no terminal but its own: see `errors.printable`. Files that were
-asked for are written last, so that nothing that a command found out is lost with them.
+Data goes to stdout, talk to stderr, and with --quiet only what is wrong. A refusal of the tree exits with its own code;
+anything unexpected is a defect and exits 1 with its traceback. What is printed obeys no terminal but its own: see
+`errors.printable`. Files that were asked for are written last, so that nothing that a command found out is lost with
+them. What cannot be printed, because the disk is full or nobody reads the pipe any more, is an error like a file that
+cannot be written, and no traceback.
 """
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
+import sys
 import traceback
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from types import TracebackType
+from typing import Any, Protocol, TextIO, runtime_checkable
 
 import click
 
@@ -24,8 +30,9 @@ from . import termination, written_files
 INTERRUPTED = 130
 TERMINATED = 143
 FAILED = 1
+QUIET = "shardmerge.quiet"  # in the meta of click's context: whether this command may talk
 HELP = {"help_option_names": ["-h", "--help"]}  # context settings of every command, however it is reached
-REST_IS_DONE = "Everything else was done, and what was found out is said above."
+REST_IS_DONE = "Everything else was done."
 DEFECT = "This is a defect of shardmerge. Please report it with the lines above."
 
 
@@ -44,6 +51,20 @@ class WithFiles(Protocol):
     def files(self) -> Mapping[Path, bytes]: ...
 
 
+@runtime_checkable
+class WithScope(Protocol):
+    """An outcome that says what was checked, and what not."""
+
+    def scope(self) -> tuple[Sequence[str], Sequence[str]]: ...
+
+
+@runtime_checkable
+class WithExitCode(Protocol):
+    """An outcome that the caller wants to see in the exit code, and that is not a refusal."""
+
+    exit_code: int
+
+
 @dataclass(frozen=True, slots=True)
 class End:
     """An outcome or a refusal, ready to be printed and written."""
@@ -52,12 +73,17 @@ class End:
     facts: dict[str, Any]
     text: str
     files: Mapping[Path, bytes] = field(default_factory=dict)
+    refused: bool = True
+
+
+class CallersError(Exception):
+    """A function that the user named raised the exception that this one is from: a defect, but not of shardmerge."""
 
 
 def reported(
     run: Callable[..., Outcome], *, report_path: Callable[[Path], Path] = lambda path: path
 ) -> Callable[..., None]:
-    """Give a click command --json and --report, and turn what it returns or raises into output and exit code.
+    """Give a click command --json, --report and --quiet, and turn what it returns or raises into output and exit code.
 
     `report_path` makes the name of the report from the one given: many processes may run the same command.
     """
@@ -66,27 +92,88 @@ def reported(
         "--report", type=click.Path(dir_okay=False, path_type=Path), help="Write the outcome to FILE as JSON."
     )
     @click.option("--json", "as_json", is_flag=True, help="Print the outcome to stdout as JSON.")
+    @click.option("-q", "--quiet", is_flag=True, help="Print what is wrong, and nothing else.")
     @functools.wraps(run)
-    def command(*, as_json: bool, report: Path | None, **options: Any) -> None:
-        if report is not None and not os.path.isdir(report.absolute().parent):
-            # said before hours of work, not after
-            where = printable.one_line(str(report.parent))
-            raise click.BadParameter(f"{where} is not a directory.", param_hint="--report")
-        end = _run(lambda: run(**options))
-        if as_json:
-            click.echo(canonical_json.readable(end.facts), nl=False)
-        if end.text and (end.exit_code or not as_json):
-            shown = printable.lines if end.exit_code else printable.coloured_lines
-            click.echo(shown(end.text), err=bool(end.exit_code))
+    def command(*, as_json: bool, report: Path | None, quiet: bool, **options: Any) -> None:
+        if report is not None:
+            _refuse_unwritable(report)
+        click.get_current_context().meta[QUIET] = quiet
+        end = _identified(_run(lambda: run(**options)))
+        wrong = list(_errors_of_printing(end, as_json=as_json, quiet=quiet))
         files = dict(end.files)
         if report is not None:
             files[report_path(report)] = canonical_json.readable(end.facts, indent=2)
-        not_written = [error for path, data in files.items() if (error := _error_of_writing(path, data))]
-        for error in not_written:
-            click.echo(printable.lines(f"Error: {error}. {REST_IS_DONE}"), err=True)
-        click.get_current_context().exit(end.exit_code or (FAILED if not_written else 0))
+        wrong += [error for path, data in files.items() if (error := _error_of_writing(path, data))]
+        for error in wrong:
+            _print(printable.lines(f"Error: {error}. {REST_IS_DONE}"), sys.stderr)
+        click.get_current_context().exit(end.exit_code or (FAILED if wrong else 0))
 
     return command
+
+
+def _identified(end: End) -> End:
+    """Add to the facts of an end what all have, as `outcome_schema` describes it."""
+    info = click.get_current_context().info_name
+    own = {
+        "schema_version": 1,
+        "shardmerge": version("shardmerge"),
+        "command": info,
+        "ok": end.exit_code == 0,
+    }
+    return replace(end, facts={"checked": [], "unchecked": []} | own | end.facts)
+
+
+def talk() -> TextIO | None:
+    """Return where the command that runs may talk to a person: stderr, or nowhere with --quiet."""
+    context = click.get_current_context(silent=True)
+    return None if context and context.meta.get(QUIET) else sys.stderr
+
+
+def _refuse_unwritable(report: Path) -> None:
+    """Say before hours of work that a report cannot be written, not after. Raises click.BadParameter."""
+    folder, where = report.absolute().parent, printable.one_line(str(report))
+    if not folder.is_dir():
+        reason = f"{printable.one_line(str(report.parent))} is not a directory."
+    elif not os.access(report if report.exists() else folder, os.W_OK):
+        reason = f"{where} cannot be written."
+    else:
+        return
+    raise click.BadParameter(reason, param_hint="--report")
+
+
+def _errors_of_printing(end: End, *, as_json: bool, quiet: bool) -> Iterator[OSError]:
+    """Print an outcome. Yields what went wrong with stdout."""
+    if as_json:
+        yield from _print(canonical_json.readable(end.facts).decode().removesuffix("\n"), sys.stdout)
+    if end.text and end.refused:
+        _print(printable.lines(end.text), sys.stderr)
+    elif end.text and not as_json and not quiet:
+        yield from _print(printable.coloured_lines(end.text), sys.stdout)
+
+
+def _print(text: str, stream: TextIO | None) -> list[OSError]:
+    """Print a text and the end of its line, with colours if the stream is a terminal that is to show them.
+
+    Returns what went wrong. Nothing is left in the buffer then: Python would try it again when it ends, and fail.
+    """
+    name = "stderr" if stream is sys.stderr else "stdout"
+    try:
+        if stream is None:  # it was closed before this process began
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        click.echo(text, file=stream, color=None if _may_colour() else False)
+    except OSError as error:
+        if stream is not None:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
+        error.filename = name
+        return [error]
+    return []
+
+
+def _may_colour() -> bool:
+    """Whether the person at the terminal did not ask for a text without colours. Source: https://no-color.org"""
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def _error_of_writing(path: Path, data: bytes) -> OSError | None:
@@ -113,9 +200,34 @@ def _run(run: Callable[[], Outcome]) -> End:
     except OSError as error:
         return _end(FAILED, type(error).__name__, f"Error: {error}")
     except Exception as error:  # the one place that catches everything: it reports, and fails
-        return _end(FAILED, type(error).__name__, f"{traceback.format_exc()}{DEFECT}")
-    files = outcome.files() if isinstance(outcome, WithFiles) else {}
-    return End(0, outcome.facts(), outcome.text(), files)
+        return _unexpected(error)
+    checked, unchecked = outcome.scope() if isinstance(outcome, WithScope) else ((), ())
+    exit_code = outcome.exit_code if isinstance(outcome, WithExitCode) else 0
+    return End(
+        exit_code=exit_code,
+        facts={"exit_code": exit_code, "checked": list(checked), "unchecked": list(unchecked)}
+        | outcome.facts(),
+        text=outcome.text(),
+        files=outcome.files() if isinstance(outcome, WithFiles) else {},
+        refused=False,
+    )
+
+
+def _unexpected(error: Exception) -> End:
+    """Return a defect of shardmerge, or of a function that the user named: its traceback then begins there."""
+    shown: BaseException = error
+    whose, cause = DEFECT, error.__cause__
+    if isinstance(error, CallersError) and cause is not None:
+        whose, shown = str(error), cause.with_traceback(_beyond_ours(cause.__traceback__))
+    return _end(FAILED, type(shown).__name__, "".join(traceback.format_exception(shown)) + whose)
+
+
+def _beyond_ours(begin: TracebackType | None) -> TracebackType | None:
+    """Return the part of a traceback that begins where a function of the user, or a module, was entered."""
+    entered = begin and begin.tb_next
+    while entered and entered.tb_frame.f_globals.get("__name__", "").partition(".")[0] == "importlib":
+        entered = entered.tb_next
+    return entered
 
 
 def _end(exit_code: int, name: str, text: str) -> End:

@@ -1,11 +1,14 @@
 """Shows the progress of long work on stderr: a line that rewrites itself, or a plain line every 30 s.
 
-Plain lines are for a stderr that is not a terminal. Nothing is printed for work that ends within two seconds.
-Safe to call from several threads. What the bytes are is not known here.
+Plain lines are for a stderr that is not a terminal, or one that says TERM=dumb. Nothing is printed for work that ends
+within two seconds, and a stream that takes nothing, as on a full disk, does not end the work. Safe to call from several
+threads. What the bytes are is not known here.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 import threading
 import time
@@ -41,19 +44,28 @@ class Progress:
 
     def close(self) -> None:
         """End the line on a terminal."""
-        if self.stream and self.shown and self.stream.isatty():
-            self.stream.write("\n")
-            self.stream.flush()
+        if self.stream and self.shown and rewrites_lines(self.stream):
+            _write(self.stream, "\n")
 
     def _interval(self) -> float:
-        return TERMINAL_SECONDS if self.stream and self.stream.isatty() else PLAIN_SECONDS
+        return TERMINAL_SECONDS if self.stream and rewrites_lines(self.stream) else PLAIN_SECONDS
 
     def _show(self, stream: TextIO, now: float) -> None:
         rate = self.done_bytes / (now - self.started)
-        remaining = (self.total_bytes - self.done_bytes) / rate if rate else 0.0
+        remaining = max(0, self.total_bytes - self.done_bytes) / rate if rate else 0.0
         text = (
             f"{self.label}: {self.done_bytes / GB:.1f} of {self.total_bytes / GB:.1f} GB, "
             f"{rate / GB:.2f} GB/s, {remaining:.0f} s left"
         )
-        stream.write(f"\r{text:<78}" if stream.isatty() else f"{text}\n")
+        _write(stream, f"\r{text:<78}" if rewrites_lines(stream) else f"{text}\n")
+
+
+def rewrites_lines(stream: TextIO) -> bool:
+    """Whether what reads a stream is a terminal that can go back to the begin of a line."""
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def _write(stream: TextIO, text: str) -> None:
+    with contextlib.suppress(OSError):
+        stream.write(text)
         stream.flush()

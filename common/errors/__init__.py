@@ -13,12 +13,22 @@ from .exit_codes import (
     UnsupportedError,
     UsageError,
 )
-from .files import CorruptFileError, CorruptIndexError
+from .files import (
+    AbsentTensorError,
+    CorruptFileError,
+    CorruptIndexError,
+    OtherShapeError,
+    StrangeNumbersError,
+)
 from .findings import Findings
 from .model import (
+    AdapterError,
+    ArchitectureTableError,
     ExpertIdsError,
+    ExpertSpellingError,
     NotInitializedError,
     StaleParametersError,
+    TableMismatchError,
     UnclaimedParameterError,
     UnsupportedArchitectureError,
     UnsupportedParameterError,
@@ -27,6 +37,7 @@ from .output import (
     LockLostError,
     MissingPartsError,
     MissingRecordError,
+    NoRoomError,
     OutputExistsError,
     OutputLockedError,
     ShardsChangedError,
@@ -53,11 +64,13 @@ from .ranks import (
     MissingRanksError,
     MixedGenerationsError,
     MixedSettingsError,
+    MixedSpellingsError,
 )
 from .several import ProblemsFoundError, raise_problems
 from .tensors import (
     MismatchError,
     MissingTensorError,
+    MissingVisionError,
     MtpMismatchError,
     NonFiniteError,
     OverlapError,
@@ -65,11 +78,14 @@ from .tensors import (
     UncoveredTensorError,
     UnexpectedTensorError,
 )
-from .usage import BadInputError, HostMemoryError, MissingConfigError, StillDumpingError
+from .usage import BadInputError, HostMemoryError, MissingConfigError, StillDumpingError, not_a_directory
 
 __all__ = [
     "SAID_TWICE",
     "SHOWN",
+    "AbsentTensorError",
+    "AdapterError",
+    "ArchitectureTableError",
     "BadInputError",
     "BadScaleError",
     "ConfigContradictionError",
@@ -82,6 +98,7 @@ __all__ = [
     "DeclarationMismatchError",
     "DuplicateRankError",
     "ExpertIdsError",
+    "ExpertSpellingError",
     "Findings",
     "HostMemoryError",
     "IncompleteError",
@@ -95,11 +112,15 @@ __all__ = [
     "MissingRecordError",
     "MissingScaleError",
     "MissingTensorError",
+    "MissingVisionError",
     "MixedGenerationsError",
     "MixedSettingsError",
+    "MixedSpellingsError",
     "MtpMismatchError",
+    "NoRoomError",
     "NonFiniteError",
     "NotInitializedError",
+    "OtherShapeError",
     "OutputError",
     "OutputExistsError",
     "OutputLockedError",
@@ -113,6 +134,8 @@ __all__ = [
     "StaleParametersError",
     "StillDumpingError",
     "StoredOtherwiseError",
+    "StrangeNumbersError",
+    "TableMismatchError",
     "UncalibratedError",
     "UnclaimedParameterError",
     "UncoveredTensorError",
@@ -125,5 +148,6 @@ __all__ = [
     "UsageError",
     "WorkerDiedError",
     "WriterDiedError",
+    "not_a_directory",
     "raise_problems",
 ]

@@ -59,6 +59,6 @@ class UnsupportedError(ShardmergeError):
 
 
 class OutputError(ShardmergeError):
-    """Exit 6: the output exists, or is locked."""
+    """Exit 6: the output exists, is locked, or has no room."""
 
     exit_code = 6

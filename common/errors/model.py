@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .exit_codes import ConflictError, UnsupportedError, UsageError
+from .exit_codes import SHOWN, ConflictError, UnsupportedError, UsageError
+
+PAGE = "docs/contribute/architecture.md"
 
 
 @dataclass(eq=False)
@@ -53,11 +55,14 @@ class UnsupportedArchitectureError(UnsupportedError):
     def message(self) -> str:
         return (
             f"No table for architecture {self.architecture}. Supported: {', '.join(self.supported)}. "
-            "CONTRIBUTING.md says how to add one."
+            f"{PAGE} says how to write one, which --architecture package.module:TABLE then names."
         )
 
 
-OTHERWISE = "Add a row to its table, or check that the reference is this model's."
+OTHERWISE = (
+    f"Check that the reference is this model's, or write a table with a row for it ({PAGE}) and give it with "
+    "--architecture."
+)
 MTP_CHOICES = (
     "The model has multi-token prediction, and config.json promises none or less of it. Choose: a reference whose "
     "config.json promises it (num_nextn_predict_layers); --drop-mtp, to leave it out; or --drop-mtp here and "
@@ -87,3 +92,58 @@ class UnsupportedParameterError(UnsupportedError):
 
     def message(self) -> str:
         return f"{self.parameter} on rank {self.rank}: {self.reason}. Nothing was written."
+
+
+@dataclass(eq=False)
+class ExpertSpellingError(UsageError):
+    architecture: str
+    spelling: str
+    reason: str
+
+    def message(self) -> str:
+        return (
+            f"--experts {self.spelling} for {self.architecture}: {self.reason} Nothing was written. Leave it away, and "
+            "the reference decides, or how published checkpoints are spelled."
+        )
+
+
+@dataclass(eq=False)
+class ArchitectureTableError(UsageError):
+    table: str
+    reason: str
+
+    def message(self) -> str:
+        return (
+            f"--architecture {self.table}: {self.reason}. Nothing was written. Give package.module:TABLE, importable "
+            f"here, whose TABLE is an Architecture ({PAGE})."
+        )
+
+
+@dataclass(eq=False)
+class TableMismatchError(ConflictError):
+    architecture: str
+    dumped: str  # digest of the table that phase one had
+    given: str
+
+    def message(self) -> str:
+        return (
+            f"The table of {self.architecture} is another than the one it was dumped with: its digest is {self.given}, "
+            f"that of the dump {self.dumped}. Give that table with --architecture, or merge with the version of "
+            "shardmerge that dumped (`producer` in any manifest)."
+        )
+
+
+@dataclass(eq=False)
+class AdapterError(UnsupportedError):
+    parameters: tuple[str, ...]
+    rank: int
+
+    def message(self) -> str:
+        shown = ", ".join(self.parameters[:SHOWN])
+        more = f" and {len(self.parameters) - SHOWN:,} more" if len(self.parameters) > SHOWN else ""
+        return (
+            f"Rank {self.rank} has {len(self.parameters):,} parameters that are of LoRA adapters or wrapped by them: "
+            f"{shown}{more}. Without its adapters the checkpoint would be another model. Nothing was written. Merge "
+            "them into the weights first: LoRAMerge of megatron-bridge, or merge_and_unload of the PEFT model that "
+            "mcore-bridge made."
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .exit_codes import SHOWN, ConflictError, IncompleteError, OutputError, ShardmergeError
+from .wording import counted
 
 
 @dataclass(eq=False)
@@ -33,6 +34,26 @@ class OutputLockedError(OutputError):
 
 
 @dataclass(eq=False)
+class NoRoomError(OutputError):
+    """What is to be written does not fit. `copied` are bytes of fragments, by the reason why they are not linked."""
+
+    path: str
+    needed_bytes: int
+    free_bytes: int
+    copied: dict[str, int]
+
+    def message(self) -> str:
+        copies = "".join(
+            f" ({count:,} of them because files are copied: {why})" for why, count in self.copied.items()
+        )
+        return (
+            f"{self.needed_bytes:,} bytes are to be written{copies}, and {self.free_bytes:,} are free in {self.path}. "
+            f"Free {self.needed_bytes - self.free_bytes:,} more there, or give an OUT on a larger file system; no "
+            "shard was written."
+        )
+
+
+@dataclass(eq=False)
 class LockLostError(OutputError):
     path: str
 
@@ -54,7 +75,8 @@ class MissingPartsError(IncompleteError):
 
     def message(self) -> str:
         which = f"Parts {', '.join(self.parts)} are" if self.parts else "No part is complete: all are"
-        what = f"{self.absent_shards:,} of {self.num_shards:,} shards were not written, or are not as they were written"
+        of = f"{self.absent_shards:,} of {counted(self.num_shards, 'shard')}"
+        what = f"{of} were not written, or are not as they were written"
         why = "".join(f"; {reason}" for reason in self.reasons[:SHOWN])
         return (
             f"{what}{why}. {which} to be run, with --part and otherwise this command. What is written stays."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .exit_codes import SHOWN, ConflictError, IncompleteError, UnsupportedError
-from .wording import first_ranks
+from .wording import first_ranks, of_ranks
 
 
 @dataclass(eq=False)
@@ -17,7 +17,7 @@ class BadScaleError(ConflictError):
     def message(self) -> str:
         got = "missing" if self.value is None else self.value
         return (
-            f"{self.tensor} is {got} (rank {first_ranks(self.ranks)}); a scale must be finite and positive. Calibrate "
+            f"{self.tensor} is {got}{of_ranks(self.ranks)}; a scale must be finite and positive. Calibrate "
             "the model again: readers would multiply by it without a word."
         )
 
@@ -148,6 +148,6 @@ class UnsupportedQuantizationError(UnsupportedError):
 
     def message(self) -> str:
         return (
-            f"The dump is quantized as {self.formats} (rank {first_ranks(self.ranks)}), which this shardmerge cannot "
+            f"The dump is quantized as {self.formats}{of_ranks(self.ranks)}, which this shardmerge cannot "
             "merge. Nothing was written. Quantize the model otherwise, or dump it unquantized."
         )

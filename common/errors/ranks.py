@@ -18,7 +18,7 @@ class MissingRankError(IncompleteError):
     def message(self) -> str:
         where = ", ".join(f"{axis} {at}" for axis, at in self.coordinates.items())
         place = f"rank {self.rank} ({where})" if where else f"rank {self.rank}"
-        why = f"; it recorded a failure: {self.failed}" if self.failed else ""
+        why = f"; it recorded a failure: {self.failed.rstrip(' .')}" if self.failed else ""
         do = "Dump this run again, or add the directory that holds the rank."
         return f"{place} has no manifest: {self.debt}{why}. {do}"
 
@@ -57,6 +57,19 @@ class MixedGenerationsError(ConflictError):
         return (
             f"Manifests of different {self.field}: {seen}. A merge takes one generation: give each dump a directory "
             "of its own."
+        )
+
+
+@dataclass(eq=False)
+class MixedSpellingsError(ConflictError):
+    part: str  # of the model: the decoder, or multi-token prediction
+    values: dict[str, tuple[int, ...]]
+
+    def message(self) -> str:
+        seen = "; ".join(f"{value} on rank {first_ranks(ranks)}" for value, ranks in self.values.items())
+        return (
+            f"Routed experts of {self.part} are spelled in two ways: {seen}. Quantized ones are written one by one "
+            "whatever the reference holds: dump all ranks again with --experts per-expert."
         )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from .exit_codes import SHOWN, ShardmergeError
 from .printable import one_line
+from .wording import counted
 
 
 @dataclass(eq=False)
@@ -36,7 +37,7 @@ class ProblemsFoundError(ShardmergeError):
     def message(self) -> str:
         groups = self.groups()
         shares = fair_shares([len(group) for group in groups], SHOWN)
-        lines = [f"{_count(len(self.problems), 'problem')} found:"]
+        lines = [f"{counted(len(self.problems), 'problem')} found:"]
         for group, share in zip(groups, shares, strict=True):
             more = len(group) - share
             lines.append(f"{len(group):,} x {kind(group[0])}{':' if share else ''}")
@@ -79,7 +80,3 @@ def fair_shares(counts: Sequence[int], total: int) -> list[int]:
 def kind(problem: ShardmergeError) -> str:
     """Return the class of a problem in words: `missing tensor` for a MissingTensorError."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(problem).__name__.removesuffix("Error")).lower()
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'s' if number > 1 else ''}"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from .exit_codes import ConflictError, IncompleteError
-from .wording import first_ranks, suspects
+from .wording import first_ranks, of_ranks, suspects
 
 
 @dataclass(eq=False)
@@ -44,6 +45,19 @@ class MtpMismatchError(ConflictError):
                 f"{let} and dump a model that trained it, that and --graft mtp to take it from the reference"
             )
         return f"{what} Choose: {ways}, or --drop-mtp to publish none."
+
+
+@dataclass(eq=False)
+class MissingVisionError(IncompleteError):
+    allow: ClassVar[str] = "vision"
+    promised_by: str  # the key of config.json
+    patterns: tuple[str, ...]  # of the names of its tensors
+
+    def message(self) -> str:
+        held = f"nobody holds any of {' '.join(self.patterns)}"
+        what = f"config.json promises a vision tower ({self.promised_by}), and {held}."
+        ways = "--graft vision to take it from the reference's weights"
+        return f"{what} Choose: {ways}, or --allow vision to publish the language model without it."
 
 
 @dataclass(eq=False)
@@ -101,7 +115,7 @@ class UnexpectedTensorError(ConflictError):
 
     def message(self) -> str:
         return (
-            f"{self.tensor} (rank {first_ranks(self.ranks)}) is not a tensor of {self.architecture} with this "
+            f"{self.tensor}{of_ranks(self.ranks)} is not a tensor of {self.architecture} with this "
             "config.json. Compare num_hidden_layers, the number of experts and tie_word_embeddings with the model "
             "that was trained."
         )
@@ -131,8 +145,8 @@ class NonFiniteError(ConflictError):
     ranks: tuple[int, ...]
 
     def message(self) -> str:
-        by = f" (rank {first_ranks(self.ranks)})" if self.ranks else ""
         return (
-            f"{self.tensor} holds {self.nan_count:,} NaN and {self.inf_count:,} infinite elements{by}. "
+            f"{self.tensor} holds {self.nan_count:,} NaN and {self.inf_count:,} infinite elements"
+            f"{of_ranks(self.ranks)}. "
             "Take an earlier checkpoint, or --allow nan to merge it as it is."
         )

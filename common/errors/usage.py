@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from .exit_codes import UsageError
 
@@ -14,6 +16,11 @@ class BadInputError(UsageError):
 
     def message(self) -> str:
         return f"{self.what}. {self.do}"
+
+
+def not_a_directory(path: Path, do: str) -> BadInputError:
+    """Return the error about a path that is not a directory: it says whether there is anything. `do` is what to do."""
+    return BadInputError(f"{path} {'is not a directory' if os.path.lexists(path) else 'does not exist'}", do)
 
 
 @dataclass(eq=False)

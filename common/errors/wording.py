@@ -1,6 +1,21 @@
-"""Phrases about ranks that several messages share, so that all of them use the same words."""
+"""Phrases about ranks and counts that several messages share, so that all of them use the same words."""
 
 from __future__ import annotations
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, such as `1 shard` or `2,000 shards`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def be(number: int) -> str:
+    """Return `was` for one of a thing, else `were`."""
+    return "was" if number == 1 else "were"
+
+
+def of_ranks(ranks: tuple[int, ...]) -> str:
+    """Return ` (rank 3)` or ` (ranks 0, 1 and 6 more)` to stand behind a name, empty for a tensor of no rank."""
+    return f" (rank{'' if len(ranks) == 1 else 's'} {first_ranks(ranks)})" if ranks else ""
 
 
 def first_ranks(ranks: tuple[int, ...], shown: int = 6) -> str:

@@ -82,7 +82,9 @@ class Child:
         free = self._freeing(job.memory_bytes) if job.num_bytes > job.memory_bytes else None
         with memoryview(memory.map) as whole, whole[: job.memory_bytes] as view:
             source = Arriving(job, view, arrived, free)
-            return write_planned(source, job.plan, job.out, job.streams if free is None else 1)
+            return write_planned(
+                source, job.plan, job.out, job.streams if free is None else 1, quiet=job.quiet
+            )
 
     def _freeing(self, memory_bytes: int) -> Callable[[int], None]:
         told = 0

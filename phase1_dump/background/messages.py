@@ -39,6 +39,7 @@ class Job:
     streams: int
     num_bytes: int
     memory_bytes: int
+    quiet: bool = False
 
 
 @dataclass(frozen=True, slots=True)

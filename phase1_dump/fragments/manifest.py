@@ -51,6 +51,8 @@ def manifest_of(
             dimensions=facts.dimensions,
             dtype_from_reference=facts.dtype_from_reference,
             settings=facts.settings,
+            experts=facts.experts or None,
+            table=facts.table,
             own_options=None if facts.settings is None else list(facts.own_options),
         ),
         files=tuple(map(_file, fragments)),

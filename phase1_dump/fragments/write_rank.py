@@ -60,6 +60,7 @@ def write_rank(
     *,
     max_fragment_bytes: int = MAX_FRAGMENT_BYTES,
     check_replicas: bool = False,
+    quiet: bool = False,
 ) -> Manifest:
     """Write what a source owns to `out/rank-NNNNN`: fragments, then the manifest, under a temporary name.
 
@@ -68,6 +69,7 @@ def write_rank(
         out: the dump, shared by all ranks.
         max_fragment_bytes: size of a fragment file; a larger tensor has a file of its own.
         check_replicas: also record the checksums of what this rank holds and another one writes.
+        quiet: show no progress.
 
     Returns:
         The manifest, which is the mark that the rank is complete.
@@ -78,10 +80,12 @@ def write_rank(
     """
     plan = plan_rank(source, max_fragment_bytes=max_fragment_bytes, check_replicas=check_replicas)
     source.settle()
-    return write_planned(source, plan, out, streams_for(plan.fragments, FILES_AT_ONCE))
+    return write_planned(source, plan, out, streams_for(plan.fragments, FILES_AT_ONCE), quiet=quiet)
 
 
-def write_planned(source: Source, plan: RankPlan, out: Path, streams: int = 1) -> Manifest:
+def write_planned(
+    source: Source, plan: RankPlan, out: Path, streams: int = 1, *, quiet: bool = False
+) -> Manifest:
     """Write a plan to `out/rank-NNNNN`. The source must have settled.
 
     Args:
@@ -89,6 +93,7 @@ def write_planned(source: Source, plan: RankPlan, out: Path, streams: int = 1) -
         plan: what to write and what to hash.
         out: the dump, shared by all ranks.
         streams: how many fragments are written at the same time.
+        quiet: show no progress.
 
     Returns:
         The manifest, which is the mark that the rank is complete.
@@ -98,7 +103,7 @@ def write_planned(source: Source, plan: RankPlan, out: Path, streams: int = 1) -
         RuntimeError: the source does not deliver what it holds; the temporary folder is removed.
     """
     rank = source.world.rank
-    progress = _progress(plan.num_bytes, rank)
+    progress = _progress(plan.num_bytes, rank, quiet=quiet)
     with building(out, rank) as partial:
         written = write_fragments(partial, plan.fragments, source, progress.advance, streams)
         replicas = hashed(plan.replicas, source)
@@ -108,7 +113,7 @@ def write_planned(source: Source, plan: RankPlan, out: Path, streams: int = 1) -
     return manifest
 
 
-def _progress(num_bytes: int, rank: int) -> Progress:
+def _progress(num_bytes: int, rank: int, *, quiet: bool) -> Progress:
     """Return what shows the progress. Only the first rank of a node prints it."""
-    speaks = os.environ.get("LOCAL_RANK", str(rank)) == "0"
+    speaks = not quiet and os.environ.get("LOCAL_RANK", str(rank)) == "0"
     return Progress(f"rank {rank} dumps", num_bytes, sys.stderr if speaks else None)

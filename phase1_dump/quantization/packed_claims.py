@@ -122,7 +122,8 @@ def _kv_cache(
 ) -> KVCache:
     if attention is None:
         reason = (
-            "its KV cache is quantized, but it is not a grouped-query attention: no reader takes such scales"
+            "its KV cache is quantized, but it is not a grouped-query attention with a projection of keys and one of "
+            "values: no reader takes such scales"
         )
         raise UnsupportedParameterError(name, reason, rank)
     names = (f"{attention}.{suffix}" for suffix in KV_CACHE_TENSORS)

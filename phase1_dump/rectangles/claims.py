@@ -5,19 +5,27 @@ A parameter that no row claims or drops is an error. Must not know what is done 
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 from shardmerge.common.architectures import Blueprint, Claim
 from shardmerge.common.architectures.keys import is_mtp
-from shardmerge.common.errors import UnclaimedParameterError
+from shardmerge.common.errors import (
+    AdapterError,
+    ShardmergeError,
+    UnclaimedParameterError,
+    UnsupportedParameterError,
+)
 from shardmerge.common.errors.several import raise_problems
 
 from .layouts import LAYOUTS
 from .packed_pieces import Packed
 from .parameter import Parameter
 
+# what keys of adapters contain: megatron-bridge, peft/*.py; of mcore-bridge, tuners/lora.py, which are PEFT's
+ADAPTER = re.compile(r"\.(adapter|to_wrap|lora_(A|B|embedding_A|embedding_B|magnitude_vector)|base_layer)\.")
 DROPPED_MTP = "multi-token prediction, by --drop-mtp"
 
 
@@ -43,18 +51,22 @@ def claim_all(
         drop_mtp: leave out multi-token prediction, whether the table knows it or not.
 
     Returns:
-        The claimed parameters of each chunk; and by reason, how many parameters lose rows or are dropped.
+        The claimed parameters of each chunk, with the keys that the table knows; and by reason, how many parameters
+        lose rows or are dropped.
 
     Raises:
         UnclaimedParameterError: no row claims or drops a parameter.
-        ProblemsFoundError: the same of several parameters, with all of them.
+        UnsupportedParameterError: the table knows that a parameter cannot be exported.
+        AdapterError: the model has LoRA adapters, which are told with all their names.
+        ProblemsFoundError: several of these.
     """
     claimed: list[list[Claimed]] = []
     drops: dict[str, int] = defaultdict(int)
-    unclaimed: list[UnclaimedParameterError] = []
+    unclaimed: list[Parameter] = []
     for parameters in chunks:
         claimed.append([])
-        for parameter in parameters:
+        for described in parameters:
+            parameter = replace(described, key=blueprint.canonical(described.key))
             claim, reason = blueprint.claim(parameter.key), blueprint.drop_reason(parameter.key)
             if drop_mtp and is_mtp(parameter.key):
                 claim, reason = None, DROPPED_MTP
@@ -62,12 +74,26 @@ def claim_all(
                 claimed[-1].append(Claimed(parameter, claim))
                 reason = _padding(parameter, claim)
             elif reason is None:
-                name = blueprint.architecture.name
-                unclaimed.append(UnclaimedParameterError(parameter.key, parameter.global_shape, name, rank))
+                unclaimed.append(parameter)
             if reason is not None:
                 drops[reason] += 1
-    raise_problems(unclaimed)
+    raise_problems(_problems(unclaimed, blueprint, rank))
     return claimed, dict(drops)
+
+
+def _problems(unclaimed: Iterable[Parameter], blueprint: Blueprint, rank: int) -> Iterator[ShardmergeError]:
+    """Yield what is wrong with parameters that no row claims: adapters as one problem, all others one by one."""
+    adapters = []
+    for parameter in unclaimed:
+        key, reason = parameter.key, blueprint.refusal_reason(parameter.key)
+        if ADAPTER.search(key):
+            adapters.append(key)
+        elif reason is not None:
+            yield UnsupportedParameterError(key, reason, rank)
+        else:
+            yield UnclaimedParameterError(key, parameter.global_shape, blueprint.architecture.name, rank)
+    if adapters:
+        yield AdapterError(tuple(adapters), rank)
 
 
 def _padding(parameter: Parameter, claim: Claim) -> str | None:

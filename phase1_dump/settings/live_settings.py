@@ -20,6 +20,9 @@ Settings = dict[str, Value]
 ACTIVATIONS = {"squared_relu": "relu2", "fast_gelu": "gelu_tanh", "openai_gelu": "gelu_tanh"}
 
 
+# classes that multiply what is embedded by the root of its width; megatron-bridge, models/gemma/gemma3_provider.py
+SCALING_EMBEDDINGS = {"Gemma3LanguageModelEmbedding"}
+
 # kind of attention -> fields of TransformerConfig that it alone reads -> the settings that they are
 VARIANTS = {
     "gated_delta_net": {
@@ -56,6 +59,7 @@ def settings_of(models: Sequence[Any], *, drop_mtp: bool = False) -> Settings:
             else _grouped_attention(config)
         ),
         **_attention(config),
+        **_norms_without_rope(config, modules),
         **_causal(modules),
         **rotary.settings(models, modules),
         **_norms(config, modules),
@@ -105,9 +109,28 @@ def _attention(config: Any) -> Settings:
         "attention_variant": variant,
         "linear_attention_layers": _by_layer(config.linear_attention_freq, config.num_layers),
         "query_key_norm": bool(config.qk_l2_norm),
-        "projection_clip": None,  # its attention has none
+        # its attention has none of these
+        "projection_clip": None,
+        "attention_chunk": None,
+        "attention_temperature": None,
         "sliding_windows": _windows(config),
     }
+
+
+def _norms_without_rope(config: Any, modules: Iterable[tuple[str, Any]]) -> Settings:
+    """Read whether layers that do not rotate norm queries and keys too, as all layers of megatron-core's own specs do.
+
+    Layers count from 1; steps of multi-token prediction come after the last and are not listed.
+    """
+    without = config.no_rope_freq or []
+    if not config.qk_l2_norm:
+        return {}
+    found = {
+        type(module.q_layernorm).__name__ != "IdentityOp"
+        for _, module in modules
+        if hasattr(module, "q_layernorm") and any(without[module.layer_number - 1 : module.layer_number])
+    }
+    return _one("query_key_norm_without_rope", found)
 
 
 def _indexer(config: Any) -> Settings:
@@ -139,12 +162,24 @@ def _windows(config: Any) -> list[int] | None:
     """
     if not config.window_size:
         return None
+    pattern = getattr(config, "interleaved_attn_pattern", None)
+    if pattern:
+        return _windows_by_pattern(config.window_size, pattern, config.num_layers)
     left, skip = config.window_size[0], config.window_attn_skip_freq
     windows = []
     for layer in range(config.num_layers):
         listed = isinstance(skip, list)
         has_one = skip is None or (bool(skip[layer]) if listed else (layer + 1) % skip != 0)
         windows.append(left + 1 if has_one and left >= 0 else 0)
+    return windows if any(windows) else None
+
+
+def _windows_by_pattern(window: Any, pattern: Sequence[int], layers: int) -> list[int] | None:
+    """Return how many tokens each layer sees in Bridge's Gemma, whose number includes the token itself.
+
+    Source: megatron-bridge, models/gemma/gemma3_provider.py (`_is_local_attn_layer`), where layers count from 1.
+    """
+    windows = [window if (layer + 1) % sum(pattern) else 0 for layer in range(layers)]
     return windows if any(windows) else None
 
 
@@ -266,10 +301,15 @@ def _mixers(modules: Iterable[tuple[str, Any]]) -> Settings:
 def _embeddings(models: Sequence[Any], config: Any) -> Settings:
     """Source: megatron/core/models/common/language_module/language_module.py, from 0.17 for the factors."""
     scaled = getattr(config, "use_mup", False)
+    factor = float(config.mup_embedding_mult) if scaled else 1.0
+    kinds = {type(model.embedding).__name__ for model in models if hasattr(model, "embedding")}
     return {
         "tied_embeddings": bool(models[0].share_embeddings_and_output_weights),
-        "embedding_scale": float(config.mup_embedding_mult) if scaled else 1.0,
         "logit_scale": float(config.mup_output_mult) if scaled else 1.0,
+        **_one(
+            "embedding_scale",
+            {factor * (config.hidden_size**0.5 if kind in SCALING_EMBEDDINGS else 1) for kind in kinds},
+        ),
     }
 
 

@@ -30,7 +30,13 @@ def settings(models: Sequence[Any], modules: Iterable[tuple[str, Any]]) -> dict[
     else:
         embeddings = [model.rotary_pos_emb for model in models if hasattr(model, "rotary_pos_emb")]
         if not embeddings:
-            return {**found, "rope_frequencies": [], "rope_factor": 1.0, "rope_sections": None}
+            return {
+                **found,
+                "rope_frequencies": [],
+                "rope_local_frequencies": None,
+                "rope_factor": 1.0,
+                "rope_sections": None,
+            }
     if not embeddings:
         return found
     frequencies = [_frequencies(one) for one in embeddings]
@@ -38,9 +44,33 @@ def settings(models: Sequence[Any], modules: Iterable[tuple[str, Any]]) -> dict[
     return {
         **found,
         "rope_frequencies": _same(frequencies, list(chain.from_iterable(frequencies))),
+        "rope_local_frequencies": _local(embeddings[0]),
         "rope_factor": _same(factors, factors),
-        "rope_sections": config.mrope_section,
+        **_sections(models, embeddings),
     }
+
+
+def _local(embedding: Any) -> list[float] | None:
+    """Return the radians a token in layers with a window, where an embedding has others for them.
+
+    Source: megatron-bridge, models/gemma/gemma3_provider.py (`Gemma3RotaryEmbedding`).
+    """
+    return _frequencies(embedding.rope_local) if hasattr(embedding, "rope_local") else None
+
+
+def _sections(models: Sequence[Any], embeddings: Iterable[Any]) -> dict[str, Value]:
+    """Return how the axes of multimodal positions share the pairs: in blocks, unless somebody changed megatron-core.
+
+    Megatron-Bridge's embedding and mcore-bridge's, whose config has an option for it, take turns.
+    """
+    config = models[0].config
+    if not any(getattr(model, "position_embedding_type", "") == "mrope" for model in models):
+        return {"rope_sections": None}
+    in_turn = getattr(config, "mrope_interleaved", False) or any(
+        hasattr(one, "apply_interleaved_mrope") and not hasattr(config, "mrope_interleaved")
+        for one in embeddings
+    )
+    return {"rope_sections": config.mrope_section, "rope_sections_interleaved": bool(in_turn)}
 
 
 def _same(values: list[Any], otherwise: list[Any]) -> Any:

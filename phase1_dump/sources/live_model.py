@@ -9,14 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from shardmerge.common import reference
-from shardmerge.common.architectures import Blueprint, blueprint
+from shardmerge.common.architectures import Architecture, Blueprint, blueprint, own
+from shardmerge.common.architectures.digest import table_digest
 from shardmerge.common.architectures.keys import is_mtp
+from shardmerge.common.architectures.spelling import asked
+from shardmerge.common.errors import ArchitectureTableError
 
 from ..generation import Generation
 from ..quantization import modelopt
@@ -24,7 +26,10 @@ from ..quantization.element_types import dtype_name
 from ..quantization.packed_claims import kv_caches, pack_claims
 from ..rectangles.claims import Claimed, claim_all
 from ..rectangles.expert_ids import check_expert_ids
+from ..rectangles.experts import respelled, spellings_of
 from ..rectangles.holdings import holdings_of
+from ..rectangles.layouts import missing_dimensions
+from ..rectangles.parameter import Parameter
 from ..rectangles.parts import Scalar
 from ..rectangles.quantization_facts import KVCache, facts_of
 from ..rectangles.written_dtypes import dtype_chooser
@@ -33,8 +38,10 @@ from ..settings.live_settings import settings_of
 from ..source import Holding, ManifestFacts, Stream
 from ..world import World
 from .host_memory.host_buffers import HostBuffers
+from .language_models import language_models, left_beside
 from .megatron_config import check_agreement, check_one_config
-from .modules import local_experts, router_bias_dtypes, unwrap
+from .module_words import refuse_other_orders, with_ones_added
+from .modules import local_experts, router_bias_dtypes
 from .parameters import parameters_of
 from .reading import Reader
 from .refusals import refuse_parameters, refuse_stale
@@ -50,6 +57,9 @@ class Options:
     dtype_from_reference: let the reference narrow tensors that are otherwise kept float32.
     dequantize: write Transformer Engine's quantized parameters in the precision they stand for.
     drop_mtp: leave out multi-token prediction.
+    drop_vision: leave out a vision tower that was not frozen.
+    experts: how routed experts are spelled; None lets the reference decide.
+    architecture: a table of the caller's own, or where it is; None for the one that is known.
     staging_bytes: host memory used for copying.
     """
 
@@ -57,6 +67,9 @@ class Options:
     dtype_from_reference: bool
     dequantize: bool
     drop_mtp: bool
+    drop_vision: bool
+    experts: str | None
+    architecture: str | Architecture | None
     staging_bytes: int
 
 
@@ -115,15 +128,21 @@ def live_model(
         ShardmergeError: the model, its reference or both cannot be dumped; any of the tree.
     """
     refuse_stale([] if options.params_synced else chunks)
-    refuse_parameters(chunks, world.rank, dequantize=options.dequantize)
     known = reference.read(hf_reference)
-    table, config = blueprint(known.config), _config(chunks)
+    table = _table(known, options)
+    models = language_models(chunks, table, world.rank)
+    beside = left_beside(chunks, models, table, world.rank, drop_vision=options.drop_vision)
+    refuse_parameters(models, world.rank, dequantize=options.dequantize)
+    config = models[0].config
     params_dtype = dtype_name(config.params_dtype)
     check_agreement(config, table, world.rank)
-    models = [unwrap(chunk) for chunk in chunks]
     check_one_config(models, world.rank)
-    bias_dtypes = router_bias_dtypes(chunks)  # first: sharded_state_dict may cast them in place
-    claimed, caches, drops = _claim(chunks, table, world.rank, options)
+    bias_dtypes = router_bias_dtypes(models)  # first: sharded_state_dict may cast them in place
+    parameters = [list(parameters_of(model, world.rank)) for model in models]
+    claimed, caches, drops = _claim(models, parameters, table, world.rank, options)
+    if spelled := respelled(claimed, table, options.experts):
+        table = blueprint(known.config, known.tensors, table.experts | spelled, table.architecture)
+        claimed, caches, drops = _claim(models, parameters, table, world.rank, options)
     dtype_of = dtype_chooser(known, params_dtype, dtype_from_reference=options.dtype_from_reference)
     facts = ManifestFacts(
         table.architecture.name,
@@ -131,48 +150,67 @@ def live_model(
         params_dtype,
         settings_of(models, drop_mtp=options.drop_mtp),
         unknown_fields(config),
+        spellings_of(claimed, table),
+        table_digest(table.architecture),
         options.dtype_from_reference,
-        drops,
+        drops | beside,
         bias_dtypes,
         {name: _version(name) for name in PRODUCERS},
         facts_of(claimed, caches, _producer(claimed, caches)),
     )
     scales = [scale for cache in caches for scale in cache.scales]
-    own = [entry for entry in claimed if not entry.parameter.is_stage_copy]
+    first = [entry for entry in claimed if not entry.parameter.is_stage_copy]
     copies = [entry for entry in claimed if entry.parameter.is_stage_copy]
     return LiveModel(
         world,
         generation,
         facts,
-        tuple(holdings_of(own, table, world, dtype_of, scales)),
+        tuple(holdings_of(first, table, world, dtype_of, scales)),
         tuple(holdings_of(copies, table, world, dtype_of)),
         Reader(HostBuffers(options.staging_bytes)),
     )
 
 
-def _config(chunks: Sequence[nn.Module]) -> Any:
-    """Return the TransformerConfig that all chunks share."""
-    return unwrap(chunks[0]).config
+def _table(known: reference.Reference, options: Options) -> Blueprint:
+    """Return the table of a reference.
+
+    Raises ExpertSpellingError for a spelling that readers do not take, ArchitectureTableError for a table without what
+    its layouts need, and whatever `own.named` and `blueprint` raise.
+    """
+    given = None if options.architecture is None else own.named(options.architecture)
+    table = blueprint(known.config, known.tensors, table=given)
+    if lacking := missing_dimensions(table):
+        raise ArchitectureTableError(table.architecture.name, f"dimensions() lacks {', '.join(lacking)}")
+    if options.experts is None:
+        return table
+    wanted = asked(table.architecture, table.dimensions.get("num_experts", 0), options.experts)
+    return blueprint(known.config, known.tensors, wanted, given)
 
 
 def _claim(
-    chunks: Sequence[nn.Module], table: Blueprint, rank: int, options: Options
+    models: Sequence[nn.Module],
+    parameters: Sequence[Sequence[Parameter]],
+    table: Blueprint,
+    rank: int,
+    options: Options,
 ) -> tuple[list[Claimed], list[KVCache], dict[str, int]]:
     """Return parameters with their rows and packed forms, scales of KV caches, and counts of what is dropped."""
-    parameters = (parameters_of(chunk, rank) for chunk in chunks)
     by_chunk, drops = claim_all(parameters, table, rank, drop_mtp=options.drop_mtp)
     claimed: list[Claimed] = []
     caches: list[KVCache] = []
-    for model, own in zip(map(unwrap, chunks), by_chunk, strict=True):
+    centred = bool(table.says("zero_centred_norms").value)
+    for model, held in zip(models, by_chunk, strict=True):
         layers = local_experts(model)
         check_expert_ids(
             {name: ids for name, ids in layers.items() if not (options.drop_mtp and is_mtp(name))},
-            own,
+            held,
             table,
             rank,
         )
-        caches += kv_caches(model, own, rank)
-        claimed += pack_claims(model, own, rank, dequantize=options.dequantize)
+        caches += kv_caches(model, held, rank)
+        refuse_other_orders(model, held, rank)
+        packed = pack_claims(model, held, rank, dequantize=options.dequantize)
+        claimed += with_ones_added(model, packed, centred=centred, rank=rank)
     return claimed, caches, drops
 
 

@@ -23,12 +23,22 @@ ATTRIBUTES = {
     "head_dim": "kv_channels",
     "mamba_groups": "mamba_num_groups",
     "mamba_state": "mamba_state_dim",
+    "delta_key_heads": "linear_num_key_heads",
+    "delta_value_heads": "linear_num_value_heads",
+    "delta_key_dim": "linear_key_head_dim",
+    "delta_value_dim": "linear_value_head_dim",
 }
-# size of a section that is a product, which hides its factors -> its factors
-FACTORS = {"state": ("mamba_groups", "mamba_state")}
+DELTA = ("delta_key_heads", "delta_value_heads", "delta_key_dim", "delta_value_dim")
+# size of a section that is a product or a quotient, which hides its factors -> its factors
+FACTORS = {
+    "state": ("mamba_groups", "mamba_state"),
+    **dict.fromkeys(("delta_keys", "delta_values", "delta_key_dim", "group_values", "group_heads"), DELTA),
+}
 
 
 IS_LAYER = re.compile(r"layers\.\d+$")
+IS_ATTENTION = re.compile(r"layers\.\d+\.self_attention$")
+HEADS = ("num_attention_heads", "kv_channels")
 
 
 def check_agreement(config: Any, blueprint: Blueprint, rank: int) -> None:
@@ -59,7 +69,8 @@ def check_agreement(config: Any, blueprint: Blueprint, rank: int) -> None:
 def check_one_config(models: Sequence[Any], rank: int) -> None:
     """Refuse a layer that was given a config of its own which computes otherwise than the model's.
 
-    Modules inside a layer have copies by megatron-core itself, as where tensor parallelism repeats a key head.
+    Modules inside a layer have copies by megatron-core itself, as where tensor parallelism repeats a key head. Heads of
+    an attention must be the model's: no table has layers with others.
 
     Args:
         models: chunks, without wrappers.
@@ -73,10 +84,13 @@ def check_one_config(models: Sequence[Any], rank: int) -> None:
     for model in models:
         for name, module in model.named_modules():
             own = getattr(module, "config", None)
-            if own is None or id(own) in seen or not IS_LAYER.search(name):
+            if own is None or id(own) in seen or not (IS_LAYER.search(name) or IS_ATTENTION.search(name)):
                 continue
             seen.add(id(own))
-            if fields := differing(config, own):
+            fields = differing(config, own)
+            if IS_ATTENTION.search(name):
+                fields = [field for field in fields if field in HEADS]
+            if fields:
                 told = ", ".join(f"{field}={getattr(own, field)}" for field in fields)
                 raise UnsupportedParameterError(name, f"its own config says {told}, unlike the model's", rank)
 

@@ -1,17 +1,67 @@
 """The server that workers are forked from: spawned once, it has none of our threads and locks, and imports once.
 
-A spawned worker takes a quarter of a second to import what it needs; a fork of a process that has it takes none.
+A spawned worker takes a quarter of a second to import what it needs; a fork of a process that has it takes none. They
+need nothing of the program that calls us, and do not import its main module, as multiprocessing would have them do:
+a script may call `merge` at its top level.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import forkserver, resource_tracker
-from multiprocessing.context import BaseContext
+from multiprocessing.context import (
+    BaseContext,
+    ForkServerContext,
+    ForkServerProcess,
+    SpawnContext,
+    SpawnProcess,
+)
 
 PRELOADED = ["shardmerge.phase2_merge.assembly.workers", "shardmerge.common.command.group"]
+
+
+class ForkedWorker(ForkServerProcess):
+    """A process that the server forks."""
+
+    def start(self) -> None:
+        with _main_without_a_place():
+            super().start()
+
+
+class SpawnedWorker(SpawnProcess):
+    """A process that is spawned where there can be no server."""
+
+    def start(self) -> None:
+        with _main_without_a_place():
+            super().start()
+
+
+class _Forking(ForkServerContext):
+    Process = ForkedWorker
+
+
+class _Spawning(SpawnContext):
+    Process = SpawnedWorker
+
+
+@contextmanager
+def _main_without_a_place() -> Iterator[None]:
+    """Hide where the main module comes from while a process is started, which would import it again.
+
+    Source: multiprocessing/spawn.py, get_preparation_data.
+    """
+    main = sys.modules["__main__"].__dict__
+    kept: dict[str, object] = {name: main[name] for name in ("__spec__", "__file__") if name in main}
+    main.pop("__file__", None)
+    main["__spec__"] = None
+    try:
+        yield
+    finally:
+        main.update(kept)
 
 
 def default_workers() -> int:
@@ -34,7 +84,7 @@ def start() -> BaseContext:
         forkserver.set_forkserver_preload(PRELOADED)
         forkserver.ensure_running()
     except OSError:  # whatever else the machine refuses, spawned workers meet it too, and say so
-        return multiprocessing.get_context("spawn")
+        return _Spawning()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return multiprocessing.get_context("forkserver")
+    return _Forking()

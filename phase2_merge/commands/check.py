@@ -6,6 +6,9 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TextIO
 
+from shardmerge.common.architectures import Architecture
+
+from ..hf_files import sidecars
 from ..options import Asked, Uncalibrated
 from ..proof.checksums import verify_bytes
 from ..proof.prove import prove
@@ -13,7 +16,7 @@ from .report import CheckReport, Verification, check_report
 
 
 def check(
-    dumps: Sequence[str | Path],
+    dumps: str | Path | Sequence[str | Path],
     *,
     hf_reference: str | Path,
     verify: Verification = "full",
@@ -23,12 +26,13 @@ def check(
     new_corrections: Sequence[str] = (),
     grafts: Sequence[str] = (),
     drop_mtp: bool = False,
+    architecture: str | Architecture | None = None,
     talk: TextIO | None = None,
 ) -> CheckReport:
     """Prove that `dumps`, together, hold every tensor of the model once, undamaged.
 
     Args:
-        dumps: directories that hold ranks, as node-local disks that were copied together.
+        dumps: directories that hold ranks, or one of them, as node-local disks that were copied together.
         hf_reference: Hugging Face directory of the same model. config.json is enough; weights are read if there.
         verify: "full" reads every byte, "size" only sizes and headers.
         allow: "nan", "replicas": such problems become warnings.
@@ -39,6 +43,7 @@ def check(
         grafts: patterns of names, as `model.visual.*`, of tensors that are taken from the reference's weights; "mtp"
             is what the architecture's table calls multi-token prediction.
         drop_mtp: leave out multi-token prediction. config.json then says that there is none.
+        architecture: a table of one's own, or `package.module:TABLE`; the one that the dump was made with.
         talk: progress goes here.
 
     Returns:
@@ -47,8 +52,10 @@ def check(
     Raises:
         ShardmergeError: what is missing (exit 3), contradicts itself (4) or is not supported (5).
     """
-    asked = Asked(dumps, hf_reference, allow, uncalibrated, corrections, grafts, drop_mtp, new_corrections)
+    asked = Asked(
+        dumps, hf_reference, allow, uncalibrated, corrections, grafts, drop_mtp, new_corrections, architecture
+    )
     proof = prove(asked)
     if verify == "full":
         verify_bytes(proof.ledger, proof.fragments, talk)
-    return check_report(proof, verify)
+    return check_report(proof, verify, sidecars.gather(proof.reference.path))

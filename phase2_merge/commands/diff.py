@@ -1,44 +1,52 @@
-"""The story of `diff`: which tensors differ between two dumps or outputs, by the checksums that were recorded.
+"""The story of `diff`: which tensors differ between any two of dump, output and Hugging Face directory.
 
-A dump and an output have a checksum for every rectangle or tensor, so no byte of a tensor is read. Tensors that the two
-hold in other cuts cannot be compared by checksum, and are counted as such, never as equal.
+Where both sides recorded checksums of the same pieces, no byte of a tensor is read. Otherwise those of that tensor
+are: of what shardmerge did not write, and of dumps that hold a tensor in other pieces.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TextIO
 
-from shardmerge.common import reference as references
-from shardmerge.common.dtypes import DTYPES
-from shardmerge.common.errors import SHOWN, BadInputError
-from shardmerge.common.places import MANIFESTS
+from shardmerge.common.command.byte_count import show
+from shardmerge.common.command.progress import Progress
+from shardmerge.common.errors import SHOWN
 
-from ..ledger import table
 from ..ledger.names import grouped, layer_label, layer_of
-from ..ledger.rank_directories import discover
-from . import records
+from .tensor_cells import Tensor, read
 
-# dtype, global_shape, global_offset, local_shape
-Place: TypeAlias = tuple[str, tuple[int, ...], tuple[int, ...], tuple[int, ...]]
-Tensors: TypeAlias = Mapping[str, frozenset[tuple[Place, str]]]
+DIFFERENT = 1  # the exit code of --exit-code, as git's
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How the tensors of A and B differ, by name. `recut`: same dtype and shape, in other pieces."""
+    """How the tensors of A and B differ, by name.
+
+    Attributes:
+        a, b: What was compared.
+        equal: How many have the same bytes.
+        differing: Names of those that have not.
+        retyped: Of those with another dtype or shape.
+        partial: Of those of which one side holds a part only.
+        only_a, only_b: Of those that one side does not have.
+        read_bytes: How many bytes were read, because no checksums were recorded of the same pieces.
+        exit_code: 1 if they differ and the caller asked for that.
+    """
 
     a: str
     b: str
     equal: int
     differing: tuple[str, ...]
     retyped: tuple[str, ...]
-    recut: tuple[str, ...]
+    partial: tuple[str, ...]
     only_a: tuple[str, ...]
     only_b: tuple[str, ...]
+    read_bytes: int
+    exit_code: int = 0
 
     @property
     def by_layer(self) -> dict[str, int]:
@@ -50,86 +58,86 @@ class Difference:
     def facts(self) -> dict[str, Any]:
         return asdict(self) | {"by_layer": self.by_layer}
 
+    def scope(self) -> tuple[list[str], list[str]]:
+        """Return what was compared, and what not."""
+        return [self._how()], ["whether recorded checksums are those of the bytes that are there now"]
+
     def text(self) -> str:
         kinds = (
-            ("differ in bytes", self.differing),
-            ("differ in dtype or shape", self.retyped),
-            ("are cut otherwise and were not compared", self.recut),
-            (f"are only in {self.a}", self.only_a),
-            (f"are only in {self.b}", self.only_b),
+            ("Differ in bytes", self.differing),
+            ("Differ in dtype or shape", self.retyped),
+            ("In part on one side, not compared", self.partial),
+            (f"Only in {self.a}", self.only_a),
+            (f"Only in {self.b}", self.only_b),
         )
-        lines = [f"{self.equal:,} tensors have the same bytes."]
+        lines = [f"Same bytes: {self.equal:,}. Compared by {self._how()}."]
         for what, names in kinds:
             lines += _lines(what, names)
         layers = ", ".join(f"{layer}: {count:,}" for layer, count in self.by_layer.items())
         return "\n".join([*lines, *([f"Differing tensors by layer: {layers}."] if layers else [])])
 
+    def _how(self) -> str:
+        if not self.read_bytes:
+            return "recorded checksums"
+        return f"recorded checksums, and {show(self.read_bytes)} that were read where none fit"
 
-def diff(a: str | Path, b: str | Path) -> Difference:
-    """Compare two dumps, two outputs, or one with the other.
 
-    Raises BadInputError for what is neither or has no recorded checksums, and what reading it raises.
+def diff(a: str | Path, b: str | Path, *, exit_code: bool = False, talk: TextIO | None = None) -> Difference:
+    """Compare any two of dump, output and Hugging Face directory.
+
+    Args:
+        a: One of them.
+        b: The other.
+        exit_code: Let the outcome say 1 if anything differs.
+        talk: Progress goes here.
+
+    Returns:
+        How they differ.
+
+    Raises:
+        BadInputError: One is neither a dump nor a directory with weights.
+        ShardmergeError: What reading manifests, headers and records raises.
+        OSError: Reading fails.
     """
-    in_a, in_b = tensors_of(Path(a)), tensors_of(Path(b))
+    in_a, in_b = read(Path(a)), read(Path(b))
     common = sorted(in_a.keys() & in_b.keys())
-    kinds = {name: _kind(in_a[name], in_b[name]) for name in common}
+    progress = Progress("comparing", sum(in_a[name].num_bytes() for name in common), talk)
+    kinds: dict[str, str] = {}
+    read_bytes = 0
+    for name in common:
+        kinds[name], count = _kind(in_a[name], in_b[name])
+        read_bytes += count
+        progress.advance(in_a[name].num_bytes())
+    progress.close()
     chosen = {
-        kind: tuple(n for n in common if kinds[n] == kind) for kind in ("differing", "retyped", "recut")
+        kind: tuple(name for name in common if kinds[name] == kind)
+        for kind in ("differing", "retyped", "partial")
     }
+    only_a, only_b = tuple(sorted(in_a.keys() - in_b.keys())), tuple(sorted(in_b.keys() - in_a.keys()))
+    differ = any(chosen.values()) or only_a or only_b
     return Difference(
         a=str(a),
         b=str(b),
         equal=sum(kind == "equal" for kind in kinds.values()),
-        only_a=tuple(sorted(in_a.keys() - in_b.keys())),
-        only_b=tuple(sorted(in_b.keys() - in_a.keys())),
+        only_a=only_a,
+        only_b=only_b,
+        read_bytes=read_bytes,
+        exit_code=DIFFERENT if exit_code and differ else 0,
         **chosen,
     )
 
 
-def _kind(a: frozenset[tuple[Place, str]], b: frozenset[tuple[Place, str]]) -> str:
-    """Return how two records of a tensor differ: "equal", "differing", "retyped" or "recut"."""
-    if a == b:
-        return "equal"
-    if {place[:2] for place, _ in a} != {place[:2] for place, _ in b}:
-        return "retyped"
-    return "differing" if {place for place, _ in a} == {place for place, _ in b} else "recut"
-
-
-def tensors_of(path: Path) -> Tensors:
-    """Return what a dump or an output recorded of every tensor. Raises BadInputError for anything else."""
-    if path.is_dir() and any(path.glob(MANIFESTS)):
-        return _of_dump(path)
-    if not records.are_there(path):
-        raise BadInputError(
-            f"{path} has no recorded checksums",
-            "Give a dump, or a directory that shardmerge merge published.",
-        )
-    return _of_output(path)
-
-
-def _of_dump(path: Path) -> Tensors:
-    ledger = table.read(discover([path]))
-    rows = ledger.rows
-    tensors: dict[str, set[tuple[Place, str]]] = {}
-    for row in rows.written.nonzero()[0].tolist():
-        place = (DTYPES[rows.dtype[row]], rows.global_of(row), *rows.box(row))
-        tensors.setdefault(ledger.names[rows.name[row]], set()).add((place, rows.checksum(row)))
-    return {name: frozenset(cells) for name, cells in tensors.items()}
-
-
-def _of_output(path: Path) -> Tensors:
-    shards = {file.name: references.read_header(file, path) for file in references.weight_files(path)}
-    known = records.checksums(path, shards)
-    tensors: dict[str, frozenset[tuple[Place, str]]] = {}
-    for file, header in shards.items():
-        for entry in header.entries:
-            if entry.name not in known[file]:
-                raise BadInputError(
-                    f"{path / file} has no recorded checksum of {entry.name}", "Merge it again."
-                )
-            place = (entry.dtype, entry.shape, (0,) * len(entry.shape), entry.shape)
-            tensors[entry.name] = frozenset({(place, known[file][entry.name])})
-    return tensors
+def _kind(a: Tensor, b: Tensor) -> tuple[str, int]:
+    """Return how two tensors differ: "equal", "differing", "retyped" or "partial"; and how many bytes were read."""
+    if (a.dtype, a.shape) != (b.dtype, b.shape):
+        return "retyped", 0
+    recorded = all(cell.xxh3_128 is not None for cell in (*a.cells, *b.cells))
+    if recorded and a.cuts() == b.cuts():
+        return ("equal" if a.checksums() == b.checksums() else "differing"), 0
+    if not (a.is_whole() and b.is_whole()):
+        return "partial", 0
+    (digest_a, read_a), (digest_b, read_b) = a.digest(), b.digest()
+    return ("equal" if digest_a == digest_b else "differing"), read_a + read_b
 
 
 def _lines(what: str, names: Iterable[str]) -> list[str]:
@@ -140,4 +148,4 @@ def _lines(what: str, names: Iterable[str]) -> list[str]:
     more = len(lines) - SHOWN
     shown = [f"  {line}" for line in lines[:SHOWN]]
     rest = [f"  ... and {more} more lines (--report FILE holds all names)"] if more > 0 else []
-    return [f"{len(all_names):,} tensors {what}:", *shown, *rest]
+    return [f"{what}: {len(all_names):,}.", *shown, *rest]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from shardmerge.common import reference as references
 from shardmerge.common.architectures import architecture_of
 from shardmerge.common.dtypes import DTYPES
-from shardmerge.common.errors import BadInputError
+from shardmerge.common.errors import BadInputError, not_a_directory
 from shardmerge.common.manifest import Manifest
 from shardmerge.common.places import MANIFESTS
 
@@ -43,7 +43,7 @@ def inspect(path: str | Path) -> Inspection:
     """
     path = Path(path)
     if not path.is_dir():
-        raise BadInputError(f"{path} is not a directory", "Give a dump or a Hugging Face directory.")
+        raise not_a_directory(path, "Give a dump or a Hugging Face directory.")
     if references.weight_files(path):
         return _output(path)
     rest = unfinished(path)

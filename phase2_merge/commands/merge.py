@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +12,8 @@ from typing import TextIO
 import numpy as np
 
 from shardmerge.common import canonical_json, durable, owner, places
+from shardmerge.common.architectures import Architecture
+from shardmerge.common.command.talk import say
 from shardmerge.common.dtypes import DTYPES
 from shardmerge.common.errors import ShardsChangedError
 from shardmerge.common.places import LEDGER, PLAN, REPORT
@@ -19,12 +21,12 @@ from shardmerge.common.places import LEDGER, PLAN, REPORT
 from ..assembly.assemble import STAGING_BYTES
 from ..hf_files import config_json, index_json, sidecars
 from ..ledger import parquet
-from ..options import ADOPT, Asked, Uncalibrated
+from ..options import ADOPT, Asked, Uncalibrated, refuse_nested
 from ..output.lock import Lock
-from ..output.publish import building, commit
+from ..output.publish import building, commit, is_taken
 from ..proof.prove import Proof, prove
 from ..quantization import json_files
-from ..shards import final_proof, parts, resume, run
+from ..shards import final_proof, parts, resume, run, space
 from ..shards.adopt import together
 from ..shards.assembly_options import AssemblyOptions
 from ..shards.final_proof import Reread
@@ -36,10 +38,11 @@ from .rewritten_files import final_config
 
 
 def merge(
-    dumps: Sequence[str | Path],
+    dumps: str | Path | Sequence[str | Path],
     out: str | Path,
     *,
     hf_reference: str | Path,
+    tokenizer: str | Path | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     min_shard_bytes: int = 0,
     layout: str = ADOPT,
@@ -51,6 +54,7 @@ def merge(
     new_corrections: Sequence[str] = (),
     grafts: Sequence[str] = (),
     drop_mtp: bool = False,
+    architecture: str | Architecture | None = None,
     finalize: bool = False,
     dry_run: bool = False,
     break_lock: bool = False,
@@ -58,19 +62,20 @@ def merge(
     staging_bytes: int = STAGING_BYTES,
     talk: TextIO | None = None,
 ) -> MergeReport:
-    """Publish `dumps`, together, as the Hugging Face checkpoint `out`, which must not exist.
+    """Publish `dumps`, together, as the Hugging Face checkpoint `out`, which must not exist or be an empty folder.
 
     If it exists, from the same dump in the same shards, its metadata are written again and no shard is touched.
 
     Args:
-        dumps, hf_reference, verify, allow, uncalibrated, corrections, new_corrections, grafts, drop_mtp, talk: As for
+        dumps, hf_reference, verify, allow, uncalibrated, corrections, new_corrections, grafts, drop_mtp: As for
             `check`.
+        architecture, talk: As for `check`.
         out: Where the checkpoint appears, whole or not at all.
+        tokenizer: Directory where the files of the tokenizer come from, instead of the reference.
         max_shard_bytes: Bytes of data in a shard that is assembled. Adopted shards are as the dump made them.
         min_shard_bytes: Fragments with fewer bytes are joined.
         layout: "adopt", or "canonical" to assemble all tensors in the order of layers.
-        workers: Processes that assemble, by default one per core. They import the main module, so a script that
-            calls this needs `if __name__ == "__main__":`.
+        workers: Processes that assemble, by default one per core. They do not import the main module of the caller.
         finalize: Publish what `merge_part` wrote, all parts of it.
         dry_run: Prove (without reading bytes) and plan only.
         break_lock: Take the lock of the output from commands on other hosts, which are known to have ended.
@@ -86,25 +91,31 @@ def merge(
         OSError: Likewise.
     """
     stages, out = Stages(), Path(os.path.abspath(out))
-    if exists := os.path.lexists(out):
+    refuse_nested(dumps, out)
+    if exists := is_taken(out):
         refuse_other(out)
-    asked = Asked(dumps, hf_reference, allow, uncalibrated, corrections, grafts, drop_mtp, new_corrections)
+    asked = Asked(
+        dumps, hf_reference, allow, uncalibrated, corrections, grafts, drop_mtp, new_corrections, architecture
+    )
     proof = prove(asked)
     plan = plan_shards(proof, max_shard_bytes, min_shard_bytes, layout)
     options = AssemblyOptions(workers, executor, staging_bytes, verify == "full", talk)
-    checked = check_report(proof, "size" if dry_run or exists else verify)
-    report = merge_report(plan, checked, str(out), dry_run=dry_run)
+    beside = sidecars.gather(proof.reference.path, Path(tokenizer) if tokenizer else None)
+    checked = check_report(proof, "size" if dry_run or exists else verify, beside)
+    report = merge_report(plan, checked, str(out), tuple(beside), dry_run=dry_run)
     stages.end("proof")
+    if not exists and not finalize:
+        report = _with_room(report, plan, out, talk)
     if dry_run:
         return finished(report, stages)
     if exists:
-        changed = republish(out, plan, proof, talk, break_lock=break_lock).changed
+        changed = republish(out, plan, proof, beside, talk, break_lock=break_lock).changed
         return finished(replace(report, rewritten=changed), stages)
     me = owner.here("a merge" if not finalize else "a merge with --finalize")
     with building(out, me, talk, break_lock=break_lock) as held:
         written = (_gather if finalize else _write)(plan, held, options, stages)
         report = _with_shards(report, written)
-        _describe(proof, plan, report, held.folder)
+        _describe(proof, plan, report, beside, held.folder)
         resume.forget_temporary(held)
         report = replace(report, reread=written.reread + _prove(plan, held.folder, written, options))
         warnings = commit(held, out, {"schema_version": 1, "plan_digest": plan.digest})
@@ -146,6 +157,14 @@ def _prove(plan: Plan, folder: Path, written: Written, options: AssemblyOptions)
     return proven.reread
 
 
+def _with_room(report: MergeReport, plan: Plan, out: Path, talk: TextIO | None) -> MergeReport:
+    """Add the room that the merge needs, and tell what will be copied. Raises NoRoomError."""
+    room = space.required(plan, plan.shards, places.partial(out))
+    for line in () if report.dry_run else room.copies():
+        say(talk, line)
+    return replace(report, space=room, copied_bytes=sum(room.copied_bytes.values()))
+
+
 def _with_shards(report: MergeReport, written: Written) -> MergeReport:
     return replace(
         report,
@@ -156,19 +175,26 @@ def _with_shards(report: MergeReport, written: Written) -> MergeReport:
     )
 
 
-def _describe(proof: Proof, plan: Plan, report: MergeReport, folder: Path) -> None:
+def _describe(
+    proof: Proof, plan: Plan, report: MergeReport, beside: Mapping[str, bytes], folder: Path
+) -> None:
     """Write what stands beside the shards, the index last. The ledger is written while the rest waits for the disk."""
     records = places.records(folder)
     with ThreadPoolExecutor(1) as thread:
         written = thread.submit(parquet.write, proof.ledger, records / LEDGER)
         durable.write_file(records / PLAN, canonical_json.encode(plan.facts(), indent=2))
-        report = replace(report, sidecars=sidecars.copy(proof.reference.path, folder))
+        sidecars.write(beside, folder)
         durable.write_file(records / REPORT, canonical_json.encode(report.published(), indent=2))
         weights = ((tensor.name, tensor.shape) for tensor in proof.expected)
         both = json_files.both(proof.quantization, weights)
         hf_quant_config, declared = json_files.corrected_both(*both, proof.changes)
         config = final_config(
-            proof.reference.config, _plain_dtype(proof), declared, proof.changes, mtp=proof.mtp
+            proof.reference.config,
+            _plain_dtype(proof),
+            declared,
+            proof.changes,
+            mtp=proof.mtp,
+            table=proof.blueprint.architecture,
         )
         config_json.write(folder, config, hf_quant_config)
         if len(plan.shards) > 1:

@@ -10,16 +10,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from shardmerge.common import owner
+from shardmerge.common import owner, places
+from shardmerge.common.architectures import Architecture
 from shardmerge.common.command.byte_count import show
 from shardmerge.common.errors import OutputExistsError
+from shardmerge.common.errors.wording import counted
 
 from ..assembly.assemble import STAGING_BYTES
-from ..options import ADOPT, Asked, Uncalibrated
+from ..options import ADOPT, Asked, Uncalibrated, refuse_nested
 from ..output.lock import Lock
-from ..output.publish import building
+from ..output.publish import building, is_taken
 from ..proof.prove import prove
-from ..shards import parts, run
+from ..shards import parts, run, space
 from ..shards.adopt import Adoption
 from ..shards.assembly_options import AssemblyOptions
 from ..shards.parts import MergePart, PartRecord
@@ -45,7 +47,9 @@ class PartReport:
 
     def text(self) -> str:
         already = f" ({self.kept_shards:,} were there already)" if self.kept_shards else ""
-        size = f"{self.num_shards:,} shards{already}, {show(self.num_bytes)}, in {self.seconds:.1f} s"
+        size = (
+            f"{counted(self.num_shards, 'shard')}{already}, {show(self.num_bytes)}, in {self.seconds:.1f} s"
+        )
         return (
             f"Part {self.part} of {self.out} is complete: {size}. "
             "When all parts are, the same command with --finalize instead of --part publishes it."
@@ -53,7 +57,7 @@ class PartReport:
 
 
 def merge_part(
-    dumps: Sequence[str | Path],
+    dumps: str | Path | Sequence[str | Path],
     out: str | Path,
     part: str,
     *,
@@ -69,6 +73,7 @@ def merge_part(
     new_corrections: Sequence[str] = (),
     grafts: Sequence[str] = (),
     drop_mtp: bool = False,
+    architecture: str | Architecture | None = None,
     break_lock: bool = False,
     executor: Executor | None = None,
     staging_bytes: int = STAGING_BYTES,
@@ -94,13 +99,17 @@ def merge_part(
         OSError: Likewise.
     """
     started, out, this = time.monotonic(), Path(os.path.abspath(out)), parts.parse(part)
-    asked = Asked(dumps, hf_reference, allow, uncalibrated, corrections, grafts, drop_mtp, new_corrections)
+    refuse_nested(dumps, out)
+    asked = Asked(
+        dumps, hf_reference, allow, uncalibrated, corrections, grafts, drop_mtp, new_corrections, architecture
+    )
     proof = prove(asked)
     plan = plan_shards(proof, max_shard_bytes, min_shard_bytes, layout)
     options = AssemblyOptions(workers, executor, staging_bytes, verify == "full", talk)
     shards = parts.share(plan, this)
     kept_shards, adoption = len(shards), Adoption({}, 0)
     if not _is_published(out, plan):
+        space.required(plan, shards, places.partial(out))
         me = owner.here(f"part {this} of a merge", subject=plan.digest)
         with building(out, me, talk, break_lock=break_lock) as held:
             kept_shards, adoption = _write(plan, this, shards, held, options)
@@ -117,7 +126,7 @@ def merge_part(
 
 def _is_published(out: Path, plan: Plan) -> bool:
     """Whether `out` is what all parts together become. Raises OutputExistsError if it is anything else."""
-    if not os.path.lexists(out):
+    if not is_taken(out):
         return False
     if published_plan(out) != plan.facts():
         raise OutputExistsError(str(out), "it was merged from another dump or into other shards")

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from shardmerge.common import canonical_json, owner, plausible_sizes, regular_files
+from shardmerge.common import canonical_json, owner, places, plausible_sizes, regular_files
 from shardmerge.common import reference as references
-from shardmerge.common.errors import CorruptFileError, OutputExistsError
+from shardmerge.common.architectures import Architecture, own
+from shardmerge.common.errors import CorruptFileError, OutputExistsError, not_a_directory
+from shardmerge.common.errors.wording import be, counted
 from shardmerge.common.places import HF_QUANT_CONFIG
 
 from ..corrections import record
@@ -22,6 +24,7 @@ from ..corrections.changes import Change
 from ..corrections.record import Recorded
 from ..corrections.written import Correction, parse
 from ..hf_files import sidecars
+from ..hf_files import tokenizer as tokenizers
 from ..ledger import published
 from ..ledger.published import PublishedPlan, PublishedRecords
 from ..options import ALLOW_CONFIG, refuse_unknown
@@ -54,7 +57,8 @@ class MetadataReport:
 
     def text(self) -> str:
         what = f"Rewrote {', '.join(self.changed)}" if self.changed else "Nothing to change"
-        size = f"{self.num_shards:,} shards with {self.num_tensors:,} tensors were not touched"
+        shards = f"{counted(self.num_shards, 'shard')} with {counted(self.num_tensors, 'tensor')}"
+        size = f"{shards} {be(self.num_shards)} not touched"
         line = f"{what} in {self.out}; {size}, in {self.seconds:.1f} s."
         return "\n".join([line, *record.lines(self.corrections), *warning_lines(self.warnings)])
 
@@ -63,9 +67,11 @@ def metadata(
     out: str | Path,
     *,
     hf_reference: str | Path | None = None,
+    tokenizer: str | Path | None = None,
     corrections: Sequence[str] = (),
     new_corrections: Sequence[str] = (),
     allow: Collection[str] = (),
+    architecture: str | Architecture | None = None,
     break_lock: bool = False,
     talk: TextIO | None = None,
 ) -> MetadataReport:
@@ -77,10 +83,12 @@ def metadata(
         out: A directory that a merge published.
         hf_reference: Where config.json and sidecars come from; without it those of `out` stay, with earlier
             corrections.
+        tokenizer: Directory where the files of the tokenizer come from instead.
         corrections: `facts.KEY=VALUE`, `config.KEY=VALUE`, `quantization.KEY=VALUE`, where VALUE is JSON of the type
             that is there; recorded in the report.
         new_corrections: `config.KEY=VALUE`: adds a key, or replaces what is there whatever it is. Recorded too.
         allow: "config": config.json may say other than the model computes. What the merge was allowed stays allowed.
+        architecture: A table of one's own, or `package.module:TABLE`; the one that was merged with.
         break_lock: Take the lock of `out` from commands on other hosts, which are known to have ended.
         talk: Where to say what others left.
 
@@ -95,20 +103,37 @@ def metadata(
     """
     refuse_unknown("allow", allow, [ALLOW_CONFIG])
     given = parse(corrections, new_corrections)
-    out, reference = Path(os.path.abspath(out)), Path(hf_reference) if hf_reference else None
+    own_table = None if architecture is None else own.named(architecture)
+    out, reference = (
+        Path(os.path.abspath(out)),
+        references.located(Path(hf_reference)) if hf_reference else None,
+    )
     me = owner.here("a rewriting of metadata")
     with journal.rewriting(out, me, talk, lambda: _require_output(out), break_lock=break_lock) as held:
         records = published.read(out)
         published.require_shards(out, records)
         earlier = record.replayed(records.report.corrections)
         stay = tuple(change for change in earlier if reference is None or change.part != "config")
-        return _rewrite(held, records, reference, stay, given, allow)
+        beside = _beside(out, records, reference, Path(tokenizer) if tokenizer else None)
+        return _rewrite(held, records, _read(out, reference, beside), stay, given, allow, own_table)
+
+
+def _beside(
+    out: Path, records: PublishedRecords, reference: Path | None, tokenizer: Path | None
+) -> Mapping[str, bytes] | None:
+    """Return the sidecars that the output is to have, None if those that it has stay."""
+    if reference is None and tokenizer is None:
+        return None
+    stay = () if reference else records.report.sidecars
+    kept = {name: sidecars.content(out, name) for name in stay if not places.is_of_tokenizer(name)}
+    return kept | sidecars.gather(reference, tokenizer)
 
 
 def republish(
     out: Path,
     plan: Plan,
     proof: Proof,
+    beside: Mapping[str, bytes],
     talk: TextIO | None,
     *,
     break_lock: bool = False,
@@ -120,6 +145,7 @@ def republish(
         plan: Its shards.
         proof: Names the reference, the changes (earlier ones do not count), and the choice about multi-token
             prediction.
+        beside: The sidecars, by name.
         talk: Where to say what others left.
         break_lock: Take the lock of `out` from commands on other hosts.
 
@@ -139,7 +165,9 @@ def republish(
         final_proof.require(plan, out)
         records = replace(records, report=records.report.choosing(proof.mtp))
         allow = [ALLOW_CONFIG]  # the proof allowed it
-        return _rewrite(held, records, proof.reference.path, proof.changes, (), allow)
+        table = proof.blueprint.architecture
+        present = _read(out, proof.reference.path, beside)
+        return _rewrite(held, records, present, proof.changes, (), allow, table)
 
 
 def published_plan(out: Path) -> dict[str, Any]:
@@ -156,6 +184,8 @@ def refuse_other(out: Path) -> None:
 
 def _require_output(out: Path) -> None:
     """Raise BadInputError unless shardmerge published `out`."""
+    if not out.is_dir():
+        raise not_a_directory(out, "Give a directory that shardmerge merge published.")
     if not published.is_output(out):
         published.read(out)  # says what is missing
 
@@ -163,14 +193,15 @@ def _require_output(out: Path) -> None:
 def _rewrite(
     held: Lock,
     records: PublishedRecords,
-    reference: Path | None,
+    present: JsonFiles,
     changes: tuple[Change, ...],
     given: tuple[Correction, ...],
     allow: Collection[str],
+    table: Architecture | None,
 ) -> MetadataReport:
-    """Read, decide, replace."""
+    """Decide, replace."""
     started, out = time.monotonic(), held.folder
-    decided = decide(records, _read(out, reference), changes, given, allow)
+    decided = decide(records, present, changes, given, allow, table)
     changed = journal.replace(held, decided.files, decided.gone)
     return MetadataReport(
         out=str(out),
@@ -178,13 +209,19 @@ def _rewrite(
         num_shards=len(records.plan.shards),
         changed=changed,
         corrections=decided.corrections,
-        warnings=decided.warnings,
+        warnings=(*decided.warnings, *_of_tokenizer(present, records)),
         seconds=round(time.monotonic() - started, 3),
     )
 
 
-def _read(out: Path, reference: Path | None) -> JsonFiles:
-    """Read the JSON files of the output and of the reference.
+def _of_tokenizer(present: JsonFiles, records: PublishedRecords) -> Iterator[str]:
+    """Yield what is strange about a tokenizer that comes from elsewhere."""
+    if present.sidecars is not None:
+        yield from tokenizers.warnings(present.sidecars, (records.facts.dimensions or {}).get("vocab"))
+
+
+def _read(out: Path, reference: Path | None, beside: Mapping[str, bytes] | None) -> JsonFiles:
+    """Read the JSON files of the output and of the reference, and add what is to stand beside them.
 
     Raises MissingConfigError, and CorruptFileError for what cannot be read or is not a declaration.
     """
@@ -192,9 +229,6 @@ def _read(out: Path, reference: Path | None) -> JsonFiles:
     config = references.read_config(out)
     declaration.read(out, config)  # says what is wrong with both
     hf_quant_config = _hf_quant_config(out)
-    if reference is None:
-        return JsonFiles(config, hf_quant_config)
-    beside = {name: sidecars.content(reference, name) for name in sidecars.names(reference)}
     return JsonFiles(config, hf_quant_config, reference_config, beside)
 
 

@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from shardmerge.common.command.byte_count import show
 from shardmerge.common.errors import SHOWN, printable
+from shardmerge.common.errors.wording import be, counted
 
 from ..corrections import record
 from ..corrections.record import Recorded
+from ..hf_files import tokenizer
 from ..ledger.names import summary
 from ..proof.config.settings import Compared
 from ..proof.prove import Proof
 from ..shards.final_proof import NOTHING_REREAD, Reread
 from ..shards.plan import MANY_SHARDS, Plan
+from ..shards.space import Space
 
 Verification = Literal["full", "size"]
 MTP_LINES = {
@@ -28,6 +31,7 @@ MTP_LINES = {
     "grafted": "Multi-token prediction: from the reference (--graft mtp).",
     "dropped": "Multi-token prediction: none, and config.json says so (--drop-mtp).",
 }
+EXPERT_LINE = "Routed experts of {}: {}."
 HOW_VERIFIED = {
     "full": "Every byte was read and has its checksum.",
     "size": "Bytes were NOT read: only sizes and headers were verified (--verify size).",
@@ -71,6 +75,7 @@ class CheckReport:
     grafted: tuple[str, ...]
     grafted_bytes: int
     mtp: str
+    experts: dict[str, str]
     drops: dict[str, int]
     unchecked: tuple[str, ...]
     config: Compared
@@ -78,15 +83,27 @@ class CheckReport:
     def facts(self) -> dict[str, Any]:
         return asdict(self)
 
+    def scope(self) -> tuple[list[str], tuple[str, ...]]:
+        """Return what was checked, and what not."""
+        checked = [
+            "every expected tensor is there, whole, once, in its dtype and shape",
+            "sizes and headers of all fragments",
+            "config.json against the dimensions of the model that was dumped",
+        ]
+        checked += ["the checksum of every rectangle"] if self.verification == "full" else []
+        checked += [f"of config.json {', '.join(self.config.settings)}"] if self.config.settings else []
+        return checked, self.unchecked
+
     def text(self) -> str:
         return "\n".join([*self.lines(), *self.remarks()])
 
     def lines(self) -> list[str]:
         """Return two lines about the dump."""
-        size = f"{self.num_tensors:,} tensors, {self.num_parameters:,} parameters, {show(self.total_bytes)}"
+        tensors = f"{counted(self.num_tensors, 'tensor')}, {counted(self.num_parameters, 'parameter')}"
+        size = f"{tensors}, {show(self.total_bytes)}"
         return [
-            f"Whole: {self.architecture}, run {self.run_id}, step {self.step}, {self.world_size:,} ranks.",
-            f"{size} in {self.num_rectangles:,} rectangles. {HOW_VERIFIED[self.verification]}",
+            f"Whole: {self.architecture}, run {self.run_id}, step {self.step}, {counted(self.world_size, 'rank')}.",
+            f"{size} in {counted(self.num_rectangles, 'rectangle')}. {HOW_VERIFIED[self.verification]}",
         ]
 
     def remarks(self) -> list[str]:
@@ -94,11 +111,12 @@ class CheckReport:
         grafts = f"Taken from the reference, {show(self.grafted_bytes)}: {summary(self.grafted)}."
         return [
             *(
-                f"Left out by the dump: {reason} ({count:,} times)."
+                f"Left out by the dump: {reason} ({counted(count, 'time')})."
                 for reason, count in sorted(self.drops.items())
             ),
             *([grafts] if self.grafted else []),
             *([MTP_LINES[self.mtp]] if self.mtp in MTP_LINES else []),
+            *(EXPERT_LINE.format(part, spelling) for part, spelling in self.experts.items()),
             *record.lines(self.corrections),
             f"Not checked: {'; '.join(self.unchecked)}.",
             *warning_lines(self.warnings),
@@ -128,15 +146,20 @@ class MergeReport:
     kept_shards: int = 0
     reread: Reread = NOTHING_REREAD
     late_warnings: tuple[str, ...] = ()
+    space: Space | None = None
 
     def facts(self) -> dict[str, Any]:
         return asdict(self)
+
+    def scope(self) -> tuple[list[str], tuple[str, ...]]:
+        """Return what was checked, and what not."""
+        return self.check.scope()
 
     def published(self) -> dict[str, Any]:
         """Return what report.json holds: the same for the same input, wherever and whenever it was merged."""
         local = {
             "out", "adopted_by", "copied_bytes", "cloned_bytes", "dry_run", "seconds", "stages", "rewritten",
-            "kept_shards", "reread", "late_warnings",
+            "kept_shards", "reread", "late_warnings", "space",
         }  # fmt: skip
         return {key: value for key, value in asdict(self).items() if key not in local}
 
@@ -144,12 +167,14 @@ class MergeReport:
         if self.rewritten is not None:
             return "\n".join([*self.check.lines(), self._rewritten(), *self.check.remarks()])
         by_method = ", ".join(f"{count} by {method}" for method, count in self.adopted_by.items())
-        shards = f"{self.num_shards:,} shards, {self.adopted_shards:,} adopted{f' ({by_method})' if by_method else ''}"
+        adopted = f"{self.adopted_shards:,} adopted{f' ({by_method})' if by_method else ''}"
+        shards = f"{counted(self.num_shards, 'shard')}, {adopted}"
         verb = "Would publish" if self.dry_run else "Published"
         lines = [
             *self.check.lines(),
             f"{verb} {self.out}: {shards}, in {self.seconds:.1f} s.",
             self._written(),
+            f"Beside the shards: config.json, {', '.join(self.sidecars) or 'and nothing of the reference'}.",
         ]
         if self.num_shards > MANY_SHARDS and self.adopted_shards:
             lines.append(
@@ -157,13 +182,17 @@ class MergeReport:
                 "--min-shard-size joins small ones."
             )
         if self.kept_shards:
-            lines.append(f"{self.kept_shards:,} shards were finished by an earlier attempt, and kept.")
+            lines.append(
+                f"{counted(self.kept_shards, 'shard')} {be(self.kept_shards)} finished by an earlier attempt, and kept."
+            )
         if self.reread.shards:
             lines.append(
-                f"{len(self.reread.shards):,} shards that others wrote, or that changed, were read again, "
+                f"{counted(len(self.reread.shards), 'shard')} that others wrote, or that changed, "
+                f"{be(len(self.reread.shards))} read again, "
                 f"{show(self.reread.num_bytes)} in {self.reread.seconds:.1f} s: {_first(self.reread.shards)}."
             )
         if self.dry_run:
+            lines += self.space.lines() if self.space else []
             lines += [f"  {name}  {show(size)}" for name, size in self.largest_shards]
         return "\n".join([*lines, *self.check.remarks(), *warning_lines(self.late_warnings)])
 
@@ -188,8 +217,17 @@ class MergeReport:
         )
 
 
-def check_report(proof: Proof, verification: Verification) -> CheckReport:
-    """Return the report of a proof."""
+def check_report(proof: Proof, verification: Verification, beside: Mapping[str, bytes]) -> CheckReport:
+    """Return the report of a proof.
+
+    Args:
+        proof: Of a dump that is whole.
+        verification: How its bytes were, or will be, verified.
+        beside: The sidecars, by name.
+
+    Returns:
+        The report.
+    """
     first = proof.ledger.heads[0].manifest
     in_checkpoint = proof.verdict.kept
     rows, copied = proof.ledger.rows, proof.verdict.filled_from.values()
@@ -207,10 +245,11 @@ def check_report(proof: Proof, verification: Verification) -> CheckReport:
         num_fragments=len(proof.fragments),
         total_bytes=int(sizes[in_checkpoint].sum()) + sum(int(sizes[filled].sum()) for filled in copied),
         verification=verification,
-        warnings=proof.warnings,
+        warnings=(*proof.warnings, *_of_reference(proof, beside)),
         corrections=proof.corrections,
         grafted=tuple(sorted(name for file in proof.ledger.grafted for name in file.names)),
         mtp=proof.mtp,
+        experts=dict(proof.ledger.facts().experts or {}),
         unchecked=tuple(_unchecked(proof, verification)),
         config=proof.compared,
         drops=dict(sum((Counter(head.manifest.drops) for head in proof.ledger.heads), Counter())),
@@ -218,6 +257,18 @@ def check_report(proof: Proof, verification: Verification) -> CheckReport:
             tensor.end - tensor.begin for file in proof.ledger.grafted for tensor in file.placed
         ),
     )
+
+
+def _of_reference(proof: Proof, beside: Mapping[str, bytes]) -> Iterator[str]:
+    """Yield what is strange about the reference, and no fault of the dump."""
+    yield from tokenizer.warnings(beside, proof.blueprint.dimensions.get("vocab"))
+    declared = proof.reference.config.get("quantization_config")
+    if declared is not None and proof.quantization is None:
+        method = declared.get("quant_method", "unknown") if isinstance(declared, dict) else "unknown"
+        yield (
+            f"config.json of the reference declares a quantization ({method}), which the dump does not have: it is "
+            "left out"
+        )
 
 
 def _first(names: Sequence[str]) -> str:
@@ -239,7 +290,9 @@ def _unchecked(proof: Proof, verification: Verification) -> Iterator[str]:
         yield f"of config.json {', '.join(named)}{f' and {more:,} more' if more > 0 else ''}"
 
 
-def merge_report(plan: Plan, check: CheckReport, out: str, *, dry_run: bool) -> MergeReport:
+def merge_report(
+    plan: Plan, check: CheckReport, out: str, sidecars: tuple[str, ...], *, dry_run: bool
+) -> MergeReport:
     """Return the report of a merge as far as its plan says it.
 
     How fragments were adopted is added once they are, how long the merge took by `finished`.
@@ -248,6 +301,7 @@ def merge_report(plan: Plan, check: CheckReport, out: str, *, dry_run: bool) -> 
         plan: All shards.
         check: What the proof says.
         out: Where the checkpoint appears.
+        sidecars: The names of what is copied beside the shards.
         dry_run: Whether nothing is published.
 
     Returns:
@@ -267,6 +321,7 @@ def merge_report(plan: Plan, check: CheckReport, out: str, *, dry_run: bool) -> 
         dry_run=dry_run,
         seconds=0.0,
         stages={},
+        sidecars=sidecars,
     )
 
 

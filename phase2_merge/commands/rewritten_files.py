@@ -11,11 +11,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from shardmerge.common import canonical_json, places
-from shardmerge.common.architectures import Blueprint, blueprint, table_of
+from shardmerge.common.architectures import Architecture, Blueprint, blueprint, table_of
 from shardmerge.common.errors import (
     SAID_TWICE,
     Findings,
     ShardmergeError,
+    TableMismatchError,
     UnexpectedTensorError,
     raise_problems,
 )
@@ -30,7 +31,7 @@ from ..corrections.written import Correction
 from ..hf_files import config_json, index_json
 from ..ledger.published import PublishedRecords
 from ..proof.config import mtp as steps
-from ..proof.config import settings, shapes
+from ..proof.config import settings, shapes, vision
 from ..quantization import json_files
 
 Json = dict[str, Any]
@@ -72,6 +73,7 @@ def decide(
     earlier: Sequence[Change],
     given: Sequence[Correction],
     allow: Collection[str] = (),
+    own_table: Architecture | None = None,
 ) -> RewrittenFiles:
     """Decide what every file but the shards becomes.
 
@@ -81,6 +83,7 @@ def decide(
         earlier: Changes that were decided before.
         given: What config.json, facts or quantization say wrongly all the same.
         allow: Kinds of problems that become warnings. What the merge allowed, word for word, stays allowed.
+        own_table: A table of the caller's own.
 
     Returns:
         All files that a merge writes beside the shards, most of them as they are.
@@ -88,25 +91,28 @@ def decide(
     Raises:
         BadInputError: A correction does not fit what is there, or promises multi-token prediction that was dropped; or
             the architecture is not known.
+        TableMismatchError: It was dumped with another table.
         MismatchError, MissingTensorError, UnexpectedTensorError: config.json does not fit the tensors; several such
             as ProblemsFoundError.
     """
     declared = present.config.get("quantization_config")
     mtp = records.report.mtp
-    base = present.config if present.reference_config is None else as_merged(present.reference_config, mtp)
+    base = present.config
+    if present.reference_config is not None:
+        base = as_merged(present.reference_config, mtp, own_table)
     statements = json_files.statements(present.hf_quant_config, declared)
-    changes = _changes(records.facts, base, statements, earlier, given)
+    changes = _changes(records.facts, base, statements, earlier, given, own_table)
     facts = corrected_facts(records.facts, changes)
     told = corrected("config", base, changes)
-    config = as_merged(told, mtp)
+    config = as_merged(told, mtp, own_table)
     refuse_undone(told, config, changes)
     hf_quant_config, declares = json_files.corrected_both(present.hf_quant_config, declared, changes)
-    table = blueprint(config, records.weight_map)
+    table = blueprint(config, records.weight_map, table=own_table)
     raise_problems(problems(records, facts, table))
     compared, warnings = _compared(records, facts, table, allow)
     if present.reference_config is not None or any(change.part == "quantization" for change in changes):
         dtype = (records.facts.dtype or "") if declared else records.dominant_dtype
-        config = final_config(config, dtype, declares, changes, mtp=mtp)
+        config = final_config(config, dtype, declares, changes, mtp=mtp, table=table.architecture)
     if present.reference_config is None:
         base = record.undone("config", base, records.report.corrections)
     recorded = _recorded(records, base, statements, changes)
@@ -120,12 +126,13 @@ def decide(
     return RewrittenFiles(files, gone, recorded, warnings)
 
 
-def as_merged(config: Json, mtp: str) -> Json:
+def as_merged(config: Json, mtp: str, table: Architecture | None = None) -> Json:
     """Return a config.json without what the merge left out.
 
     Args:
         config: What it says.
         mtp: Where multi-token prediction comes from, as `Case.mtp`.
+        table: A table of the caller's own.
 
     Returns:
         The same, or if that was dropped a copy that promises none.
@@ -133,7 +140,7 @@ def as_merged(config: Json, mtp: str) -> Json:
     Raises:
         BadInputError: Its architecture is not known.
     """
-    known = table_of(config).mtp if mtp == "dropped" else None
+    known = table_of(config, table).mtp if mtp == "dropped" else None
     return known.without(config) if known else config
 
 
@@ -144,6 +151,7 @@ def final_config(
     changes: Sequence[Change],
     *,
     mtp: str,
+    table: Architecture | None = None,
 ) -> Json:
     """Return what config.json holds. Corrections have the last word, also over what a merge writes into it.
 
@@ -153,6 +161,7 @@ def final_config(
         quantization_config: What the checkpoint declares of itself, None for nothing.
         changes: Corrections. Those of other parts are ignored.
         mtp: Where multi-token prediction comes from. If it was dropped, no correction promises it again.
+        table: The table that was merged with.
 
     Returns:
         A new dict.
@@ -160,8 +169,9 @@ def final_config(
     Raises:
         BadInputError: A change leads through something that is not an object.
     """
-    edited = config_json.edited(config, dtype, quantization_config)
-    return as_merged(corrected("config", edited, changes), mtp)
+    composite = table_of(config, table).composite
+    edited = config_json.edited(config, dtype, quantization_config, composite.config if composite else "")
+    return as_merged(corrected("config", edited, changes), mtp, table)
 
 
 def problems(records: PublishedRecords, facts: Facts, table: Blueprint) -> Iterator[ShardmergeError]:
@@ -175,7 +185,9 @@ def problems(records: PublishedRecords, facts: Facts, table: Blueprint) -> Itera
     Returns:
         Errors that are not raised: another architecture or dimension than was dumped, tensors that differ.
     """
-    yield from shapes.against_facts(table, records.architecture, facts)
+    yield from (other := shapes.against_dump(table, records.architecture, facts))
+    if any(isinstance(one, TableMismatchError) for one in other):
+        return
     if table.architecture.name != records.architecture:
         return
     if not records.plain:
@@ -204,6 +216,7 @@ def _compared(
     found = (
         *settings.said_twice(table.config, table.synonyms),
         *settings.differences(table, facts, mtp=records.report.mtp),
+        *vision.missing(table, records.names),
     )
     known = settings.allowed_before(found, records.report.warnings)
     judged = Findings(known.problems).allowing(allow)
@@ -235,12 +248,17 @@ def _index(records: PublishedRecords) -> dict[str, bytes]:
 
 
 def _changes(
-    facts: Facts, config: Json, statements: Json, earlier: Sequence[Change], given: Sequence[Correction]
+    facts: Facts,
+    config: Json,
+    statements: Json,
+    earlier: Sequence[Change],
+    given: Sequence[Correction],
+    own_table: Architecture | None,
 ) -> tuple[Change, ...]:
     """Return earlier changes, and those that corrections make of what these left."""
     said = corrected("quantization", statements, earlier)
     later = (
-        *settled_config(corrected("config", config, earlier), given),
+        *settled_config(corrected("config", config, earlier), given, own_table),
         *settled_facts(corrected_facts(facts, earlier), given),
         *settled("quantization", said, given),
     )

@@ -8,28 +8,35 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TextIO
 
 from shardmerge.common import reference as references
 from shardmerge.common import regular_files
-from shardmerge.common.architectures import Blueprint, blueprint
+from shardmerge.common.architectures import Architecture, Blueprint, blueprint, own
 from shardmerge.common.architectures.settings import rope
 from shardmerge.common.architectures.settings.says import COMMON_SYNONYMS
-from shardmerge.common.command.byte_count import show
 from shardmerge.common.command.progress import Progress
 from shardmerge.common.dtypes import byte_size
 from shardmerge.common.errors import (
+    AbsentTensorError,
     BadInputError,
     CorruptFileError,
     CorruptIndexError,
     Findings,
+    MismatchError,
+    MissingTensorError,
+    NonFiniteError,
+    OtherShapeError,
     ShardmergeError,
+    StrangeNumbersError,
     UnsupportedArchitectureError,
+    not_a_directory,
     raise_problems,
 )
+from shardmerge.common.errors.files import AGAIN
 from shardmerge.common.places import INDEX, SHARDS, SINGLE
 from shardmerge.common.rectangle import Shape
 from shardmerge.common.reference import PLAIN_FLOATS
@@ -41,47 +48,17 @@ from ..disk.hashing import Advance, checksums, in_threads, stretches, wrong_byte
 from ..hf_files.config_json import TORCH_NAMES
 from ..ledger import published
 from ..ledger.names import grouped
+from ..ledger.published_report import PublishedReport
 from ..output import journal
 from ..proof import numbers
-from ..proof.config import settings, shapes
+from ..proof.config import settings, shapes, vision
 from ..quantization import declaration, scales
 from ..quantization.declaration import Declaration
 from . import records
-from .report import Verification, warning_lines
+from .report import Verification
+from .verify_report import VerifyReport
 
 Shards = dict[str, Header]
-
-
-@dataclass(frozen=True, slots=True)
-class VerifyReport:
-    """What `verify` says of a directory in which nothing contradicts itself."""
-
-    path: str
-    num_shards: int
-    num_tensors: int
-    total_bytes: int
-    verification: Verification
-    checksums_compared: int
-    without_checksum: int  # tensors whose bytes could not be compared
-    warnings: tuple[str, ...]
-
-    def facts(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def text(self) -> str:
-        size = f"{self.num_shards:,} shards, {self.num_tensors:,} tensors, {show(self.total_bytes)}"
-        lines = [f"Sound: {self.path}, {size}.", self._compared()]
-        return "\n".join([*lines, *warning_lines(self.warnings)])
-
-    def _compared(self) -> str:
-        """Return a line that says of how many tensors the bytes were compared."""
-        if self.verification == "size":
-            return "Bytes were NOT compared: only index, headers and sizes (--verify size)."
-        if not self.checksums_compared:
-            return "Bytes were NOT compared: only index, headers and sizes. No checksum of a merge is recorded here."
-        compared = f"{self.checksums_compared:,} of {self.num_tensors:,} tensors have the checksum that was recorded."
-        rest = f" Bytes of {self.without_checksum:,} were NOT compared: no checksum of them is recorded."
-        return compared + (rest if self.without_checksum else "")
 
 
 @dataclass(frozen=True, eq=False)  # no slots: what follows is worked out once, when a check first asks for it
@@ -92,6 +69,11 @@ class Directory:
     config: dict[str, Any]
     files: tuple[Path, ...]
     shards: Shards
+    own_table: Architecture | None = None
+
+    def table(self) -> Blueprint:
+        """Return config.json with its table. Raises what `blueprint` raises."""
+        return blueprint(self.config, self.entries, table=self.own_table)
 
     @cached_property
     def entries(self) -> dict[str, Entry]:
@@ -108,9 +90,20 @@ class Directory:
         hf, in_config = self.declared
         return scales.judge(hf or in_config or declaration.UNDECLARED, self.entries)
 
+    @cached_property
+    def report(self) -> PublishedReport | None:
+        """What the merge that wrote this directory reported; None if none did."""
+        is_ours = records.are_there(self.path) and published.is_output(self.path)
+        return published.read_report(self.path) if is_ours else None
+
 
 def verify(
-    out: str | Path, *, verify: Verification = "full", scan: bool = False, talk: TextIO | None = None
+    out: str | Path,
+    *,
+    verify: Verification = "full",
+    scan: bool = False,
+    architecture: str | Architecture | None = None,
+    talk: TextIO | None = None,
 ) -> VerifyReport:
     """Check the directory `out`: index, headers, JSON files, and the bytes of what has a recorded checksum.
 
@@ -118,6 +111,7 @@ def verify(
         out: any directory with safetensors.
         verify: "full" compares bytes with recorded checksums, "size" does not.
         scan: read all numbers too. NaN and infinities are problems, tensors of zeros warnings.
+        architecture: a table of one's own, or `package.module:TABLE`.
         talk: progress goes here.
 
     Returns:
@@ -128,32 +122,81 @@ def verify(
         BadInputError: it holds no weights.
         ShardmergeError: what is wrong, as one error or as ProblemsFoundError.
     """
-    out = Path(out)
+    out, table = Path(out), None if architecture is None else own.named(architecture)
     try:
-        return _verify(out, verify, talk, scan=scan)
+        return _verify(out, verify, talk, table, scan=scan)
     except ShardmergeError as error:
         for warning in journal.interrupted(out):
             error.add_note(f"Warning: {warning}")
         raise
 
 
-def _verify(out: Path, verify: Verification, talk: TextIO | None, *, scan: bool) -> VerifyReport:
+def _verify(
+    out: Path, verify: Verification, talk: TextIO | None, table: Architecture | None, *, scan: bool
+) -> VerifyReport:
     """Do what `verify` says, after which an error is told what else is known."""
+    if not out.is_dir():
+        raise not_a_directory(out, "Give a Hugging Face directory.")
     config = references.read_config(out)
     files = references.weight_files(out)
     if not files:
         raise BadInputError(f"{out} holds neither {INDEX} nor {SINGLE}", "Give a directory with safetensors.")
     shards, unreadable = _headers(out, files)
-    directory = Directory(out, config, files, shards)
+    directory = Directory(out, config, files, shards, table)
     findings = Findings.together([unreadable, *(check(directory) for check in CHECKS)])
-    raise_problems(findings.problems)
+    raise_problems(_of_this(directory, findings.problems))
     compared = _compare_bytes(out, shards, talk) if verify == "full" and records.are_there(out) else 0
     numbers_seen = _scan(directory, talk) if scan else Findings()
-    raise_problems(numbers_seen.problems)
+    raise_problems(_of_this(directory, numbers_seen.problems))
     total = sum(header.entries[-1].end for header in shards.values() if header.entries)
     count = sum(len(header.entries) for header in shards.values())
     warnings = (*journal.interrupted(out), *findings.warnings, *numbers_seen.warnings)
-    return VerifyReport(str(out), len(shards), count, total, verify, compared, count - compared, warnings)
+    return VerifyReport(
+        path=str(out),
+        num_shards=len(shards),
+        num_tensors=count,
+        total_bytes=total,
+        verification=verify,
+        checksums_compared=compared,
+        without_checksum=count - compared,
+        scanned=scan,
+        table=_name_of_table(directory),
+        has_index=regular_files.exists(out / INDEX, out),
+        is_quantized=directory.declared != (None, None),
+        is_ours=directory.report is not None,
+        warnings=warnings,
+    )
+
+
+def _name_of_table(directory: Directory) -> str:
+    """Return the architecture whose table was compared with, empty if there is none."""
+    try:
+        return directory.table().architecture.name
+    except (UnsupportedArchitectureError, BadInputError):
+        return ""
+
+
+def _of_this(directory: Directory, problems: Sequence[ShardmergeError]) -> Iterator[ShardmergeError]:
+    """Yield problems in words about this directory: nobody says here that a dump or a reference is at fault.
+
+    What is missing because its file cannot be read is not said for each tensor.
+    """
+    out, unreadable = directory.path, len(directory.shards) < len(directory.files)
+    index = out / INDEX
+    named = references.weight_map(index) if unreadable and regular_files.exists(index, out) else {}
+    for problem in problems:
+        if isinstance(problem, MissingTensorError):
+            file = named.get(problem.tensor, SINGLE if unreadable else "")
+            if not file or file in directory.shards:
+                yield AbsentTensorError(str(out), problem.tensor, problem.shape, problem.required_by)
+        elif isinstance(problem, MismatchError):
+            yield OtherShapeError(str(out), problem.tensor, problem.what, problem.got, problem.expected)
+        elif isinstance(problem, NonFiniteError):
+            yield StrangeNumbersError(str(out), problem.tensor, problem.nan_count, problem.inf_count)
+        elif isinstance(problem, CorruptFileError):
+            yield _not_dumped(problem)
+        else:
+            yield problem
 
 
 def _headers(root: Path, files: tuple[Path, ...]) -> tuple[Shards, Findings]:
@@ -234,20 +277,22 @@ def _check_config(directory: Directory) -> Findings:
     """Compare every tensor with config.json. Packed weights count as unpacked, and scales are not looked for."""
     warnings = tuple(_dtype_warning(directory))
     try:
-        table = blueprint(directory.config, directory.entries)
+        table = directory.table()
     except (UnsupportedArchitectureError, BadInputError) as error:
         return Findings(warnings=(*warnings, f"shapes were not compared with config.json: {error.message()}"))
     compared = shapes.against_tensors(table, _plain_shapes(directory))
     strange = (
         f"{table.architecture.name} with this config.json has no {line}"
-        for line in grouped(sorted(compared.strange))
+        for line in grouped(sorted(name for name in compared.strange if not table.is_vision(name)))
     )
-    return Findings(compared.problems, (*warnings, *strange))
+    warned = directory.report.warnings if directory.report else []
+    tower = settings.allowed_before(vision.missing(table, directory.entries), warned)
+    return Findings((*compared.problems, *tower.problems), (*warnings, *strange, *tower.warnings))
 
 
 def _plain_shapes(directory: Directory) -> dict[str, Shape | None]:
     """Return shapes to compare with config.json, None for a weight that is packed in a way nobody describes."""
-    stored, quantized = directory.stored, "quantization_config" in directory.config
+    stored, quantized = directory.stored, references.is_quantized(directory.config)
     shapes: dict[str, Shape | None] = {}
     for name, entry in directory.entries.items():
         if name not in stored.accounted:
@@ -265,39 +310,29 @@ def _dtype_warning(directory: Directory) -> Iterator[str]:
             sizes[entry.dtype] += byte_size(entry.dtype, entry.shape)
     stated = config.get("dtype", config.get("torch_dtype"))
     most = TORCH_NAMES.get(max(sizes, key=lambda dtype: sizes[dtype], default=""))
-    if stated and most and "quantization_config" not in config and stated != most:
+    if stated and most and not references.is_quantized(config) and stated != most:
         yield f"config.json says {stated}, most bytes are {most}"
 
 
 def _check_settings(directory: Directory) -> Findings:
     """Look whether config.json says two things of one, what nobody can read, or other than the model computes."""
     try:
-        table = blueprint(directory.config, directory.entries)
+        table = directory.table()
     except (UnsupportedArchitectureError, BadInputError):
         return Findings(tuple(settings.said_twice(directory.config, (*COMMON_SYNONYMS, *rope.SYNONYMS))))
-    try:
-        table.settings()
-        differing = _differing(directory, table)
-    except BadInputError as error:
-        differing = Findings((error,))
     twice = settings.said_twice(directory.config, table.synonyms)
-    return Findings.together([settings.allowed_before(twice, _warned(directory)), differing])
-
-
-def _warned(directory: Directory) -> list[str]:
-    """Return what the merge warned of, if it recorded that."""
-    out = directory.path
-    is_ours = records.are_there(out) and published.is_output(out)
-    return published.read_report(out).warnings if is_ours else []
+    warned = directory.report.warnings if directory.report else []
+    return Findings.together([settings.allowed_before(twice, warned), _differing(directory, table)])
 
 
 def _differing(directory: Directory, table: Blueprint) -> Findings:
     """Compare config.json with what the model computes, as far as a merge recorded it. What it allowed is a warning."""
-    out = directory.path
-    if not (records.are_there(out) and published.is_output(out)):
-        return Findings()
-    report = published.read_report(out)
-    facts = corrected_facts(published.read_facts(out), record.replayed(report.corrections))
+    report = directory.report
+    if report is None:
+        return Findings(tuple(table.unreadable_settings()))
+    facts = corrected_facts(published.read_facts(directory.path), record.replayed(report.corrections))
+    if other := tuple(shapes.against_table(table.architecture, facts)):
+        return Findings(other)
     return settings.allowed_before(settings.differences(table, facts, mtp=report.mtp), report.warnings)
 
 
@@ -319,7 +354,7 @@ def _compare_bytes(out: Path, shards: Shards, talk: TextIO | None) -> int:
     Raises CorruptFileError, or several as ProblemsFoundError.
     """
     known = records.checksums(out, shards)
-    raise_problems(_unrecorded(out, shards, known))
+    raise_problems(map(_not_dumped, _unrecorded(out, shards, known)))
     entries = {file: [e for e in header.entries if e.name in known[file]] for file, header in shards.items()}
     parts = [
         (file, recorded[stretch])
@@ -339,7 +374,7 @@ def _compare_bytes(out: Path, shards: Shards, talk: TextIO | None) -> int:
     return sum(map(len, entries.values()))
 
 
-def _unrecorded(out: Path, shards: Shards, known: records.Checksums) -> Iterator[ShardmergeError]:
+def _unrecorded(out: Path, shards: Shards, known: records.Checksums) -> Iterator[CorruptFileError]:
     """Yield a problem for each shard with tensors of which no checksum is recorded: all records are there."""
     for file, header in shards.items():
         if without := [entry.name for entry in header.entries if entry.name not in known[file]]:
@@ -354,5 +389,13 @@ def _compare(
     spans = [(header.data_offset + entry.begin, header.data_offset + entry.end) for entry in entries]
     for entry, got in zip(entries, checksums(path, spans, advance), strict=True):
         if got != known[entry.name]:
-            return CorruptFileError(str(path), wrong_bytes(entry.name, got, known[entry.name]))
+            reason = wrong_bytes(entry.name, got, known[entry.name])
+            return CorruptFileError(str(path), reason, do=references.DOWNLOAD)
     return None
+
+
+def _not_dumped(error: CorruptFileError) -> CorruptFileError:
+    """Return what to do about a file here: no dump is at hand to make it from again."""
+    return CorruptFileError(
+        error.path, error.reason, do=references.DOWNLOAD if error.do == AGAIN else error.do
+    )

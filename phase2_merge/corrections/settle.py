@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from shardmerge.common.architectures import table_of
+from shardmerge.common.architectures import Architecture, table_of
 from shardmerge.common.architectures.settings.says import COMMON_SYNONYMS, Synonyms
 from shardmerge.common.errors import BadInputError, UnsupportedArchitectureError
 from shardmerge.common.manifest_facts import Facts
@@ -64,12 +64,15 @@ def settled(
     return tuple(changes.values())
 
 
-def settled_config(config: Mapping[str, Json], corrections: Sequence[Correction]) -> tuple[Change, ...]:
+def settled_config(
+    config: Mapping[str, Json], corrections: Sequence[Correction], table: Architecture | None = None
+) -> tuple[Change, ...]:
     """Turn the corrections of config.json into changes, also of what its architecture says in a second place.
 
     Args:
         config: What it says now.
         corrections: All that were given. Those of other parts are ignored.
+        table: A table of the caller's own, which may know second places too.
 
     Returns:
         A change for each key that gets a value.
@@ -79,7 +82,7 @@ def settled_config(config: Mapping[str, Json], corrections: Sequence[Correction]
     """
     named = [one for one in of_part("config", corrections) if one.path == (ARCHITECTURES,)]
     becomes = corrected("config", config, settled("config", config, named))
-    return settled("config", {**WRITTEN, **config}, corrections, _synonyms(becomes))
+    return settled("config", {**WRITTEN, **config}, corrections, _synonyms(becomes, table))
 
 
 def settled_facts(facts: Facts, corrections: Sequence[Correction]) -> tuple[Change, ...]:
@@ -200,9 +203,9 @@ def _another_way(correction: Correction) -> str:
     return f"Give a value of that type, or replace it whatever it is: {SET_NEW} {correction.key}=VALUE."
 
 
-def _synonyms(config: Mapping[str, Json]) -> tuple[Synonyms, ...]:
+def _synonyms(config: Mapping[str, Json], table: Architecture | None) -> tuple[Synonyms, ...]:
     """Return the groups of keys that say the same; of an architecture without a table, those that all have."""
     try:
-        return table_of(config).synonyms
+        return table_of(config, table).synonyms
     except (BadInputError, UnsupportedArchitectureError):
         return COMMON_SYNONYMS

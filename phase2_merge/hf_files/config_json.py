@@ -10,6 +10,8 @@ from shardmerge.common import durable
 from shardmerge.common.places import CONFIG, HF_QUANT_CONFIG
 
 TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+DECLARATION = "quantization_config"
+DTYPES = ("torch_dtype", "dtype")
 
 
 def write(folder: Path, config: dict[str, Any], hf_quant_config: dict[str, Any] | None) -> None:
@@ -29,7 +31,10 @@ def write(folder: Path, config: dict[str, Any], hf_quant_config: dict[str, Any] 
 
 
 def edited(
-    config: dict[str, Any], dtype: str, quantization_config: dict[str, Any] | None = None
+    config: dict[str, Any],
+    dtype: str,
+    quantization_config: dict[str, Any] | None = None,
+    inside: str = "",
 ) -> dict[str, Any]:
     """Make a config say what this checkpoint is; everything else stays, in its order.
 
@@ -37,15 +42,21 @@ def edited(
         config: Of the reference. A `quantization_config` in it is of another checkpoint, and goes.
         dtype: What plain weights are, as safetensors spells it: `torch_dtype` and `dtype` say so.
         quantization_config: What this checkpoint declares of itself, None for nothing.
+        inside: Key under which the config of the language model is, "" if it is not below. It says the same dtype where
+            it says one, and no quantization.
 
     Returns:
         A new dict.
     """
-    new = {key: value for key, value in config.items() if key != "quantization_config"}
+    new = {key: value for key, value in config.items() if key != DECLARATION}
+    own = config.get(inside)
+    if inside and isinstance(own, dict):
+        said = {key: TORCH_NAMES[dtype] for key in DTYPES if key in own and dtype in TORCH_NAMES}
+        new[inside] = {key: value for key, value in own.items() if key != DECLARATION} | said
     if dtype in TORCH_NAMES:
         new["torch_dtype"] = new["dtype"] = TORCH_NAMES[dtype]
     if quantization_config is not None:
-        new["quantization_config"] = quantization_config
+        new[DECLARATION] = quantization_config
     return new
 
 

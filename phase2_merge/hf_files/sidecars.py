@@ -8,25 +8,56 @@ Nothing is copied that lies outside of the reference, whatever a link or an impo
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from shardmerge.common import canonical_json, durable, plausible_sizes, regular_files
-from shardmerge.common.errors import CorruptFileError
-from shardmerge.common.places import CONFIG, is_sidecar_data
+from shardmerge.common.errors import BadInputError, CorruptFileError, not_a_directory
+from shardmerge.common.places import CONFIG, TEMPLATES, is_of_tokenizer, is_sidecar_data
 
 WITH_AUTO_MAP = (CONFIG, "tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
+TOKENIZER = "Give --tokenizer a directory with tokenizer.json or the like."
 MODULE = re.compile(r"(\w+)\.\w+")
 RELATIVE_IMPORT = re.compile(r"^\s*from\s+\.(\w+)\s+import", re.MULTILINE)
 
 
-def copy(reference: Path, folder: Path) -> tuple[str, ...]:
-    """Copy all sidecars. Returns their names, sorted. Raises CorruptFileError, OSError."""
-    copied = names(reference)
-    for name in copied:
-        durable.write_file(folder / name, content(reference, name))
-    return copied
+def gather(reference: Path | None, tokenizer: Path | None = None) -> dict[str, bytes]:
+    """Read all sidecars of a reference, or those of its tokenizer from another directory.
+
+    Args:
+        reference: Where they come from. None for none but the tokenizer's.
+        tokenizer: Where those of the tokenizer come from instead, and the Python modules that they name.
+
+    Returns:
+        What each holds, by its name, sorted.
+
+    Raises:
+        BadInputError: `tokenizer` is not a directory, or holds no file of a tokenizer.
+        CorruptFileError: One is not a regular file of its directory, or stands for one in Git LFS.
+        OSError: Reading fails.
+    """
+    found = {name: content(reference, name) for name in names(reference)} if reference else {}
+    if tokenizer is not None:
+        found = {name: data for name, data in found.items() if not is_of_tokenizer(name)}
+        found |= {name: content(tokenizer, name) for name in _tokenizer_names(tokenizer)}
+    return dict(sorted(found.items()))
+
+
+def write(sidecars: Mapping[str, bytes], folder: Path) -> None:
+    """Write sidecars into a folder. Raises OSError."""
+    for name, data in sidecars.items():
+        durable.make_folder((folder / name).parent)
+        durable.write_file(folder / name, data)
+
+
+def _tokenizer_names(tokenizer: Path) -> tuple[str, ...]:
+    if not tokenizer.is_dir():
+        raise not_a_directory(tokenizer, TOKENIZER)
+    found = tuple(name for name in names(tokenizer) if is_of_tokenizer(name) or name.endswith(".py"))
+    if not any(map(is_of_tokenizer, found)):
+        raise BadInputError(f"{tokenizer} holds no file of a tokenizer", TOKENIZER)
+    return found
 
 
 def content(reference: Path, name: str) -> bytes:
@@ -44,9 +75,11 @@ def names(reference: Path) -> tuple[str, ...]:
 
 
 def _data_files(reference: Path) -> Iterator[str]:
-    for entry in reference.iterdir():
-        if is_sidecar_data(entry.name) and _is_there(entry, reference):
-            yield entry.name
+    templates = reference / TEMPLATES
+    for entry in (*reference.iterdir(), *(templates.iterdir() if templates.is_dir() else ())):
+        name = entry.relative_to(reference).as_posix()
+        if is_sidecar_data(name) and _is_there(entry, reference):
+            yield name
 
 
 def _is_there(path: Path, reference: Path) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 from shardmerge.common.command.byte_count import show
 from shardmerge.common.errors import SHOWN
 from shardmerge.common.errors.printable import one_line
+from shardmerge.common.errors.wording import counted
 
 from ..ledger.names import ranges, ranges_without
 from .coverage import LayerCover, drawn
@@ -91,7 +92,8 @@ class Inspection:
     def lines(self) -> list[str]:
         """Return all lines but those of the map and of the problems."""
         head = ", ".join(f"{key} {value}" for key, value in self.head.items() if value is not None)
-        size = f"{show(self.total_bytes)}, {self.num_tensors:,} tensors in {self.num_rectangles:,} rectangles"
+        tensors = f"{counted(self.num_tensors, 'tensor')} in {counted(self.num_rectangles, 'rectangle')}"
+        size = f"{show(self.total_bytes)}, {tensors}"
         lines = [f"{self.kind.capitalize()} {self.path}: {head or 'no manifest yet'}."]
         if self.kind == "dump":
             lines += self.ranks.lines()

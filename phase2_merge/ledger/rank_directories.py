@@ -10,8 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shardmerge.common import canonical_json, plausible_sizes, regular_files
-from shardmerge.common.errors import BadInputError, CorruptFileError, ShardmergeError, printable
-from shardmerge.common.places import MANIFEST, RANK, RANK_FAILED
+from shardmerge.common.errors import (
+    BadInputError,
+    CorruptFileError,
+    ShardmergeError,
+    not_a_directory,
+    printable,
+)
+from shardmerge.common.places import MANIFEST, RANK, RANK_FAILED, RANK_PARTIAL
 
 REASON_CHARACTERS = 2_000  # of what a failed rank recorded
 
@@ -32,7 +38,8 @@ def discover(dumps: Sequence[Path]) -> RankDirectories:
     """
     complete: dict[int, list[Path]] = {}
     failures: dict[int, str] = {}
-    for entry in _entries(dumps):
+    by_dump = _entries(dumps)
+    for entry in (entry for entries in by_dump.values() for entry in entries):
         if (rank := RANK.fullmatch(entry.name)) and _is_complete(entry):
             complete.setdefault(int(rank[1]), []).append(entry)
         elif rank := RANK_FAILED.fullmatch(entry.name):
@@ -42,15 +49,26 @@ def discover(dumps: Sequence[Path]) -> RankDirectories:
             f"no rank-NNNNN/{MANIFEST} in {_listed(dumps)}{_first_failure(failures)}",
             "Give what a dump wrote.",
         )
+    for dump, entries in by_dump.items():
+        if not any(_is_of_rank(entry.name) for entry in entries):
+            raise BadInputError(f"{dump} holds no rank of a dump", "Leave it out, or give what a dump wrote.")
     return RankDirectories({rank: tuple(complete[rank]) for rank in sorted(complete)}, failures)
 
 
-def _entries(dumps: Sequence[Path]) -> list[Path]:
+def _entries(dumps: Sequence[Path]) -> dict[Path, list[Path]]:
+    """Return what is in each dump, by the first path that it was given by. Raises BadInputError."""
     for dump in dumps:
         if not dump.is_dir():
-            raise BadInputError(f"{dump} is not a directory", "Give the directories that a dump wrote.")
-    unique = dict.fromkeys(dump.resolve() for dump in dumps)
-    return [entry for dump in unique for entry in sorted(dump.iterdir())]
+            raise not_a_directory(dump, "Give the directories that a dump wrote.")
+    unique: dict[Path, Path] = {}
+    for dump in dumps:
+        unique.setdefault(dump.resolve(), dump)
+    return {dump: sorted(resolved.iterdir()) for resolved, dump in unique.items()}
+
+
+def _is_of_rank(name: str) -> bool:
+    """Whether a file or folder of this name says that a rank was written, failed, or is being written."""
+    return any(pattern.fullmatch(name) for pattern in (RANK, RANK_FAILED, RANK_PARTIAL))
 
 
 def _is_complete(rank: Path) -> bool:
@@ -85,5 +103,6 @@ def _listed(dumps: Sequence[Path]) -> str:
 
 def _first_failure(failures: dict[int, str]) -> str:
     return "".join(
-        f"; rank {rank} recorded a failure: {reason}" for rank, reason in sorted(failures.items())[:1]
+        f"; rank {rank} recorded a failure: {reason.rstrip(' .')}"
+        for rank, reason in sorted(failures.items())[:1]
     )

@@ -7,7 +7,7 @@ importing it takes longer than many a proof.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count, repeat
 from pathlib import Path
@@ -45,17 +45,13 @@ class Ledger:
         return xxhash.xxh3_128_hexdigest("".join(parts).encode())
 
     def facts(self) -> Facts:
-        """Return the facts of the first rank, with the settings that any rank tells; the first that tells one counts.
+        """Return the facts of the first rank, with the settings and spellings of experts that any rank tells.
 
-        Settings are None if no rank tells any, as in dumps of older versions.
+        The first that tells one counts. They are None if no rank tells any, as in dumps of older versions.
         """
-        first = self.heads[0].manifest.facts
-        told = [settings for head in self.heads if (settings := head.manifest.facts.settings) is not None]
-        united: dict[str, Any] = {}
-        for settings in told:
-            if not settings.keys() <= united.keys():
-                united = {**settings, **united}
-        return replace(first, settings=dict(sorted(united.items()))) if told else first
+        every = [head.manifest.facts for head in self.heads]
+        settings, experts = _united(one.settings for one in every), _united(one.experts for one in every)
+        return replace(every[0], settings=settings, experts=experts)
 
     def name_ids(self, names: Sequence[str]) -> IntArray:
         """Return the place of each of these names in `self.names`, -1 for a tensor that is in no manifest."""
@@ -72,6 +68,15 @@ class Ledger:
     def by_rank(self, rank: int) -> RankHead:
         """Return the head of a rank that has a manifest."""
         return self.heads[int(np.searchsorted(self.rows.present, rank))]
+
+
+def _united(told: Iterable[dict[str, Any] | None]) -> dict[str, Any] | None:
+    """Return what any of these tells, sorted; of what several tell, what the first does. None if all are None."""
+    united: dict[str, Any] | None = None
+    for one in told:
+        if one is not None and (united is None or not one.keys() <= united.keys()):
+            united = {**one, **(united or {})}
+    return None if united is None else dict(sorted(united.items()))
 
 
 def read(directories: RankDirectories, grafted: tuple[GraftedFile, ...] = ()) -> Ledger:

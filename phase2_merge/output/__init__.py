@@ -23,7 +23,7 @@ or removed, whoever holds the lock looks whether its record is still there.
 4.  Exactly the planned shards are proved to be there (`shards/final_proof`): names, sizes, headers, receipts; and that
     each is the file whose bytes were verified. If it is not, it is read again.
 5.  The folders are synced, .shardmerge/renaming and .shardmerge/commit.json are written, and OUT.partial is renamed to
-    OUT, which must not exist.
+    OUT, which must not exist, or be an empty folder, whose owner and mode it gets.
 6.  The folder above is synced, and .shardmerge/renaming and the records of parts go. What fails here is a warning: OUT
     is published.
 7.  The owner's record goes, and the lock is free.

@@ -135,12 +135,18 @@ def _finish(held: Lock) -> None:
         if os.path.lexists(waiting):
             lock.require_folder(waiting)
         held.confirm()
+        folders = {(out / name).parent for name in (*replaced, *deleted)} - {out, records}
+        for folder in folders:
+            with contextlib.suppress(FileExistsError):
+                lock.make_folder(folder)
+            lock.require_folder(folder)
         for name in replaced:
             if regular_files.exists(waiting / name, waiting):
                 (waiting / name).replace(out / name)
         for name in deleted:
             (out / name).unlink(missing_ok=True)
-        durable.sync_folder(out)
+        for folder in (*sorted(folders), out):
+            durable.sync_folder(folder)
         durable.sync_folder(records)
         journal.unlink()
         with contextlib.suppress(OSError):  # if it is there after a power loss, what it says is done again
@@ -191,7 +197,7 @@ def _names(listed: Any) -> list[str]:
 
 def _is_rewritten(name: str) -> bool:
     """Whether `metadata` ever writes or deletes a file of this name: JSON files, the report, and sidecars."""
-    return name in places.JSON_FILES or name == REPORT or ("/" not in name and places.is_sidecar(name))
+    return name in places.JSON_FILES or name == REPORT or places.is_sidecar(name)
 
 
 def _holds(path: Path, data: bytes, out: Path) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -26,9 +27,32 @@ STAYS = "Nothing was published. What was written stays in {} for the next attemp
 PUBLISHED = "{} is published and whole: the command ended after that."
 
 
+def is_taken(out: Path) -> bool:
+    """Whether there is anything at `out` but an empty folder, whose place an output can take.
+
+    Raises OutputExistsError for an empty folder of which that is not so: nothing can be renamed to a mount point; and
+    BadInputError for a name that leaves no room for that of OUT.partial.
+    """
+    refuse_long_name(out)
+    if not os.path.lexists(out):
+        return False
+    if out.is_symlink() or not out.is_dir() or any(out.iterdir()):
+        return True
+    if out.is_mount():
+        raise OutputExistsError(str(out), "it is a mount point, and a finished output is renamed to its name")
+    return False
+
+
+def refuse_long_name(out: Path) -> None:
+    """Raise BadInputError if OUT.partial would be too long for a name."""
+    partial = places.partial(out)
+    if len(os.fsencode(partial.name)) > places.NAME_BYTES:
+        raise BadInputError(f"{out.name} is too long for a name", f"{partial.name} must fit into one, too.")
+
+
 def refuse_existing(out: Path) -> None:
-    """Raise OutputExistsError if there is anything at `out`."""
-    if os.path.lexists(out):
+    """Raise OutputExistsError if `out` is taken."""
+    if is_taken(out):
         raise OutputExistsError(str(out))
 
 
@@ -37,7 +61,7 @@ def building(out: Path, me: Owner, talk: TextIO | None, *, break_lock: bool = Fa
     """Hold OUT.partial, which is made if need be. It stays, however the block ends, unless it was published.
 
     Args:
-        out: Must not exist.
+        out: Must not exist, or be an empty folder.
         me: Who builds: a merge, or one of several parts, which share it.
         talk: Where to say what another merge left, and what stays.
         break_lock: Take the lock from owners on other hosts.
@@ -76,7 +100,7 @@ def _not_published(out: Path, partial: Path) -> Iterator[None]:
     try:
         yield
     except OutputExistsError:
-        if out.exists() and not places.receipts(partial).exists():
+        if is_taken(out) and not places.receipts(partial).exists():
             with contextlib.suppress(OSError):  # another process uses it, or removed it
                 places.owners(partial).rmdir()
                 places.lock(partial).unlink()
@@ -109,6 +133,7 @@ def commit(held: Lock, out: Path, facts: Mapping[str, Any]) -> tuple[str, ...]:
     try:
         durable.write_file(places.renaming(partial), b"")
         durable.write_file(places.commit(partial), canonical_json.encode(facts))
+        _belong_like(out, partial)
         partial.rename(out)
     except BaseException as error:
         _take_back(partial)
@@ -116,6 +141,14 @@ def commit(held: Lock, out: Path, facts: Mapping[str, Any]) -> tuple[str, ...]:
             raise OutputExistsError(str(out), "it appeared while the merge ran") from error
         raise
     return tuple(_after_the_rename(out))
+
+
+def _belong_like(out: Path, partial: Path) -> None:
+    """Give OUT.partial owner and mode of the empty folder whose place it takes, if somebody made one for it."""
+    with contextlib.suppress(FileNotFoundError, PermissionError):
+        there = os.lstat(out)
+        os.chown(partial, there.st_uid, there.st_gid)
+        os.chmod(partial, stat.S_IMODE(there.st_mode))
 
 
 def _after_the_rename(out: Path) -> Iterator[str]:
@@ -136,8 +169,6 @@ def _after_the_rename(out: Path) -> Iterator[str]:
 def _make(partial: Path, out: Path) -> None:
     """Make OUT.partial and its folder of records. Raises BadInputError, OutputExistsError, OSError."""
     refuse_existing(out)
-    if len(os.fsencode(partial.name)) > places.NAME_BYTES:
-        raise BadInputError(f"{out.name} is too long for a name", f"{partial.name} must fit into one, too.")
     if os.path.lexists(partial) and not _ours(partial):
         raise OutputExistsError(str(partial), "it exists, and no merge of shardmerge made it")
     durable.make_folder(partial.parent)

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from shardmerge.common import reference as references
-from shardmerge.common.architectures import Blueprint, blueprint
+from shardmerge.common.architectures import Blueprint, blueprint, own, spelling
 from shardmerge.common.errors import BadInputError, ShardmergeError
 from shardmerge.common.manifest import Manifest
 from shardmerge.common.manifest_facts import Facts
@@ -23,7 +23,7 @@ from ..ledger import table as ledger
 from ..ledger.fragments import Fragment, fragments
 from ..ledger.rank_directories import discover
 from ..ledger.table import Ledger
-from ..options import MTP, Asked
+from ..options import MTP, VISION, Asked, as_paths
 from ..quantization import dropped
 from ..quantization.united import Quantization, united
 from .tensors import verdict
@@ -86,8 +86,13 @@ class Case:
     def expected(self) -> Expected:
         """All tensors of a complete checkpoint."""
         grafted = graft.tensors(self.ledger.grafted)
-        facts = self.manifests[0].facts
-        return expected_tensors(self.blueprint, self.reference, facts, self.quantization, grafted)
+        facts, reference = self.manifests[0].facts, self.reference
+        if VISION in self.asked.allow:
+            wanted = (
+                name for name in reference.tensors if name in grafted or not self.blueprint.is_vision(name)
+            )
+            reference = replace(reference, tensors={name: reference.tensors[name] for name in wanted})
+        return expected_tensors(self.blueprint, reference, facts, self.quantization, grafted)
 
     @cached_property
     def verdict(self) -> Verdict:
@@ -110,20 +115,22 @@ class Case:
 def read(asked: Asked) -> Case:
     """Read the reference, all manifests, and what is grafted. Raises one error of the tree, OSError."""
     given = parse(asked.corrections, asked.new_corrections)
+    own_table = None if asked.architecture is None else own.named(asked.architecture)
     reference = references.read(Path(asked.hf_reference))
-    of_config = settled_config(reference.config, given)
+    of_config = settled_config(reference.config, given, own_table)
     told = recorded("config", reference.config, of_config)
     reference = replace(reference, config=corrected("config", reference.config, of_config))
-    described = blueprint(reference.config, reference.tensors)
+    described = blueprint(reference.config, reference.tensors, table=own_table)
     copies, left = described.copies(), frozenset[str]()
     if asked.drop_mtp:
         left = frozenset(filter(described.is_mtp, reference.tensors))
         reference = _without_mtp(reference, described, of_config)
-        described = blueprint(reference.config, reference.tensors)
-    ranks = discover([Path(dump) for dump in asked.dumps])
+        described = blueprint(reference.config, reference.tensors, table=own_table)
+    ranks = discover(as_paths(asked.dumps))
     table = ledger.read(ranks, graft.graft(reference, _patterns(asked, reference, described), copies, left))
     manifests = [head.manifest for head in table.heads]
     facts = table.facts()
+    described = blueprint(reference.config, reference.tensors, spelling.told(facts.experts), own_table)
     of_facts = settled_facts(facts, given)
     told |= recorded("facts", facts.as_json(), of_facts)
     right = tuple(_corrected(manifest, facts, of_facts) for manifest in manifests)
@@ -152,23 +159,27 @@ def _without_mtp(reference: Reference, described: Blueprint, changes: Sequence[C
 
 
 def _patterns(asked: Asked, reference: Reference, described: Blueprint) -> tuple[str, ...]:
-    """Return the patterns of what is grafted, `mtp` spelled out. Raises BadInputError if nothing is called so."""
-    if MTP not in asked.grafts:
-        return tuple(asked.grafts)
-    patterns = described.mtp_patterns(reference.tensors)
-    if not patterns:
-        raise BadInputError(
-            f"--graft mtp: {reference.path} holds no tensor of multi-token prediction of "
-            f"{described.architecture.name}",
-            "Give a reference with weights that has it, or --drop-mtp.",
-        )
-    return (*(pattern for pattern in asked.grafts if pattern != MTP), *patterns)
+    """Return the patterns of what is grafted, words spelled out. Raises BadInputError if nothing is called so."""
+    words = {
+        MTP: (described.mtp_patterns, "multi-token prediction", "--drop-mtp"),
+        VISION: (described.vision_patterns, "a vision tower", "--allow vision to publish none"),
+    }
+    patterns = [pattern for pattern in asked.grafts if pattern not in words]
+    for word in (word for word in words if word in asked.grafts):
+        patterns_of, what, otherwise = words[word]
+        if not (found := patterns_of(reference.tensors)):
+            raise BadInputError(
+                f"--graft {word}: {reference.path} holds no tensor of {what} of {described.architecture.name}",
+                f"Give a reference with weights that has it, or {otherwise}.",
+            )
+        patterns += found
+    return tuple(patterns)
 
 
 def _corrected(manifest: Manifest, told: Facts, changes: Sequence[Change]) -> Manifest:
-    """Return a manifest with its facts as they should be, and with the settings that any rank told.
+    """Return a manifest with its facts as they should be, and with the settings and spellings that any rank told.
 
     The file and its digest stay as they are.
     """
-    facts = replace(manifest.facts, settings=told.settings)
+    facts = replace(manifest.facts, settings=told.settings, experts=told.experts)
     return replace(manifest, facts=corrected_facts(facts, changes))

@@ -24,6 +24,7 @@ from ..quantization import json_files
 from ..quantization.united import Quantization
 from . import case as cases
 from . import (
+    experts,
     generations,
     grafts,
     headers,
@@ -32,7 +33,7 @@ from . import (
     replicas,
 )
 from .case import Case
-from .config import mtp, settings, shapes
+from .config import mtp, settings, shapes, vision
 from .config.settings import Compared
 from .tensors import completeness
 from .tensors.expected import Expected
@@ -41,11 +42,13 @@ from .tensors.verdict import Verdict
 # The first that finds a problem ends the proof: ranks, reference and formats must belong together.
 GATES = (
     generations.check,
+    experts.check,
     shapes.check_facts,
     shapes.check_number,
     quantization.check_formats,
     grafts.check,
     mtp.check,
+    vision.check,
 )
 # All run, and everything that they find is reported, in this order.
 CHECKS = (

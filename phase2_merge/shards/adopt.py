@@ -13,6 +13,7 @@ import stat
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from shardmerge.common import durable
@@ -72,25 +73,25 @@ def copies(shards: Sequence[Adopted], folder: Path) -> frozenset[str]:
 
 def _may_be_copy(path: Path, shard: Adopted) -> bool:
     """Whether a file of a fragment's size lies there that has no other name."""
-    if not path.is_file() or path.is_symlink() or _same_file(path, shard.fragment.path):
+    if not path.is_file() or path.is_symlink() or same_file(path, shard.fragment.path):
         return False
     return path.stat().st_nlink == 1 and path.stat().st_size == shard.fragment.file.num_bytes
 
 
-def refused_links(shards: Sequence[Adopted]) -> int:
-    """Return the bytes of fragments that the kernel will not link, because they are of another user.
+def is_refused_link(path: Path) -> bool:
+    """Whether the kernel will not link a file, because it is of another user.
 
     Source: proc_sys_fs(5), protected_hardlinks. Without CAP_FOWNER, a link needs the same owner, or the right to read
     and write.
     """
-    if os.geteuid() == 0 or not PROTECTED.is_file() or PROTECTED.read_text().strip() == "0":
-        return 0
-    return sum(
-        shard.num_bytes
-        for shard in shards
-        if shard.fragment.path.stat().st_uid != os.geteuid()
-        and not os.access(shard.fragment.path, os.R_OK | os.W_OK)
-    )
+    if not _links_are_protected() or os.geteuid() == 0:
+        return False
+    return path.stat().st_uid != os.geteuid() and not os.access(path, os.R_OK | os.W_OK)
+
+
+@cache
+def _links_are_protected() -> bool:
+    return PROTECTED.is_file() and PROTECTED.read_text().strip() != "0"
 
 
 def make_readable(paths: Sequence[Path]) -> None:
@@ -123,7 +124,7 @@ def together(adoptions: Iterable[Adoption]) -> Adoption:
 def _adopt(source: Path, target: Path) -> str:
     """Give a fragment its name as a shard. Returns LINK, REFLINK or COPY. Raises OSError."""
     source = source.resolve() if source.is_symlink() else source
-    if _same_file(source, target):
+    if same_file(source, target):
         return LINK
     target.unlink(missing_ok=True)
     try:
@@ -135,7 +136,7 @@ def _adopt(source: Path, target: Path) -> str:
     return LINK
 
 
-def _same_file(a: Path, b: Path) -> bool:
+def same_file(a: Path, b: Path) -> bool:
     """Whether two names are of one file. A link that leads there is not its name."""
     return b.is_file() and not b.is_symlink() and os.path.samefile(a, b)
 

@@ -24,7 +24,8 @@ def clear(held: Lock, plan: Plan, *, keep_parts: bool = False) -> None:
     Removes files only, and only these names, which a merge creates (`common/places`):
 
     - in OUT.partial: `model*.safetensors`, the temporary files `.NAME.TOKEN.tmp`, config.json,
-      hf_quant_config.json, the index, and what a reference's sidecars can be called (`places.is_sidecar`);
+      hf_quant_config.json, the index, and what a reference's sidecars can be called (`places.is_sidecar`), chat
+      templates in their folder too;
     - in OUT.partial/.shardmerge: ledger.parquet, plan.json, report.json and temporary files;
     - in OUT.partial/.shardmerge/receipts: `*.safetensors.json`, `part-*.json` and temporary files.
 
@@ -49,6 +50,8 @@ def clear(held: Lock, plan: Plan, *, keep_parts: bool = False) -> None:
     if keep_parts:
         receipts_stay |= {path.name for path in places.receipts(folder).glob(places.PART_RECORDS)}
     _remove(folder, lambda name: name not in stay and _is_beside_records(name))
+    if (folder / places.TEMPLATES).is_dir() and not (folder / places.TEMPLATES).is_symlink():
+        _remove(folder / places.TEMPLATES, lambda name: places.is_sidecar(f"{places.TEMPLATES}/{name}"))
     _remove(places.records(folder), RECORDS.__contains__)
     _remove(places.receipts(folder), lambda name: name not in receipts_stay and _is_receipt(name))
 

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from shardmerge.common.command.byte_count import show
 from shardmerge.common.command.progress import Progress
 from shardmerge.common.command.talk import say
 from shardmerge.common.errors import WorkerDiedError
+from shardmerge.common.errors.wording import counted
 
 from ..assembly import fork_server
 from ..assembly.workers import WrittenShard, each, write_shard
 from ..output.lock import Lock
-from .adopt import Adoption, refused_links
+from .adopt import Adoption
 from .adopted_bytes import put
 from .assembly_options import AssemblyOptions, running
 from .final_proof import NOTHING_REREAD, Reread, Seen, finished, seen_as_adopted, seen_as_written
@@ -27,9 +27,6 @@ from .plan import Adopted, Assembled, Plan, task
 from .resume import forget
 
 MAX_POOLS = 3  # a worker that is killed again and again lacks memory, and no new pool gives it any
-COPIED = (
-    "{} of the dump belong to another user, and this kernel links no files of others: they will be copied."
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +76,6 @@ def write(
     folder = held.folder
     adopted = [shard for shard in shards if isinstance(shard, Adopted)]
     assembled = [shard for shard in shards if isinstance(shard, Assembled)]
-    if refused_bytes := refused_links(adopted):
-        say(options.talk, COPIED.format(show(refused_bytes)))
     earlier = finished(plan, assembled, folder, options)
     unfinished = [shard for shard in assembled if shard.name not in earlier.seen]
     forget(held, unfinished)
@@ -117,7 +112,7 @@ def _assemble(
             done = {shard.name for shard in written}
             unfinished = [shard for shard in unfinished if shard.name not in done]
             killed = f"A worker was killed ({', '.join(error.shards[:1])}, ...)"
-            say(options.talk, f"{killed}: {len(unfinished):,} shards left.")
+            say(options.talk, f"{killed}: {counted(len(unfinished), 'shard')} left.")
     progress.close()
     return written
 

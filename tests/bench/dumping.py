@@ -20,8 +20,10 @@ from statistics import median
 from typing import Any, Self
 from unittest import mock
 
-from tests.worlds.families import Experts, Family, hf_config
+from tests.worlds.families import Family
+from tests.worlds.hf_config import hf_config
 from tests.worlds.topology import Topology
+from tests.worlds.widths import Experts
 
 from .line import Bound, Line, mib
 

@@ -20,7 +20,8 @@ from statistics import median
 from typing import Any
 
 from tests.bench.dumping import Anonymous, bench_family, cheap_model
-from tests.worlds.families import Family, hf_config
+from tests.worlds.families import Family
+from tests.worlds.hf_config import hf_config
 from tests.worlds.topology import SINGLE
 
 from .line import Bound, Line, mib, of_time, seconds

@@ -14,7 +14,7 @@ from shardmerge.common.errors import BadInputError
         ("5GB", 5_000_000_000),
         ("5 GiB", 5_368_709_120),
         ("1.5kb", 1500),
-        ("7", 7),
+        ("7B", 7),
         (" 2B ", 2),
         ("1TB", 10**12),
     ],

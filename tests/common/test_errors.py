@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
-from typing import Any
 
 import pytest
 
@@ -13,23 +12,9 @@ from shardmerge.common import errors as tree
 from shardmerge.common.errors import ProblemsFoundError, ShardmergeError, raise_problems
 from shardmerge.common.errors.several import fair_shares
 from shardmerge.common.errors.wording import first_ranks
+from tests.documents.errors_page import leaves, sample
 
-SAMPLES: dict[str, Any] = {
-    "int": 3, "str": "some text", "str | None": "a reason", "tuple[int, ...]": (1, 2), "tuple[str, ...]": ("a", "b"),
-    "dict[str, int]": {"pp": 2}, "dict[str, tuple[int, ...]]": {"x": (0,), "y": (1,)}, "int | None": 4, "bool": True,
-}  # fmt: skip
-
-
-def leaves(kind: type[ShardmergeError]) -> list[type[ShardmergeError]]:
-    below = [leaf for child in kind.__subclasses__() for leaf in leaves(child)]
-    return below or [kind]
-
-
-LEAVES = [kind for kind in leaves(ShardmergeError) if kind is not ProblemsFoundError]
-
-
-def sample(kind: type[ShardmergeError]) -> ShardmergeError:
-    return kind(**{field.name: SAMPLES[str(field.type)] for field in dataclasses.fields(kind)})
+LEAVES = [kind for kind in leaves() if kind is not ProblemsFoundError]
 
 
 @pytest.mark.parametrize("kind", LEAVES, ids=lambda kind: kind.__name__)

@@ -9,8 +9,8 @@ from transformers import GptOssConfig, LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.glm4.modeling_glm4 import Glm4RotaryEmbedding
 
+from shardmerge.common.architectures.families.dense.llama import LLAMA
 from shardmerge.common.architectures.families.gpt_oss import GPT_OSS
-from shardmerge.common.architectures.families.llama import LLAMA
 from shardmerge.common.architectures.rows import Architecture
 from shardmerge.common.architectures.settings import rope
 from shardmerge.common.architectures.settings.says import Says

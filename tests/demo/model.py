@@ -3,6 +3,8 @@
 Run as a program it makes the two checkpoints; imported by a launcher, `load` is the model provider of one rank.
 """
 
+import contextlib
+import io
 import os
 import sys
 import tempfile
@@ -11,6 +13,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from shardmerge.phase1_dump import providers
 from tests.worlds.cpu import prepare
 from tests.worlds.fake import join_model_parallel, leave_model_parallel
 from tests.worlds.families import by_name
@@ -44,14 +47,21 @@ def make_megatron(reference: Path, folder: Path) -> None:
 
 def load() -> list[Any]:
     """This rank's chunks, as a training job would hold them. The launcher set RANK and WORLD_SIZE."""
-    from tests.worlds.oracle import load_model
+    from tests.worlds.fake import build_model
 
     prepare()
-    dist.init_process_group("gloo")
-    join_model_parallel(TOPOLOGY)
-    return load_model(dist.get_rank(), FAMILY, TOPOLOGY, Path(os.environ[CHECKPOINT]))
+    return providers.torch_dist(
+        lambda: build_model(FAMILY, TOPOLOGY),
+        os.environ[CHECKPOINT],
+        metadata={"non_homogeneous_layers": True, "singleton_local_shards": True},
+        tensor_model_parallel_size=TOPOLOGY.tp,
+        pipeline_model_parallel_size=TOPOLOGY.pp,
+        expert_model_parallel_size=TOPOLOGY.ep,
+        expert_tensor_parallel_size=TOPOLOGY.etp,
+    )
 
 
 if __name__ == "__main__":
     make_reference(Path(sys.argv[1]))
-    make_megatron(Path(sys.argv[1]), Path(sys.argv[2]))
+    with contextlib.redirect_stderr(io.StringIO()):  # bars of progress; an error is printed after the block
+        make_megatron(Path(sys.argv[1]), Path(sys.argv[2]))

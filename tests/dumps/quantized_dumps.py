@@ -34,11 +34,12 @@ def dump_quantized(
     te: bool = False,
     kv_cache: bool = False,
     mtp: bool = True,
+    experts: str | None = None,
 ) -> None:
     """Dump every rank of a fake world; `spoil` changes a rank's model after it was calibrated.
 
     `te`: grouped experts and Transformer Engine's attention, which alone has quantizers for a KV cache.
-    `mtp`: quantize multi-token prediction too.
+    `mtp`: quantize multi-token prediction too. `experts`: how they are spelled.
     """
     for rank in range(topology.world_size):
         with fake_world(topology, rank):
@@ -50,7 +51,7 @@ def dump_quantized(
                 quantize(chunks, family, topology, rank, config, shared_inputs=te)
             if spoil is not None:
                 spoil(rank, chunks[0])
-            dumped(chunks, out, reference)
+            dumped(chunks, out, reference, experts=experts)
 
 
 def edit_manifests(dump: Path, edit: Edit) -> None:

@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 
-from tests.worlds.families import Experts, Family, Mamba, Steps, hf_config
+from tests.worlds.families import Family
 from tests.worlds.filling import expected
+from tests.worlds.hf_config import hf_config
 from tests.worlds.hybrid import IS_HYBRID
+from tests.worlds.widths import Experts, Mamba, Steps
 
 PATTERNS = {
     "nano": "MEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEMEM*EMEMEMEME",

@@ -17,9 +17,11 @@ from safetensors import safe_open
 from shardmerge.phase1_dump import dump
 from shardmerge.phase2_merge import merge
 from tests.worlds.fake import build_model, fake_world
-from tests.worlds.families import Experts, Family, hf_config
+from tests.worlds.families import Family
 from tests.worlds.filling import expected, fill
+from tests.worlds.hf_config import hf_config
 from tests.worlds.topology import Topology
+from tests.worlds.widths import Experts
 
 
 def narrow(layers: int, num_experts: int) -> Family:

@@ -136,4 +136,4 @@ def exit_code(*arguments: object) -> int:
 def merge(one: World, *more: object) -> list[object]:
     """The arguments of a merge into small shards, which this process alone writes."""
     given = ["merge", one.dump, one.out, "--hf-reference", one.reference]
-    return [*given, "--workers", 1, "--max-shard-size", 500, *more]
+    return [*given, "--workers", 1, "--max-shard-size", "500B", *more]

@@ -31,7 +31,7 @@ def small(tmp_path: Path) -> Iterator[Path]:
 @needs_root
 def test_a_full_disk_is_named_with_a_path_and_takes_no_finished_shard(one: World, small: Path) -> None:
     given = ["merge", one.dump, small / "out", "--hf-reference", one.reference]
-    given += ["--workers", 1, "--max-shard-size", 500]
+    given += ["--workers", 1, "--max-shard-size", "500B"]
     code, said = run(*given)
     assert code == 1
     assert f"No space left on device: '{small / 'out.partial'}/" in said

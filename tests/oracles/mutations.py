@@ -23,9 +23,17 @@ def mutations(table: Blueprint) -> Iterator[tuple[str, tuple[Row, ...]]]:
             others = [one.targets[0].name for one in used if one.copy_of or one.layout is Layout.VOCAB]
             other = next(name for name in others if name != row.copy_of and "{" not in name)
             yield f"{row.targets[0].name} copies {other}", _with(table, {row: replace(row, copy_of=other)})
+        elif row.plain_norm:
+            yield f"nothing is added to {row.keys[0]}", _with(table, {row: replace(row, plain_norm=False)})
+        elif row.layout is Layout.GATED_QKV:
+            turned = replace(row, interleaved=not row.interleaved)
+            yield f"queries and gates of {row.keys[0]} lie otherwise", _with(table, {row: turned})
         elif row.layout is Layout.QKV:
             turned = replace(row, targets=row.targets[1:] + row.targets[:1])
             yield f"{row.keys[0]} is cut in another order", _with(table, {row: turned})
+        elif row.layout is Layout.FUSED_QKV:
+            plain = replace(row, layout=Layout.SAME)
+            yield f"{row.keys[0]} stays group by group", _with(table, {row: plain})
         elif row.layout is Layout.PACKED and not row.sections and row.transposed:
             (target,) = row.targets
             turned = replace(row, transposed=False, targets=(replace(target, shape=_turned(target.shape)),))
@@ -73,7 +81,7 @@ def _with(table: Blueprint, changed: dict[Row, Row]) -> tuple[Row, ...]:
 def is_used(table: Blueprint, row: Row) -> bool:
     """Whether a layer of this config.json has the row."""
     every = range(table.mtp_layers.stop)
-    return row.where == "model" or any(layer in table.layers[row.where] for layer in every)
+    return row.where == "model" or any(table.has(row, layer) for layer in every)
 
 
 def each_row(table: Blueprint) -> Iterator[tuple[Row, str, tuple[Row, ...]]]:

@@ -41,8 +41,13 @@ def published(family: Family, topology: Topology, reference: Path, folder: Path)
             chunks = build_model(family, topology)
             fill(chunks, family, topology, rank)
             dump(chunks, folder / "dump", hf_reference=reference, run_id="oracle", step=1)
-    merge([folder / "dump"], folder / "merged", hf_reference=reference, workers=1)
+    merged(folder / "dump", folder / "merged", reference)
     return read_hf_tensors(folder / "merged")
+
+
+def merged(dumped: Path, out: Path, reference: Path) -> None:
+    """Merge a dump; of a composite the language model alone, as the reference holds no vision tower."""
+    merge([dumped], out, hf_reference=reference, workers=1, allow=["vision"])
 
 
 def copies(names: Iterable[str], copied: dict[str, str] | None) -> Iterator[tuple[str, str]]:
@@ -67,7 +72,7 @@ def is_merged(wrong: Architecture, reference: Path, folder: Path) -> bool:
     """Merge such a dump; whether it was not refused."""
     with _in_place(wrong):
         try:
-            merge([folder / "dump"], folder / "merged", hf_reference=reference, workers=1)
+            merged(folder / "dump", folder / "merged", reference)
         except ShardmergeError:
             return False
     return True

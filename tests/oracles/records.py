@@ -7,7 +7,6 @@ model and table it is.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -16,7 +15,8 @@ from typing import Any
 
 import torch
 
-from shardmerge.common.architectures import ARCHITECTURES, Architecture
+from shardmerge.common.architectures import ARCHITECTURES
+from shardmerge.common.architectures.digest import digest, table_digest, without_defaults
 from tests.oracles.table import ORACLES
 from tests.worlds.families import Family
 from tests.worlds.filling import expected
@@ -64,36 +64,12 @@ def current(family: Family) -> Json:
     return {
         "program": ORACLES[family.name].program,
         "formula": FORMULA,
-        "formula_digest": _digest(
+        "formula_digest": digest(
             [expected(name, range(9), range(7)).tolist() for name in ("weight", "expert_bias")]
         ),
-        "family_digest": _digest(_without_defaults(family)),
+        "family_digest": digest(without_defaults(family)),
         "table_digest": table_digest(ARCHITECTURES[family.architecture]),
     }
-
-
-def table_digest(table: Architecture) -> str:
-    """Return what changes with any row of a table. What a row leaves at its default does not count."""
-    mtp = table.mtp
-    beside = [mtp.key, mtp.hf_layers] if mtp else []
-    return _digest([[_without_defaults(one) for one in (*table.rows, *table.drops)], beside])
-
-
-def _without_defaults(value: Any) -> Any:
-    """Return a dataclass as lists and dicts of JSON, so that a field that is added later changes nothing."""
-    if isinstance(value, tuple):
-        return [_without_defaults(one) for one in value]
-    if not dataclasses.is_dataclass(value):
-        return value
-    return {
-        field.name: _without_defaults(held)
-        for field in dataclasses.fields(value)
-        if (held := getattr(value, field.name)) != field.default
-    }
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:DIGITS]
 
 
 def told(tensor: torch.Tensor) -> list[Any]:

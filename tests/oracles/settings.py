@@ -40,6 +40,10 @@ GPT_OSS_YARN = {
     "rope_type": "yarn", "rope_theta": 150000.0, "factor": 32.0, "original_max_position_embeddings": 4096,
     "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
 }  # fmt: skip
+GEMMA_ROPE = {
+    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 765432.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 7654.0},
+}
 ZEROS = torch.zeros
 BASE: Json = {"rope_parameters": {"rope_type": "default", "rope_theta": 765432.0}}
 # what transformers leaves out, and Bridge reads
@@ -69,6 +73,23 @@ CASES: tuple[tuple[str, Json], ...] = (
     ("exaone_moe", {"n_group": 4, "topk_group": 2, "num_experts_per_tok": 4, "sliding_window": 32}),
     ("qwen2_moe", {}),
     ("qwen2_moe", {**BASE, "num_experts_per_tok": 3, "rms_norm_eps": 3e-4, "norm_topk_prob": True}),
+    ("qwen3_next", {}),
+    (
+        "qwen3_next",
+        {
+            **PARTIAL,
+            "head_dim": 16,
+            "num_experts_per_tok": 3,
+            "rms_norm_eps": 3e-4,
+            "linear_conv_kernel_dim": 4,
+        },
+    ),
+    ("qwen3_next", {"layer_types": None, "full_attention_interval": 2, "linear_num_key_heads": 2}),
+    ("qwen3_next_mtp", {}),
+    ("qwen3_5", {**PARTIAL, "head_dim": 16, "rms_norm_eps": 3e-4, "linear_value_head_dim": 8}),
+    ("qwen3_5_mtp", {}),
+    ("qwen3_5_moe", {**PARTIAL, "head_dim": 16, "num_experts_per_tok": 3, "linear_key_head_dim": 8}),
+    ("qwen3_5_moe_mtp", {}),
     ("minimax_m2", {}),
     ("minimax_m2", {**BASE, "rotary_dim": 4, "num_experts_per_tok": 3, "rms_norm_eps": 3e-4}),
     ("gpt_oss", {"rope_parameters": GPT_OSS_YARN, "max_position_embeddings": 131072, "sliding_window": 24}),
@@ -93,13 +114,28 @@ CASES: tuple[tuple[str, Json], ...] = (
     ("glm_moe_dsa", {**BASE, "index_topk": 5, "rms_norm_eps": 3e-4, "routed_scaling_factor": 1.0}),
     ("glm4_moe_mtp", {}),
     ("glm4_moe_lite_mtp", {}),
+    ("bailing_moe_v2", {}),
+    (
+        "bailing_moe_v2",
+        {
+            "rope_theta": 765432.0,
+            "num_experts_per_tok": 4,
+            "topk_group": 2,
+            "n_group": 4,
+            "rms_norm_eps": 3e-4,
+        },
+    ),
+    ("gemma3", {"layer_types": None}),
+    ("gemma3", {"num_hidden_layers": 7, "layer_types": None, "rms_norm_eps": 3e-4, "sliding_window": 24}),
+    ("gemma3", {"layer_types": None, "rope_parameters": GEMMA_ROPE, "query_pre_attn_scalar": 33}),
     ("nemotron", {}),
     ("nemotron", {**BASE, "norm_eps": 3e-4, "head_dim": 24}),
     ("nemotron_h", {}),
     ("nemotron_h_latent", {"routed_scaling_factor": 1.75, "num_experts_per_tok": 3}),
 )
-# family -> settings in which Bridge 0.6.2 differs from all readers: it trains ERNIE with sigmoids, they take a softmax
-WRONG_IN_BRIDGE: dict[str, set[str]] = {"ernie4_5_moe": {"router_score"}}
+# family -> settings in which Bridge 0.6.2 differs from all readers: it trains ERNIE with sigmoids, they take a softmax;
+# of Gemma 3 the norms after each half of a layer add 1e-5 whatever config.json says
+WRONG_IN_BRIDGE: dict[str, set[str]] = {"ernie4_5_moe": {"router_score"}, "gemma3": {"norm_eps"}}
 # what a CPU lacks
 OPTIONS: Json = {
     "gradient_accumulation_fusion": False,

@@ -12,18 +12,20 @@ import pytest
 import torch
 
 from shardmerge.common import reference as references
-from shardmerge.common.architectures import ARCHITECTURES, Architecture, Blueprint, blueprint
+from shardmerge.common.architectures import ARCHITECTURES, TABLES, Architecture, Blueprint, blueprint
 from shardmerge.common.architectures.rows import Row
 from tests.oracles import records
 from tests.oracles.mutations import each_row, is_used
 from tests.oracles.ours import copies, is_dumped, is_merged, published, topologies
 from tests.oracles.table import ORACLES, every_family, recorded_families
+from tests.oracles.test_logits import COMPUTED
 from tests.worlds.checkpoints import read_hf_tensors
 from tests.worlds.fake import build_model, fake_world
-from tests.worlds.families import Family
+from tests.worlds.families import Family, FullNorms, by_name
 from tests.worlds.filling import fill
 from tests.worlds.mtp import can_build, hold_copies, write_bare
-from tests.worlds.topology import SINGLE
+from tests.worlds.oracle import IMPORTED
+from tests.worlds.topology import SINGLE, Topology
 
 RECORDED = recorded_families()
 BUILT = tuple(family for family in RECORDED if can_build(family))
@@ -60,6 +62,7 @@ def test_every_table_is_that_of_a_family() -> None:
     assert {table.name for table in ARCHITECTURES.values()} <= told <= {*ARCHITECTURES}
 
 
+@pytest.mark.always
 @pytest.mark.parametrize("family", RECORDED, ids=lambda family: family.name)
 def test_a_record_is_of_todays_table_model_and_formula(family: Family) -> None:
     record = records.read(family)
@@ -67,12 +70,27 @@ def test_a_record_is_of_todays_table_model_and_formula(family: Family) -> None:
     assert {name: record[name] for name in now} == now, "run make test-oracles"
 
 
+@pytest.mark.always
 @pytest.mark.parametrize("family", BUILT, ids=lambda family: family.name)
 def test_one_rank_and_cut_ones_publish_what_the_oracle_exports(family: Family, tmp_path: Path) -> None:
     reference = reference_of(family, tmp_path / "hf")
     for topology in topologies(family):
         ours = published(family, topology, reference, tmp_path / topology.name)
         assert differing(family, ours) == [], topology.name
+
+
+@pytest.mark.parametrize("full_norms", ["cut", "whole", "beside"])
+@pytest.mark.parametrize("name", ["olmoe", "minimax_m2"])
+def test_norms_over_all_heads_come_out_alike_however_a_program_describes_them(
+    name: str, full_norms: FullNorms, tmp_path: Path
+) -> None:
+    """Cut by tensor parallelism, whole on both ranks, or whole under names of their own, as mcore-bridge has them."""
+    family = replace(by_name(name), full_norms=full_norms)
+    reference = reference_of(family, tmp_path / "hf")
+
+    ours = published(family, Topology(tp=2), reference, tmp_path)
+
+    assert records.differing(ours, records.read(by_name(name))) == []
 
 
 @pytest.mark.sampled
@@ -116,3 +134,13 @@ def _is_noticed(family: Family, wrong: Architecture, reference: Path, folder: Pa
     if not is_merged(wrong, reference, folder):
         return True
     return differing(family, read_hf_tensors(folder / "merged")) != []
+
+
+def test_tables_name_the_programs_that_tests_compare_them_with() -> None:
+    """Those that exported a record, Model-Optimizer where it fills models, transformers where logits are compared."""
+    for table in TABLES:
+        families = [family for family in every_family() if ARCHITECTURES[family.architecture] is table]
+        told = {ORACLES[family.name].program for family in families} - {""}
+        told |= {"Model-Optimizer" for family in families if family in IMPORTED}
+        told |= {"transformers" for family in families if family in COMPUTED}
+        assert sorted(told) == sorted(table.oracles), table.name

@@ -12,11 +12,12 @@ from shardmerge.phase2_merge import merge
 from tests.demo.compare import differing
 from tests.journeys.test_round_trip import dump_on_rank
 from tests.worlds.checkpoints import read_hf_tensors
-from tests.worlds.families import Family, Steps, by_name
+from tests.worlds.families import Family, by_name
 from tests.worlds.gloo import GlooRanks
 from tests.worlds.mtp import NEMOTRON_H_MIXED_MTP, NEMOTRON_H_MTP, can_build, write_checkpoint
 from tests.worlds.oracle import import_whole, write_torch_dist
 from tests.worlds.topology import SINGLE, Topology
+from tests.worlds.widths import Steps
 
 pytestmark = pytest.mark.peers
 

@@ -163,3 +163,18 @@ def test_under_torchrun_a_failing_rank_lets_the_other_finish(references: Referen
     assert read(out / "rank-00000" / "manifest.json").world_size == 2
     assert "rank 1 cannot read its shard" in (out / "rank-00001.failed.json").read_text()
     assert "rank 1 failed, waits up to 120 s for the others" in result.stderr
+
+
+def test_a_spelling_of_experts_that_does_not_fit_is_a_usage_error(
+    references: References, tmp_path: Path
+) -> None:
+    result = run(f"{PROVIDERS}:whole", tmp_path, references.config("llama"), "--experts", "packed", "--json")
+
+    facts = json.loads(result.stdout)
+    assert (result.exit_code, facts["error"], facts["exit_code"]) == (2, "ExpertSpellingError", 2)
+    assert (facts["architecture"], facts["spelling"]) == ("LlamaForCausalLM", "packed")
+    assert "It has no routed experts" in facts["message"]
+    assert not (tmp_path / "rank-00000").exists()
+    unknown = run(f"{PROVIDERS}:whole", tmp_path, references.config("llama"), "--experts", "both")
+    assert unknown.exit_code == 2
+    assert "'both' is not one of 'per-expert', 'packed'" in unknown.stderr

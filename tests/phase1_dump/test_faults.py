@@ -12,9 +12,10 @@ import pytest
 from tests.phase1_dump.dumped import assembled, differing, pieces_of, shapes_of
 from tests.phase1_dump.faults import EXPERT, LAYER, LIVE, TABLES, dump_with_fault
 from tests.worlds.checkpoints import read_hf_tensors, write_hf_checkpoint
-from tests.worlds.families import Experts, Family
+from tests.worlds.families import Family
 from tests.worlds.gloo import GlooRanks
 from tests.worlds.topology import SINGLE
+from tests.worlds.widths import Experts
 
 SQUARE = Family(
     "square",

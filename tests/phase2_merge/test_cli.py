@@ -95,14 +95,14 @@ def test_a_report_that_cannot_be_written_is_said_before_the_work(world: MakeWorl
     assert not one.out.exists()
 
 
-@pytest.mark.parametrize(("size", "code"), [("5GB", 0), ("1 KiB", 0), ("five", 2), ("0", 2)])
+@pytest.mark.parametrize(("size", "code"), [("5GB", 0), ("1 KiB", 0), ("five", 2), ("0", 2), ("5", 2)])
 def test_sizes_are_read_as_people_write_them(world: MakeWorld, size: str, code: int) -> None:
     assert run(*merge_arguments(world().write(), "--max-shard-size", size)).exit_code == code
 
 
 def test_an_existing_output_exits_with_6(world: MakeWorld) -> None:
     one = world().write()
-    one.out.mkdir()
+    (one.out / "mine").mkdir(parents=True)
     assert run(*merge_arguments(one)).exit_code == 6
 
 
@@ -294,7 +294,7 @@ def test_a_temporary_folder_too_deep_for_a_socket_does_not_matter(world: MakeWor
     one = world(Topology(tp=2)).write()
     deep = tmp_path / ("x" * 110)
     deep.mkdir()
-    given = map(str, merge_arguments(one, "--workers", 2, "--max-shard-size", 500))
+    given = map(str, merge_arguments(one, "--workers", 2, "--max-shard-size", "500B"))
     found = subprocess.run(
         [*RUN, *given], env=os.environ | {"TMPDIR": str(deep)}, capture_output=True, text=True, check=False
     )

@@ -102,11 +102,11 @@ def _model(chance: Random) -> tuple[Topology, int]:
 
 
 def _options(chance: Random) -> Sequence[str]:
-    found = ["--max-shard-size", chance.choice(("500", "1000", "3000", "5GB"))]
+    found = ["--max-shard-size", chance.choice(("500B", "1000B", "3000B", "5GB"))]
     if chance.random() < 0.3:
         found += ["--layout", "canonical"]
     elif chance.random() < 0.3:
-        found += ["--min-shard-size", "400"]
+        found += ["--min-shard-size", "400B"]
     if chance.random() < 0.3:
         found += ["--verify", "size"]
     return found

@@ -89,7 +89,7 @@ BY_HAND = {
 
 
 def merge(*more: str, dump: str = "dump", reference: str = "reference") -> Step:
-    given = ("merge", f"@{dump}", "@out", "--hf-reference", f"@{reference}", "--max-shard-size", "1000")
+    given = ("merge", f"@{dump}", "@out", "--hf-reference", f"@{reference}", "--max-shard-size", "1000B")
     return Step((*given, *(() if "--workers" in more else ("--workers", "1")), *more))
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from tests.vllm.models import config_of, has_mtp, loadable
 from tests.vllm.tracing import Trace, trace
@@ -26,6 +27,9 @@ IN_ONE_FILE = "-hf_quant_config"
 SHARED = {  # what drafts reads these of the model too
     "NemotronHForCausalLM": {"backbone.embeddings.weight", "lm_head.weight"},
     "DeepseekV3ForCausalLM": {"model.embed_tokens.weight"},
+    "Glm4MoeForCausalLM": {"model.embed_tokens.weight", "lm_head.weight"},
+    "Glm4MoeLiteForCausalLM": set(),
+    "ExaoneMoeForCausalLM": {"model.embed_tokens.weight", "lm_head.weight"},
 }
 UNPACKED = {torch.float32, torch.bfloat16}
 OPTIONAL = (
@@ -38,8 +42,12 @@ OPTIONAL = (
 
 def main(folder: Path) -> int:
     """Each checkpoint in a process of its own: vLLM keeps one configuration in a process."""
-    merged = sorted(path.parent for path in folder.glob("*/model.safetensors.index.json"))
-    paths = [path for path in merged if not path.name.endswith(IN_ONE_FILE)]
+    held = sorted({path.parent for path in folder.glob("*/*.safetensors")})
+    paths = [
+        path
+        for path in held
+        if not path.name.startswith("reference-") and not path.name.endswith(IN_ONE_FILE)
+    ]
     paths += [_told_in_one_file(path) for path in paths if (path / "hf_quant_config.json").exists()]
     failed = [path.name for path in paths if _run(path)]
     print(f"FAILED: {', '.join(failed)}" if failed or not paths else f"vLLM reads all {len(paths)} of them")
@@ -91,7 +99,7 @@ def load(path: Path) -> None:
 
     Raises AssertionError.
     """
-    index = json.loads((path / "model.safetensors.index.json").read_text())["weight_map"].keys()
+    index = names_of(path)
     config = config_of(path)
     mtp = {name for name in index if _is_mtp(name, config)}
     assert bool(mtp) == has_mtp(path)
@@ -109,6 +117,15 @@ def load(path: Path) -> None:
     print(f"{path.name}: {len(taken)} tensors arrived as they were merged, {len(mtp)} of them in what drafts")
 
 
+def names_of(path: Path) -> set[str]:
+    """Return the names of all tensors, as the index has them, or the only file."""
+    index = path / "model.safetensors.index.json"
+    if index.exists():
+        return {*json.loads(index.read_text())["weight_map"]}
+    with safe_open(path / "model.safetensors", framework="pt") as file:
+        return {*file.keys()}
+
+
 def _is_mtp(name: str, config: dict[str, Any]) -> bool:
     """Whether a tensor is of multi-token prediction: called so, or of a layer after the last."""
     layer = re.match(r"model\.layers\.(\d+)\.", name)
@@ -121,20 +138,20 @@ def _require_same(name: str, found: Trace) -> None:
     Only padding of the vocabulary may follow. A scale may be repeated, once for each part of a fused weight. vLLM keeps
     some tensors in another precision than files do, but what is packed it must take as it is.
     """
-    ((parameter, write),) = found.writes[name].items()
+    ((parameter, values),) = found.written(name).items()
     tensor = found.files[name]
     if name.endswith(".A_log"):  # the loader itself does that
         tensor = -torch.exp(tensor.float())
-    assert tensor.dtype == write.values.dtype or {tensor.dtype, write.values.dtype} == UNPACKED, (
+    assert tensor.dtype == values.dtype or {tensor.dtype, values.dtype} == UNPACKED, (
         name,
         parameter,
     )
-    expected = tensor.to(write.values.dtype).reshape(-1)
+    expected = tensor.to(values.dtype).reshape(-1)
     if parameter.endswith(("embed_tokens.weight", "head.weight")):
-        expected = torch.nn.functional.pad(expected, (0, write.values.numel() - expected.numel()))
+        expected = torch.nn.functional.pad(expected, (0, values.numel() - expected.numel()))
     elif not tensor.ndim:
-        expected = expected.expand(write.values.numel()).contiguous()
-    assert torch.equal(write.values.view(torch.uint8), expected.view(torch.uint8)), (name, parameter)
+        expected = expected.expand(values.numel()).contiguous()
+    assert torch.equal(values.view(torch.uint8), expected.view(torch.uint8)), (name, parameter)
 
 
 def _require_all_reached(found: Trace) -> None:

@@ -1,25 +1,33 @@
-"""Writes the checkpoints that vLLM reads: of three architectures, in bf16 and quantized, merged from several ranks.
+"""Writes the checkpoints that vLLM reads: three architectures in bf16 and quantized, and all others in bf16.
+
+Those of quantized models are merged from several ranks. The others are there for their names: one for each family whose
+class vLLM has, and one more for each further spelling of its experts.
 
 Run in an environment whose megatron-core builds hybrids with multi-token prediction, `.venv-peers`:
-`python -m tests.vllm.write FOLDER`.
+`python -m tests.vllm.write FOLDER [NAME ...]`. Without names it writes all of them.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from shardmerge.common.architectures import ARCHITECTURES
 from shardmerge.phase2_merge import merge
 from tests.dumps.quantized_dumps import dump_quantized
-from tests.worlds.checkpoints import write_hf_checkpoint
-from tests.worlds.families import Family, Steps
+from tests.journeys.nemotron import narrow
+from tests.journeys.test_nemotron import PP9_EP8, TP4_EP8, write_reference
+from tests.journeys.test_nemotron import dump_quantized as dump_rank
+from tests.worlds.families import FAMILIES, Family
 from tests.worlds.gloo import GlooRanks
-from tests.worlds.mtp import write_mtp_checkpoint
+from tests.worlds.mtp import MTP_FAMILIES, can_build, write_checkpoint
 from tests.worlds.quantizing import DEEPSEEK_V3, NEMOTRON_H, NEMOTRON_H_LATENT, QWEN3_MOE
-from tests.worlds.topology import Topology
+from tests.worlds.topology import SINGLE, Topology
+from tests.worlds.widths import Steps
 
 TE_PATH = Path(sys.prefix) / "te-python"
 SEQUENTIAL = Topology(pp=2, ep=2, dp=2)
@@ -44,6 +52,7 @@ class Checkpoint:
     kv_cache: bool = False
     mtp: bool = True
     drop_mtp: bool = False
+    experts: str | None = None
 
     @property
     def te(self) -> bool:
@@ -69,28 +78,112 @@ CHECKPOINTS = {
     "NEMOTRON_H-MIXED-with_MTP": Checkpoint(WORDS, "MIXED_HYBRID", GROUPED, kv_cache=True),
     "NEMOTRON_H-MIXED-with_MTP-letters": Checkpoint(LETTERS, "MIXED_HYBRID", GROUPED, kv_cache=True),
 }
+# what vLLM 0.32 does not build: a class or a name that it lacks, sparse attention on a CPU, GPT-OSS without YaRN
+NOT_IN_VLLM = {"dots1", "kimi_k2", "deepseek_v32", "glm_moe_dsa", "glm_moe_dsa_mtp", "gpt_oss"}
 
 
-def main(folder: Path) -> None:
-    """Write all of them under a folder that is emptied first."""
+def _names() -> dict[str, Checkpoint]:
+    found = {}
+    for family in map(_for_vllm, filter(can_build, (*FAMILIES, *MTP_FAMILIES))):
+        known = ARCHITECTURES[family.architecture].experts
+        for spelling in known.decoder if known else (None,):
+            one = Checkpoint(family, topology=SINGLE, experts=spelling)
+            found[f"names-{family.name}{f'-{spelling}' if spelling else ''}"] = one
+    return {name: one for name, one in found.items() if _is_built(one.family)}
+
+
+def _for_vllm(family: Family) -> Family:
+    """vLLM's Qwen2 and Qwen2-MoE take heads as wide as the model has room for, whatever config.json says."""
+    ignores_head_dim = family.architecture in ("Qwen2ForCausalLM", "Qwen2MoeForCausalLM")
+    return replace(family, hidden=family.heads * family.head_channels) if ignores_head_dim else family
+
+
+def _is_built(family: Family) -> bool:
+    """Whether vLLM builds a family: it knows one step of multi-token prediction."""
+    return family.name not in NOT_IN_VLLM and (family.mtp is None or family.mtp.count == 1)
+
+
+CHECKPOINTS |= _names()
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A Nemotron-3 model as published but narrow: all layers and experts, in a mixture of formats, rank by rank.
+
+    `mtp` is whether multi-token prediction is quantized too.
+    """
+
+    family: Family
+    topology: Topology
+    mtp: bool
+
+
+ULTRA, SUPER, NANO = (replace(narrow(name), head_channels=64) for name in ("ultra", "super", "nano"))
+PUBLISHED = {
+    "ULTRA-MIXED": Published(ULTRA, PP9_EP8, mtp=False),
+    "ULTRA-MIXED-with_MTP": Published(ULTRA, TP4_EP8, mtp=True),
+    "SUPER-MIXED-with_MTP": Published(SUPER, TP4_EP8, mtp=True),
+    "NANO-MIXED": Published(NANO, TP4_EP8, mtp=False),
+}
+
+
+def main(folder: Path, names: list[str]) -> None:
+    """Write those with these names, or all of them, under a folder that is emptied first."""
+    chosen = names or [*CHECKPOINTS, *PUBLISHED]
     shutil.rmtree(folder, ignore_errors=True)
-    families = {one.family for one in CHECKPOINTS.values()}
-    references = {family: folder / f"reference-{family.name}-{family.head_channels}" for family in families}
-    for family, reference in references.items():
-        write = write_mtp_checkpoint if family.mtp else write_hf_checkpoint
-        write(family, reference)
     with GlooRanks(size=1) as plain, GlooRanks(size=1, te_path=str(TE_PATH)) as grouped:
-        for name, one in CHECKPOINTS.items():
-            dump = partial(dump_quantized, te=one.te, kv_cache=one.kv_cache, mtp=one.mtp)
-            pool, out, reference = (
-                (grouped if one.te else plain),
-                folder / "dumps" / name,
-                references[one.family],
-            )
-            pool.call(dump, one.family, one.topology, one.recipe, out, reference)
-            told = merge([out], folder / name, hf_reference=reference, workers=1, drop_mtp=one.drop_mtp)
-            print(told.text())
+        for name in chosen:
+            if name in PUBLISHED:
+                _write_published(name, folder, grouped)
+            else:
+                pool = grouped if CHECKPOINTS[name].te else plain
+                _write(name, folder, pool)
+
+
+def _write(name: str, folder: Path, pool: GlooRanks) -> None:
+    checkpoint, out = CHECKPOINTS[name], folder / "dumps" / name
+    family = checkpoint.family
+    reference = folder / f"reference-{family.name}-{family.hidden}-{family.head_channels}"
+    if not reference.exists():
+        write_checkpoint(family, reference)
+        if family.architecture == "DeepseekV3ForCausalLM":  # without it vLLM takes no router bias
+            config = json.loads((reference / "config.json").read_text())
+            (reference / "config.json").write_text(json.dumps(config | {"topk_method": "noaux_tc"}))
+    dump = partial(
+        dump_quantized,
+        te=checkpoint.te,
+        kv_cache=checkpoint.kv_cache,
+        mtp=checkpoint.mtp,
+        experts=checkpoint.experts,
+    )
+    pool.call(dump, family, checkpoint.topology, checkpoint.recipe, out, reference)
+    report = merge(
+        [out],
+        folder / name,
+        hf_reference=reference,
+        workers=1,
+        drop_mtp=checkpoint.drop_mtp,
+        grafts=["vision"] if family.is_composite else [],
+    )
+    print(report.text())
+
+
+def _write_published(name: str, folder: Path, pool: GlooRanks) -> None:
+    checkpoint, out = PUBLISHED[name], folder / "dumps" / name
+    (folder / "references").mkdir(parents=True, exist_ok=True)
+    reference = write_reference(checkpoint.family, folder / "references" / name)
+    for rank in range(checkpoint.topology.world_size):
+        pool.call(
+            dump_rank,
+            rank,
+            checkpoint.family,
+            checkpoint.topology,
+            checkpoint.mtp,
+            out,
+            reference,
+        )
+    print(merge([out], folder / name, hf_reference=reference, workers=1).text())
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

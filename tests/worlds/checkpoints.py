@@ -6,6 +6,7 @@ the published ones. Must not know megatron-core or worlds.
 
 import json
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +15,41 @@ import transformers
 from safetensors import safe_open
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from tests.worlds.families import Family, hf_config
+from tests.worlds.by_hand import CONFIGS
+from tests.worlds.composites import publish_weights, published
+from tests.worlds.families import Family
+from tests.worlds.hf_config import hf_config
 
 FLOAT32 = {"A_log", "D"}
+PUBLISHED_PACKED = ("Qwen3_5MoeForCausalLM", "Qwen3_5MoeForConditionalGeneration")
+KIMI = {
+    "KimiK2ForCausalLM": "DeepseekV3ForCausalLM",
+    "KimiK25ForConditionalGeneration": "Kimi_K25ForConditionalGeneration",
+}
 CHAT_TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
 
 
 def write_hf_checkpoint(
-    family: Family, path: Path, seed: int = 0, *, max_shard_size: str | int | None = None
+    family: Family,
+    path: Path,
+    seed: int = 0,
+    *,
+    max_shard_size: str | int | None = None,
+    packed: bool = False,
 ) -> Path:
     """Write weights, config, tokenizer and generation config of the family under `path` and return it.
 
-    bfloat16 throughout but for what megatron-core holds in float32: `e_score_correction_bias`, `A_log` and `D`.
-    transformers packs experts in memory and itself restores the published per-expert names when saving.
+    bfloat16 throughout but for what megatron-core holds in float32: `e_score_correction_bias`, Mamba's `A_log` and `D`.
+    transformers packs experts in memory and itself restores per-expert names when saving, unless they are to stay
+    `packed`, as those of `PUBLISHED_PACKED` are published.
     """
     model = random_hf_model(family, seed)
-    options = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
+    options: dict[str, Any] = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
+    is_packed = packed or family.architecture in PUBLISHED_PACKED
+    options |= {"save_original_format": False} if is_packed else {}
     model.save_pretrained(path, **options)
+    if family.is_composite:
+        publish_weights(family, path)
     _publish_config(family, path)
     transformers.GenerationConfig(
         bos_token_id=1, eos_token_id=2, temperature=0.7, do_sample=True
@@ -40,16 +59,19 @@ def write_hf_checkpoint(
 
 
 def hf_class(family: Family) -> Any:
-    """Return the family's class of transformers. Kimi-K2 is DeepSeek-V3 under a name of its own there."""
-    name = family.architecture
-    return getattr(transformers, "DeepseekV3ForCausalLM" if name == "KimiK2ForCausalLM" else name)
+    """Return the family's class of transformers, which calls Kimi's otherwise: Kimi-K2 is DeepSeek-V3 there."""
+    return getattr(transformers, KIMI.get(family.architecture, family.architecture))
 
 
 def write_config(family: Family, path: Path) -> Path:
     """Write config.json alone under `path`, which is made, and return it."""
-    kind = hf_class(family).config_class
-    config = kind(**hf_config(family), architectures=[family.architecture], dtype="bfloat16")
-    config.save_pretrained(path)
+    if family.architecture in CONFIGS:
+        path.mkdir(parents=True, exist_ok=True)
+        _write_json(CONFIGS[family.architecture](family), path / "config.json")
+    else:
+        kind = hf_class(family).config_class
+        config = kind(**hf_config(family), architectures=[family.architecture], dtype="bfloat16")
+        config.save_pretrained(path)
     _publish_config(family, path)
     return path
 
@@ -58,7 +80,9 @@ def random_hf_model(family: Family, seed: int = 0) -> Any:
     """Return the family's transformers model in bfloat16, every parameter and bias buffer drawn from `seed`."""
     model_class = hf_class(family)
     config = model_class.config_class(**hf_config(family))
-    model = model_class(config).to(torch.bfloat16).eval()
+    with warnings.catch_warnings():  # a vision tower has complex numbers, which nobody reads here
+        warnings.filterwarnings("ignore", message="Casting complex values")
+        model = model_class(config).to(torch.bfloat16).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -72,7 +96,9 @@ def random_hf_model(family: Family, seed: int = 0) -> Any:
                     if isinstance(module.e_score_correction_bias, torch.nn.Parameter)
                     else drawn
                 )
-            for name in FLOAT32 & {own for own, _ in module.named_parameters(recurse=False)}:
+            for name in (FLOAT32 if family.mamba else set()) & {
+                own for own, _ in module.named_parameters(recurse=False)
+            }:
                 parameter = getattr(module, name)
                 parameter.data = torch.randn(parameter.shape, generator=generator)
     return model
@@ -103,9 +129,18 @@ def _publish_config(family: Family, path: Path) -> None:
         del config["layers_block_type"]
         config |= {"hybrid_override_pattern": family.mamba.pattern, "num_hidden_layers": family.layers}
     config["architectures"] = [family.architecture]
+    if family.is_composite:
+        (path / "config.json").write_text(
+            json.dumps(published(family, config), indent=2, sort_keys=True) + "\n"
+        )
+        return
     config["rope_theta"] = float(family.rope_theta)
     config["torch_dtype"] = "bfloat16"
-    (path / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    _write_json(config, path / "config.json")
+
+
+def _write_json(value: dict[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
 def _write_tokenizer(vocab_size: int, path: Path) -> None:

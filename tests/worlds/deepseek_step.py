@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import linear, pad, rms_norm, scaled_dot_product_attention, silu
 
-from tests.worlds.families import Experts, Family, Latent
+from tests.worlds.families import Family
+from tests.worlds.widths import Experts, Latent
 
 Weights = Mapping[str, torch.Tensor]
 

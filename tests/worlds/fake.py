@@ -16,9 +16,11 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from tests.worlds.cpu import prepare
 from tests.worlds.families import Family
+from tests.worlds.gemma import add_scale_and_bases
 from tests.worlds.hybrid import hybrid_model
 from tests.worlds.megatron_config import block_spec, mtp_spec, transformer_config
 from tests.worlds.topology import Topology
+from tests.worlds.vision_language import AxesInTurn, VisionLanguageModel
 
 
 @contextmanager
@@ -107,13 +109,20 @@ def _build_chunk(
     if family.mamba is not None:
         options |= {"stage_layers": topology.stage_layers, "vp_stage": vp_stage}
         return hybrid_model(family.mamba, family.mtp, config, te=te, **options)
-    return GPTModel(
+    model = GPTModel(
         config,
         block_spec(family, config, te=te, vp_stage=vp_stage),
-        position_embedding_type="rope",
+        position_embedding_type="mrope" if family.rope_sections else "rope",
         rotary_base=family.rope_theta,
         rotary_percent=family.rotated,
         vp_stage=vp_stage,
         mtp_block_spec=mtp_spec(family.mtp, config, te=te, vp_stage=vp_stage) if family.mtp else None,
         **options,
     )
+    if family.gemma:
+        add_scale_and_bases(model, family.rope_theta, family.gemma.local_theta)
+    if family.rope_sections:
+        model.rotary_pos_emb = AxesInTurn(family.head_channels, family.rotated, rotary_base=family.rope_theta)
+    if family.is_composite:
+        return VisionLanguageModel(model, config, "vision_tower" if family.latent else "vision_model")
+    return model

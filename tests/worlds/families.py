@@ -1,18 +1,37 @@
 """The small architectures that tests build: one row each, told once for Hugging Face and for megatron-core.
 
 Decides sizes (pairwise different wherever an architecture lets them be, so that no swap stays hidden, and no
-weight square), which worlds can hold them, and how transformers is configured (megatron: `megatron_config`).
+weight square), and which worlds can hold them. How they are configured: `hf_config`, `megatron_config`.
 Must not know checkpoints or shardmerge.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from importlib.metadata import version
+from typing import Literal
 
-from tests.worlds.hf_words import OWN_WORDS, hybrid
+from tests.worlds.composites import COMPOSITES
 from tests.worlds.topology import TOPOLOGIES, Topology
+from tests.worlds.widths import Delta, Experts, Gemma, Indexer, Latent, Mamba, Steps
+
+__all__ = [
+    "FAMILIES",
+    "Architecture",
+    "Delta",
+    "Experts",
+    "Family",
+    "FullNorms",
+    "Gemma",
+    "Indexer",
+    "Latent",
+    "Mamba",
+    "Steps",
+    "by_name",
+    "topologies_of",
+]
 
 Architecture = Literal[
     "LlamaForCausalLM",
+    "Llama4ForCausalLM",
     "MistralForCausalLM",
     "OlmoeForCausalLM",
     "MiniMaxM2ForCausalLM",
@@ -22,8 +41,14 @@ Architecture = Literal[
     "Qwen3ForCausalLM",
     "Qwen2MoeForCausalLM",
     "Qwen3MoeForCausalLM",
+    "Qwen3NextForCausalLM",
+    "Qwen3_5ForCausalLM",
+    "Qwen3_5MoeForCausalLM",
+    "Qwen3_5ForConditionalGeneration",
+    "Qwen3_5MoeForConditionalGeneration",
     "MixtralForCausalLM",
     "GptOssForCausalLM",
+    "Gemma3ForCausalLM",
     "DeepseekV2ForCausalLM",
     "DeepseekV3ForCausalLM",
     "DeepseekV32ForCausalLM",
@@ -34,86 +59,17 @@ Architecture = Literal[
     "KimiK2ForCausalLM",
     "NemotronForCausalLM",
     "NemotronHForCausalLM",
+    "BailingMoeV2ForCausalLM",
+    "Qwen3VLForConditionalGeneration",
+    "Qwen3VLMoeForConditionalGeneration",
+    "KimiK25ForConditionalGeneration",
+    "Llama4ForConditionalGeneration",
 ]
+# asked without importing it, as Transformer Engine comes first
+HAS_DELTA_CP = not version("megatron-core").startswith("0.16.")
 # One norm over all heads of the queries, and one over those of the keys: tensor parallelism cuts their weights, or each
-# rank holds them whole. "": none.
-FullNorms = Literal["", "cut", "whole"]
-
-
-@dataclass(frozen=True, slots=True)
-class Experts:
-    """Routed experts; `dense_layers` leading layers have none, `router_groups` 0 means ungrouped routing.
-
-    `normalized` says whether the weights of a token's experts add up to 1.
-    """
-
-    num_experts: int = 8
-    top_k: int = 2
-    width: int = 40
-    shared_width: int = 0
-    shared_gate: bool = False  # multiplies the output of shared experts
-    dense_layers: int = 0
-    router_bias: bool = False
-    score: str = ""  # of the router; "": sigmoid with a bias, softmax without one
-    normalized: bool = True
-    router_groups: int = 0
-    groups_kept: int = 0
-    scaling: float = 1.0
-    latent_width: int = 0  # of what routed experts read and write; 0: the hidden size
-
-
-@dataclass(frozen=True, slots=True)
-class Latent:
-    """Multi-latent attention widths; `query_rank` 0 means no low-rank query."""
-
-    query_rank: int = 24
-    key_value_rank: int = 28
-    nope_channels: int = 20
-    rope_channels: int = 8
-    value_channels: int = 12
-
-
-@dataclass(frozen=True, slots=True)
-class Indexer:
-    """Widths of what chooses the tokens that sparse attention sees, and how it rotates."""
-
-    heads: int = 6
-    channels: int = 14
-    top_k: int = 9
-    interleaved: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Mamba:
-    """Widths of Mamba-2, and a letter for each layer: M for Mamba, * attention, - dense, E experts."""
-
-    pattern: str
-    heads: int = 8
-    head_channels: int = 7
-    groups: int = 4
-    state: int = 10
-
-    def layers(self, letter: str) -> tuple[int, ...]:
-        """Global ids of the layers of this kind."""
-        return tuple(layer for layer, found in enumerate(self.pattern) if found == letter)
-
-
-@dataclass(frozen=True, slots=True)
-class Steps:
-    """Steps of multi-token prediction (MTP) after the decoder; of a hybrid, a letter for each layer of a step.
-
-    `count` are stored. In training one stored step may predict several tokens, one after another: `passes`.
-    """
-
-    count: int = 1
-    pattern: str = ""
-    passes: int = 1
-    dense: bool = False  # a step has no experts, though the decoder's last layer has
-
-    @property
-    def predicted(self) -> int:
-        """How many tokens further training predicts: what megatron-core calls `mtp_num_layers`."""
-        return self.count * self.passes
+# rank holds them whole, under megatron-core's names for norms of a head or (beside) under names of their own. "": none.
+FullNorms = Literal["", "cut", "whole", "beside"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +81,7 @@ class Family:
     tied: bool = False
     qkv_bias: bool = False
     qk_norm: bool = False
+    plain_qk_norm: bool = False  # without weights, in layers that rotate
     bias: bool = False  # of every linear layer, experts and router included
     sinks: bool = False
     window: int = 0  # tokens that every other layer sees, from the first on
@@ -137,30 +94,39 @@ class Family:
     vocab: int = 211
     rope_theta: int = 10000
     rotated: float = 1.0  # part of a head's channels
+    rope_sections: tuple[int, ...] = ()  # pairs for each axis of multimodal positions, which take turns
     neighbours: bool = False  # rotated pairs are neighbours, not halves
-    norm: Literal["RMSNorm", "LayerNorm1P"] = "RMSNorm"  # the latter has biases, and weights stored minus one
+    norm: Literal["RMSNorm", "RMSNorm1P", "LayerNorm1P"] = "RMSNorm"  # 1P: weights stored minus one
     norm_eps: float = 1e-5
-    activation: Literal["silu", "relu2"] = "silu"  # the latter without a gate
+    activation: Literal["silu", "gelu_tanh", "relu2"] = "silu"  # the last without a gate
     window_of_all: bool = False  # not only of every other layer
-    global_layers: tuple[int, ...] = ()  # layers that see all nevertheless, and do not rotate
+    global_layers: tuple[int, ...] = ()  # layers that see all, and do not rotate
     full_norms: FullNorms = ""
     experts: Experts | None = None
     latent: Latent | None = None
     indexer: Indexer | None = None
+    gemma: Gemma | None = None
     mamba: Mamba | None = None
+    delta: Delta | None = None
     mtp: Steps | None = None
 
     @property
     def is_gated(self) -> bool:
         """Whether feed-forward layers have a gate."""
-        return self.mamba is None and self.activation == "silu"
+        return self.mamba is None and self.activation != "relu2"
+
+    @property
+    def is_composite(self) -> bool:
+        """Whether a vision tower stands beside the language model, which all sizes here are of."""
+        return self.architecture in COMPOSITES
 
     @property
     def moe_layers(self) -> tuple[int, ...]:
         """Global ids of the layers that hold routed experts."""
         if self.mamba is not None:
             return self.mamba.layers("E")
-        return () if self.experts is None else tuple(range(self.experts.dense_layers, self.layers))
+        every = range(self.layers)
+        return () if self.experts is None else tuple(filter(self.experts.has_layer, every))
 
     def padded_vocab(self, tp_size: int, multiple: int = 128) -> int:
         """Vocabulary rows after megatron's padding; at tp 4 the last two ranks hold nothing but padding."""
@@ -176,9 +142,20 @@ _DEEPSEEK_V2 = Experts(shared_width=80, dense_layers=1, normalized=False, scalin
 _GLM = Experts(shared_width=80, dense_layers=1, router_bias=True, scaling=1.25)
 _NEMOTRON = Experts(shared_width=80, router_bias=True, scaling=2.5)
 
+_LLAMA4 = Family(
+    "llama4",
+    "Llama4ForCausalLM",
+    rope_theta=500000,
+    neighbours=True,
+    plain_qk_norm=True,
+    global_layers=(2,),
+    experts=Experts(top_k=1, shared_width=40, step=2, weighs_inputs=True, score="sigmoid", normalized=False),
+)
+
 FAMILIES: tuple[Family, ...] = (
     Family("llama", "LlamaForCausalLM"),
     Family("llama_tied", "LlamaForCausalLM", tied=True),
+    _LLAMA4,
     Family("mistral", "MistralForCausalLM", norm_eps=1e-6, window=20, window_of_all=True),
     Family("qwen2", "Qwen2ForCausalLM", qkv_bias=True, norm_eps=1e-6),
     Family("qwen3", "Qwen3ForCausalLM", qk_norm=True, norm_eps=1e-6),
@@ -220,6 +197,36 @@ FAMILIES: tuple[Family, ...] = (
         qkv_bias=True,
         norm_eps=1e-6,
         experts=Experts(shared_width=88, shared_gate=True, normalized=False),
+    ),
+    Family(
+        "qwen3_next",
+        "Qwen3NextForCausalLM",
+        qk_norm=True,
+        rotated=0.5,
+        norm="RMSNorm1P",
+        norm_eps=1e-6,
+        experts=Experts(shared_width=88, shared_gate=True),
+        delta=Delta("D*D*"),
+    ),
+    Family(
+        "qwen3_5",
+        "Qwen3_5ForCausalLM",
+        tied=True,
+        qk_norm=True,
+        rotated=0.5,
+        norm="RMSNorm1P",
+        norm_eps=1e-6,
+        delta=Delta("*DD*"),
+    ),
+    Family(
+        "qwen3_5_moe",
+        "Qwen3_5MoeForCausalLM",
+        qk_norm=True,
+        rotated=0.5,
+        norm="RMSNorm1P",
+        norm_eps=1e-6,
+        experts=Experts(shared_width=88, shared_gate=True),
+        delta=Delta("DDD*"),
     ),
     Family("mixtral", "MixtralForCausalLM", experts=Experts(width=104)),
     Family(
@@ -288,6 +295,18 @@ FAMILIES: tuple[Family, ...] = (
         latent=Latent(),
         indexer=Indexer(interleaved=True),
     ),
+    Family(
+        "gemma3",
+        "Gemma3ForCausalLM",
+        tied=True,
+        qk_norm=True,
+        window=16,
+        rope_theta=1000000,
+        norm="RMSNorm1P",
+        norm_eps=1e-6,
+        activation="gelu_tanh",
+        gemma=Gemma(),
+    ),
     Family("nemotron", "NemotronForCausalLM", rotated=2 / 3, norm="LayerNorm1P", activation="relu2"),
     Family("nemotron_h", "NemotronHForCausalLM", experts=_NEMOTRON, mamba=Mamba("ME*-")),
     Family(
@@ -296,6 +315,55 @@ FAMILIES: tuple[Family, ...] = (
         experts=replace(_NEMOTRON, latent_width=32),
         mamba=Mamba("EM*E"),
     ),
+    Family(
+        "qwen3_vl",
+        "Qwen3VLForConditionalGeneration",
+        tied=True,
+        qk_norm=True,
+        norm_eps=1e-6,
+        rope_theta=500000,
+        rope_sections=(3, 2, 1),
+    ),
+    Family(
+        "qwen3_vl_moe",
+        "Qwen3VLMoeForConditionalGeneration",
+        qk_norm=True,
+        norm_eps=1e-6,
+        rope_theta=500000,
+        rope_sections=(3, 2, 1),
+        experts=Experts(),
+    ),
+    Family(
+        "qwen3_5_vl",
+        "Qwen3_5ForConditionalGeneration",
+        tied=True,
+        qk_norm=True,
+        rotated=0.5,
+        rope_sections=(1, 1, 1),
+        norm="RMSNorm1P",
+        norm_eps=1e-6,
+        delta=Delta("*DD*"),
+    ),
+    Family(
+        "qwen3_5_moe_vl",
+        "Qwen3_5MoeForConditionalGeneration",
+        qk_norm=True,
+        rotated=0.5,
+        rope_sections=(1, 1, 1),
+        norm="RMSNorm1P",
+        norm_eps=1e-6,
+        experts=Experts(shared_width=88, shared_gate=True),
+        delta=Delta("DDD*"),
+    ),
+    Family(
+        "kimi_k25",
+        "KimiK25ForConditionalGeneration",
+        groups=8,
+        norm_eps=1e-6,
+        experts=replace(_GLM, scaling=2.5),
+        latent=Latent(),
+    ),
+    replace(_LLAMA4, name="llama4_vl", architecture="Llama4ForConditionalGeneration"),
 )
 
 
@@ -307,108 +375,10 @@ def by_name(name: str) -> Family:
 def topologies_of(family: Family) -> tuple[Topology, ...]:
     """Return the listed worlds that can hold the family.
 
-    megatron refuses ep and etp without experts, etp with biases of experts, and virtual stages of Mamba (0.16).
+    megatron refuses ep and etp without experts, etp with biases of experts, and (0.16) virtual stages of Mamba and a
+    DeltaNet with context parallelism.
     """
     worlds = (world for world in TOPOLOGIES if family.experts is not None or world.ep * world.etp == 1)
     worlds = (world for world in worlds if not family.bias or world.etp == 1)
+    worlds = (world for world in worlds if family.delta is None or world.cp == 1 or HAS_DELTA_CP)
     return tuple(world for world in worlds if family.mamba is None or world.vpp == 1)
-
-
-def hf_config(family: Family) -> dict[str, Any]:
-    """Return the keyword arguments of the family's transformers config class.
-
-    Source: transformers 5, models/*/configuration_*.py.
-    """
-    if family.mamba is not None:
-        return hybrid(family, family.mamba)
-    config = {
-        "vocab_size": family.vocab,
-        "hidden_size": family.hidden,
-        "intermediate_size": _hf_dense_width(family),
-        "num_hidden_layers": family.layers,
-        "num_attention_heads": family.heads,
-        "num_key_value_heads": family.groups,
-        "max_position_embeddings": 64,
-        "rms_norm_eps": family.norm_eps,
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": float(family.rope_theta),
-            **_hf_rotated(family),
-        },
-        "tie_word_embeddings": family.tied,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        **_hf_attention(family),
-    }
-    if family.architecture in OWN_WORDS:
-        return OWN_WORDS[family.architecture](family, config)
-    return config | _hf_experts(family)
-
-
-def _hf_rotated(family: Family) -> dict[str, float]:
-    return {} if family.rotated == 1 else {"partial_rotary_factor": family.rotated}
-
-
-def _hf_dense_width(family: Family) -> int:
-    """These have no dense layer and call the width of an expert `intermediate_size`."""
-    if family.architecture in ("MixtralForCausalLM", "GptOssForCausalLM") and family.experts is not None:
-        return family.experts.width
-    return family.dense_width
-
-
-def _hf_attention(family: Family) -> dict[str, Any]:
-    if family.latent is None:
-        own = {"attention_bias": family.qkv_bias, "use_qk_norm": family.qk_norm}
-        return {
-            "head_dim": family.head_channels,
-            **(own if family.architecture == "Glm4MoeForCausalLM" else {}),
-        }
-    return {
-        "q_lora_rank": family.latent.query_rank or None,
-        "kv_lora_rank": family.latent.key_value_rank,
-        "qk_nope_head_dim": family.latent.nope_channels,
-        "qk_rope_head_dim": family.latent.rope_channels,
-        "v_head_dim": family.latent.value_channels,
-        **_hf_indexer(family.indexer),
-    }
-
-
-def _hf_indexer(indexer: Indexer | None) -> dict[str, Any]:
-    if indexer is None:
-        return {}
-    return {
-        "index_n_heads": indexer.heads,
-        "index_head_dim": indexer.channels,
-        "index_topk": indexer.top_k,
-        **({"indexer_rope_interleave": True} if indexer.interleaved else {}),
-    }
-
-
-def _hf_experts(family: Family) -> dict[str, Any]:
-    experts = family.experts
-    if experts is None:
-        return {}
-    if family.architecture in ("MixtralForCausalLM", "GptOssForCausalLM"):
-        window = {"sliding_window": family.window} if family.window else {}
-        return {"num_local_experts": experts.num_experts, "num_experts_per_tok": experts.top_k, **window}
-    common = {
-        "moe_intermediate_size": experts.width,
-        "num_experts_per_tok": experts.top_k,
-        "norm_topk_prob": experts.normalized,
-    }
-    if family.architecture == "Qwen3MoeForCausalLM":
-        return common | {"num_experts": experts.num_experts}
-    return common | {
-        "n_routed_experts": experts.num_experts,
-        "n_shared_experts": experts.shared_width // experts.width,
-        "n_group": experts.router_groups or 1,
-        "topk_group": experts.groups_kept or 1,
-        "routed_scaling_factor": experts.scaling,
-        "first_k_dense_replace": experts.dense_layers,
-        "num_nextn_predict_layers": 0,
-        **(
-            {"topk_method": "group_limited_greedy" if experts.router_groups else "greedy"}
-            if family.architecture == "DeepseekV2ForCausalLM"
-            else {}
-        ),
-    }

@@ -7,7 +7,8 @@ An identity is a name of the unsharded model, the same for the local and the Tra
 `embedding.word_embeddings.weight`, `decoder.layers.5.self_attention.linear_qkv.weight`,
 `decoder.layers.5.input_layernorm.weight`, `decoder.layers.5.mlp.experts.11.linear_fc1.weight` (global layer,
 global expert; rows of a gated linear_fc1 are all gate rows, then all up rows), `output_layer.weight`; of Mamba
-`decoder.layers.5.mixer.in_proj.weight` (rows of z, x, B, C, dt), `...mixer.conv1d.weight` as [channels, kernel]; of
+`decoder.layers.5.mixer.in_proj.weight` (rows of z, x, B, C, dt), `...mixer.conv1d.weight` as [channels, kernel]; of a
+DeltaNet `decoder.layers.5.self_attention.in_proj.weight` (rows of query, key, value, z, beta, alpha); of
 multi-token prediction `mtp.layers.1.eh_proj.weight` and `mtp.layers.1.transformer_layer.mlp.router.weight`, of hybrids
 `mtp.layers.1.mtp_model_layer.layers.0.mlp.router.weight`.
 """
@@ -20,8 +21,10 @@ from dataclasses import dataclass
 import torch
 from megatron.core.models.gpt.gpt_model import GPTModel
 
-from tests.worlds.families import Family, Mamba
+from tests.worlds.families import Family
 from tests.worlds.topology import Coordinates, Topology
+from tests.worlds.vision_language import language_model_of
+from tests.worlds.widths import Delta, Mamba
 
 FLOAT32_TAIL = 2.0**-15  # in what is kept in float32: lost if anything rounds it to bfloat16
 
@@ -34,18 +37,21 @@ FUSED_NORMS = (
     ("self_attention.linear_q_up_proj.layer_norm_weight", "self_attention.q_layernorm.weight"),
     ("self_attention.linear_kv_up_proj.layer_norm_weight", "self_attention.kv_layernorm.weight"),
     ("mixer.in_proj.layer_norm_weight", "norm.weight"),
+    ("self_attention.in_proj.layer_norm_weight", "input_layernorm.weight"),
 )
+# norms over all heads have these names too
+OWN_NORMS = {f"self_attention.{one}_norm.weight": f"self_attention.{one}_layernorm.weight" for one in "qk"}
 CONVOLUTION = {
     f"mixer.conv1d_{part}": f"mixer.conv1d.{part}" for part in ("weight", "bias")
 }  # as 0.19 calls them
 ROW_CUT = re.compile(
     r"(linear_qkv|linear_q_proj|linear_q_up_proj|linear_kv_up_proj|word_embeddings|output_layer|eh_proj)\."
-    r"|mixer\.(A_log|D|dt_bias|norm\.weight)$|softmax_offset$"
+    r"|mixer\.(A_log|D|dt_bias|norm\.weight)$|self_attention\.(A_log|dt_bias)$|softmax_offset$"
 )
 FC1 = ("linear_fc1.weight", "linear_fc1.bias")
 COLUMN_CUT = re.compile(r"(linear_proj|linear_fc2|out_proj)\.weight$")
-IN_SECTIONS = re.compile(r"mixer\.(in_proj|conv1d)\.")
-FLOAT32 = re.compile(r"(expert_bias|A_log|mixer\.D)$")
+IN_SECTIONS = re.compile(r"(mixer|self_attention)\.(in_proj|conv1d)\.")
+FLOAT32 = re.compile(r"(expert_bias|mixer\.(A_log|D))$")
 STEP_LAYER = re.compile(r"(mtp\.layers\.\d+)\.(?:transformer_layer|mtp_model_layer)(\.layers\.\d+)?\.(.*)")
 FULL_NORM = re.compile(r"self_attention\.[qk]_layernorm\.")
 LATENT_DOWN = re.compile(r"linear_(q|kv)_down_proj\.weight$")
@@ -93,7 +99,7 @@ def expected(identity: str, rows: Iterable[int], columns: Iterable[int] | None =
 def holdings(chunks: list[GPTModel], family: Family, topology: Topology, rank: int) -> Iterator[Held]:
     """Walk what this rank holds: all parameters, and the router's expert_bias buffer."""
     place = topology.coordinates(rank)
-    for chunk in chunks:
+    for chunk in map(language_model_of, chunks):
         buffers = [item for item in chunk.named_buffers() if item[0].endswith("expert_bias")]
         for name, tensor in [*chunk.named_parameters(), *buffers]:
             identity = identify(name, chunk, family, topology, place)
@@ -115,7 +121,7 @@ def identify(name: str, chunk: GPTModel, family: Family, topology: Topology, pla
         rest = of_decoder[2]
     else:
         return name
-    rest = (dict(FUSED_NORMS) | CONVOLUTION).get(rest, rest)
+    rest = (dict(FUSED_NORMS) | CONVOLUTION | OWN_NORMS).get(rest, rest)
     return f"{layer}.{_with_global_expert(rest, family, topology, place)}"
 
 
@@ -138,8 +144,8 @@ def _extent(
     size, cut = (topology.etp, place.etp) if routed else (topology.tp, place.tp)
     rows = torch.arange(shape[0])
     columns = torch.arange(shape[1] if len(shape) == 2 else 0)
-    if IN_SECTIONS.search(identity) and family.mamba is not None:
-        rows = _rows_in_sections(_sections(identity, family.mamba), size, cut)
+    if IN_SECTIONS.search(identity):
+        rows = _rows_in_sections(_sections(identity, family), size, cut)
     elif identity.endswith(FC1) and not family.is_gated:
         rows = rows + cut * shape[0]
     elif identity.endswith(FC1):  # local rows are [gate part ; up part]
@@ -155,11 +161,27 @@ def _extent(
     return rows, columns
 
 
-def _sections(identity: str, mamba: Mamba) -> list[int]:
-    """Rows of z, x, B, C and dt of the projection; the convolution has neither the first nor the last."""
+def _sections(identity: str, family: Family) -> list[int]:
+    """Rows of the parts of a projection or a convolution, in their order."""
+    of_projection = ".in_proj." in identity
+    if family.delta is not None:
+        return _delta_sections(family.delta, of_projection=of_projection)
+    assert family.mamba is not None
+    return _mamba_sections(family.mamba, of_projection=of_projection)
+
+
+def _delta_sections(delta: Delta, *, of_projection: bool) -> list[int]:
+    """Rows of query, key, value, z, beta and alpha; the convolution has the first three."""
+    keys, values = delta.key_heads * delta.key_channels, delta.value_heads * delta.value_channels
+    every = [keys, keys, values, values, delta.value_heads, delta.value_heads]
+    return every if of_projection else every[:3]
+
+
+def _mamba_sections(mamba: Mamba, *, of_projection: bool) -> list[int]:
+    """Rows of z, x, B, C and dt; the convolution has neither the first nor the last."""
     inner, state = mamba.heads * mamba.head_channels, mamba.groups * mamba.state
     every = [inner, inner, state, state, mamba.heads]
-    return every if ".in_proj." in identity else every[1:4]
+    return every if of_projection else every[1:4]
 
 
 def _rows_in_sections(sections: list[int], size: int, cut: int) -> torch.Tensor:

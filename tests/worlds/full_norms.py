@@ -3,7 +3,8 @@
 As Megatron-Bridge builds them for MiniMax-M2, where tensor parallelism cuts their weights, and for OLMoE, where each
 rank holds them whole. Of fewer groups of keys than ranks, several ranks hold the same weights. A forward has one rank.
 Must not know families.
-Source: megatron-bridge, models/minimax_m2/minimax_m2_provider.py (`_FullDimRMSNorm`), models/olmoe/olmoe_provider.py.
+Source: megatron-bridge, models/minimax_m2/minimax_m2_provider.py (`_FullDimRMSNorm`), models/olmoe/olmoe_provider.py;
+mcore-bridge, model/gpts/{olmoe,minimax_m2}.py, for other names.
 """
 
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
+from megatron.core.transformer.attention import SelfAttention
+from megatron.core.transformer.identity_op import IdentityOp
 
 
 class FullNorm(torch.nn.Module):
@@ -77,4 +80,18 @@ class WholeKeyNorm(FullNorm):
     cut, of_keys = False, True
 
 
+class AttentionWithOwnNorms(SelfAttention):
+    """Has the norms beside those of megatron-core, which are none, as mcore-bridge's attention. It never computes."""
+
+    q_layernorm: Any
+    k_layernorm: Any
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        """Give the norms that megatron-core built their other names."""
+        super().__init__(*arguments, **options)
+        self.q_norm, self.k_norm = self.q_layernorm, self.k_layernorm
+        self.q_layernorm, self.k_layernorm = IdentityOp(), IdentityOp()
+
+
 FULL_NORMS = {"cut": (CutQueryNorm, CutKeyNorm), "whole": (WholeQueryNorm, WholeKeyNorm)}
+FULL_NORMS["beside"] = FULL_NORMS["whole"]

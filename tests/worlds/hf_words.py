@@ -9,9 +9,30 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tests.worlds.families import Family, Mamba
+    from tests.worlds.families import Family
+    from tests.worlds.widths import Mamba
 
 Json = dict[str, Any]
+
+
+def llama4(family: Family, config: Json) -> Json:
+    """Return what the text config of Llama 4 is made of.
+
+    Chunks are as long as a sequence can be, as transformers cannot do without them, and queries do not grow.
+    """
+    experts = family.experts
+    assert experts is not None
+    return config | {
+        "intermediate_size": experts.width,
+        "intermediate_size_mlp": family.dense_width,
+        "num_local_experts": experts.num_experts,
+        "num_experts_per_tok": experts.top_k,
+        "interleave_moe_layer_step": experts.step,
+        "use_qk_norm": family.plain_qk_norm,
+        "no_rope_layers": [int(layer not in family.global_layers) for layer in range(family.layers)],
+        "attention_chunk_size": config["max_position_embeddings"],
+        "attn_temperature_tuning": False,
+    }
 
 
 def _mistral(family: Family, config: Json) -> Json:
@@ -73,6 +94,23 @@ def _exaone(family: Family, config: Json) -> Json:
     }
 
 
+def _gemma3(family: Family, config: Json) -> Json:
+    """transformers 5 says by kind of layer how these rotate; the published files have two keys for the bases."""
+    assert family.gemma is not None
+    theta = {"full_attention": family.rope_theta, "sliding_attention": family.gemma.local_theta}
+    return config | {
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": family.gemma.scalar,
+        "sliding_window": family.window,
+        "layer_types": [
+            "full_attention" if layer % 2 else "sliding_attention" for layer in range(family.layers)
+        ],
+        "rope_parameters": {
+            kind: {"rope_type": "default", "rope_theta": float(one)} for kind, one in theta.items()
+        },
+    }
+
+
 def _nemotron(family: Family, config: Json) -> Json:
     eps = config.pop("rms_norm_eps")
     return config | {"norm_eps": eps, "hidden_act": family.activation}
@@ -90,12 +128,42 @@ def _qwen2_moe(family: Family, config: Json) -> Json:
     }
 
 
+def delta(family: Family, config: Json) -> Json:
+    """Those with a DeltaNet. Of Qwen3.5-MoE no layer is dense, and its config does not say how wide one would be."""
+    net, experts = family.delta, family.experts
+    assert net is not None
+    config |= {
+        "layer_types": ["linear_attention" if letter == "D" else "full_attention" for letter in net.pattern],
+        "linear_num_key_heads": net.key_heads,
+        "linear_num_value_heads": net.value_heads,
+        "linear_key_head_dim": net.key_channels,
+        "linear_value_head_dim": net.value_channels,
+        "linear_conv_kernel_dim": net.kernel,
+    }
+    if experts is None:
+        return config
+    if family.architecture.startswith("Qwen3_5Moe"):
+        del config["intermediate_size"]
+    return config | {
+        "moe_intermediate_size": experts.width,
+        "shared_expert_intermediate_size": experts.shared_width,
+        "num_experts": experts.num_experts,
+        "num_experts_per_tok": experts.top_k,
+        **({"norm_topk_prob": True} if family.architecture == "Qwen3NextForCausalLM" else {}),
+    }
+
+
 # architecture -> the arguments of its config class, from a family and what most classes share
 OWN_WORDS: dict[str, Callable[[Family, Json], Json]] = {
+    "Llama4ForCausalLM": llama4,
     "MistralForCausalLM": _mistral,
+    "Gemma3ForCausalLM": _gemma3,
     "NemotronForCausalLM": _nemotron,
     "OlmoeForCausalLM": _olmoe,
     "Qwen2MoeForCausalLM": _qwen2_moe,
+    "Qwen3NextForCausalLM": delta,
+    "Qwen3_5ForCausalLM": delta,
+    "Qwen3_5MoeForCausalLM": delta,
     "MiniMaxM2ForCausalLM": _minimax_m2,
     "ExaoneMoeForCausalLM": _exaone,
     "Ernie4_5_MoeForCausalLM": _ernie,

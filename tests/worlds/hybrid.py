@@ -20,7 +20,7 @@ from megatron.core.transformer.torch_norm import WrappedTorchNorm
 
 from tests.worlds import mamba_stub
 from tests.worlds.attention import CpuAttention
-from tests.worlds.families import Experts, Mamba, Steps
+from tests.worlds.widths import Experts, Mamba, Steps
 
 mamba_stub.install()  # before anything asks for the mixer
 

@@ -3,11 +3,11 @@
 Decides every option that the two supported versions need on a CPU. Must not know ranks or weights.
 """
 
-from copy import copy
+from copy import copy, deepcopy
 from typing import Any
 
 import torch
-from megatron.core.activations import quick_gelu, squared_relu
+from megatron.core.activations import fast_gelu, quick_gelu, squared_relu
 from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_decoder_block_spec,
     get_gpt_decoder_layer_specs,
@@ -17,11 +17,14 @@ from megatron.core.transformer import multi_latent_attention
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.moe import moe_utils
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
+from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
 from tests.worlds.attention import CpuAttention
-from tests.worlds.centred_norm import CentredLayerNorm
-from tests.worlds.families import Experts, Family, Latent, Steps
-from tests.worlds.full_norms import FULL_NORMS
+from tests.worlds.centred_norm import CentredNorm
+from tests.worlds.delta_net import delta_options, with_delta_nets
+from tests.worlds.families import Family
+from tests.worlds.full_norms import FULL_NORMS, AttentionWithOwnNorms
+from tests.worlds.gemma import add_norms
 from tests.worlds.hybrid import hybrid_options
 from tests.worlds.sparse import (
     sparse_block_spec,
@@ -30,7 +33,9 @@ from tests.worlds.sparse import (
     with_own_norms,
 )
 from tests.worlds.topology import Topology
+from tests.worlds.widths import Experts, Latent, Steps
 
+FUNCTIONS = {"gelu_tanh": fast_gelu, "relu2": squared_relu}
 # by architecture, where it is not that of most
 ACTIVATIONS: dict[str, dict[str, Any]] = {
     "GptOssForCausalLM": {
@@ -52,6 +57,8 @@ def transformer_config(
         options |= _expert_options(family.experts, family.layers) | {"moe_grouped_gemm": te}
     if family.mamba is not None:
         options |= hybrid_options(family.mamba, family.experts)
+    if family.delta is not None:
+        options |= delta_options(family.delta)
     if family.latent is None:
         config = TransformerConfig(**options, multi_latent_attention=False)
         if family.experts is not None and family.experts.score:
@@ -74,20 +81,44 @@ def block_spec(
     """
     if config.experimental_attention_variant == "dsa":
         return sparse_block_spec(config, te=te, vp_stage=vp_stage)
+    plain = copy(config)
+    plain.experimental_attention_variant = None  # 0.19 refuses it here
     spec = get_gpt_decoder_block_spec(
-        config, use_transformer_engine=te, normalization=config.normalization, vp_stage=vp_stage
+        plain,
+        use_transformer_engine=te,
+        normalization=config.normalization,
+        qk_l2_norm=config.qk_l2_norm,
+        vp_stage=vp_stage,
     )
-    centred = config.layernorm_zero_centered_gamma and not te
+    centred = _centred(config, te)
     if centred:
-        spec.layer_norm = CentredLayerNorm
+        spec.layer_norm = centred
     for layer in spec.layer_specs:
         _mend_attention(layer, config, te)
-        if centred:
-            layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = CentredLayerNorm
+        if family.gemma:
+            add_norms(layer, te=te)
         if family.full_norms:
             attention = layer.submodules.self_attention.submodules
             attention.q_layernorm, attention.k_layernorm = FULL_NORMS[family.full_norms]
+        if family.full_norms == "beside":
+            layer.submodules.self_attention.module = AttentionWithOwnNorms
+    if family.plain_qk_norm:
+        first = get_transformer_layer_offset(config, vp_stage=vp_stage)
+        spec.layer_specs = [
+            _without_norm(layer) if number in family.global_layers else layer
+            for number, layer in enumerate(spec.layer_specs, first)
+        ]
+    if family.delta is not None:
+        spec.layer_specs = with_delta_nets(spec.layer_specs, config, te=te, vp_stage=vp_stage)
     return spec
+
+
+def _without_norm(layer: Any) -> Any:
+    """Return a spec of a layer that norms neither queries nor keys. megatron-core gives alike layers the same one."""
+    own = deepcopy(layer)
+    own.submodules.self_attention.submodules.q_layernorm = IdentityOp
+    own.submodules.self_attention.submodules.k_layernorm = IdentityOp
+    return own
 
 
 def mtp_spec(
@@ -102,17 +133,31 @@ def mtp_spec(
         spec = get_gpt_mtp_block_spec(config, last, use_transformer_engine=te, vp_stage=vp_stage)
         return spec if te else with_own_norms(spec)
     like = copy(config)
+    like.experimental_attention_variant = None
     if steps.dense:
         like.num_moe_experts, like.moe_layer_freq = None, [0] * config.num_layers
     layer = get_gpt_decoder_layer_specs(
         like, use_transformer_engine=te, normalization="RMSNorm", vp_stage=vp_stage
     )[-1]
     _mend_attention(layer, config, te)
-    return get_gpt_mtp_block_spec(config, layer, use_transformer_engine=te, vp_stage=vp_stage)
+    spec = get_gpt_mtp_block_spec(config, layer, use_transformer_engine=te, vp_stage=vp_stage)
+    for step in spec.layer_specs if spec is not None and _centred(config, te) else ():
+        for norm in ("enorm", "hnorm", "layer_norm"):
+            setattr(step.submodules, norm, _centred(config, te))
+    return spec
+
+
+def _centred(config: TransformerConfig, te: bool) -> Any:
+    """Return the norm that stands for one with weights stored minus one in the local spec, None if there is none."""
+    return CentredNorm if config.layernorm_zero_centered_gamma and not te else None
 
 
 def _mend_attention(layer: Any, config: TransformerConfig, te: bool) -> None:
-    attention = layer.submodules.self_attention.submodules
+    attention, centred = layer.submodules.self_attention.submodules, _centred(config, te)
+    if centred:
+        layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = centred
+        if config.qk_layernorm:
+            attention.q_layernorm = attention.k_layernorm = centred
     if not te or config.context_parallel_size > 1 or config.softmax_type == "learnable":
         attention.core_attention = CpuAttention
     if config.multi_latent_attention and config.q_lora_rank is None and not te:
@@ -155,8 +200,10 @@ def _model_options(family: Family) -> dict[str, Any]:
         "kv_channels": family.head_channels,
         "ffn_hidden_size": family.dense_width,
         "qk_layernorm": family.qk_norm or bool(family.full_norms) or family.latent is not None,
+        "qk_l2_norm": family.plain_qk_norm,
         "add_qkv_bias": family.qkv_bias,
         "rotary_interleaved": family.neighbours,
+        **({"mrope_section": list(family.rope_sections)} if family.rope_sections else {}),
         "add_bias_linear": family.bias,
         **_windows(family),
         **({"softmax_type": "learnable"} if family.sinks else {}),
@@ -164,7 +211,9 @@ def _model_options(family: Family) -> dict[str, Any]:
         "normalization": family.norm.removesuffix("1P"),
         "layernorm_zero_centered_gamma": family.norm.endswith("1P"),
         "gated_linear_unit": family.is_gated,
-        "activation_func": torch.nn.functional.silu if family.is_gated else squared_relu,
+        "activation_func": torch.nn.functional.silu if family.mamba is None else squared_relu,
+        **({} if family.activation == "silu" else {"activation_func": FUNCTIONS[family.activation]}),
+        **({"softmax_scale": family.gemma.scalar**-0.5} if family.gemma else {}),
         **ACTIVATIONS.get(family.architecture, {}),
         "attention_dropout": 0.0,
         "hidden_dropout": 0.0,
@@ -178,11 +227,13 @@ def _model_options(family: Family) -> dict[str, Any]:
 
 def _windows(family: Family) -> dict[str, Any]:
     size: dict[str, Any] = {"window_size": (family.window - 1, 0)}
-    if not family.window or family.window_of_all:
-        return size if family.window else {}
+    seeing_all = [int(layer in family.global_layers) for layer in range(family.layers)]
+    if not family.window:
+        return {"no_rope_freq": seeing_all} if family.global_layers else {}
+    if family.window_of_all:
+        return size
     if not family.global_layers:
         return {**size, "window_attn_skip_freq": 2}
-    seeing_all = [int(layer in family.global_layers) for layer in range(family.layers)]
     of_steps = [1] * (family.mtp.predicted if family.mtp else 0)  # 0.16 counts steps as layers after the last
     windows = [1 - one for one in seeing_all] + of_steps
     return {**size, "window_attn_skip_freq": windows, "no_rope_freq": seeing_all}
@@ -218,7 +269,8 @@ def _expert_options(experts: Experts, layers: int) -> dict[str, Any]:
         "num_moe_experts": experts.num_experts,
         "moe_router_topk": experts.top_k,
         "moe_ffn_hidden_size": experts.width,
-        "moe_layer_freq": [int(layer >= experts.dense_layers) for layer in range(layers)],
+        "moe_layer_freq": [int(experts.has_layer(layer)) for layer in range(layers)],
+        "moe_apply_probs_on_input": experts.weighs_inputs,
         "moe_shared_expert_intermediate_size": experts.shared_width or None,
         "moe_shared_expert_gate": experts.shared_gate,
         "moe_router_load_balancing_type": "none",

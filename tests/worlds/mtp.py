@@ -14,11 +14,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from tests.worlds.by_hand import BY_HAND
 from tests.worlds.checkpoints import read_hf_tensors, telling_values, write_config, write_hf_checkpoint
-from tests.worlds.families import FAMILIES, Family, Mamba, Steps, by_name
+from tests.worlds.families import FAMILIES, Family, by_name
 from tests.worlds.hybrid import IS_HYBRID
 from tests.worlds.sparse import HAS_SPARSE
 from tests.worlds.topology import Topology
+from tests.worlds.widths import Mamba, Steps
 
 Tensors = dict[str, torch.Tensor]
 COPIES = {"embed_tokens.weight": "model.embed_tokens.weight", "shared_head.head.weight": "lm_head.weight"}
@@ -43,6 +45,13 @@ GLM4_MOE_LITE_MTP = replace(by_name("glm4_moe_lite"), name="glm4_moe_lite_mtp", 
 # its step is dense, though its last layer has experts
 EXAONE_MOE_MTP = replace(by_name("exaone_moe"), name="exaone_moe_mtp", mtp=Steps(dense=True))
 
+# a layer with attention, though most layers have a DeltaNet, and with experts where the decoder has some; not tied,
+# which 0.16 cannot describe over stages
+QWEN3_NEXT_MTP = replace(by_name("qwen3_next"), name="qwen3_next_mtp", mtp=Steps())
+QWEN3_5_MTP = replace(by_name("qwen3_5"), name="qwen3_5_mtp", tied=False, mtp=Steps())
+QWEN3_5_MOE_MTP = replace(by_name("qwen3_5_moe"), name="qwen3_5_moe_mtp", mtp=Steps())
+QWEN3_5_MOE_VL_MTP = replace(by_name("qwen3_5_moe_vl"), name="qwen3_5_moe_vl_mtp", mtp=Steps())
+
 GLM_MOE_DSA_MTP = replace(by_name("glm_moe_dsa"), name="glm_moe_dsa_mtp", mtp=Steps())
 
 MTP_FAMILIES = (
@@ -51,6 +60,9 @@ MTP_FAMILIES = (
     GLM4_MOE_LITE_MTP,
     EXAONE_MOE_MTP,
     GLM_MOE_DSA_MTP,
+    QWEN3_NEXT_MTP,
+    QWEN3_5_MTP,
+    QWEN3_5_MOE_MTP,
     NEMOTRON_H_MTP,
     NEMOTRON_H_LATENT_MTP,
     NEMOTRON_H_MIXED_MTP,
@@ -83,7 +95,7 @@ def write_checkpoint(family: Family, path: Path) -> Path:
 def write_bare(family: Family, path: Path) -> Path:
     """Write config.json of any family, with its steps if it has some, and no weights; return the folder."""
     write_config(family, path)
-    if family.mtp:
+    if family.mtp and family not in BY_HAND:
         _add_steps(family, path)
     return path
 
@@ -103,10 +115,12 @@ def write_mtp_checkpoint(family: Family, path: Path, seed: int = 0) -> Path:
     write_hf_checkpoint(family, path, seed)
     decoder = read_hf_tensors(path)
     generator = torch.Generator().manual_seed(seed + 1)
-    writer = _nemotron if family.mamba else _exaone if _steps(family).dense else _deepseek
+    is_only = _steps(family).dense or family.delta
+    writer = _nemotron if family.mamba else _only if is_only else _deepseek
     added = writer(family, decoder, generator)
     save_file(decoder | added, path / "model.safetensors", metadata={"format": "pt"})
-    _add_steps(family, path)
+    if family.architecture != "Qwen3NextForCausalLM":  # whose published config.json is silent
+        _add_steps(family, path)
     return path
 
 
@@ -121,7 +135,9 @@ def _config(family: Family) -> dict[str, object]:
     Of DeepSeek-V3 it says besides how to route, without which vLLM takes no router bias; transformers leaves that out.
     """
     steps = _steps(family)
-    if steps.dense:
+    if family.architecture in ("Qwen3_5ForCausalLM", "Qwen3_5MoeForCausalLM"):
+        return {"mtp_num_hidden_layers": steps.count}
+    if steps.dense or family.delta:
         return {"num_nextn_predict_layers": steps.count}
     if family.mamba is None:
         routing = {"topk_method": "noaux_tc", "scoring_func": "sigmoid"}
@@ -147,9 +163,10 @@ def _deepseek(family: Family, decoder: Tensors, generator: torch.Generator) -> T
     return found
 
 
-def _exaone(family: Family, decoder: Tensors, generator: torch.Generator) -> Tensors:
-    """The only step is a dense layer, as the decoder's first one is."""
-    found = _like(decoder, "model.layers.0.", "mtp.layers.0.", generator)
+def _only(family: Family, decoder: Tensors, generator: torch.Generator) -> Tensors:
+    """The only step is a layer with attention: a dense one, as EXAONE's first is, or as others of its decoder."""
+    like = family.delta.pattern.index("*") if family.delta else 0
+    found = _like(decoder, f"model.layers.{like}.", "mtp.layers.0.", generator)
     names = {
         "enorm.weight": "pre_fc_norm_embedding.weight", "hnorm.weight": "pre_fc_norm_hidden.weight",
         "eh_proj.weight": "fc.weight",

@@ -15,7 +15,8 @@ from unittest import mock
 import torch
 from megatron.core.models.gpt.gpt_model import GPTModel
 
-from tests.worlds.families import Family, Steps
+from tests.worlds.families import Family
+from tests.worlds.widths import Steps
 
 
 def import_with_steps(model: GPTModel, family: Family, source: Path, dtype: torch.dtype) -> None:

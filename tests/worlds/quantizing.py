@@ -17,9 +17,10 @@ from unittest import mock
 import torch
 from megatron.core.models.gpt.gpt_model import GPTModel
 
-from tests.worlds.families import Experts, Family, Latent, Mamba, Steps, by_name
+from tests.worlds.families import Family, by_name
 from tests.worlds.filling import identify
 from tests.worlds.topology import Topology
+from tests.worlds.widths import Experts, Latent, Mamba, Steps
 
 # Every matrix divides into blocks of 16 and 32 columns, also halved; no width is another's.
 QWEN3_MOE = replace(

@@ -14,8 +14,8 @@ from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
-from tests.worlds.families import Indexer
 from tests.worlds.hybrid import projection
+from tests.worlds.widths import Indexer
 
 SPECS = "megatron.core.models.gpt.experimental_attention_variant_module_specs"
 HAS_SPARSE = (

@@ -11,6 +11,7 @@ from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_model import GPTModel
 
 from tests.worlds.checkpoints import read_hf_tensors, write_hf_checkpoint
+from tests.worlds.composites import VISION
 from tests.worlds.fake import build_model, fake_world
 from tests.worlds.families import FAMILIES, Family, by_name, topologies_of
 from tests.worlds.filling import FLOAT32_TAIL, expected, fill, holdings
@@ -74,12 +75,14 @@ def test_every_tensor_of_a_checkpoint_is_telling(family: Family, tmp_path: Path)
     )
     for name, tensor in tensors.items():
         assert tensor.unique().numel() > 1, name
+        if name.startswith(VISION):  # which nobody lays out
+            continue
         square = family.full_norms == "whole" and name.endswith(("q_proj.weight", "o_proj.weight"))
         assert tensor.ndim == 1 or tensor.shape[0] != tensor.shape[1] or square, name
         assert "norm" not in name or not bool((tensor == 1).any()), name
         wide = name.endswith(("e_score_correction_bias", ".A_log", ".mixer.D"))
         assert tensor.dtype == (torch.float32 if wide else torch.bfloat16), name
-    assert ("lm_head.weight" in tensors) != family.tied
+    assert any(name.endswith("lm_head.weight") for name in tensors) != family.tied
 
 
 def test_checkpoints_have_the_published_expert_names_and_sidecars(tmp_path: Path) -> None:

@@ -11,31 +11,32 @@ from typing import Any
 from ..dimensions import integer, unless_absent
 from ..keys import HF_LAYER, LAYER
 from ..rows import Layout, Row, Target, same
-from ..settings.rope import Rotated, rope
-from ..settings.says import Config, Says, derived, key
+from ..settings.rope import NEW, PARTIAL, Rotated, rope
+from ..settings.says import Config, Says, derived, key, said
 
 
 def grouped_query_attention(hf_prefix: str, where: str) -> tuple[Row, ...]:
     """Return the rows of the fused projection of queries, keys and values, and of the output projection."""
-    return (
-        Row(
-            (LAYER + "self_attention.linear_qkv.weight",),
-            (
-                Target(hf_prefix + "q_proj.weight", ("q", "hidden")),
-                Target(hf_prefix + "k_proj.weight", ("kv", "hidden")),
-                Target(hf_prefix + "v_proj.weight", ("kv", "hidden")),
-            ),
-            Layout.QKV,
-            where=where,
-        ),
-        same(
-            LAYER + "self_attention.linear_proj.weight",
-            hf_prefix + "o_proj.weight",
-            "hidden",
-            "q",
-            where=where,
-        ),
+    return (_fused(hf_prefix, where, "q", Layout.QKV), _output(hf_prefix, where))
+
+
+def gated_attention(hf_prefix: str, where: str) -> tuple[Row, ...]:
+    """Return the same rows of attention whose output a gate multiplies, of which the fused projection has rows too."""
+    return (_fused(hf_prefix, where, "gated_q", Layout.GATED_QKV), _output(hf_prefix, where))
+
+
+def _fused(hf_prefix: str, where: str, queries: str, layout: Layout) -> Row:
+    targets = (
+        Target(hf_prefix + "q_proj.weight", (queries, "hidden")),
+        Target(hf_prefix + "k_proj.weight", ("kv", "hidden")),
+        Target(hf_prefix + "v_proj.weight", ("kv", "hidden")),
     )
+    return Row((LAYER + "self_attention.linear_qkv.weight",), targets, layout, where=where)
+
+
+def _output(hf_prefix: str, where: str) -> Row:
+    name = hf_prefix + "o_proj.weight"
+    return same(LAYER + "self_attention.linear_proj.weight", name, "hidden", "q", where=where)
 
 
 GROUPED_QUERY_ATTENTION = grouped_query_attention(HF_LAYER + "self_attn.", "layers")
@@ -55,13 +56,14 @@ QKV_BIAS = (
 )
 
 
-def head_norms(when: str = "") -> tuple[Row, ...]:
+def head_norms(when: str = "", where: str = "layers") -> tuple[Row, ...]:
     """Return the rows of the norms of each query and key, which exist if the flag `when` is set."""
     return tuple(
         same(
             LAYER + f"self_attention.{side}_layernorm.weight",
             HF_LAYER + f"self_attn.{side}_norm.weight",
             "head_dim",
+            where=where,
             when=when,
         )
         for side in "qk"
@@ -82,7 +84,8 @@ FULL_WIDTH_NORMS = tuple(
 )
 
 
-def _head_dim(config: Config) -> int:
+def head_channels(config: Config) -> int:
+    """Return how many channels a head has."""
     return integer(config, "head_dim", 0) or integer(config, "hidden_size") // integer(
         config, "num_attention_heads"
     )
@@ -90,6 +93,24 @@ def _head_dim(config: Config) -> int:
 
 # transformers (masking_utils.py, `create_causal_mask`) and vLLM
 CAUSAL = key("causal", "is_causal", otherwise=True)
+
+CHANNELS = "rotary_dim"
+
+
+def _part(config: Config) -> float:
+    """Return the part of a head that rotates. Raises ValueError if its two spellings differ.
+
+    Readers take either: transformers the part, vLLM both.
+    """
+    head_dim, channels = head_channels(config), integer(config, CHANNELS, 0)
+    parts = [float(part) for _, part in said(config, (f"{NEW}.{PARTIAL}", PARTIAL)) if part is not None]
+    if channels and parts and int(head_dim * parts[0]) != channels:
+        raise ValueError(f"{CHANNELS} = {channels} and {PARTIAL} = {parts[0]}")
+    return channels / head_dim if channels else 1.0
+
+
+# config.json says how many channels of a head rotate, or which part of them
+BY_CHANNELS = Rotated(_part, (CHANNELS,))
 
 HEADS = (
     CAUSAL,
@@ -99,8 +120,8 @@ HEADS = (
         ("num_key_value_heads",),
         lambda config: integer(config, "num_key_value_heads", integer(config, "num_attention_heads")),
     ),
-    derived("head_dim", ("head_dim",), _head_dim),
-    derived("softmax_scale", ("head_dim",), lambda config: _head_dim(config) ** -0.5),
+    derived("head_dim", ("head_dim",), head_channels),
+    derived("softmax_scale", ("head_dim",), lambda config: head_channels(config) ** -0.5),
 )
 
 
@@ -117,7 +138,7 @@ def rotated_heads(
     Returns:
         Rows.
     """
-    return HEADS + rope(_head_dim, theta, rotated, scaling)
+    return HEADS + rope(head_channels, theta, rotated, scaling)
 
 
 def window_of_all(*, switch: str | None, otherwise: int = 0) -> Says:

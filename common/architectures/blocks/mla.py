@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ..dimensions import integer
 from ..keys import HF_LAYER, LAYER
-from ..rows import Row, Target, same
+from ..rows import Refusal, Row, Target, same
 from ..settings import rope
 from ..settings.says import Config, always, derived, key
 from .attention import CAUSAL
@@ -48,6 +48,17 @@ LATENT_ATTENTION = (
     same(ATTENTION + "linear_proj.weight", HF_ATTENTION + "o_proj.weight", "hidden", "attention_out"),
     _norm("q", "q_a_layernorm.weight", "q_latent", when="q_lora"),
     _norm("kv", "kv_a_layernorm.weight", "kv_latent"),
+)
+
+
+# From 0.19 on megatron-core's specs of Transformer Engine norm what a full query is projected from, a second time
+SECOND_NORM = (
+    Refusal(
+        ATTENTION + "linear_q_proj.layer_norm_weight",
+        "it belongs to a norm between input_layernorm and the query, which no reader has: whatever its weights, it "
+        "divides each token by the root mean square of what input_layernorm returns. Train with a layer spec whose "
+        "linear_q_proj is a plain projection",
+    ),
 )
 
 

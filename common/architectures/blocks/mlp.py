@@ -68,6 +68,17 @@ DENSE_MLP = gated_mlp(LAYER + "mlp.", HF_LAYER + "mlp.", "ffn", "dense")
 SHARED_EXPERTS = gated_mlp(
     LAYER + "mlp.shared_experts.", HF_LAYER + "mlp.shared_experts.", "shared_ffn", "moe", "shared_experts"
 )
+# one shared expert, whose output a gate multiplies
+GATED_SHARED_EXPERT = (
+    *gated_mlp(LAYER + "mlp.shared_experts.", HF_LAYER + "mlp.shared_expert.", "shared_ffn", "moe"),
+    same(
+        LAYER + "mlp.shared_experts.gate_weight",
+        HF_LAYER + "mlp.shared_expert_gate.weight",
+        "one",
+        "hidden",
+        where="moe",
+    ),
+)
 ROUTED_EXPERTS = gated_mlp(EXPERT, HF_LAYER + "mlp.experts.{expert}.", "moe_ffn", "moe")
 
 

@@ -8,16 +8,19 @@ Source: megatron/core/transformer/multi_token_prediction.py; DeepSeek-V3 technic
 from __future__ import annotations
 
 from collections.abc import Container
+from dataclasses import dataclass
 from typing import Any
 
 from ..dimensions import integer
 from ..keys import HF_LAYER, STEP
 from ..rows import Config, Layers, Row, Target, same
+from ..settings.says import Says, derived
 
 # the sets of first and last layers of steps, which a table with MTP defines
 FIRST, LAST = "mtp_first", "mtp_last"
 NUMBER = "num_nextn_predict_layers"
 ALIAS = "num_mtp_layers"  # as transformers 5 calls it for some
+ONE_STEP_PROJECTION = "mtp.fc.weight"
 
 
 def steps_of(config: Config, key: str = NUMBER) -> int:
@@ -26,6 +29,36 @@ def steps_of(config: Config, key: str = NUMBER) -> int:
     if steps < 0:
         raise ValueError(f"{key} = {steps}")
     return steps
+
+
+@dataclass(frozen=True, slots=True)
+class OneStep:
+    """How config.json of Qwen speaks of a step, of which there is at most one: as a number under `key`, or not at all.
+
+    Published files of Qwen3-Next say nothing and hold one.
+    """
+
+    key: str
+
+    def steps(self, config: Config) -> tuple[int, int]:
+        """Return how many are stored, each of one layer. Raises ValueError for more than the names have place for."""
+        number = steps_of(config, self.key)
+        if number > 1:
+            raise ValueError(f"{self.key} = {number}")
+        return number, 1
+
+    def spoken(self, config: Config, held: Container[str]) -> Config:
+        """Return a config.json that says it if the tensors beside it do."""
+        is_shown = self.key not in config and ONE_STEP_PROJECTION in held
+        return {**config, self.key: 1} if is_shown else config
+
+    def without(self, config: Config) -> dict[str, Any]:
+        """Say 0: what an absent key stands for depends on the reader."""
+        return {**config, self.key: 0}
+
+    def setting(self) -> Says:
+        """Return the row of the setting."""
+        return derived("mtp_steps", (self.key,), lambda config: self.steps(config)[0])
 
 
 def promised_steps(config: Config) -> int:
@@ -90,7 +123,7 @@ def one_step() -> tuple[Row, ...]:
     return _step(
         "mtp.pre_fc_norm_embedding.weight",
         "mtp.pre_fc_norm_hidden.weight",
-        "mtp.fc.weight",
+        ONE_STEP_PROJECTION,
         "mtp.norm.weight",
     )
 

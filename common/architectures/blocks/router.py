@@ -48,6 +48,26 @@ def biased_router_settings(
     Returns:
         Rows.
     """
+    return (
+        key("router_score", "scoring_func", otherwise="sigmoid"),
+        key("router_bias", "topk_method", otherwise=True, reads=lambda method: method == "noaux_tc"),
+        *grouped_router_settings(groups, scaling, normalized=normalized),
+    )
+
+
+def grouped_router_settings(
+    groups: tuple[int, int], scaling: float, *, normalized: bool = True
+) -> tuple[Says, ...]:
+    """Return those of these settings that are neither the score nor the bias.
+
+    Args:
+        groups: Where config.json says nothing, how many groups there are, and how many of them a token may use.
+        scaling: Where config.json says nothing, the factor on the weights of experts.
+        normalized: Where config.json says nothing, whether these weights add up to 1 before.
+
+    Returns:
+        Rows.
+    """
 
     def limit(config: Config) -> list[int] | None:
         all_groups, used = integer(config, "n_group", groups[0]), integer(config, "topk_group", groups[1])
@@ -56,8 +76,6 @@ def biased_router_settings(
     keys = ("n_group", "topk_group")
     return (
         EXPERTS_PER_TOKEN,
-        key("router_score", "scoring_func", otherwise="sigmoid"),
-        key("router_bias", "topk_method", otherwise=True, reads=lambda method: method == "noaux_tc"),
         key("router_normalized", "norm_topk_prob", otherwise=normalized),
         key("router_scaling", "routed_scaling_factor", otherwise=scaling),
         derived("router_groups", keys, limit),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from ..blocks.attention import GROUPED_QUERY_ATTENTION, HEAD_NORMS, rotated_heads, windows_by_layer
 from ..blocks.embeddings import EMBEDDINGS, NORMS, TIED, rms_norms
+from ..blocks.experts import ONE_READER
 from ..blocks.mlp import DENSE_MLP, ROUTED_EXPERTS, SHARED_EXPERTS, activation
 from ..blocks.mtp import decoder_and_steps
 from ..blocks.router import biased_router, biased_router_settings
@@ -63,4 +64,6 @@ DOTS1 = Architecture(
         *biased_router_settings(groups=(1, 1), scaling=1.0, normalized=False),
         derived("sliding_windows", WINDOW_KEYS, _windows),
     ),
+    experts=ONE_READER,
+    oracles=("transformers",),
 )

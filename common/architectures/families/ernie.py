@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from ..blocks.attention import GROUPED_QUERY_ATTENTION, rotated_heads
 from ..blocks.embeddings import EMBEDDINGS, NORMS, rms_norms
-from ..blocks.mlp import DENSE_MLP, ROUTED_EXPERTS, SHARED_EXPERTS, activation
+from ..blocks.experts import EITHER, IN_EITHER
+from ..blocks.mlp import DENSE_MLP, SHARED_EXPERTS, activation
 from ..blocks.router import plain_router
 from ..dimensions import common_dimensions, expert_dimensions, one_of, refuse_true, set_flags, unless_absent
 from ..keys import HF_LAYER, LAYER
@@ -64,7 +65,7 @@ ERNIE4_5_MOE = Architecture(
         ),
     )
     + SHARED_EXPERTS
-    + ROUTED_EXPERTS,
+    + IN_EITHER,
     _dimensions,
     _flags,
     _layers,
@@ -78,4 +79,6 @@ ERNIE4_5_MOE = Architecture(
         always("router_bias", True),
         always("router_normalized", True),
     ),
+    experts=EITHER,
+    oracles=("Megatron-Bridge",),
 )

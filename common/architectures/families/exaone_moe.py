@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from ..blocks.attention import GROUPED_QUERY_ATTENTION, HEAD_NORMS, rotated_heads, windows_by_layer
 from ..blocks.embeddings import EMBEDDINGS, NORMS, TIED, rms_norms
-from ..blocks.mlp import DENSE_MLP, ROUTED_EXPERTS, SHARED_EXPERTS, activation
+from ..blocks.experts import EITHER, IN_EITHER
+from ..blocks.mlp import DENSE_MLP, SHARED_EXPERTS, activation
 from ..blocks.mtp import FIRST, LAST, NUMBER, one_step, promising_none, steps_of
 from ..blocks.router import biased_router_settings, router_with_bias
 from ..dimensions import common_dimensions, common_flags, expert_dimensions, integer, set_flags, unless_absent
@@ -100,7 +101,7 @@ EXAONE_MOE = Architecture(
     + DENSE_MLP
     + router_with_bias(HF_LAYER + "mlp.gate.weight", HF_LAYER + "mlp.e_score_correction_bias")
     + SHARED_EXPERTS
-    + ROUTED_EXPERTS
+    + IN_EITHER
     + one_step(),
     _dimensions,
     _flags,
@@ -123,4 +124,6 @@ EXAONE_MOE = Architecture(
         derived("mtp_steps", (NUMBER, SHARED_STEP), lambda config: _steps(config)[0]),
     ),
     aliases=("ExaoneMoEForCausalLM",),
+    experts=EITHER,
+    oracles=("Megatron-Bridge", "transformers"),
 )

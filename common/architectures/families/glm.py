@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from ..blocks.attention import GROUPED_QUERY_ATTENTION, QKV_BIAS, head_norms, rotated_heads
 from ..blocks.embeddings import EMBEDDINGS, NORMS, TIED, rms_norms
-from ..blocks.mla import LATENT_ATTENTION, LATENT_SIZES, ROPE_INTERLEAVED
+from ..blocks.experts import EITHER, IN_EITHER, OWN_LOADER
+from ..blocks.mla import LATENT_ATTENTION, LATENT_SIZES, ROPE_INTERLEAVED, SECOND_NORM
 from ..blocks.mlp import DENSE_MLP, ROUTED_EXPERTS, SHARED_EXPERTS, activation
 from ..blocks.mtp import (
     ALIAS,
@@ -31,7 +32,7 @@ from ..settings.rope import HALF
 from ..settings.says import derived, key
 from .latent import deepseek
 
-EXPERTS = biased_router(HF_LAYER + "mlp.gate.") + SHARED_EXPERTS + ROUTED_EXPERTS
+EXPERTS = biased_router(HF_LAYER + "mlp.gate.") + SHARED_EXPERTS
 STEPS = step_rows(HF_LAYER, HF_LAYER + "shared_head.norm.weight") + copies(if_held=True)
 NORM_EPS = 1e-5
 
@@ -65,6 +66,7 @@ GLM4_MOE = Architecture(
     + head_norms(when="head_norms")
     + DENSE_MLP
     + EXPERTS
+    + IN_EITHER
     + STEPS,
     _dimensions,
     _flags,
@@ -84,6 +86,8 @@ GLM4_MOE = Architecture(
         *biased_router_settings(groups=(1, 1), scaling=1.0),
         derived("mtp_steps", (NUMBER,), promised_steps, (NUMBER, ALIAS)),
     ),
+    experts=EITHER,
+    oracles=("Megatron-Bridge", "transformers"),
 )
 
 
@@ -94,10 +98,11 @@ def _lite_layers(config: Config) -> Layers:
 GLM4_MOE_LITE = Architecture(
     "Glm4MoeLiteForCausalLM",
     "transformers models/glm4_moe_lite/modeling_glm4_moe_lite.py",
-    EMBEDDINGS + NORMS + LATENT_ATTENTION + DENSE_MLP + EXPERTS + STEPS,
+    EMBEDDINGS + NORMS + LATENT_ATTENTION + DENSE_MLP + EXPERTS + ROUTED_EXPERTS + STEPS,
     deepseek.dimensions,
     deepseek.flags,
     _lite_layers,
+    refusals=SECOND_NORM,
     mtp=MultiTokenPrediction(
         lambda config: (steps_of(config), 1),
         STEP_LAYER,
@@ -116,4 +121,6 @@ GLM4_MOE_LITE = Architecture(
         *biased_router_settings(groups=(1, 1), scaling=1.8),
         derived("mtp_steps", (NUMBER,), steps_of),
     ),
+    experts=OWN_LOADER,
+    oracles=("Megatron-Bridge", "transformers"),
 )

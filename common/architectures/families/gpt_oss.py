@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from ..blocks.attention import GROUPED_QUERY_ATTENTION, QKV_BIAS, rotated_heads, windows_by_layer
 from ..blocks.embeddings import EMBEDDINGS, NORMS, TIED, rms_norms
+from ..blocks.experts import ONLY_PACKED
 from ..blocks.router import EXPERTS_PER_TOKEN
 from ..dimensions import common_dimensions, common_flags, integer, layers_alike
 from ..keys import EXPERT, HF_LAYER, LAYER
@@ -108,4 +109,6 @@ GPT_OSS = Architecture(
         always("attention_sink", "learnable"),
         derived("sliding_windows", ("sliding_window", "layer_types"), _windows),
     ),
+    experts=ONLY_PACKED,
+    oracles=("Megatron-Bridge", "transformers"),
 )

@@ -8,19 +8,18 @@ published files as megatron-bridge, models/minimax_m2/minimax_m2_bridge.py, has 
 
 from __future__ import annotations
 
-from ..blocks.attention import FULL_WIDTH_NORMS, GROUPED_QUERY_ATTENTION, rotated_heads
+from ..blocks.attention import BY_CHANNELS, FULL_WIDTH_NORMS, GROUPED_QUERY_ATTENTION, rotated_heads
 from ..blocks.embeddings import EMBEDDINGS, NORMS, TIED, rms_norms
+from ..blocks.experts import TWO_NAMES
 from ..blocks.mlp import activation, gated_mlp_named
 from ..blocks.router import EXPERTS_PER_TOKEN, router_with_bias
-from ..dimensions import common_dimensions, common_flags, integer, layers_alike, one_of, refuse_true
+from ..dimensions import common_dimensions, common_flags, layers_alike, one_of, refuse_true
 from ..keys import EXPERT, HF_LAYER
 from ..rows import Architecture, Config
-from ..settings.rope import NEW, PARTIAL, Rotated
-from ..settings.says import always, key, said
+from ..settings.says import always, key
 
 MOE = HF_LAYER + "block_sparse_moe."
 HF_EXPERT = MOE + "experts.{expert}."
-CHANNELS = "rotary_dim"
 
 
 def _dimensions(config: Config) -> dict[str, int]:
@@ -30,18 +29,6 @@ def _dimensions(config: Config) -> dict[str, int]:
 def _flags(config: Config) -> frozenset[str]:
     refuse_true(config, "attention_bias", "shared_intermediate_size")
     return common_flags(config)
-
-
-def _rotated(config: Config) -> float:
-    """Return the part of a head that rotates. Raises ValueError if its two spellings differ.
-
-    Readers take either: transformers the part, vLLM both.
-    """
-    head_dim, channels = integer(config, "head_dim"), integer(config, CHANNELS, 0)
-    parts = [float(part) for _, part in said(config, (f"{NEW}.{PARTIAL}", PARTIAL)) if part is not None]
-    if channels and parts and int(head_dim * parts[0]) != channels:
-        raise ValueError(f"{CHANNELS} = {channels} and {PARTIAL} = {parts[0]}")
-    return channels / head_dim if channels else 1.0
 
 
 MINIMAX_M2 = Architecture(
@@ -59,7 +46,7 @@ MINIMAX_M2 = Architecture(
     _flags,
     layers_alike("moe"),
     settings=(
-        *rotated_heads(5e6, rotated=Rotated(_rotated, (CHANNELS,))),
+        *rotated_heads(5e6, rotated=BY_CHANNELS),
         rms_norms(),
         activation(),
         TIED,
@@ -68,4 +55,6 @@ MINIMAX_M2 = Architecture(
         key("router_bias", "use_routing_bias", otherwise=True),
         always("router_normalized", True),
     ),
+    experts=TWO_NAMES,
+    oracles=("Megatron-Bridge", "transformers"),
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from ..blocks.attention import GROUPED_QUERY_ATTENTION, rotated_heads, window_of_all
 from ..blocks.embeddings import EMBEDDINGS, NORMS, TIED, rms_norms
+from ..blocks.experts import TWO_NAMES
 from ..blocks.mlp import activation, gated_mlp_named
 from ..blocks.router import EXPERTS_PER_TOKEN
 from ..dimensions import common_dimensions, common_flags, layers_alike
@@ -45,4 +46,6 @@ MIXTRAL = Architecture(
         always("router_normalized", True),
         window_of_all(switch=None),
     ),
+    experts=TWO_NAMES,
+    oracles=("Model-Optimizer",),
 )

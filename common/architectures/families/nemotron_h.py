@@ -17,6 +17,7 @@ from typing import Any
 
 from ..blocks.attention import HEADS, grouped_query_attention
 from ..blocks.embeddings import TIED, embeddings
+from ..blocks.experts import EITHER, both_spellings
 from ..blocks.mamba import MAMBA_SETTINGS, mamba
 from ..blocks.mlp import activation, plain_mlp
 from ..blocks.mtp import FIRST, LAST, NUMBER, step_rows, steps_of
@@ -188,7 +189,12 @@ NEMOTRON_H = Architecture(
         where="moe",
         when="shared_experts",
     )
-    + plain_mlp(EXPERT, HF_MIXER + "experts.{expert}.", width="moe_ffn", outside="expert_width", where="moe")
+    + both_spellings(
+        plain_mlp(
+            EXPERT, HF_MIXER + "experts.{expert}.", width="moe_ffn", outside="expert_width", where="moe"
+        ),
+        gate_up="up_proj",
+    )
     + step_rows("mtp.layers.{mtp}.", "mtp.layers.{mtp}.final_layernorm.weight"),
     _dimensions,
     _flags,
@@ -217,4 +223,6 @@ NEMOTRON_H = Architecture(
             lambda config: _mtp_pattern(config) if steps_of(config) else None,
         ),
     ),
+    experts=EITHER,
+    oracles=("Megatron-Bridge", "Model-Optimizer"),
 )

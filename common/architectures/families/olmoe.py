@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from ..blocks.attention import FULL_WIDTH_NORMS, GROUPED_QUERY_ATTENTION, rotated_heads
 from ..blocks.embeddings import EMBEDDINGS, NORMS, TIED, rms_norms
+from ..blocks.experts import EITHER, both_spellings
 from ..blocks.mlp import activation, gated_mlp
 from ..blocks.router import EXPERTS_PER_TOKEN, plain_router
 from ..dimensions import common_dimensions, common_flags, layers_alike, one_of, refuse_true
@@ -34,7 +35,7 @@ OLMOE = Architecture(
     + GROUPED_QUERY_ATTENTION
     + FULL_WIDTH_NORMS
     + plain_router(HF_LAYER + "mlp.gate.")
-    + gated_mlp(EXPERT, HF_LAYER + "mlp.experts.{expert}.", "ffn", "moe"),
+    + both_spellings(gated_mlp(EXPERT, HF_LAYER + "mlp.experts.{expert}.", "ffn", "moe")),
     _dimensions,
     _flags,
     layers_alike("moe"),
@@ -47,4 +48,6 @@ OLMOE = Architecture(
         EXPERTS_PER_TOKEN,
         key("router_normalized", "norm_topk_prob", otherwise=False),
     ),
+    experts=EITHER,
+    oracles=("Megatron-Bridge", "transformers"),
 )

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from ..blocks.attention import GROUPED_QUERY_ATTENTION, QKV_BIAS, rotated_heads, windows_by_layer
 from ..blocks.embeddings import EMBEDDINGS, NORMS, TIED, rms_norms
-from ..blocks.mlp import DENSE_MLP, ROUTED_EXPERTS, activation, gated_mlp
+from ..blocks.experts import EITHER, IN_EITHER
+from ..blocks.mlp import DENSE_MLP, GATED_SHARED_EXPERT, activation
 from ..blocks.router import EXPERTS_PER_TOKEN, plain_router
 from ..dimensions import common_dimensions, common_flags, integer, set_flags
-from ..keys import HF_LAYER, LAYER
-from ..rows import Architecture, Config, same
+from ..keys import HF_LAYER
+from ..rows import Architecture, Config
 from ..settings.says import always, derived, key
 from .qwen3_moe import layers_with_experts, number_of_experts
-
-SHARED = LAYER + "mlp.shared_experts."
 
 
 def _dimensions(config: Config) -> dict[str, int]:
@@ -58,13 +57,8 @@ QWEN2_MOE = Architecture(
     + QKV_BIAS
     + DENSE_MLP
     + plain_router(HF_LAYER + "mlp.gate.")
-    + gated_mlp(SHARED, HF_LAYER + "mlp.shared_expert.", "shared_ffn", "moe")
-    + (
-        same(
-            SHARED + "gate_weight", HF_LAYER + "mlp.shared_expert_gate.weight", "one", "hidden", where="moe"
-        ),
-    )
-    + ROUTED_EXPERTS,
+    + GATED_SHARED_EXPERT
+    + IN_EITHER,
     _dimensions,
     _flags,
     layers_with_experts,
@@ -82,4 +76,6 @@ QWEN2_MOE = Architecture(
             _windows,
         ),
     ),
+    experts=EITHER,
+    oracles=("mcore-bridge", "transformers"),
 )

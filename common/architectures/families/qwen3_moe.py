@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from ..blocks.attention import GROUPED_QUERY_ATTENTION, HEAD_NORMS, rotated_heads, window_of_all
 from ..blocks.embeddings import EMBEDDINGS, NORMS, TIED, rms_norms
-from ..blocks.mlp import DENSE_MLP, ROUTED_EXPERTS, activation
+from ..blocks.experts import EITHER, IN_EITHER
+from ..blocks.mlp import DENSE_MLP, activation
 from ..blocks.router import EXPERTS_PER_TOKEN, plain_router
 from ..dimensions import common_dimensions, common_flags, one_of
 from ..keys import HF_LAYER
@@ -44,7 +45,7 @@ QWEN3_MOE = Architecture(
     + HEAD_NORMS
     + DENSE_MLP
     + plain_router(HF_LAYER + "mlp.gate.")
-    + ROUTED_EXPERTS,
+    + IN_EITHER,
     _dimensions,
     common_flags,
     layers_with_experts,
@@ -57,4 +58,6 @@ QWEN3_MOE = Architecture(
         key("router_normalized", "norm_topk_prob", otherwise=False),
         window_of_all(switch="use_sliding_window", otherwise=4096),
     ),
+    experts=EITHER,
+    oracles=("Megatron-Bridge", "Model-Optimizer"),
 )

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .says import Config, Says, Synonyms, derived
+from .says import Config, Says, Synonyms, derived, key
 
 NEW, OLD = "rope_parameters", "rope_scaling"
 THETA, PARTIAL = "rope_theta", "partial_rotary_factor"
@@ -54,6 +54,7 @@ class Rotated:
 
 
 HALF = Rotated(lambda _: 0.5, (f"{NEW}.{PARTIAL}", PARTIAL))
+QUARTER = Rotated(lambda _: 0.25, (f"{NEW}.{PARTIAL}", PARTIAL))
 
 
 def rope(
@@ -91,6 +92,29 @@ def rope(
             "rope_factor",
             (NEW, OLD),
             lambda config: attention_factor(parameters(whole(config), theta), config),
+        ),
+    )
+
+
+def sections(otherwise: list[int]) -> tuple[Says, ...]:
+    """Return the rows of multimodal positions, whose axes turn pairs in turn, `otherwise` as many of each.
+
+    Source: transformers, models/qwen3_vl/modeling_qwen3_vl.py (`Qwen3VLTextRotaryEmbedding`), which always takes turns;
+    vLLM (`get_rope`) does where config.json says so.
+    """
+
+    def in_turn(told: Any) -> Any:
+        if told is not True:
+            raise ValueError(f"{told!r:.40}, which not all readers heed")
+        return told
+
+    return (
+        key("rope_sections", *(f"{place}.mrope_section" for place in (OLD, NEW)), otherwise=otherwise),
+        key(
+            "rope_sections_interleaved",
+            *(f"{place}.mrope_interleaved" for place in (OLD, NEW)),
+            otherwise=True,
+            reads=in_turn,
         ),
     )
 

@@ -67,14 +67,33 @@ SETTINGS: Final[dict[str, Setting]] = {
     "attention_variant": Setting("attention that is neither grouped-query nor latent", Kind.WORD, None),
     "linear_attention_layers": Setting("layers of linear attention, as 0 and 1", Kind.LIST, None),
     "query_key_norm": Setting("a norm of queries and keys without weights", Kind.FLAG, False),
+    "query_key_norm_without_rope": Setting(
+        "whether layers that do not rotate have that norm as well", Kind.FLAG
+    ),
+    "attention_chunk": Setting(
+        "tokens of a chunk, within which rotating layers see; null if they see all", Kind.COUNT, None
+    ),
+    "attention_temperature": Setting(
+        "of layers that do not rotate: by how much queries grow, and after how many tokens; null if they do not",
+        Kind.LIST,
+        None,
+    ),
     "projection_clip": Setting("bound on queries, keys and values; null for none", Kind.NUMBER, None),
     "sliding_windows": Setting(
         "tokens that each layer sees, 0 for all; null if each sees all", Kind.LIST, None
     ),
     "rope_frequencies": Setting("radians a token of each rotated pair of channels", Kind.LIST, []),
+    "rope_local_frequencies": Setting(
+        "the same in layers with a window, null where these rotate as all do", Kind.LIST, None
+    ),
     "rope_factor": Setting("factor on the rotary cosine and sine", Kind.NUMBER, 1.0),
     "rope_interleaved": Setting("whether a rotated pair is two neighbours, not two halves", Kind.FLAG, False),
     "rope_sections": Setting("pairs for each axis of multimodal positions", Kind.LIST, None),
+    "rope_sections_interleaved": Setting(
+        "whether the axes of multimodal positions turn pairs in turn, not one block of pairs each",
+        Kind.FLAG,
+        False,
+    ),
     "layers_without_rope": Setting("layers that do not rotate, as 0 and 1", Kind.LIST, None),
     # norms
     "norm": Setting("kind of the norms", Kind.WORD, "RMSNorm"),
@@ -131,6 +150,7 @@ SETTINGS: Final[dict[str, Setting]] = {
     "mtp_steps": Setting("stored steps of multi-token prediction", Kind.COUNT, 0),
     "mtp_pattern": Setting("kinds of the layers of a step of multi-token prediction", Kind.WORD),
 }
+FREQUENCIES: Final = frozenset({"rope_frequencies", "rope_local_frequencies"})
 MTP_SETTINGS: Final = frozenset({"mtp_steps", "mtp_pattern"})
 
 
@@ -142,7 +162,7 @@ def is_valid(name: str, value: Value) -> bool:
 def spell(name: str, value: Value) -> str:
     """Return a value for a message. Rotary frequencies are told by their base where they have one."""
     try:
-        if name == "rope_frequencies" and _is_list(value) and len(value) > 1 and min(value) > 0:
+        if name in FREQUENCIES and _is_list(value) and len(value) > 1 and min(value) > 0:
             return _spell_frequencies(value)
     except (ArithmeticError, TypeError):  # null, or numbers that no model has
         pass

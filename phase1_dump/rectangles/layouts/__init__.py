@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from shardmerge.common.architectures import Claim, Layout
+from shardmerge.common.architectures import Blueprint, Claim, Layout
 
 from .box import Box, Dimensions, Piece, Rules
+from .fused_qkv import FUSED_QKV
+from .gated_qkv import GATED_QKV
 from .lifted import LIFTED
 from .packed import PACKED
 from .qkv import QKV
@@ -23,10 +25,18 @@ LAYOUTS: dict[Layout, Rules] = {
     Layout.SAME: SAME,
     Layout.VOCAB: VOCAB,
     Layout.QKV: QKV,
+    Layout.FUSED_QKV: FUSED_QKV,
+    Layout.GATED_QKV: GATED_QKV,
     Layout.PART: SECTIONS,
     Layout.LIFTED: LIFTED,
     Layout.PACKED: PACKED,
 }
+
+
+def missing_dimensions(table: Blueprint) -> list[str]:
+    """Return the dimensions that the layouts of a table need and the table does not give."""
+    needed = {name for row in table.rows for name in LAYOUTS[row.layout].dimensions}
+    return sorted(needed - table.dimensions.keys())
 
 
 def pieces_of(box: Box, claim: Claim, dimensions: Dimensions) -> Iterator[Piece]:

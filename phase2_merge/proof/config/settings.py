@@ -88,8 +88,8 @@ def allowed_before(problems: Iterable[ShardmergeError], warnings: Collection[str
     )
 
 
-def differences(blueprint: Blueprint, facts: Facts, *, mtp: str) -> Iterator[ConfigMismatchError]:
-    """Yield a problem for each setting in which config.json and the model differ.
+def differences(blueprint: Blueprint, facts: Facts, *, mtp: str) -> Iterator[ShardmergeError]:
+    """Yield a problem for each setting that config.json says in no way that is known; else for each that differs.
 
     Args:
         blueprint: The config.json, with the table of its architecture.
@@ -98,10 +98,10 @@ def differences(blueprint: Blueprint, facts: Facts, *, mtp: str) -> Iterator[Con
 
     Returns:
         Problems that are not raised.
-
-    Raises:
-        BadInputError: config.json says a setting in no way that is known.
     """
+    if unreadable := tuple(blueprint.unreadable_settings()):
+        yield from unreadable
+        return
     for name, (told, said, keys) in _pairs(blueprint, facts, mtp).items():
         if not agree(told, said):
             yield ConfigMismatchError(

@@ -8,13 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from shardmerge.common.architectures import Blueprint
+from shardmerge.common.architectures import Architecture, Blueprint
+from shardmerge.common.architectures.digest import table_digest
 from shardmerge.common.errors import (
     Findings,
     MismatchError,
     MissingFactsError,
     MissingTensorError,
     ShardmergeError,
+    TableMismatchError,
 )
 from shardmerge.common.manifest_facts import Facts
 from shardmerge.common.rectangle import Shape
@@ -39,12 +41,12 @@ class Comparison:
 
 
 def check_facts(case: Case) -> Findings:
-    """Compare architecture and dimensions: one problem for each of them, not one for each tensor.
+    """Compare architecture, table and dimensions: one problem for each of them, not one for each tensor.
 
     A dump that does not say what its model is proves nothing.
     """
     first = case.manifests[0]
-    different: list[ShardmergeError] = [*against_facts(case.blueprint, first.architecture, first.facts)]
+    different: list[ShardmergeError] = [*against_dump(case.blueprint, first.architecture, first.facts)]
     missing = tuple(_missing(case.blueprint, first.facts))
     if missing and first.architecture == case.blueprint.architecture.name:
         different.append(MissingFactsError(missing))
@@ -73,6 +75,24 @@ def _missing(blueprint: Blueprint, facts: Facts) -> Iterator[str]:
         yield f"facts.dimensions.{name}"
 
 
+def against_dump(
+    blueprint: Blueprint, architecture: str, facts: Facts
+) -> tuple[TableMismatchError | MismatchError, ...]:
+    """Find that a model was dumped with another table, or else that config.json describes another model.
+
+    Args:
+        blueprint: the config.json, with the table of its architecture.
+        architecture: the name of the architecture that was dumped.
+        facts: what the dump says of the model, with corrections.
+
+    Returns:
+        The other table, or what `against_facts` yields of the same arguments.
+    """
+    same = architecture == blueprint.architecture.name
+    other = tuple(against_table(blueprint.architecture, facts)) if same else ()
+    return other or tuple(against_facts(blueprint, architecture, facts))
+
+
 def against_facts(blueprint: Blueprint, architecture: str, facts: Facts) -> Iterator[MismatchError]:
     """Yield where config.json describes another model than the one that was dumped.
 
@@ -92,6 +112,13 @@ def against_facts(blueprint: Blueprint, architecture: str, facts: Facts) -> Iter
     for name, value in sorted(blueprint.dimensions.items()):
         if name in dumped and dumped[name] != value:
             yield MismatchError("config.json", name, str(value), f"{dumped[name]}, as dumped")
+
+
+def against_table(table: Architecture, facts: Facts) -> Iterator[TableMismatchError]:
+    """Yield a mismatch if a model was dumped with another table of its architecture. Older dumps do not say."""
+    given = table_digest(table)
+    if facts.table not in (None, given):
+        yield TableMismatchError(table.name, facts.table or "", given)
 
 
 def against_tensors(blueprint: Blueprint, held: Mapping[str, Shape | None]) -> Comparison:

@@ -87,7 +87,9 @@ def expected_tensors(
 ) -> Expected:
     """List every tensor of a complete checkpoint.
 
-    A quantized reference says nothing about names and dtypes of an unquantized checkpoint, so only the table counts.
+    A quantized reference says nothing about names and dtypes of an unquantized checkpoint, so only the table counts,
+    but for what stands beside the language model, of which no table has rows; nor does one whose experts are packed
+    about those of experts one by one, nor the other way round.
 
     Args:
         blueprint: config.json with the table of its architecture.
@@ -109,8 +111,12 @@ def expected_tensors(
             _add_stored(listing, family, quantization, by_dtype, table)
     for name, shape, dtype in quantization.cache_tensors() if quantization else ():
         listing.add([name], Kind(shape, dtype, QUANTIZED))
-    if "quantization_config" not in reference.config:
-        listing.add_others(reference.tensors, REFERENCE)
+    if reference.is_quantized:
+        others = {name: held for name, held in reference.tensors.items() if blueprint.is_vision(name)}
+    else:
+        otherwise = set(blueprint.spelled_otherwise()) if reference.tensors else set()
+        others = {name: held for name, held in reference.tensors.items() if name not in otherwise}
+    listing.add_others(others, REFERENCE)
     listing.add_others(grafted or {}, GRAFTED)
     return listing.listed()
 

@@ -1,7 +1,7 @@
 """What torch.distributed.checkpoint's consolidator lets pass, beside what shardmerge says of the same fault.
 
 Both are given the same faulty pieces of one tensor, as four ranks wrote them, and both are really run; the table in
-docs/consolidation.md is what came out. Must not know what either of them decides, or how.
+docs/inside/consolidation.md is what came out. Must not know what either of them decides, or how.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def version() -> str:
 
 
 def document() -> str:
-    """docs/consolidation.md, from running both."""
+    """docs/inside/consolidation.md, from running both."""
     with tempfile.TemporaryDirectory() as folder:
         table = "\n".join(
             f"| {row.fault} | {row.consolidator} | {row.shardmerge} |" for row in rows(Path(folder))

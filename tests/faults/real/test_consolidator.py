@@ -1,4 +1,4 @@
-"""docs/consolidation.md tells what the consolidator of its torch does, and shardmerge names every fault in it."""
+"""docs/inside/consolidation.md tells what torch's consolidator does, and shardmerge names every fault in it."""
 
 from __future__ import annotations
 

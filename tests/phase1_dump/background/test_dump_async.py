@@ -260,7 +260,7 @@ def test_a_writer_that_is_killed_is_told_and_the_next_dump_has_another(
 def test_a_copy_that_fails_leaves_nothing_and_the_next_dump_is_whole(
     model: GPTModel, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from shardmerge.phase1_dump.sources import copying_out
+    from shardmerge.phase1_dump.sources.host_memory import copying_out
 
     def refuse(*_: object) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")

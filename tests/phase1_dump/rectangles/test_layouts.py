@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -101,6 +104,34 @@ def test_fewer_groups_than_ranks_cut_inside_a_group(rank: int, expected: Rows) -
 )
 def test_three_ranks_cut_inside_a_head(rank: int, expected: Rows) -> None:
     assert fused(8 * rank, 8) == expected
+
+
+# of one tensor that stays fused: queries 0-11, keys 12-17, values 18-23
+ONE = Tensor("qkv", (24, 5), False)
+
+
+@pytest.mark.parametrize(
+    ("first", "count", "expected"),
+    [
+        # both groups, which tensor parallelism of 2 gives to a rank each
+        (0, 12, [("qkv", 0, 0, 6), ("qkv", 12, 6, 3), ("qkv", 18, 9, 3)]),
+        (12, 12, [("qkv", 6, 0, 6), ("qkv", 15, 6, 3), ("qkv", 21, 9, 3)]),
+        # the second of three ranks: the last row of a key, its value, the first of the next group's queries
+        (8, 8, [("qkv", 14, 0, 1), ("qkv", 18, 1, 3), ("qkv", 6, 4, 4)]),
+    ],
+)
+def test_one_tensor_of_queries_keys_and_values_has_all_queries_first(
+    first: int, count: int, expected: Rows
+) -> None:
+    pieces = mapped(Layout.FUSED_QKV, Box((24, 5), (first, 0), (count, 5)), [ONE], HEADS)
+
+    assert rows(pieces) == expected
+    assert {(piece.offset[1:], piece.source[1:], piece.shape[1:]) for piece in pieces} == {((0,), (0,), (5,))}
+
+
+def test_one_tensor_of_other_heads_is_a_mismatch() -> None:
+    with pytest.raises(MismatchError, match=r"qkv: shape in the model is \[30, 5\], expected \[24, 5\]"):
+        mapped(Layout.FUSED_QKV, Box((30, 5), (0, 0), (30, 5)), [ONE], HEADS)
 
 
 def test_a_bias_follows_the_rows_of_its_weight() -> None:
@@ -221,3 +252,18 @@ def test_a_lifted_tensor_has_one_place_in_its_first_dimension() -> None:
     assert piece.turn.axes == (None, 0)
     with pytest.raises(MismatchError, match=r"is \[1, 8\], expected \[2, 8\]"):
         lifted(Box((8,), (0,), (8,)), Tensor("bias", (2, 8), True))
+
+
+def test_the_layout_of_the_page_maps_rows_by_hand() -> None:
+    """docs/contribute/layout.md, as written: of seven rows, four of one tensor and three of another."""
+    page = Path(__file__).parents[3] / "docs" / "contribute" / "layout.md"
+    (block,) = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S)
+    made: dict[str, Any] = {}
+    exec(compile(block, str(page), "exec"), made)
+    first, second = Tensor("first", (4, 6), False), Tensor("second", (3, 6), False)
+    claim = Claim(Row(("key",), ()), (first, second), None, None)
+    # the middle rank of three: row 3 of the first, then two rows of the second; columns 2 to 4 of a cut of these
+    found = list(made["STACKED"].pieces(Box((7, 6), (3, 2), (3, 2)), claim, {}))
+    assert found == [Piece(first, (3, 2), (0, 0), (1, 2)), Piece(second, (0, 2), (1, 0), (2, 2))]
+    whole = list(made["STACKED"].pieces(Box((7, 6), (0, 0), (4, 6)), claim, {}))
+    assert whole == [Piece(first, (0, 0), (0, 0), (4, 6))]

@@ -130,6 +130,23 @@ def test_a_layer_with_a_config_of_its_own_is_refused(
     assert message.startswith("decoder.layers.2 on rank 0: its own config says softmax_scale=0.5")
 
 
+def test_an_attention_with_heads_of_its_own_is_refused(
+    model: GPTModel, references: References, tmp_path: Path
+) -> None:
+    """Half as many heads with twice the channels fill the same rows. Fewer key heads are megatron-core's."""
+    reference = references.config("llama")
+    model.decoder.layers[1].self_attention.config = replace_config(model, num_query_groups=1)
+    dumped(model, tmp_path / "alike", reference)
+    model.decoder.layers[2].self_attention.config = replace_config(
+        model, num_attention_heads=4, kv_channels=24
+    )
+
+    message = refused_and_recorded(UnsupportedParameterError, 5, model, tmp_path / "out", reference)
+
+    assert message.startswith("decoder.layers.2.self_attention on rank 0: its own config says")
+    assert "num_attention_heads=4, kv_channels=24" in message
+
+
 def replace_config(model: GPTModel, **values: object) -> object:
     config = copy.copy(model.config)
     for name, value in values.items():

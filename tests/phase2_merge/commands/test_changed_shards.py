@@ -12,7 +12,7 @@ from shardmerge.common.command.group import main
 from tests.dumps.dumps import Topology, moe_config, tree
 from tests.dumps.worlds import MakeWorld, World
 
-SIZE = ("--max-shard-size", "500")
+SIZE = ("--max-shard-size", "500B")
 
 
 def run(*arguments: object) -> Result:

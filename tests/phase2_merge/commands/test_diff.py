@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -32,7 +34,7 @@ def test_two_dumps_name_the_tensors_that_changed_and_their_layers(world: MakeWor
     assert found.differing == CHANGED
     assert found.equal == len(one.model.tensors) - 2
     assert found.by_layer == {"1": 1, "none": 1}
-    assert (found.retyped, found.recut, found.only_a, found.only_b) == ((), (), (), ())
+    assert (found.retyped, found.partial, found.only_a, found.only_b, found.read_bytes) == ((), (), (), (), 0)
 
 
 def test_a_dump_is_equal_to_itself(world: MakeWorld) -> None:
@@ -41,12 +43,53 @@ def test_a_dump_is_equal_to_itself(world: MakeWorld) -> None:
     assert (found.equal, found.differing) == (len(one.model.tensors), ())
 
 
-def test_other_cuts_are_never_called_equal_or_different(world: MakeWorld, tmp_path: Path) -> None:
+@pytest.mark.parametrize("later", [Topology(), Topology(tp=4), Topology(tp=4, ep=2)], ids=str)
+def test_other_cuts_of_the_same_tensors_are_put_together_and_compared(
+    world: MakeWorld, tmp_path: Path, later: Topology
+) -> None:
+    """The bytes of what is cut otherwise are read, on the side that is cut."""
     one = world(Topology(tp=2), moe_config()).write()
-    found = diff(one.dump, other(one, tmp_path / "later", Topology()))
+    found = diff(one.dump, other(one, tmp_path / "later", later))
+    assert found.differing == CHANGED
+    assert found.equal == len(one.model.tensors) - 2
+    assert found.read_bytes > 0
+
+
+def test_a_dump_with_cuts_its_output_and_a_plain_copy_are_the_same(world: MakeWorld, tmp_path: Path) -> None:
+    one = world(Topology(tp=2, ep=2), moe_config()).write()
+    one.merge()
+    plain = tmp_path / "plain"
+    shutil.copytree(one.out, plain, ignore=shutil.ignore_patterns(".shardmerge"))
+    for a, b in itertools.permutations((one.dump, one.out, plain), 2):
+        found = diff(a, b)
+        assert (found.equal, found.differing, found.partial) == (len(one.model.tensors), (), ())
+    spoiled = min(plain.glob("*.safetensors"))
+    data = bytearray(spoiled.read_bytes())
+    data[-1] ^= 1
+    spoiled.write_bytes(data)
+    for a in (one.dump, one.out):
+        assert len(diff(a, plain).differing) == 1
+
+
+def test_half_of_a_tensor_is_not_compared(world: MakeWorld, tmp_path: Path) -> None:
+    one = world(Topology(tp=2)).write()
+    one.merge()
+    shutil.rmtree(one.rank(1))
+    found = diff(one.dump, one.out)
     cut = {name for name, pieces in one.cuts.items() if len(pieces) == 2}
-    assert set(found.recut) == cut
-    assert found.differing == ("model.norm.weight",)  # never cut; the other one that changed is
+    assert set(found.partial) == cut
+    assert "In part on one side, not compared: " in found.text()
+
+
+def test_the_exit_code_says_what_git_says_if_it_is_asked(world: MakeWorld, tmp_path: Path) -> None:
+    one = world(Topology(ep=2), moe_config()).write()
+    same, later = str(one.dump), str(other(one, tmp_path / "later", Topology(ep=2)))
+    for arguments, code in (([same, same], 0), ([same, later], 1)):
+        assert CliRunner().invoke(main, ["diff", *arguments, "--exit-code"]).exit_code == code
+        found = CliRunner().invoke(main, ["diff", *arguments, "--exit-code", "--json"])
+        facts = json.loads(found.stdout)
+        assert (facts["exit_code"], facts["ok"], found.stderr) == (code, not code, "")
+        assert "error" not in facts
 
 
 def test_outputs_are_compared_whatever_the_cuts_of_their_dumps_were(world: MakeWorld, tmp_path: Path) -> None:
@@ -72,9 +115,9 @@ def test_what_only_one_side_has_and_what_changed_its_dtype_is_named(world: MakeW
     )  # fmt: skip
 
 
-def test_a_directory_without_checksums_is_refused(world: MakeWorld) -> None:
+def test_a_directory_without_weights_is_refused(world: MakeWorld) -> None:
     one = world().write()
-    with pytest.raises(BadInputError, match="no recorded checksums"):
+    with pytest.raises(BadInputError, match="holds no rank of a dump, and neither"):
         diff(one.dump, one.reference)
 
 

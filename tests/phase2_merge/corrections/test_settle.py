@@ -215,6 +215,10 @@ def test_an_architecture_that_is_corrected_brings_its_own_pairs_of_keys() -> Non
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_table_says_where_config_json_speaks_of_rotation_and_of_dtypes(name: str) -> None:
-    assert ("dtype", "torch_dtype") in ARCHITECTURES[name].synonyms
-    rotates = any(row.setting == "rope_frequencies" and row.keys for row in ARCHITECTURES[name].settings)
-    assert ({*rope.SYNONYMS} <= {*ARCHITECTURES[name].synonyms}) == rotates
+    table = ARCHITECTURES[name]
+    inside = f"{table.composite.config}." if table.composite else ""
+    dtypes = ("dtype", "torch_dtype")
+    assert (*dtypes, *(inside + key for key in dtypes if inside)) in table.synonyms
+    rotates = any(row.setting == "rope_frequencies" and row.keys for row in table.settings)
+    expected = {tuple(inside + key for key in keys) for keys in rope.SYNONYMS}
+    assert (expected <= {*table.synonyms}) == rotates

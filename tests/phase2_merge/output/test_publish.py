@@ -24,7 +24,7 @@ def test_an_output_that_exists_is_left_alone(world: MakeWorld, kind: str) -> Non
     if kind == "file":
         one.out.write_text("mine")
     elif kind == "folder":
-        one.out.mkdir()
+        (one.out / "mine").mkdir(parents=True)
     else:
         one.out.symlink_to("nowhere")
     with pytest.raises(OutputExistsError) as error:

@@ -42,7 +42,7 @@ def address() -> Iterator[str]:
 
 
 def given(one: World) -> list[str]:
-    return [str(one.dump), str(one.out), "--hf-reference", str(one.reference), "--max-shard-size", "500"]
+    return [str(one.dump), str(one.out), "--hf-reference", str(one.reference), "--max-shard-size", "500B"]
 
 
 def in_one_process(one: World) -> dict[str, bytes]:

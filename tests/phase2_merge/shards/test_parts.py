@@ -324,7 +324,7 @@ def test_an_array_of_processes_and_a_last_one_publish(split: World) -> None:
         "--hf-reference",
         str(split.reference),
         "--max-shard-size",
-        "500",
+        "500B",
     ]
     array = [
         subprocess.Popen([*COMMAND, *given, "--part", f"{number}/3"], stdout=subprocess.PIPE, text=True)

@@ -10,7 +10,8 @@ megatron/core/transformer/multi_latent_attention.py.
 from __future__ import annotations
 
 from ...blocks.embeddings import EMBEDDINGS, NORMS, TIED, rms_norms
-from ...blocks.mla import LATENT_ATTENTION, LATENT_SETTINGS, latent_dimensions, latent_flags
+from ...blocks.experts import OWN_LOADER
+from ...blocks.mla import LATENT_ATTENTION, LATENT_SETTINGS, SECOND_NORM, latent_dimensions, latent_flags
 from ...blocks.mlp import DENSE_MLP, ROUTED_EXPERTS, SHARED_EXPERTS, activation
 from ...blocks.mtp import (
     ALIAS,
@@ -84,4 +85,7 @@ DEEPSEEK_V3 = Architecture(
         derived("mtp_steps", (NUMBER,), promised_steps, (NUMBER, ALIAS)),
     ),
     aliases=("KimiK2ForCausalLM",),
+    experts=OWN_LOADER,
+    refusals=SECOND_NORM,
+    oracles=("Megatron-Bridge", "Model-Optimizer", "transformers"),
 )

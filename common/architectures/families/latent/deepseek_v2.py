@@ -10,7 +10,8 @@ vLLM, model_executor/models/deepseek_v2.py, for norm_topk_prob.
 from __future__ import annotations
 
 from ...blocks.embeddings import EMBEDDINGS, NORMS, TIED, rms_norms
-from ...blocks.mla import FIXED_NORM_EPS, LATENT_ATTENTION, LATENT_SIZES
+from ...blocks.experts import OWN_LOADER
+from ...blocks.mla import FIXED_NORM_EPS, LATENT_ATTENTION, LATENT_SIZES, SECOND_NORM
 from ...blocks.mlp import DENSE_MLP, ROUTED_EXPERTS, SHARED_EXPERTS, activation
 from ...blocks.mtp import decoder_and_steps
 from ...blocks.router import EXPERTS_PER_TOKEN, plain_router
@@ -45,6 +46,7 @@ DEEPSEEK_V2 = Architecture(
     dimensions,
     flags,
     _layers,
+    refusals=SECOND_NORM,
     settings=(
         *LATENT_SIZES,
         always("rope_interleaved", True),
@@ -59,4 +61,6 @@ DEEPSEEK_V2 = Architecture(
         derived("router_groups", GROUP_KEYS, _groups),
         derived("router_group_score", GROUP_KEYS, lambda config: 1 if _groups(config) else None),
     ),
+    experts=OWN_LOADER,
+    oracles=("Megatron-Bridge", "Model-Optimizer"),
 )

@@ -10,6 +10,7 @@ vLLM, models/deepseek_v32/attention.py.
 from __future__ import annotations
 
 from ...blocks.embeddings import EMBEDDINGS, NORMS, TIED, rms_norms
+from ...blocks.experts import OWN_LOADER
 from ...blocks.indexer import INDEXED, INDEXER_ROWS, indexer_settings
 from ...blocks.mla import FIXED_NORM_EPS, LATENT_ATTENTION, LATENT_SIZES
 from ...blocks.mlp import DENSE_MLP, ROUTED_EXPERTS, SHARED_EXPERTS, activation
@@ -89,6 +90,8 @@ DEEPSEEK_V32 = Architecture(
         *biased_router_settings(groups=(8, 4), scaling=2.5),
         MTP_STEPS,
     ),
+    experts=OWN_LOADER,
+    oracles=("transformers",),
 )
 
 GLM_MOE_DSA = Architecture(
@@ -111,4 +114,6 @@ GLM_MOE_DSA = Architecture(
         *biased_router_settings(groups=(1, 1), scaling=2.5),
         MTP_STEPS,
     ),
+    experts=OWN_LOADER,
+    oracles=("Megatron-Bridge", "transformers"),
 )

@@ -14,6 +14,7 @@ from shardmerge.common.errors import (
     ConfigContradictionError,
     ConfigMismatchError,
     MixedSettingsError,
+    ProblemsFoundError,
 )
 from shardmerge.common.manifest_facts import Facts
 from shardmerge.phase2_merge import metadata, verify
@@ -85,6 +86,17 @@ def test_a_setting_that_nobody_knows_is_kept_and_compared_with_nothing(world: Ma
     assert one.check().config.settings == ("norm_eps",)
     one.merge()
     assert verify(one.out).warnings == ()
+
+
+def test_all_that_nobody_can_read_is_told_beside_what_else_is_wrong(world: MakeWorld) -> None:
+    one = telling(world, lambda rank: {"norm_eps": EPS if rank < 2 else 0.5}, Topology(tp=4))
+    path = one.reference / "config.json"
+    config = json.loads(path.read_text()) | {"hidden_act": ["silu"], "rms_norm_eps": "small"}
+    path.write_text(json.dumps(config))
+    with pytest.raises(ProblemsFoundError) as caught:
+        one.check()
+    told = "\n".join(problem.message() for problem in caught.value.problems)
+    assert all(words in told for words in ("config.json says activation", "says norm_eps", "on ranks 2, 3"))
 
 
 def test_facts_that_were_corrected_are_what_verify_compares(world: MakeWorld) -> None:

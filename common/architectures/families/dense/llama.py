@@ -5,7 +5,7 @@ Source: transformers, models/{llama,mistral,qwen2,qwen3}/{configuration,modeling
 
 from __future__ import annotations
 
-from ..blocks.attention import (
+from ...blocks.attention import (
     GROUPED_QUERY_ATTENTION,
     HEAD_NORMS,
     QKV_BIAS,
@@ -14,11 +14,11 @@ from ..blocks.attention import (
     window_of_all,
     windows_by_layer,
 )
-from ..blocks.embeddings import EMBEDDINGS, NORMS, TIED, rms_norms
-from ..blocks.mlp import DENSE_MLP, activation
-from ..dimensions import common_dimensions, common_flags, integer, layers_alike
-from ..rows import Architecture, Config
-from ..settings.says import derived
+from ...blocks.embeddings import EMBEDDINGS, NORMS, TIED, rms_norms
+from ...blocks.mlp import DENSE_MLP, activation
+from ...dimensions import common_dimensions, common_flags, integer, layers_alike
+from ...rows import Architecture, Config
+from ...settings.says import derived
 
 
 def _flags_always_biased(config: Config) -> frozenset[str]:
@@ -42,6 +42,7 @@ LLAMA = Architecture(
     common_flags,
     layers_alike("dense"),
     settings=(*DENSE_SETTINGS, derived("sliding_windows", ("sliding_window", "layer_types"), _windows)),
+    oracles=("Megatron-Bridge", "Model-Optimizer"),
 )
 MISTRAL = Architecture(
     "MistralForCausalLM",
@@ -51,6 +52,7 @@ MISTRAL = Architecture(
     common_flags,
     layers_alike("dense"),
     settings=(*DENSE_SETTINGS, window_of_all(switch=None, otherwise=4096)),
+    oracles=("Megatron-Bridge", "transformers"),
 )
 QWEN2 = Architecture(
     "Qwen2ForCausalLM",
@@ -60,6 +62,7 @@ QWEN2 = Architecture(
     _flags_always_biased,
     layers_alike("dense"),
     settings=(*DENSE_SETTINGS, WINDOW_BY_LAYER),
+    oracles=("Megatron-Bridge", "Model-Optimizer"),
 )
 QWEN3 = Architecture(
     "Qwen3ForCausalLM",
@@ -69,4 +72,5 @@ QWEN3 = Architecture(
     common_flags,
     layers_alike("dense"),
     settings=(*DENSE_SETTINGS, WINDOW_BY_LAYER),
+    oracles=("Megatron-Bridge", "Model-Optimizer"),
 )

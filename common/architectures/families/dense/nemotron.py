@@ -6,14 +6,14 @@ Source: transformers, models/nemotron/{configuration,modeling}_nemotron.py (`Nem
 
 from __future__ import annotations
 
-from ..blocks.attention import GROUPED_QUERY_ATTENTION, rotated_heads
-from ..blocks.embeddings import EMBEDDINGS, NORMS, TIED
-from ..blocks.mlp import activation, plain_mlp
-from ..dimensions import common_dimensions, common_flags, layers_alike, refuse_true
-from ..keys import HF_LAYER, LAYER
-from ..rows import Architecture, Config, Row, Target, same
-from ..settings.rope import HALF
-from ..settings.says import always, key
+from ...blocks.attention import GROUPED_QUERY_ATTENTION, rotated_heads
+from ...blocks.embeddings import EMBEDDINGS, NORMS, TIED
+from ...blocks.mlp import activation, plain_mlp
+from ...dimensions import common_dimensions, common_flags, layers_alike, refuse_true
+from ...keys import HF_LAYER, LAYER
+from ...rows import Architecture, Config, Row, Target, same
+from ...settings.rope import HALF
+from ...settings.says import always, key
 
 
 def _flags(config: Config) -> frozenset[str]:
@@ -56,4 +56,5 @@ NEMOTRON = Architecture(
         always("gated", False),
         TIED,
     ),
+    oracles=("Megatron-Bridge", "transformers"),
 )

@@ -13,11 +13,11 @@ from typing import Protocol
 
 import torch
 
-from ..rectangles.parts import Scalar
-from ..source import Holding, Seen
-from .ahead import computing_ahead
-from .health import Health, bring_to_host
-from .reading import computed, on_device, seen
+from ...rectangles.parts import Scalar
+from ...source import Holding, Seen
+from ..ahead import computing_ahead
+from ..health import Health, bring_to_host
+from ..reading import computed, on_device, seen
 
 BLOCK_BYTES = 32 << 20  # on the device, of what is not there as it is written
 

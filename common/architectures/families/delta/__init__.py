@@ -1,0 +1,1 @@
+"""Tables of families whose layers are Gated DeltaNets and attention with an output gate."""

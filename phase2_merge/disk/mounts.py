@@ -1,0 +1,84 @@
+"""On which mount a folder lies, how much is free there, and whether files of another folder can be linked into it.
+
+Only looks: nothing is written to find out. Source: proc_pid_mountinfo(5), proc_pid_fdinfo(5), link(2).
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+# file systems on which no two files share blocks, by their names in mountinfo; others may be able to
+NEVER_SHARE = {
+    "beegfs", "ceph", "exfat", "ext2", "ext3", "ext4", "fuse.gcsfuse", "gpfs", "lustre", "nfs", "squashfs",
+    "tmpfs", "vfat",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """Where a folder lies.
+
+    Attributes:
+        folder: The folder, or the nearest above it that exists.
+        device: The number of its file system.
+        mount: The number of its mount, of which one file system may have several. None where the kernel does not tell.
+        kind: What mountinfo calls its file system, as `ext4`. Empty where the kernel does not tell.
+        free_bytes: What this user may still write there.
+    """
+
+    folder: Path
+    device: int
+    mount: int | None
+    kind: str
+    free_bytes: int
+
+    def why_not_linked(self, source: Mount) -> str:
+        """Return why no file of `source` can have a name here too, empty if nothing is known against it."""
+        if self.device != source.device:
+            return f"{source.folder} and {self.folder} are different file systems"
+        if self.mount != source.mount:
+            return f"{source.folder} and {self.folder} are different mounts of one file system"
+        return ""
+
+    def may_share_blocks(self, source: Mount) -> bool:
+        """Whether a file here may share blocks with one of `source`, and so need less room than its size."""
+        return self.device == source.device and self.kind not in NEVER_SHARE
+
+
+def mount_of(folder: Path) -> Mount:
+    """Return where a folder lies, or will lie once it is made. Raises OSError."""
+    there = next(place for place in (folder, *folder.parents) if place.is_dir())
+    opened = os.open(there, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        space, number = os.fstatvfs(opened), _mount_number(opened)
+        return Mount(
+            folder=there,
+            device=os.fstat(opened).st_dev,
+            mount=number,
+            kind=_kinds().get(number, "") if number is not None else "",
+            free_bytes=space.f_bavail * space.f_frsize,
+        )
+    finally:
+        os.close(opened)
+
+
+def _mount_number(opened: int) -> int | None:
+    """Return the number of the mount that an open file is on."""
+    try:
+        lines = Path(f"/proc/self/fdinfo/{opened}").read_text().splitlines()
+    except OSError:  # not Linux, or no /proc
+        return None
+    return next((int(line.split()[1]) for line in lines if line.startswith("mnt_id:")), None)
+
+
+@cache
+def _kinds() -> dict[int, str]:
+    """Return the kind of file system of each mount that this process sees."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return {}
+    return {int(line.split()[0]): line.partition(" - ")[2].split()[0] for line in lines}

@@ -1,0 +1,1 @@
+"""Tests of phase two's room of this name."""
