@@ -6,11 +6,12 @@ Must not know how a model is read (`sources/`), nor how the child writes (`backg
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -19,7 +20,6 @@ from typing import Literal
 
 from torch import nn
 
-from shardmerge.common import garbage_collector
 from shardmerge.common.architectures import Architecture
 from shardmerge.common.command.talk import say
 from shardmerge.common.errors import BadInputError, StillDumpingError, WriterDiedError
@@ -184,7 +184,7 @@ def dump_async(
     refuse_foreign(chunks)
     refuse_uninitialized(chunks)
     world, background = world_of(unwrap(chunks[0])), background_of(os.getpid())
-    with background.lock, garbage_collector.paused():  # it could take a third of a second just then
+    with background.lock, _collector_paused():
         _let_finish(background, if_busy, world.rank, folder)
         forget_failure(folder, world.rank)
         dumping = Dumping(folder, world.rank, run_id, on_error, None)
@@ -207,6 +207,18 @@ def dump_async(
                 raise
             dumping.failed(error)
     return dumping
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Keep Python from looking for garbage, which can take a third of a second in a process that trains."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
 
 
 def _positive(host_bytes: int | None) -> int | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shardmerge.common import garbage_collector
 from shardmerge.common.architectures import Blueprint
 from shardmerge.common.errors import Findings, raise_problems
 from shardmerge.common.reference import Reference
@@ -25,6 +24,7 @@ from ..quantization.united import Quantization
 from . import case as cases
 from . import (
     experts,
+    garbage_collector,
     generations,
     grafts,
     headers,

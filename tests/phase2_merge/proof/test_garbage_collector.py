@@ -6,7 +6,7 @@ import gc
 
 import pytest
 
-from shardmerge.common import garbage_collector as collector
+from shardmerge.phase2_merge.proof import garbage_collector as collector
 
 
 @pytest.mark.parametrize("before", [True, False])
