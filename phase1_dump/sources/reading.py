@@ -6,10 +6,11 @@ While a block is written, the next one is computed on its device, inspected ther
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
+from threading import Lock
 from typing import TypeAlias
 
 import torch
@@ -21,7 +22,7 @@ from ..source import Holding, Seen, Stream
 from .ahead import Ahead, SingleThreaded, computing_ahead
 from .blocks import blocks_of, planned
 from .health import Health, count_nonfinite
-from .host_memory.host_buffers import HostBuffers
+from .host_memory.host_buffers import HostBuffers, Pair
 from .narrowing import narrowed_elements
 
 AHEAD_SHARE = 4  # blocks computed ahead take a quarter of the memory of the buffers beside them
@@ -30,9 +31,14 @@ Computed: TypeAlias = tuple[Holding, Health, Iterator[torch.Tensor]]
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """Reads the holdings of one live model, in several streams at a time if need be."""
+    """Reads the holdings of one live model, in several streams at a time if need be.
+
+    `turn`: streams of a GPU compute and copy one at a time. Each operation lets go of the interpreter and wants it
+    back: several that do so at once keep those waiting that write, and copies come one after the other anyway.
+    """
 
     buffers: HostBuffers
+    turn: Lock = field(default_factory=Lock)
     single: SingleThreaded = field(default_factory=SingleThreaded)
 
     def read(self, holdings: Sequence[Holding], *, inspect: bool, streams: int) -> Stream:
@@ -46,24 +52,38 @@ class Reader:
         Returns:
             A generator, which ends its threads when it is closed.
         """
-        with self.buffers.taken(streams) as pair, on_device(holdings):
+        with self.buffers.taken(streams) as pair, on_device(holdings) as is_gpu:
             ahead_bytes = self.buffers.num_bytes // (AHEAD_SHARE * streams)
             with computing_ahead(ahead_bytes, self.single, streams) as ahead:
-                for holding, health, blocks in computed(holdings, pair.block_bytes, ahead):
-                    for block in blocks:
-                        if inspect:
-                            health.look(block)
-                        yield pair.host(block)
-                    yield seen(holding, health, pair.block_bytes) if inspect else Seen()
+                events = _events(holdings, pair, ahead, inspect=inspect)
+                turn: AbstractContextManager[object] = self.turn if is_gpu else nullcontext()
+                while True:
+                    with turn:
+                        event = next(events, None)
+                    if event is None:
+                        return
+                    yield event
+
+
+def _events(holdings: Sequence[Holding], pair: Pair, ahead: Ahead, *, inspect: bool) -> Stream:
+    for holding, health, blocks in computed(holdings, pair.block_bytes, ahead):
+        for block in blocks:
+            if inspect:
+                health.look(block)
+            yield pair.host(block)
+        yield seen(holding, health, pair.block_bytes) if inspect else Seen()
 
 
 @contextmanager
-def on_device(holdings: Sequence[Holding]) -> Iterator[None]:
-    """Make the device of the holdings that of this thread: a thread begins on the first one, whatever the rank."""
+def on_device(holdings: Sequence[Holding]) -> Iterator[bool]:
+    """Make the device of the holdings that of this thread: a thread begins on the first one, whatever the rank.
+
+    Yields whether it is a GPU.
+    """
     parts = (part.data for holding in holdings for part in holding.recipe.parts)
     device = next((data.device for data in parts if not isinstance(data, Scalar) and data.is_cuda), None)
     with nullcontext() if device is None else torch.cuda.device(device):
-        yield
+        yield device is not None
 
 
 def computed(holdings: Sequence[Holding], block_bytes: int, ahead: Ahead) -> Iterator[Computed]:

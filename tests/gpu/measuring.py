@@ -113,7 +113,7 @@ def floors(bench: Bench, places: list[str]) -> None:
                 bench.clear(out)
 
 
-def stalls(bench: Bench) -> None:
+def stalls(bench: Bench, places: list[str]) -> None:
     """How long `dump_async` keeps its caller, beside a bare copy of as many bytes to the same memory."""
     from shardmerge.phase1_dump import prepare
     from shardmerge.phase1_dump.dump_in_background import background_of
@@ -124,7 +124,8 @@ def stalls(bench: Bench) -> None:
     assert pinned is not None
     copy = bare_copy(blocks_of(list(bench.model.parameters()), bench.owned_bytes), pinned.tensor)
     for number in range(STALLS):
-        bare, out = bench.timed(copy), bench.fresh("fast" if number % 2 else "disk")
+        place = places[number % len(places)]
+        bare, out = bench.timed(copy), bench.fresh(place)
         dist.barrier()
         began = time.perf_counter()
         dumping = bench.dump_async(out)
@@ -133,7 +134,7 @@ def stalls(bench: Bench) -> None:
         dumping.wait()
         whole = bench.slowest(time.perf_counter() - began)
         bench.tell(
-            what="stall", number=number, place="fast" if number % 2 else "disk", bare=round(bare, 4),
+            what="stall", number=number, place=place, bare=round(bare, 4),
             call=round(call, 4), told=round(told, 4), whole=round(whole, 3),
         )  # fmt: skip
         bench.clear(out)
@@ -213,7 +214,7 @@ def main(arguments: list[str]) -> None:
         if "floors" in todo:
             floors(bench, places)
         if "stalls" in todo:
-            stalls(bench)
+            stalls(bench, places)
         if "steps" in todo:
             for place in places:
                 steps(bench, place)

@@ -16,8 +16,8 @@ from torch._C._distributed_c10d import HashStore
 def main(name: str, folder: Path, device: str) -> None:
     from tests.worlds.cpu import prepare
     from tests.worlds.fake import build_model, join_model_parallel, leave_model_parallel
-    from tests.worlds.families import hf_config
     from tests.worlds.filling import fill
+    from tests.worlds.hf_config import hf_config
     from tests.worlds.quantizing import QWEN3_MOE, QWEN3_MOE_IN_BLOCKS, quantize, recipe
     from tests.worlds.topology import SINGLE
 
