@@ -50,7 +50,7 @@ def dump(
     """Write what this rank owns of a live model to `out/rank-NNNNN`. Call it on every rank, in any order.
 
     No collective is entered, and nothing stands under its final name until it is complete. Host memory above the
-    model is `staging_bytes`, or two of the largest rows for each of at most eight threads if that is more.
+    model is `staging_bytes`, or two of the largest rows for each of at most twelve threads if that is more.
 
     Args:
         model: a module, or the list of this rank's virtual pipeline chunks, wrapped (DDP, Float16Module) or not.

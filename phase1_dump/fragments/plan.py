@@ -14,7 +14,7 @@ from shardmerge.common.safetensors_header import Header
 
 from ..source import Holding
 
-FILES_AT_ONCE = 8
+FILES_AT_ONCE = 12
 MIN_PARALLEL_BYTES = 1 << 30
 
 

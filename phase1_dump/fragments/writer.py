@@ -12,7 +12,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import xxhash
 
@@ -105,6 +105,18 @@ class WriteQueue:
             self.pending.popleft().result()
 
 
+class _Here(Executor):
+    """Runs at once what is submitted: beside other fragments one more thread would only wait for the interpreter."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        ended = Future[Any]()
+        try:
+            ended.set_result(fn(*args, **kwargs))
+        except BaseException as error:
+            ended.set_exception(error)
+        return ended
+
+
 def write_fragment(
     folder: Path, fragment: PlannedFragment, source: Source, progress: Progress, streams: int = 1
 ) -> list[Written]:
@@ -128,7 +140,7 @@ def write_fragment(
     path = folder / fragment.name
     with (
         open(path, "xb", buffering=0) as file,
-        ThreadPoolExecutor(1) as thread,
+        ThreadPoolExecutor(1) if streams == 1 else _Here() as thread,
         closing(source.read(fragment.holdings, streams=streams)) as stream,
     ):
         end = NamedFile(path, durable.Appending(file.fileno()))

@@ -106,11 +106,11 @@ def test_what_a_caller_raises_ends_all(tmp_path: Path) -> None:
         write_fragments(tmp_path, fragments, source_of(held, HostBuffers(10_000)), progress, 3)
 
 
-def test_a_large_rank_is_spread_over_eight_files_and_a_small_one_is_not(
+def test_a_large_rank_is_spread_over_twelve_files_and_a_small_one_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(plan, "MIN_PARALLEL_BYTES", 20_000)
-    for count, files in ((1, 1), (8, 1), (9, 2), (96, 8), (192, 8)):
+    for count, files in ((1, 1), (8, 1), (9, 2), (96, 12), (192, 12)):
         held = [whole(f"t{number:03}", numbers(10, 125, seed=number)) for number in range(count)]
         assert len(plan_fragments(held, 10**9)) == files
     assert len(plan_fragments(held, 5_000)) == 96
