@@ -17,6 +17,7 @@ from pathlib import Path
 # DUMP/.rank-00003.TOKEN.partial/rank-00003/  what it has written; this folder becomes DUMP/rank-00003
 # DUMP/.rank-00003.TOKEN.tmp/                 the same before it holds its record, or while it is being removed
 # DUMP/rank-00003.failed.json                 rank 3 failed, and why
+# OUT.dump/                                   the dump of a checkpoint that `export` makes and removes
 # OUT.partial/                                an output that is being written
 # OUT/model-00001-of-00002.safetensors        shards, or model.safetensors if there is only one
 # OUT/model.safetensors.index.json, config.json, hf_quant_config.json, and the sidecars of the reference
@@ -162,6 +163,11 @@ def shard(number: int, count: int) -> str:
 def partial(out: Path) -> Path:
     """Return where an output is built before it gets its name."""
     return out.with_name(f"{out.name}.partial")
+
+
+def dump_of_export(out: Path) -> Path:
+    """Return where the dump lies while a checkpoint is exported."""
+    return out.with_name(f"{out.name}.dump")
 
 
 def records(out: Path) -> Path:

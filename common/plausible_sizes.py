@@ -52,6 +52,7 @@ LEDGER = Plausible(64 * MIB, 16 * GIB)  # a row of some 40 bytes for each rectan
 FAILURE = Plausible(1 * MIB, 1 * MIB)  # why a rank failed
 OWNER = Plausible(64 * KIB, 64 * KIB)  # who is writing
 JOURNAL = Plausible(1 * MIB, 1 * MIB)  # the names of the files that are replaced
+CHECKPOINT_METADATA = Plausible(64 * MIB, 16 * GIB)  # `.metadata`: some 500 bytes for each chunk of a tensor
 SIDECAR = Plausible(512 * MIB, 512 * MIB)  # the largest tokenizers have some 35 MB
 
 

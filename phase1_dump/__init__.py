@@ -1,8 +1,8 @@
 """Phase one: every rank writes the rectangles it owns, without entering a collective.
 
-`dump` and its like are imported when they are first used: what writes fragments (`fragments/`), the geometry
-(`rectangles/`) and the process that writes beside training (`background/`) can be imported where there is no torch. No
-module here is called dump or dump_async: once imported, it would stand where the function does.
+`dump` and its like are imported when they are first used: they need torch, and `dump_checkpoint`, everything that writes
+fragments (`fragments/`) and the process that writes beside training (`background/`) do not. No module here has the name of
+a function: once imported, it would stand where the function does.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from .background.dumping import Dumping
     from .dump_in_background import dump_async, prepare
     from .dump_model import dump
+    from .dump_torch_dist import dump_checkpoint
 
-__all__ = ["Dumping", "dump", "dump_async", "prepare"]
+__all__ = ["Dumping", "dump", "dump_async", "dump_checkpoint", "prepare"]
 
 
 def __getattr__(name: str) -> Any:
@@ -24,6 +25,10 @@ def __getattr__(name: str) -> Any:
         from .dump_model import dump
 
         return dump
+    if name == "dump_checkpoint":
+        from .dump_torch_dist import dump_checkpoint
+
+        return dump_checkpoint
     from . import dump_in_background
 
     return getattr(dump_in_background, name)

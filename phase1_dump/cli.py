@@ -1,4 +1,4 @@
-"""The command of phase one: get the model from a provider, dump it, and wait for the others before failing.
+"""The command of phase one: dump a model from a provider, or a checkpoint on disk; print and fail as one of many.
 
 Decides what a rank prints and when it may fail. How a rank is written is decided in `dump_model`.
 """
@@ -27,6 +27,7 @@ from shardmerge.common.errors.wording import counted
 from shardmerge.common.manifest import Manifest
 from shardmerge.common.places import rank_name
 
+from .dump_torch_dist import DumpedCheckpoint, dump_checkpoint, speaks
 from .fragments.failed_ranks import forget_failure, record_failure, wait_for_others
 from .preflight import require_writable, table_of, warning_of_room
 
@@ -68,12 +69,8 @@ def rank_report(path: Path) -> Path:
 
 
 @click.command(context_settings=HELP)
-@click.option(
-    "--model-provider",
-    required=True,
-    metavar="MODULE:FUNCTION",
-    help="Function that returns this rank's model.",
-)
+@click.option("--model-provider", metavar="MODULE:FUNCTION", help="Function that returns this rank's model.")
+@click.option("--checkpoint", type=DIRECTORY, help="torch_dist checkpoint to dump instead of a model.")
 @click.option(
     "--hf-reference",
     required=True,
@@ -87,7 +84,7 @@ def rank_report(path: Path) -> Path:
     help="Directory of the dump, shared by all ranks.",
 )
 @click.option("--run-id", required=True, help="Name of this dump, the same on every rank.")
-@click.option("--step", required=True, type=int, help="Training step of the parameters.")
+@click.option("--step", type=int, help="Training step of the parameters; a checkpoint tells it itself.")
 @click.option("--attempt", help="Which attempt this is; default: the launcher's job id and restart count.")
 @click.option(
     "--max-fragment-size",
@@ -96,6 +93,9 @@ def rank_report(path: Path) -> Path:
     default="5GB",
     show_default=True,
     help="Largest fragment file, as 5GB or 512MiB.",
+)
+@click.option(
+    "--max-share-size", "max_share_bytes", type=SIZE, help="Of a checkpoint: size of a share, at most 5GB."
 )
 @click.option("--dtype-from-reference", is_flag=True, help="Let the reference narrow router biases.")
 @click.option("--drop-mtp", is_flag=True, help="Leave out multi-token prediction.")
@@ -112,10 +112,78 @@ def rank_report(path: Path) -> Path:
 @click.option(
     "--check-replicas", is_flag=True, help="Record checksums of replicas, for the merge to compare."
 )
-@click.option("--wait", default=600.0, show_default=True, help="Seconds a failing rank waits for the others.")
+@click.option("--workers", type=click.IntRange(1), help="Of a checkpoint: processes on this machine.")
+@click.option("--dry-run", is_flag=True, help="Of a checkpoint: say what would be written, from which files.")
+@click.option("--wait", default=600.0, show_default=True, help="Seconds to wait for the other ranks.")
 @functools.partial(reported, report_path=rank_report)
 def dump(
+    model_provider: str | None, checkpoint: Path | None, out: Path, run_id: str, wait: float, **options: Any
+) -> Dumped | DumpedCheckpoint:
+    """Write what each rank of a Megatron-Core model holds, or a torch_dist checkpoint, for merge.
+
+    Of a model: run it under a launcher, one process a rank. The provider initialises torch.distributed and
+    megatron-core, builds the model, loads its weights, and returns the model or the list of its virtual pipeline
+    chunks. No collective is entered after it returns.
+
+    Of a checkpoint: neither torch nor a GPU is needed, and no pickle is executed. Any number of processes take shares
+    of about 5 GB that nobody has: alone, with --workers, under torchrun or Slurm, again after a failure.
+
+    \b
+    Example:
+      torchrun --nproc-per-node 8 -m shardmerge.phase1_dump \\
+        --model-provider my_job.export:model --hf-reference Qwen3-30B-A3B \\
+        --out /shared/dump --run-id pretrain-7 --step 120000
+      shardmerge dump --checkpoint /ckpt/iter_0120000 --workers 4 \\
+        --hf-reference Qwen3-30B-A3B --out /shared/dump --run-id pretrain-7
+    """
+    if (model_provider is None) == (checkpoint is None):
+        raise BadInputError("the model is missing", "Give one of --model-provider and --checkpoint.")
+    if checkpoint is not None:
+        return _dump_checkpoint(checkpoint, out, run_id, wait, options)
+    _refuse(options, OF_CHECKPOINT, "--checkpoint")
+    if options["step"] is None:
+        raise BadInputError("the training step is missing", "Give --step.")
+    of_model = {name: value for name, value in options.items() if name not in OF_CHECKPOINT}
+    return _dump_model(str(model_provider), out=out, run_id=run_id, wait=wait, **of_model)
+
+
+OF_CHECKPOINT = ("max_share_bytes", "workers", "dry_run")
+OF_MODEL = ("step", "attempt", "dequantize", "params_synced", "check_replicas", "drop_vision")
+
+
+def _refuse(options: Mapping[str, Any], names: tuple[str, ...], what: str) -> None:
+    """Raise BadInputError if options were given that are of the other kind of dump."""
+    given = [name for name in names if options[name] not in (None, False)]
+    if strange := [f"--{name.removesuffix('_bytes').replace('_', '-')}" for name in given]:
+        raise BadInputError(f"{', '.join(strange)} is for {what} alone", "Leave it out.")
+
+
+def _dump_checkpoint(
+    checkpoint: Path, out: Path, run_id: str, wait: float, options: dict[str, Any]
+) -> DumpedCheckpoint:
+    """Dump a checkpoint as one of however many processes."""
+    _refuse(options, OF_MODEL, "--model-provider")
+    taken = (*OF_CHECKPOINT, "hf_reference", "dtype_from_reference", "drop_mtp", "experts", "architecture")
+    process = launched(RANK_NAMES, 0)
+    try:
+        return dump_checkpoint(
+            checkpoint,
+            out,
+            run_id=run_id,
+            process=process,
+            processes=launched(SIZE_NAMES, 1),
+            patience=wait,
+            progress_to=speaks(process) if talk() is not None else None,
+            **{name: options[name] for name in taken if options[name] is not None},
+        )
+    except KeyboardInterrupt:
+        say(talk(), "What is complete stays: give the same command again to go on.")
+        raise
+
+
+def _dump_model(
     model_provider: str,
+    *,
     hf_reference: Path,
     out: Path,
     run_id: str,
@@ -123,17 +191,7 @@ def dump(
     architecture: str | None,
     **options: Any,
 ) -> Dumped:
-    """Write what each rank of a Megatron-Core model holds, for merge. Run it under a launcher, one process a rank.
-
-    The provider initialises torch.distributed and megatron-core, builds the model, loads its weights, and returns
-    the model or the list of its virtual pipeline chunks. No collective is entered after it returns.
-
-    \b
-    Example:
-      torchrun --nproc-per-node 8 -m shardmerge.phase1_dump \\
-        --model-provider my_job.export:model --hf-reference Qwen3-30B-A3B \\
-        --out /shared/dump --run-id pretrain-7 --step 120000
-    """
+    """Dump what this rank holds of a model."""
     rank = launched(RANK_NAMES, 0)
     require_writable(out, rank)  # without a wait for others, who could not be told of a failure
     forget_failure(out, rank)

@@ -16,14 +16,14 @@ LAUNCHERS = (("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"), ("SLURM_JOB_
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """The run id, step and attempt of a dump.
+    """The run id, step and attempt of a dump. A step of None is not known, as that of a checkpoint may be.
 
     Raises BadInputError unless run id and attempt are non-empty strings that can be printed, and step is an integer.
     This is checked before anything is written: the merge would refuse a manifest with other types, days later.
     """
 
     run_id: str
-    step: int
+    step: int | None
     attempt: str
 
     def __post_init__(self) -> None:
@@ -35,6 +35,8 @@ class Generation:
                     f"{name} is {printable.one_line(text)}, with characters that cannot be printed",
                     "Give every rank the same text without control characters and ends of lines.",
                 )
+        if self.step is None:
+            return
         try:
             object.__setattr__(self, "step", operator.index(self.step))  # numpy's integers are not JSON
         except TypeError:

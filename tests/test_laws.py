@@ -32,9 +32,11 @@ COMMON_MAY_IMPORT = {"click", "xxhash", "shardmerge.common"}
 # docs/inside/design.md says why.
 ROOMS = {
     "phase1_dump": {
-        "__init__": {"background", "dump_in_background", "dump_model"},
+        "__init__": {"background", "dump_in_background", "dump_model", "dump_torch_dist"},
         "__main__": set(),
-        "cli": {"dump_model", "fragments", "preflight", "source"},
+        "cli": {"dump_model", "dump_torch_dist", "fragments", "preflight", "source"},
+        "dump_torch_dist": {"checkpoint", "fragments", "generation", "shares"},
+        "shares": {"checkpoint", "fragments"},
         "preflight": set(),
         "providers": set(),
         "dump_model": {"fragments", "generation", "sources", "source", "world"},
@@ -46,6 +48,8 @@ ROOMS = {
         "quantization": {"rectangles", "source"},
         "rectangles": {"source", "world"},
         "source": {"generation", "world"},
+        "checkpoint": {"generation", "rectangles", "source", "torch_dist", "world"},
+        "torch_dist": set(),
         "generation": set(),
         "world": set(),
     },
@@ -76,6 +80,10 @@ WITHOUT_TORCH = (
     "phase1_dump/background",
     "phase1_dump/settings/fields.py",
     "phase1_dump/source.py",
+    "phase1_dump/checkpoint",
+    "phase1_dump/torch_dist",
+    "phase1_dump/shares",
+    "phase1_dump/dump_torch_dist.py",
 )
 API = {
     "check",
@@ -83,6 +91,7 @@ API = {
     "dump",
     "dump_async",
     "prepare",
+    "dump_checkpoint",
     "inspect",
     "merge",
     "merge_part",

@@ -31,7 +31,12 @@ class Subcommand:
 
 SUBCOMMANDS = {
     "dump": Subcommand(
-        "shardmerge.phase1_dump.cli:dump", "Write what every rank holds of a model (phase one)."
+        "shardmerge.phase1_dump.cli:dump",
+        "Write what every rank holds of a model, or a checkpoint (phase one).",
+    ),
+    "export": Subcommand(
+        "shardmerge.common.command.export:export",
+        "Turn a checkpoint on disk into a Hugging Face one: both phases.",
     ),
     "check": Subcommand("shardmerge.phase2_merge.cli:check", "Prove that a dump is whole; write nothing."),
     "merge": Subcommand("shardmerge.phase2_merge.cli:merge", "Turn a dump into a Hugging Face checkpoint."),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,18 +40,21 @@ class RankPlan:
         return sum(fragment.header.file_bytes for fragment in self.fragments)
 
 
-def plan_rank(source: Source, *, max_fragment_bytes: int, check_replicas: bool) -> RankPlan:
+def plan_rank(
+    source: Source, *, max_fragment_bytes: int, check_replicas: bool, at_once: int = FILES_AT_ONCE
+) -> RankPlan:
     """Decide what a rank writes and hashes, before a byte is read.
 
     Args:
         source: everything that must be known about this rank.
         max_fragment_bytes: size of a fragment file; a larger tensor has a file of its own.
         check_replicas: also hash what this rank holds and another one writes.
+        at_once: how many files should be written at the same time.
 
     Returns:
         The plan, with holdings of the source.
     """
-    fragments = plan_fragments(owned(source.holdings, source.world.rank), max_fragment_bytes)
+    fragments = plan_fragments(owned(source.holdings, source.world.rank), max_fragment_bytes, at_once)
     return RankPlan(fragments, replicas_of(source) if check_replicas else ())
 
 
@@ -61,6 +65,8 @@ def write_rank(
     max_fragment_bytes: int = MAX_FRAGMENT_BYTES,
     check_replicas: bool = False,
     quiet: bool = False,
+    advance: Callable[[int], None] | None = None,
+    most_streams: int = FILES_AT_ONCE,
 ) -> Manifest:
     """Write what a source owns to `out/rank-NNNNN`: fragments, then the manifest, under a temporary name.
 
@@ -70,6 +76,8 @@ def write_rank(
         max_fragment_bytes: size of a fragment file; a larger tensor has a file of its own.
         check_replicas: also record the checksums of what this rank holds and another one writes.
         quiet: show no progress.
+        advance: called with numbers of bytes that are written, by which somebody else shows progress.
+        most_streams: how many streams of the source may be read at once.
 
     Returns:
         The manifest, which is the mark that the rank is complete.
@@ -78,13 +86,26 @@ def write_rank(
         OSError: something could not be written; the temporary folder is removed.
         RuntimeError: the source does not deliver what it holds; the temporary folder is removed.
     """
-    plan = plan_rank(source, max_fragment_bytes=max_fragment_bytes, check_replicas=check_replicas)
+    plan = plan_rank(
+        source,
+        max_fragment_bytes=max_fragment_bytes,
+        check_replicas=check_replicas,
+        at_once=most_streams,
+    )
     source.settle()
-    return write_planned(source, plan, out, streams_for(plan.fragments, FILES_AT_ONCE), quiet=quiet)
+    return write_planned(
+        source, plan, out, streams_for(plan.fragments, most_streams), quiet=quiet, advance=advance
+    )
 
 
 def write_planned(
-    source: Source, plan: RankPlan, out: Path, streams: int = 1, *, quiet: bool = False
+    source: Source,
+    plan: RankPlan,
+    out: Path,
+    streams: int = 1,
+    *,
+    quiet: bool = False,
+    advance: Callable[[int], None] | None = None,
 ) -> Manifest:
     """Write a plan to `out/rank-NNNNN`. The source must have settled.
 
@@ -94,6 +115,7 @@ def write_planned(
         out: the dump, shared by all ranks.
         streams: how many fragments are written at the same time.
         quiet: show no progress.
+        advance: called with numbers of bytes that are written, by which somebody else shows progress.
 
     Returns:
         The manifest, which is the mark that the rank is complete.
@@ -105,7 +127,7 @@ def write_planned(
     rank = source.world.rank
     progress = _progress(plan.num_bytes, rank, quiet=quiet)
     with building(out, rank) as partial:
-        written = write_fragments(partial, plan.fragments, source, progress.advance, streams)
+        written = write_fragments(partial, plan.fragments, source, advance or progress.advance, streams)
         replicas = hashed(plan.replicas, source)
         manifest = manifest_of(source, plan.fragments, written, replicas)
         durable.write_file(partial / MANIFEST, manifests.encode(manifest))

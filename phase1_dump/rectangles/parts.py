@@ -120,3 +120,26 @@ def bounds(parts: Sequence[Part]) -> tuple[Shape, Shape]:
 def fills_bounds(parts: Sequence[Part]) -> bool:
     """Whether the parts, which never overlap, leave no hole in the box around them."""
     return prod(bounds(parts)[1]) == sum(prod(part.shape) for part in parts)
+
+
+def boxes_in_order(offset: Shape, shape: Shape, max_elements: int) -> Iterator[tuple[Shape, Shape]]:
+    """Cut a box into boxes whose elements follow each other, each of at most `max_elements` or one row.
+
+    Rows are cut first; a row of matrices, as the experts of a packed tensor, is cut into rows of its own.
+
+    Args:
+        offset: where the box begins.
+        shape: its size, of one dimension at least.
+        max_elements: how many elements each may have.
+
+    Returns:
+        (offset, shape) of each, in the order of rows.
+    """
+    rows = max(1, max_elements // max(1, prod(shape[1:])))
+    for first in range(0, max(1, shape[0]), rows):
+        box = ((offset[0] + first, *offset[1:]), (min(rows, shape[0] - first), *shape[1:]))
+        if rows == 1 and len(shape) > 2 and shape[0] and prod(shape[1:]) > max_elements:
+            for inner, extent in boxes_in_order(offset[1:], shape[1:], max_elements):
+                yield (box[0][0], *inner), (1, *extent)
+        else:
+            yield box

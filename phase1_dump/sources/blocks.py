@@ -16,7 +16,7 @@ from shardmerge.common.rectangle import Shape
 
 from ..quantization.derived import Derived
 from ..quantization.element_types import TORCH
-from ..rectangles.parts import Part, Recipe, Scalar, SharedPart
+from ..rectangles.parts import Part, Recipe, Scalar, SharedPart, boxes_in_order
 from ..source import Holding
 from .ahead import Block
 
@@ -42,23 +42,8 @@ def planned(holding: Holding, max_bytes: int) -> Iterator[Block]:
         all(map(_is_for_any_thread, recipe.parts)),
         _elements_of_block(holding, max_bytes, dtype),
     )
-    for offset, shape in _boxes(rectangle.global_offset, rectangle.local_shape, max_elements):
+    for offset, shape in boxes_in_order(rectangle.global_offset, rectangle.local_shape, max_elements):
         yield Block(partial(_block, recipe.parts, offset, shape, dtype), prod(shape) * dtype.itemsize, ahead)
-
-
-def _boxes(offset: Shape, shape: Shape, max_elements: int) -> Iterator[tuple[Shape, Shape]]:
-    """Cut a box into boxes whose elements follow each other, each of at most `max_elements` or one row.
-
-    Rows are cut first; a row of matrices, as the experts of a packed tensor, is cut into rows of its own.
-    """
-    rows = max(1, max_elements // max(1, prod(shape[1:])))
-    for first in range(0, max(1, shape[0]), rows):
-        box = ((offset[0] + first, *offset[1:]), (min(rows, shape[0] - first), *shape[1:]))
-        if rows == 1 and len(shape) > 2 and shape[0] and prod(shape[1:]) > max_elements:
-            for inner, extent in _boxes(offset[1:], shape[1:], max_elements):
-                yield (box[0][0], *inner), (1, *extent)
-        else:
-            yield box
 
 
 def _scalar(part: Part, dtype: torch.dtype) -> torch.Tensor:

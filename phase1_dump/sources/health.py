@@ -1,4 +1,4 @@
-"""Inspects numbers on their device: which are not finite, all zero, or cannot be a scale.
+"""Inspects numbers on their device: which are not finite, all zero, cannot be a scale, or lose bits when written.
 
 One aminmax per block is enough: NaN propagates through it, so counting is left for blocks that turn out not to be
 finite. Packed numbers are inspected by their bits, which aminmax does not know. What follows from it is not known here.
@@ -7,14 +7,19 @@ finite. Packed numbers are inspected by their bits, which aminmax does not know.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from math import isfinite
+from math import isfinite, prod
 
 import torch
 
 from shardmerge.common.quantization.rows import Encoding
 
+from ..quantization.element_types import TORCH
+from ..rectangles.parts import Part
+from ..source import Holding
+
+ELEMENTS = 1 << 22  # compared at a time, so that no large temporary appears on a full device
 # encoding -> (bits of a byte that are its magnitude, magnitude that is NaN); a byte of pairs has no NaN
 MAGNITUDES = {Encoding.E4M3: (0x7F, 0x7F), Encoding.E2M1_PAIR: (0x77, 0x100), Encoding.E8M0: (0xFF, 0xFF)}
 
@@ -92,3 +97,26 @@ def count_nonfinite(block: torch.Tensor, encoding: Encoding = Encoding.FLOAT) ->
     if encoding is not Encoding.FLOAT:
         return int((_magnitudes(block, encoding) == MAGNITUDES[encoding][1]).sum()), 0
     return int(torch.isnan(block).sum()), int(torch.isinf(block).sum())
+
+
+def narrowed_elements(holding: Holding) -> int:
+    """Count the elements of a holding that the cast to its dtype changes. Scalars are not counted."""
+    if not holding.rectangle.local_shape:
+        return 0
+    target = TORCH[holding.rectangle.dtype]
+    return sum(
+        count_changed(source, target) for part in holding.recipe.parts for source in _narrower(part, target)
+    )
+
+
+def count_changed(source: torch.Tensor, target: torch.dtype) -> int:
+    """Count the elements that a cast to `target` changes. NaN that stays NaN is not a change."""
+    back = source.to(target).to(source.dtype)
+    return int(((back != source) & ~(torch.isnan(back) & torch.isnan(source))).sum())
+
+
+def _narrower(part: Part, target: torch.dtype) -> Iterator[torch.Tensor]:
+    """Yield a part in pieces of `ELEMENTS`, if the target cannot hold all that its dtype can."""
+    if part.data.dtype != target and torch.promote_types(part.data.dtype, target) != target:
+        box = tuple(slice(at, at + n) for at, n in zip(part.source, part.source_shape, strict=True))
+        yield from part.data.detach()[box].split(max(1, ELEMENTS // max(1, prod(part.source_shape[1:]))))

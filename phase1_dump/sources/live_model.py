@@ -38,10 +38,9 @@ from ..settings.live_settings import settings_of
 from ..source import Holding, ManifestFacts, Stream
 from ..world import World
 from .host_memory.host_buffers import HostBuffers
-from .language_models import language_models, left_beside
 from .megatron_config import check_agreement, check_one_config
 from .module_words import refuse_other_orders, with_ones_added
-from .modules import local_experts, router_bias_dtypes
+from .modules import language_models, left_beside, local_experts, router_bias_dtypes
 from .parameters import parameters_of
 from .reading import Reader
 from .refusals import refuse_parameters, refuse_stale

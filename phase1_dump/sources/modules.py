@@ -1,14 +1,26 @@
 """Reads off a tree of modules its wrappers, stored tensors, local experts and router biases.
 
-Must not know tables, nor what becomes of a tensor.
+Finds the language model in a model that holds others too, and accounts for the parameters of those. Must not know what
+becomes of a tensor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import nn
+
+from shardmerge.common.architectures import Blueprint
+from shardmerge.common.errors import UnclaimedParameterError, UnsupportedParameterError
+from shardmerge.common.errors.several import raise_problems
+
+TRAINED = (
+    "it stands beside the language model, which alone is written, and is not frozen (requires_grad). If training did "
+    "not change it, or what it learned may be lost: drop_vision=True (--drop-vision), and in the merge --graft vision"
+)
 
 
 def wrappers(chunk: nn.Module) -> Iterator[nn.Module]:
@@ -55,3 +67,68 @@ def router_bias_dtypes(chunks: Iterable[nn.Module]) -> dict[str, int]:
             if name.endswith("router.expert_bias"):
                 counts[str(buffer.dtype)] = counts.get(str(buffer.dtype), 0) + 1
     return counts
+
+
+def language_models(chunks: Sequence[nn.Module], table: Blueprint, rank: int) -> list[Any]:
+    """Find the language models.
+
+    Args:
+        chunks: this rank's model chunks, wrapped or not.
+        table: of the architecture; it says what the language model is called in a model that holds others too.
+        rank: for messages.
+
+    Returns:
+        The language model of each chunk, without wrappers; it may be the chunk itself.
+
+    Raises:
+        UnsupportedParameterError: a chunk has a place for one and leaves it empty.
+    """
+    return [_language_model(unwrap(chunk), table, rank) for chunk in chunks]
+
+
+def left_beside(
+    chunks: Sequence[nn.Module], models: Sequence[Any], table: Blueprint, rank: int, *, drop_vision: bool
+) -> dict[str, int]:
+    """Count the parameters beside the language models that are left out.
+
+    Args:
+        chunks: this rank's model chunks, wrapped or not.
+        models: their language models.
+        table: of the architecture; it says what may stand beside.
+        rank: for messages.
+        drop_vision: leave them out though they are not frozen.
+
+    Returns:
+        By reason, how many.
+
+    Raises:
+        UnclaimedParameterError: a parameter beside the language model of which the table does not speak.
+        UnsupportedParameterError: one that may have been trained, and would be lost without a word.
+        ProblemsFoundError: several of the former.
+    """
+    counts: Counter[str] = Counter()
+    unclaimed: list[UnclaimedParameterError] = []
+    for chunk, model in zip(map(unwrap, chunks), models, strict=True):
+        own = {id(tensor) for _, tensor in stored_tensors(model)}
+        for name, tensor in stored_tensors(chunk):
+            if id(tensor) in own:
+                continue
+            if (reason := table.drop_reason(name)) is None:
+                architecture = table.architecture.name
+                unclaimed.append(UnclaimedParameterError(name, tuple(tensor.shape), architecture, rank))
+            elif tensor.requires_grad and not drop_vision:
+                raise UnsupportedParameterError(name, TRAINED, rank)
+            else:
+                counts[reason] += 1
+    raise_problems(unclaimed)
+    return dict(counts)
+
+
+def _language_model(model: nn.Module, table: Blueprint, rank: int) -> Any:
+    composite = table.architecture.composite
+    name = composite.key_prefix.removesuffix(".") if composite else ""
+    if not name or not hasattr(model, name):
+        return model
+    if (found := getattr(model, name)) is None:
+        raise UnsupportedParameterError(name, "this rank holds nothing of the language model", rank)
+    return found

@@ -21,9 +21,8 @@ from ..rectangles.parts import Recipe, Scalar
 from ..source import Holding, Seen, Stream
 from .ahead import Ahead, SingleThreaded, computing_ahead
 from .blocks import blocks_of, planned
-from .health import Health, count_nonfinite
+from .health import Health, count_nonfinite, narrowed_elements
 from .host_memory.host_buffers import HostBuffers, Pair
-from .narrowing import narrowed_elements
 
 AHEAD_SHARE = 4  # blocks computed ahead take a quarter of the memory of the buffers beside them
 Computed: TypeAlias = tuple[Holding, Health, Iterator[torch.Tensor]]

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from . import adopting, assembling, dumping, growth, memory, packing, strided
+from . import adopting, assembling, dumping, from_disk, growth, memory, packing, strided
 from .line import HEAD, Line, row
 
 LEGEND = """\
@@ -26,6 +26,7 @@ together. Memory is VmHWM of each process. BROKEN: a bound is not kept.
 Section = Callable[[argparse.Namespace, Path], Iterator[Line]]
 SECTIONS: dict[str, Section] = {
     "dump": lambda given, folder: dumping.lines(given.gib, folder, given.device),
+    "disk": lambda given, folder: from_disk.lines(given.gib, folder),
     "adopt": lambda given, folder: adopting.lines(given.gib, folder),
     "assemble": lambda given, folder: assembling.lines(given.gib, folder, given.tp),
     "strided": lambda _given, folder: strided.lines(folder),

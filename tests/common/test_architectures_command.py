@@ -15,9 +15,9 @@ from shardmerge.common.command.group import main
 
 TABLE = """
 from dataclasses import replace
-from shardmerge.common.architectures.families.llama import LLAMA
+from shardmerge.common.architectures import ARCHITECTURES
 
-MINE = replace(LLAMA, name="MineForCausalLM", aliases=("OursForCausalLM",), oracles=())
+MINE = replace(ARCHITECTURES["LlamaForCausalLM"], name="MineForCausalLM", aliases=("OursForCausalLM",), oracles=())
 """
 
 

@@ -270,7 +270,7 @@ def test_a_quarter_of_a_head_of_qwen3_next_rotates_unless_config_json_says_other
 @pytest.mark.parametrize(
     ("said", "why"),
     [
-        (delta(attention_bias=True), "of which the table knows no tensors"),
+        (delta(attention_bias=True), "attention_bias = True"),
         (delta("Qwen3_5MoeForCausalLM", attn_output_gate=False), "attn_output_gate"),
         (delta("Qwen3_5MoeForCausalLM", mtp_use_dedicated_embeddings=True), "mtp_use_dedicated_embeddings"),
         (delta(num_nextn_predict_layers=2), "num_nextn_predict_layers = 2"),

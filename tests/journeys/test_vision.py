@@ -30,6 +30,7 @@ from shardmerge.common.errors import (
 from shardmerge.phase1_dump import dump
 from shardmerge.phase2_merge import check, diff, merge, metadata, verify
 from tests.oracles import records
+from tests.phase1_dump.dumped import pieces_of
 from tests.worlds.checkpoints import hf_class, random_hf_model, read_hf_tensors, write_hf_checkpoint
 from tests.worlds.composites import VISION
 from tests.worlds.fake import build_model, fake_world
@@ -120,6 +121,20 @@ def test_the_documented_graft_gives_a_checkpoint_that_transformers_loads_whole(
     assert len(beside) >= len(tower)  # transformers cuts some in three
     assert all(torch.equal(read.state_dict()[name].float(), saved[name].float()) for name in beside)
     assert verify(out).warnings == ()
+
+
+def test_ranks_write_columns_of_packed_experts_at_tp_2_ep_2_and_etp_2(dumps: dict[str, Path]) -> None:
+    """Of 8 experts of width 40: four a rank, and of each the half of gate's columns, of up's and of down's rows."""
+    held: dict[str, set[tuple[tuple[int, ...], tuple[int, ...]]]] = {}
+    for piece in pieces_of(dumps[MOE.name]):
+        if ".layers.0.mlp.experts." in piece.name:
+            assert piece.offset is not None
+            held.setdefault(piece.name.rpartition(".")[2], set()).add((piece.offset, piece.shape))
+    firsts = (0, 4)
+    assert held == {
+        "gate_up_proj": {((first, 0, column), (4, 72, 20)) for first in firsts for column in (0, 20, 40, 60)},
+        "down_proj": {((first, row, 0), (4, 20, 72)) for first in firsts for row in (0, 20)},
+    }
 
 
 @pytest.mark.parametrize("family", COMPOSITES, ids=lambda family: family.name)

@@ -83,16 +83,13 @@ def exported(family: Family, folder: Path, oracle: Oracle) -> dict[str, torch.Te
         config.architectures = [family.architecture]
         AutoMapping.register_module_type("CpuAttention", "column")  # which holds the sinks here
         AutoMapping.register_module_type("TEPostNormed", "row")
-        options: dict[str, Any] = {}
         if family.is_composite:
             config.state = files
-        if family.architecture == KIMI_K25:
-            options["weight_dtype"] = (
-                torch.bfloat16
-            )  # else it packs experts to four bits, as published ones are
+        # without a dtype it packs experts of Kimi-K2.5 to four bits, as published ones are
+        plain = torch.bfloat16 if family.architecture == KIMI_K25 else None
         bridge: Any = AutoBridge.from_hf_config(config)
         with mock.patch.object(qwen35_bridge, "moe_experts_stored_packed", return_value=oracle.packed):
-            given = bridge.export_hf_weights(chunks, cpu=True, show_progress=False, **options)
+            given = bridge.export_hf_weights(chunks, cpu=True, show_progress=False, weight_dtype=plain)
             return {item[0]: item[1].clone() for item in given}
     finally:
         leave_model_parallel()

@@ -25,6 +25,7 @@ from tests.worlds.fake import join_model_parallel, leave_model_parallel
 from tests.worlds.families import Family
 from tests.worlds.mtp import write_bare
 from tests.worlds.topology import SINGLE
+from tests.worlds.vision_language import language_model_of
 
 Json = dict[str, Any]
 FAMILIES = {family.name: family for family in every_family()}
@@ -132,6 +133,8 @@ CASES: tuple[tuple[str, Json], ...] = (
     ("nemotron", {**BASE, "norm_eps": 3e-4, "head_dim": 24}),
     ("nemotron_h", {}),
     ("nemotron_h_latent", {"routed_scaling_factor": 1.75, "num_experts_per_tok": 3}),
+    ("qwen3_vl", {}),
+    ("qwen3_vl_moe", {}),
 )
 # family -> settings in which Bridge 0.6.2 differs from all readers: it trains ERNIE with sigmoids, they take a softmax;
 # of Gemma 3 the norms after each half of a layer add 1e-5 whatever config.json says
@@ -163,7 +166,7 @@ def main(names: list[str]) -> int:
         try:
             for (name, edits), path in zip(cases, paths, strict=True):
                 said = blueprint(json.loads((path / "config.json").read_text())).settings()
-                told = settings_of(_models(name, path))
+                told = settings_of([*map(language_model_of, _models(name, path))])
                 both = told.keys() & said.keys()
                 wrong = {
                     one: (told[one], said[one].value)

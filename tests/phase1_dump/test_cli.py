@@ -178,3 +178,42 @@ def test_a_spelling_of_experts_that_does_not_fit_is_a_usage_error(
     unknown = run(f"{PROVIDERS}:whole", tmp_path, references.config("llama"), "--experts", "both")
     assert unknown.exit_code == 2
     assert "'both' is not one of 'per-expert', 'packed'" in unknown.stderr
+
+
+def test_a_providers_exception_has_its_own_traceback_and_is_no_defect_of_ours(
+    references: References, tmp_path: Path
+) -> None:
+    result = run(f"{PROVIDERS}:fails", tmp_path, references.config("llama"))
+
+    assert "no checkpoint to load" in result.stderr
+    assert f"It was raised by --model-provider {PROVIDERS}:fails" in result.stderr
+    assert "defect of shardmerge" not in result.stderr
+    assert "phase1_dump/cli.py" not in result.stderr
+
+
+def test_a_dump_that_cannot_be_written_is_refused_before_the_provider_and_waits_for_nobody(
+    references: References, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    for out in (Path("/proc/dump"), tmp_path / "file" / "dump"):
+        result = run(f"{PROVIDERS}:fails", out, references.config("llama"), "--wait", "600")
+        assert result.exit_code == 2
+        assert f"--out {out} cannot be written" in result.stderr
+        assert "no checkpoint to load" not in result.stderr
+
+
+def test_the_reference_is_read_before_the_provider_runs(references: References, tmp_path: Path) -> None:
+    result = run(f"{PROVIDERS}:fails", tmp_path / "out", tmp_path / "nothing")
+
+    assert result.exit_code == 2
+    assert "nothing does not exist" in result.stderr
+
+
+def test_sizes_are_spelt_as_for_merge(references: References, tmp_path: Path) -> None:
+    config = references.config("llama")
+    old = run(f"{PROVIDERS}:fails", tmp_path, config, "--max-fragment-bytes", "5000")
+    assert (old.exit_code, "--max-fragment-size" in old.stderr) == (2, True)
+    assert run(f"{PROVIDERS}:fails", tmp_path, config, "--max-fragment-size", "5").exit_code == 2
+    whole = run(f"{PROVIDERS}:whole", tmp_path, config, "--max-fragment-size", "4KB", "--quiet")
+    assert (whole.exit_code, whole.output) == (0, "")
+    assert len(list(tmp_path.glob("rank-00000/*.safetensors"))) > 3

@@ -112,9 +112,10 @@ def test_a_large_rank_is_spread_over_twelve_files_and_a_small_one_is_not(
     monkeypatch.setattr(plan, "MIN_PARALLEL_BYTES", 20_000)
     for count, files in ((1, 1), (8, 1), (9, 2), (96, 12), (192, 12)):
         held = [whole(f"t{number:03}", numbers(10, 125, seed=number)) for number in range(count)]
-        assert len(plan_fragments(held, 10**9)) == files
-    assert len(plan_fragments(held, 5_000)) == 96
-    parts = [fragment.header.file_bytes for fragment in plan_fragments(held, 10**9)]
+        assert len(plan_fragments(held, 10**9, 12)) == files
+    assert len(plan_fragments(held, 10**9)) == 1
+    assert len(plan_fragments(held, 5_000, 12)) == 96
+    parts = [fragment.header.file_bytes for fragment in plan_fragments(held, 10**9, 12)]
     assert max(parts) - min(parts) <= 2 * 4096
 
 

@@ -11,8 +11,7 @@ import torch
 from megatron.core.models.gpt.gpt_model import GPTModel
 
 from shardmerge.common.manifest import Manifest
-from shardmerge.phase1_dump.sources.health import Health, count_nonfinite
-from shardmerge.phase1_dump.sources.narrowing import count_changed
+from shardmerge.phase1_dump.sources.health import Health, count_changed, count_nonfinite
 from tests.phase1_dump.conftest import References
 from tests.phase1_dump.dumped import dumped
 from tests.worlds.fake import build_model, fake_world

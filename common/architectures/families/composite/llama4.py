@@ -7,14 +7,12 @@ model/mm_gpts/llama4.py; vllm/model_executor/models/mllama4.py.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from ...composites import composite_of
 from ...rows import Composite
 from ..llama4 import LLAMA4
 
 LLAMA4_VL = composite_of(
-    replace(LLAMA4, oracles=("mcore-bridge",)),
+    LLAMA4,
     "Llama4ForConditionalGeneration",
     renamed=(("", "language_model."),),
     place=Composite(
@@ -26,4 +24,5 @@ LLAMA4_VL = composite_of(
     ),
     # mcore-bridge's tower, which is transformers'
     vision_keys=("visual.", "vision_model.", "multi_modal_projector."),
+    oracles=("mcore-bridge", "transformers"),
 )

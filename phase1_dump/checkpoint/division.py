@@ -1,0 +1,60 @@
+"""Divides a checkpoint into shares: which of them holds what, by sizes and order alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+MAX_SHARE_BYTES = 5_000_000_000
+MIN_SHARE_BYTES = 512 << 20
+SHARES = 8  # at least so many, if each has MIN_SHARE_BYTES: several processes then have something to do
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What no share may cut: a tensor, or all weights of a routed expert.
+
+    `place` is its layer, its expert or -1, and the name of a tensor: units are written in this order.
+    """
+
+    place: tuple[int, int, str]
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What is dumped as one rank: parameters from `first` to `end`, in the order of shares, and their bytes."""
+
+    first: int
+    end: int
+    num_bytes: int
+
+
+def distributed(
+    units: Sequence[Unit], rows: Sequence[int], max_bytes: int | None
+) -> tuple[tuple[Share, ...], tuple[int, ...]]:
+    """Give units to shares in their order, as many to each as fit.
+
+    Args:
+        units: All units.
+        rows: How many parameters each has.
+        max_bytes: Size of a share, which a single unit may exceed; None chooses one by the size of all.
+
+    Returns:
+        The shares, and the order of the units.
+    """
+    order = sorted(range(len(units)), key=lambda unit: units[unit].place)
+    most = max_bytes or _share_bytes(sum(unit.num_bytes for unit in units))
+    shares: list[Share] = []
+    first = end = num_bytes = 0
+    for unit in order:
+        if end > first and num_bytes + units[unit].num_bytes > most:
+            shares.append(Share(first, end, num_bytes))
+            first, num_bytes = end, 0
+        end += rows[unit]
+        num_bytes += units[unit].num_bytes
+    return (*shares, Share(first, end, num_bytes)), tuple(order)
+
+
+def _share_bytes(total: int) -> int:
+    return min(MAX_SHARE_BYTES, max(MIN_SHARE_BYTES, -(-total // SHARES)))

@@ -1,0 +1,337 @@
+"""Plans a dump of a checkpoint: what it holds, claimed by the table, and the shares that are dumped as ranks.
+
+A function of checkpoint, reference and options alone, so that any number of processes comes to the same plan.
+Parameters are kept as columns, and described again when their share is written. No number is read.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path
+
+import xxhash
+
+from shardmerge.common import canonical_json, dtypes, reference
+from shardmerge.common.architectures import Architecture, Blueprint, Claim, Layout, Tensor, blueprint, own
+from shardmerge.common.architectures.keys import is_mtp
+from shardmerge.common.architectures.spelling import asked
+from shardmerge.common.errors import (
+    ArchitectureTableError,
+    MismatchError,
+    ShardmergeError,
+    UnclaimedParameterError,
+    UnsupportedCheckpointError,
+)
+from shardmerge.common.errors.several import raise_problems
+from shardmerge.common.rectangle import Shape
+from shardmerge.common.reference import Reference
+
+from ..rectangles.claims import Claimed
+from ..rectangles.experts import respelled
+from ..rectangles.layouts import missing_dimensions, pieces_of
+from ..rectangles.layouts.box import Box
+from ..rectangles.parameter import Parameter
+from ..rectangles.written_dtypes import dtype_chooser
+from ..torch_dist.chunks import ChunkTable, table_of
+from ..torch_dist.folder import METADATA, FileState, Folder, find
+from ..torch_dist.metadata import read_metadata
+from .chunk_files import StoredPart
+from .division import Share, Unit, distributed
+from .keys import NONE, Place, StoredKey, is_of_the_model, refusal, stored_key
+from .numbers import KINDS
+
+SHOWN = 10
+TOGETHER = (Layout.PART, Layout.PACKED)  # several parameters are one tensor, which is written by one share
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a checkpoint is to be read, as the caller of `dump_checkpoint` chose.
+
+    dtype_from_reference: let the reference narrow tensors that are otherwise kept float32.
+    drop_mtp: leave out multi-token prediction.
+    max_share_bytes: size of a share; None chooses by the size of the model.
+    experts: how routed experts are spelled; None lets the reference decide.
+    architecture: a table of the caller's own, or where it is; None for the one that is known.
+    """
+
+    dtype_from_reference: bool = False
+    drop_mtp: bool = False
+    max_share_bytes: int | None = None
+    experts: str | None = None
+    architecture: str | Architecture | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What becomes of a checkpoint.
+
+    Attributes:
+        folder: Where it lies.
+        states: Sizes and times of all files that are read.
+        table: Its tensors and their chunks.
+        stored: By tensor of the table, how it holds parameters.
+        known: The reference.
+        blueprint: The table of its architecture.
+        params_dtype: What it was trained in.
+        options: How it is read.
+        shares: What is dumped as rank 0, 1, ...
+        columns: Of each parameter, in the order of shares: its tensor, layer, expert and half.
+        digest: Of everything that decides what a share holds.
+    """
+
+    folder: Folder
+    states: dict[str, FileState]
+    table: ChunkTable
+    stored: tuple[StoredKey, ...]
+    known: Reference
+    blueprint: Blueprint
+    params_dtype: str
+    options: Options
+    shares: tuple[Share, ...]
+    columns: tuple[array[int], array[int], array[int], array[int]]
+    digest: str
+
+    @cached_property
+    def dtype_of(self) -> Callable[[Tensor], str]:
+        """The function that chooses the dtype of each tensor."""
+        return dtype_chooser(
+            self.known, self.params_dtype, dtype_from_reference=self.options.dtype_from_reference
+        )
+
+    def parameters(self, share: int) -> Iterator[Parameter]:
+        """Yield the parameters of a share."""
+        rows = self.shares[share]
+        for row in range(rows.first, rows.end):
+            tensor, layer, expert, half = (column[row] for column in self.columns)
+            yield _parameter(tensor, self.stored[tensor], Place(layer, expert, half), self.table.keys[tensor])
+
+    def files_of(self, share: int) -> tuple[str, ...]:
+        """Return the names of the files that a share is read from."""
+        rows = self.shares[share]
+        return self.table.files_of(sorted(set(self.columns[0][rows.first : rows.end])))
+
+
+def plan_of(checkpoint: Path, hf_reference: Path, options: Options) -> Plan:
+    """Plan the dump of a checkpoint.
+
+    Args:
+        checkpoint: Its directory.
+        hf_reference: Hugging Face directory with config.json.
+        options: How it is to be read.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ShardmergeError: the checkpoint, its reference or both cannot be dumped; any of the tree.
+    """
+    folder = find(checkpoint)
+    known = reference.read(hf_reference)
+    bound = _table(known, options)
+    described = read_metadata(folder.open_metadata, folder.metadata_bytes, str(folder.path / METADATA))
+    raise_problems(_refusals(folder, [*described.tensors, *described.objects]))
+    table = table_of(described, is_of_the_model)
+    raise_problems(_unreadable(folder, table))
+    states = folder.states({METADATA, *(table.paths[number] for number in set(table.path.tolist()))})
+    stored = tuple(stored_key(key, shape, bound) for key, shape in zip(table.keys, table.shapes, strict=True))
+    if spelled := respelled(_first_of_each(stored, bound), bound, options.experts):
+        bound = blueprint(known.config, known.tensors, bound.experts | spelled, bound.architecture)
+    params_dtype = _params_dtype(table)
+    dtype_of = dtype_chooser(known, params_dtype, dtype_from_reference=options.dtype_from_reference)
+    units = _units(stored, bound, dtype_of, options)
+    shares, order = distributed(units.units, list(map(len, units.rows)), options.max_share_bytes)
+    rows = [row for unit in order for row in units.rows[unit]]
+    columns = tuple(array("i", [column[row] for row in rows]) for column in units.columns)
+    digest = _digest(folder, bound, shares, units, order)
+    return Plan(
+        folder,
+        states,
+        table,
+        stored,
+        known,
+        bound,
+        params_dtype,
+        options,
+        shares,
+        (columns[0], columns[1], columns[2], columns[3]),
+        digest,
+    )
+
+
+def _table(known: Reference, options: Options) -> Blueprint:
+    """Return the table of a reference. Raises what `sources.live_model` raises for the same choices."""
+    given = None if options.architecture is None else own.named(options.architecture)
+    table = blueprint(known.config, known.tensors, table=given)
+    if lacking := missing_dimensions(table):
+        raise ArchitectureTableError(table.architecture.name, f"dimensions() lacks {', '.join(lacking)}")
+    if options.experts is None:
+        return table
+    wanted = asked(table.architecture, table.dimensions.get("num_experts", 0), options.experts)
+    return blueprint(known.config, known.tensors, wanted, given)
+
+
+def _first_of_each(stored: Sequence[StoredKey], bound: Blueprint) -> Iterator[Claimed]:
+    """Yield the first parameter of each stored tensor that the table claims."""
+    for tensor, one in enumerate(stored):
+        _require_counts(one, bound)
+        place = next(iter(one.places()), None)
+        claim = bound.claim(one.canonical(place)) if place is not None else None
+        if place is not None and claim is not None:
+            yield Claimed(_parameter(tensor, one, place, one.key), claim)
+
+
+def _refusals(folder: Folder, keys: Sequence[str]) -> Iterator[ShardmergeError]:
+    """Yield a problem for each kind of keys that cannot be exported from disk, naming the first."""
+    seen: set[str] = set()
+    for key in keys:
+        what = refusal(key) if is_of_the_model(key) else None
+        if what is not None and what not in seen:
+            seen.add(what)
+            yield UnsupportedCheckpointError(str(folder.path), f"{key} is of {what}")
+
+
+def _unreadable(folder: Folder, table: ChunkTable) -> Iterator[ShardmergeError]:
+    if not table.keys:
+        yield UnsupportedCheckpointError(str(folder.path), "it holds no parameters of a model")
+    for key, dtype in zip(table.keys, table.dtypes, strict=True):
+        if dtype not in KINDS:
+            yield UnsupportedCheckpointError(
+                str(folder.path), f"{key} has dtype {dtype}, and {', '.join(KINDS)} are supported"
+            )
+
+
+def _params_dtype(table: ChunkTable) -> str:
+    """Return the dtype of most elements of matrices: vectors may be kept in another."""
+    counts: Counter[str] = Counter()
+    for dtype, shape in zip(table.dtypes, table.shapes, strict=True):
+        counts[dtype] += prod(shape) if len(shape) > 1 else 0
+    return max(sorted(counts), key=lambda dtype: counts[dtype])
+
+
+def _parameter(tensor: int, stored: StoredKey, place: Place, name: str) -> Parameter:
+    """Return the parameter at a place of a stored tensor. It is whole: chunks are put together when they are read."""
+    shape = stored.parameter_shape
+    leading = tuple(at for at in (place.layer, place.expert) if at != NONE)
+    part = StoredPart(tensor, leading, shape[0] * place.half if place.half > 0 else 0, shape)
+    origin = (0,) * len(shape)
+    where = f"{name}{list(leading)}" if leading else name
+    return Parameter(stored.canonical(place), where, part, shape, origin, shape, shape, origin, 0)
+
+
+# ---- units --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Units:
+    """What no share may cut: units, the rows of their parameters, and these as columns."""
+
+    units: list[Unit]
+    rows: list[list[int]]
+    columns: tuple[list[int], list[int], list[int], list[int]]
+    names: list[str]
+
+
+def _units(
+    stored: Sequence[StoredKey], bound: Blueprint, dtype_of: Callable[[Tensor], str], options: Options
+) -> _Units:
+    """Return the units of all parameters. Raises UnclaimedParameterError for those that no row claims or drops."""
+    found = _Units([], [], ([], [], [], []), [])
+    number: dict[tuple[int, int, str], int] = {}
+    unclaimed: list[ShardmergeError] = []
+    for tensor, one in enumerate(stored):
+        _require_counts(one, bound)
+        for place in one.places():
+            key = one.canonical(place)
+            claim = None if options.drop_mtp and is_mtp(key) else bound.claim(key)
+            if claim is None:
+                if (
+                    not (options.drop_mtp and is_mtp(key))
+                    and bound.drop_reason(key) is None
+                    and len(unclaimed) < SHOWN
+                ):
+                    unclaimed.append(
+                        UnclaimedParameterError(key, one.parameter_shape, bound.architecture.name, 0)
+                    )
+                continue
+            _require_known_order(claim, key)
+            _require_fit(claim, one.parameter_shape, bound)
+            _add(found, number, claim, key, (tensor, *place), dtype_of, prod(one.parameter_shape))
+    raise_problems(unclaimed)
+    return found
+
+
+def _require_known_order(claim: Claim, key: str) -> None:
+    """Raise UnsupportedCheckpointError for a parameter whose numbers only the live model can explain."""
+    row = claim.row
+    if row.plain_norm or row.layout is Layout.GATED_QKV:
+        what = "how its norm is stored" if row.plain_norm else "in which order its queries and gates lie"
+        raise UnsupportedCheckpointError(key, f"no file of a checkpoint says {what}")
+
+
+def _require_counts(stored: StoredKey, bound: Blueprint) -> None:
+    """Raise MismatchError unless first dimensions for layers and experts are as many as config.json has."""
+    layers, experts = bound.dimensions["num_layers"], bound.dimensions.get("num_experts", 0)
+    expected = (*((layers,) if stored.has_layers else ()), *((experts,) if stored.has_experts else ()))
+    got = stored.shape[: stored.leading]
+    if got != expected:
+        raise MismatchError(
+            stored.key,
+            "layers and experts in the checkpoint",
+            str(list(got)),
+            f"{list(expected)} by config.json",
+        )
+
+
+def _require_fit(claim: Claim, shape: Shape, bound: Blueprint) -> None:
+    """Raise MismatchError unless a parameter has the shape that config.json gives it."""
+    origin = (0,) * len(shape)
+    for _ in pieces_of(Box(shape, origin, shape), claim, bound.dimensions):
+        pass
+
+
+def _add(
+    found: _Units,
+    number: dict[tuple[int, int, str], int],
+    claim: Claim,
+    key: str,
+    row: tuple[int, ...],
+    dtype_of: Callable[[Tensor], str],
+    elements: int,
+) -> None:
+    """Add a parameter to its unit."""
+    tensors = claim.tensors
+    together = claim.row.layout in TOGETHER
+    layer = claim.layer if claim.layer is not None else (-1 if key.startswith("embedding.") else 1 << 30)
+    expert = -1 if claim.expert is None or together else claim.expert
+    unit = (layer, expert, "" if expert >= 0 else tensors[0].name)
+    at = number.setdefault(unit, len(found.units))
+    if at == len(found.units):
+        found.units.append(Unit(unit, 0))
+        found.rows.append([])
+    num_bytes = sum(
+        dtypes.byte_size(dtype_of(tensor), (elements,) if together else tensor.shape) for tensor in tensors
+    )
+    found.units[at] = Unit(unit, found.units[at].num_bytes + num_bytes)
+    found.rows[at].append(len(found.columns[0]))
+    for column, value in zip(found.columns, row, strict=True):
+        column.append(value)
+    found.names.append(" ".join(f"{tensor.name} {dtype_of(tensor)}" for tensor in tensors))
+
+
+def _digest(
+    folder: Folder, bound: Blueprint, shares: Sequence[Share], units: _Units, order: Sequence[int]
+) -> str:
+    """Return a digest of everything that decides what a share holds, in which order and dtype."""
+    checksum = xxhash.xxh3_128()
+    said = [folder.digest, bound.architecture.name, bound.dimensions, [share.end for share in shares]]
+    checksum.update(canonical_json.encode(said))
+    for unit in order:
+        for row in units.rows[unit]:
+            checksum.update(f"{units.names[row]}\n".encode())
+    return checksum.hexdigest()

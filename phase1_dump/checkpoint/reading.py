@@ -1,0 +1,137 @@
+"""Reads holdings of a checkpoint: blocks of host bytes put together from chunks, and what was seen of their numbers."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from shardmerge.common.rectangle import Shape
+
+from ..rectangles.parts import Part, Recipe, SharedPart, boxes_in_order
+from ..source import Holding, Seen, Stream
+from .chunk_files import ChunkFiles
+from .numbers import KINDS, Bits, cast, count_narrowed, count_nonfinite, largest_magnitude
+
+BLOCK_BYTES = 8 << 20
+
+
+@dataclass(slots=True)
+class Buffers:
+    """Two buffers that blocks are read into in turn: one is filled again with the block after the next."""
+
+    memory: list[Bits] = field(default_factory=lambda: [np.empty(0, np.uint8), np.empty(0, np.uint8)])
+    turn: int = 0
+
+    def next(self, count: int, kind: str) -> Bits:
+        """Return memory for so many numbers, as flat unsigned integers."""
+        self.turn = 1 - self.turn
+        num_bytes = count * KINDS[kind].itemsize
+        if self.memory[self.turn].nbytes < num_bytes:
+            self.memory[self.turn] = np.empty(max(num_bytes, BLOCK_BYTES), np.uint8)
+        return self.memory[self.turn][:num_bytes].view(KINDS[kind].unsigned)
+
+
+@dataclass(slots=True)
+class _Health:
+    """What was seen of a rectangle so far."""
+
+    kind: str
+    narrowed: int = 0
+    largest: int = 0
+    elements: int = 0
+    nan: int = 0
+    infinite: int = 0
+
+    def look(self, bits: Bits) -> None:
+        """Look at a block."""
+        largest = largest_magnitude(bits, self.kind)
+        if largest >= KINDS[self.kind].infinity:
+            nan, infinite = count_nonfinite(bits, self.kind)
+            self.nan, self.infinite = self.nan + nan, self.infinite + infinite
+        self.largest = max(self.largest, largest)
+        self.elements += bits.size
+
+    def seen(self) -> Seen:
+        """Return the verdict."""
+        nonfinite = (self.nan, self.infinite) if self.nan or self.infinite else None
+        return Seen(nonfinite, self.elements > 0 and not self.largest, self.narrowed)
+
+
+def read(holdings: Sequence[Holding], files: ChunkFiles, *, inspect: bool) -> Stream:
+    """Yield the blocks of each holding, then one `Seen`, as `Source.read` describes it.
+
+    Args:
+        holdings: of a checkpoint; each has a `Recipe` whose parts are `StoredPart`s.
+        files: where they lie. What was read of them is checked after the last holding.
+        inspect: whether the numbers are inspected.
+
+    Returns:
+        A generator, which closes the files when it is closed.
+    """
+    buffers = Buffers()
+    try:
+        for holding in holdings:
+            health = _Health(holding.rectangle.dtype)
+            for block in _blocks(holding, files, buffers, health):
+                if inspect:
+                    health.look(block)
+                yield memoryview(typing.cast(Any, block.view(np.uint8)))
+            yield health.seen() if inspect else Seen()
+        files.finish()
+    finally:
+        files.close()
+
+
+def _blocks(holding: Holding, files: ChunkFiles, buffers: Buffers, health: _Health) -> Iterator[Bits]:
+    """Yield the numbers of a holding in row order, cast, as flat arrays of at most BLOCK_BYTES or one row."""
+    rectangle, recipe = holding.rectangle, holding.recipe
+    most = BLOCK_BYTES // KINDS[rectangle.dtype].itemsize
+    for offset, shape in boxes_in_order(rectangle.global_offset, rectangle.local_shape, most):
+        yield _block(recipe, offset, shape, files, buffers, health)
+
+
+def _block(
+    recipe: Recipe, offset: Shape, shape: Shape, files: ChunkFiles, buffers: Buffers, health: _Health
+) -> Bits:
+    shared = [(part, box) for part in recipe.parts if (box := part.shared(offset, shape)) is not None]
+    target, count = health.kind, prod(shape)
+    if len(shared) == 1:
+        part, box = shared[0]
+        own = files.dtype(part.data)
+        found = _turned(part, box, files, buffers.next(count, own))
+        health.narrowed += count_narrowed(found, own, target)
+        return np.ascontiguousarray(cast(found, own, target)).reshape(-1)
+    flat = buffers.next(count, target)
+    block = flat.reshape(shape)
+    for part, box in shared:
+        own, found = files.dtype(part.data), _turned(part, box, files, None)
+        health.narrowed += count_narrowed(found, own, target)
+        each = zip(box.target, box.extent, box.step, strict=True)
+        block[tuple(slice(at, at + (n - 1) * step + 1, step) for at, n, step in each)] = cast(
+            found, own, target
+        )
+    return flat
+
+
+def _turned(part: Part, box: SharedPart, files: ChunkFiles, into: Bits | None) -> Bits:
+    """Return the elements of a part in a box, as they lie in the Hugging Face tensor."""
+    if part.turn is None:
+        return files.read(part.data, _plus(part.source, box.skipped), box.extent, into)
+    axes = [axis for axis in part.turn.axes if axis is not None]
+    skipped = [at for at, axis in zip(box.skipped, part.turn.axes, strict=True) if axis is not None]
+    extent = [n for n, axis in zip(box.extent, part.turn.axes, strict=True) if axis is not None]
+    order = [axes.index(axis) for axis in range(len(axes))]  # of Megatron's dimensions
+    start = _plus(part.source, [skipped[at] for at in order])
+    turned = files.read(part.data, start, tuple(extent[at] for at in order), into).transpose(axes)
+    return np.expand_dims(
+        turned, [dimension for dimension, axis in enumerate(part.turn.axes) if axis is None]
+    )
+
+
+def _plus(source: Shape, skipped: Sequence[int]) -> Shape:
+    return tuple(at + skip for at, skip in zip(source, skipped, strict=True))

@@ -1,0 +1,114 @@
+"""One share of a checkpoint as a `source.Source`: the rank of a dump that holds whole tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+from shardmerge.common.architectures.digest import table_digest
+from shardmerge.common.manifest import AXES
+
+from ..generation import Generation
+from ..rectangles.claims import claim_all
+from ..rectangles.experts import spellings_of
+from ..rectangles.holdings import holdings_of
+from ..source import Holding, ManifestFacts, Stream
+from ..world import World
+from .chunk_files import ChunkFiles
+from .plan import Plan
+from .reading import read
+
+ROUTER_BIAS = "router.expert_bias"
+TORCH_NAMES = {
+    "BF16": "torch.bfloat16",
+    "F16": "torch.float16",
+    "F32": "torch.float32",
+    "F64": "torch.float64",
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CheckpointShare:
+    """A `source.Source`: one share of a checkpoint. Made by `share_of`."""
+
+    world: World
+    generation: Generation
+    facts: ManifestFacts
+    holdings: tuple[Holding, ...]
+    files: ChunkFiles
+    stage_copies: tuple[Holding, ...] = ()
+
+    def settle(self) -> None:
+        """Do nothing: whether somebody writes to the checkpoint is seen at the end."""
+
+    def read(self, holdings: Sequence[Holding], *, inspect: bool = True, streams: int = 1) -> Stream:
+        """Yield the blocks of these holdings, and what was seen of each; then check what was read of the files.
+
+        Args:
+            holdings: of this share.
+            inspect: whether anybody needs to know about the numbers.
+            streams: always one.
+
+        Returns:
+            A generator.
+        """
+        return read(holdings, self.files, inspect=inspect)
+
+
+def share_of(plan: Plan, share: int, run_id: str) -> CheckpointShare:
+    """Describe one share of a checkpoint.
+
+    Args:
+        plan: Of the whole checkpoint.
+        share: Which of its shares.
+        run_id: Name of the dump.
+
+    Returns:
+        A source. Its numbers have not been read.
+
+    Raises:
+        ShardmergeError: shapes are not those of config.json.
+    """
+    world = _world(share, len(plan.shares))
+    (claimed,), drops = claim_all(
+        [plan.parameters(share)], plan.blueprint, share, drop_mtp=plan.options.drop_mtp
+    )
+    return CheckpointShare(
+        world,
+        Generation(run_id, plan.folder.iteration, plan.digest),
+        ManifestFacts(
+            plan.blueprint.architecture.name,
+            plan.blueprint.dimensions,
+            plan.params_dtype,
+            experts=spellings_of(claimed, plan.blueprint),
+            table=table_digest(plan.blueprint.architecture),
+            dtype_from_reference=plan.options.dtype_from_reference,
+            drops=drops,
+            router_bias_dtypes=_router_bias_dtypes(plan, share),
+            producer={"shardmerge": _version()},
+        ),
+        tuple(holdings_of(claimed, plan.blueprint, world, plan.dtype_of)),
+        ChunkFiles(plan.folder, plan.table, plan.states),
+    )
+
+
+def _world(share: int, shares: int) -> World:
+    """Return the place of a share, which stands alone on every axis: nobody holds the same."""
+    return World(share, shares, dict.fromkeys(AXES, 0), {axis: [share] for axis in AXES})
+
+
+def _router_bias_dtypes(plan: Plan, share: int) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for parameter in plan.parameters(share):
+        if parameter.key.endswith(ROUTER_BIAS):
+            name = TORCH_NAMES[plan.table.dtypes[parameter.data.tensor]]
+            counts[name] = counts.get(name, 0) + 1
+    return counts
+
+
+def _version() -> str:
+    try:
+        return version("shardmerge")
+    except PackageNotFoundError:
+        return "unknown"

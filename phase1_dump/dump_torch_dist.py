@@ -1,0 +1,223 @@
+"""The story of phase one for a checkpoint on disk: plan, take shares, see that nothing changed meanwhile.
+
+Any number of processes may tell it at the same time, on any hosts. Must not know how a checkpoint is read
+(`torch_dist/`, `checkpoint/`), nor who takes which share (`shares/`).
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from shardmerge.common import manifest, places
+from shardmerge.common.architectures import Architecture
+from shardmerge.common.command.byte_count import show
+from shardmerge.common.command.progress import Progress
+from shardmerge.common.errors import BadInputError, MissingSharesError, OutputExistsError, ShardmergeError
+from shardmerge.common.errors.several import raise_problems
+
+from .checkpoint.plan import Options, Plan, plan_of
+from .generation import Generation
+from .shares.local_processes import Advance, in_processes
+from .shares.take import Taken, missing, take
+
+SPARE_BYTES = 1 << 26  # of a file system, for manifests and whatever others write
+NOT_COMPARED = (
+    "Not compared: what the model computes with, which a checkpoint on disk does not say; shapes were."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class DumpedCheckpoint:
+    """What one call did of a checkpoint's dump.
+
+    Attributes:
+        out: The dump.
+        num_shares: How many shares there are.
+        written: Which of them this call wrote.
+        num_bytes: Bytes that it wrote.
+        unchecked: Keys of tensors that hold chunks without a CRC-32.
+        dry_run: Lines that say which bytes would go where, if nothing was to be written.
+    """
+
+    out: Path
+    num_shares: int
+    written: tuple[int, ...]
+    num_bytes: int
+    unchecked: tuple[str, ...] = ()
+    dry_run: tuple[str, ...] = ()
+
+    def facts(self) -> dict[str, Any]:
+        """Return everything for --json and --report."""
+        return {
+            "out": str(self.out),
+            "shares": self.num_shares,
+            "written_shares": list(self.written),
+            "written_bytes": self.num_bytes,
+            "without_crc32": list(self.unchecked),
+            "not_compared": [NOT_COMPARED],
+            "plan": list(self.dry_run),
+        }
+
+    def text(self) -> str:
+        """Return what a person wants to know."""
+        if self.dry_run:
+            return "\n".join(self.dry_run)
+        lines = [
+            f"wrote {len(self.written)} of {self.num_shares} shares, {show(self.num_bytes)}. All are in {self.out}."
+        ]
+        if self.unchecked:
+            lines.append(
+                f"not checked: {len(self.unchecked)} tensors have chunks without CRC-32, among them {self.unchecked[0]}"
+            )
+        return "\n".join((*lines, NOT_COMPARED))
+
+
+def dump_checkpoint(
+    checkpoint: str | Path,
+    out: str | Path,
+    *,
+    hf_reference: str | Path,
+    run_id: str,
+    dtype_from_reference: bool = False,
+    drop_mtp: bool = False,
+    experts: str | None = None,
+    architecture: str | Architecture | None = None,
+    max_share_bytes: int | None = None,
+    workers: int = 1,
+    process: int = 0,
+    processes: int = 1,
+    patience: float = 600.0,
+    dry_run: bool = False,
+    progress_to: TextIO | None = None,
+) -> DumpedCheckpoint:
+    """Write a torch_dist checkpoint to `out`, a directory `rank-NNNNN` for each share, without torch or a pickle.
+
+    Call it in as many processes as you like, at the same time or one after another: each takes shares that nobody has,
+    and returns when all are there.
+
+    Args:
+        checkpoint: the folder of an iteration, or the one above it.
+        out: directory of the dump.
+        hf_reference: Hugging Face directory with the model's config.json; weights there, if any, give dtypes.
+        run_id: name of the dump, the same in every call.
+        dtype_from_reference: let the reference narrow tensors that are otherwise kept float32 (router biases).
+        drop_mtp: leave out multi-token prediction.
+        experts: "packed" or "per-expert"; by default as the reference spells routed experts, or published ones do.
+        architecture: a table of the caller's own, or `package.module:TABLE`.
+        max_share_bytes: size of a share; by default 5 GB, less for small models.
+        workers: how many processes of this machine write.
+        process: which of the processes that were started together this one is, from 0.
+        processes: how many were. They begin at different shares; nothing else depends on it.
+        patience: seconds to wait for others without seeing that they write anything.
+        dry_run: write nothing, and say which bytes would go where, from which files.
+        progress_to: where progress is shown.
+
+    Returns:
+        What was done.
+
+    Raises:
+        ShardmergeError: the checkpoint cannot be dumped, is damaged or changed meanwhile; MissingSharesError if shares
+            are missing in the end, which others began and did not complete.
+        OSError: a file could not be written.
+    """
+    folder = Path(out)
+    Generation(run_id, None, "plan")  # refuses a run id that cannot be
+    plan = plan_of(
+        Path(checkpoint),
+        Path(hf_reference),
+        Options(dtype_from_reference, drop_mtp, max_share_bytes, experts, architecture),
+    )
+    if dry_run:
+        return DumpedCheckpoint(folder, len(plan.shares), (), 0, dry_run=tuple(_described(plan, folder)))
+    _refuse_another(folder, plan, run_id)
+    open_bytes = sum(plan.shares[share].num_bytes for share in missing(folder, len(plan.shares)))
+    _require_space(folder, open_bytes)
+    progress = Progress("dump", open_bytes, progress_to)
+    first = process * len(plan.shares) // max(1, processes)
+    work = functools.partial(_take, plan, folder, run_id, first, workers, patience)
+    taken = in_processes(work, workers, progress) if workers > 1 else [work(0, progress.advance)]
+    progress.close()
+    return _outcome(plan, folder, taken)
+
+
+def _take(
+    plan: Plan,
+    out: Path,
+    run_id: str,
+    first: int,
+    workers: int,
+    patience: float,
+    number: int,
+    advance: Advance,
+) -> Taken:
+    """Take shares as one of several processes of this machine."""
+    begin = first + number * len(plan.shares) // workers
+    return take(plan, out, run_id, first=begin, advance=advance, patience=patience)
+
+
+def _outcome(plan: Plan, out: Path, taken: Sequence[Taken]) -> DumpedCheckpoint:
+    """Return what was done. Raises what went wrong with shares, what is missing, and changes of the checkpoint."""
+    problems: dict[int, ShardmergeError] = {}
+    for one in taken:
+        problems |= one.problems
+    raise_problems(problems.values())
+    plan.folder.require_unchanged(plan.states)
+    left = missing(out, len(plan.shares))
+    if left:
+        files = sorted({name for share in left for name in plan.files_of(share)})
+        raise MissingSharesError(str(out), left, len(plan.shares), tuple(files))
+    return DumpedCheckpoint(
+        out,
+        len(plan.shares),
+        tuple(sorted(share for one in taken for share in one.shares)),
+        sum(one.num_bytes for one in taken),
+        tuple(sorted({key for one in taken for key in one.unchecked})),
+    )
+
+
+def _refuse_another(out: Path, plan: Plan, run_id: str) -> None:
+    """Raise OutputExistsError if `out` holds a rank of another dump."""
+    for path in sorted(out.glob(places.MANIFESTS)):
+        held = manifest.read(path)
+        mine = (run_id, plan.digest, len(plan.shares))
+        if (held.run_id, held.attempt, held.world_size) != mine:
+            raise OutputExistsError(
+                str(out),
+                f"{path.parent.name} there is of run {held.run_id}, or of another checkpoint, reference or options",
+            )
+        return
+
+
+def _require_space(out: Path, num_bytes: int) -> None:
+    """Raise BadInputError if the file system of `out` has less space than will be written."""
+    there = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(there).free
+    if num_bytes and free < num_bytes + SPARE_BYTES:
+        raise BadInputError(
+            f"{there} has {show(free)} free, and {show(num_bytes)} are to be written",
+            "Make room, or take another disk.",
+        )
+
+
+def _described(plan: Plan, out: Path) -> Iterable[str]:
+    """Yield a line for each share: how many bytes go where, from which files."""
+    there = set(range(len(plan.shares))) - set(missing(out, len(plan.shares)))
+    total = sum(share.num_bytes for share in plan.shares)
+    yield f"{plan.folder.path}: {len(plan.table.keys):,} tensors become {show(total)} in {len(plan.shares)} shares"
+    for number, share in enumerate(plan.shares):
+        files = plan.files_of(number)
+        shown = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
+        done = ", which is there" if number in there else ""
+        yield f"  {out / places.rank_name(number)}: {show(share.num_bytes)} from {shown}{done}"
+
+
+def speaks(process: int) -> TextIO | None:
+    """Return where a process shows its progress: stderr, for the first of each node."""
+    return sys.stderr if os.environ.get("LOCAL_RANK", str(process)) == "0" else None

@@ -1,0 +1,292 @@
+"""Finds the numbers of a chunk in a `.distcp` file: an archive of torch.save at a known place, read by hand.
+
+Such a file is one zip archive after another. Only archives as torch.save writes them are understood: stored, not
+compressed, one record `data/0` of bytes beside `data.pkl`, which describes the tensor. Must not know other chunks.
+Source: torch.serialization; PKWARE APPNOTE 4.3.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from typing import Any, NamedTuple
+
+from shardmerge.common import dtypes
+from shardmerge.common.rectangle import Shape
+
+from .names import COMMON, size
+from .pickles import Name, Unpickler
+
+END = struct.Struct("<4s4H2LH")  # end of the central directory
+END_64 = struct.Struct("<4sQ2H2L4Q")  # the same with wide numbers
+LOCATOR = struct.Struct("<4sLQL")  # where that lies
+ENTRY = struct.Struct("<4s6H3L5H2L")  # of the central directory
+LOCAL = struct.Struct("<4s5H3L2H")  # before the bytes of an entry
+WIDE, WIDE_16 = 0xFFFFFFFF, 0xFFFF
+WIDE_EXTRA = 1  # the field with numbers that are too wide
+STORED = 0
+TAIL_BYTES = 1 << 12  # holds the directory of every archive that torch writes for one tensor
+HEAD_BYTES = 1 << 11
+MAX_DIRECTORY_BYTES = 1 << 16
+MAX_PICKLE_BYTES = 1 << 16
+LITTLE_ENDIAN = b"little"
+
+
+class Record(NamedTuple):
+    """A file in an archive: where its bytes lie in the `.distcp` file, how many there are, their CRC-32 or 0."""
+
+    begin: int
+    num_bytes: int
+    crc32: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """The tensor in an archive: a view of stored numbers, which may be more than it has elements.
+
+    Attributes:
+        dtype: Safetensors name.
+        shape: Of the tensor.
+        first: Which of the stored numbers is its first element.
+        strides: How many numbers lie between neighbours, for each dimension.
+        begin: Where the stored numbers begin in the file.
+        num_bytes: How many bytes they have.
+        crc32: Of those bytes; 0 if whoever wrote them computed none.
+    """
+
+    dtype: str
+    shape: Shape
+    first: int
+    strides: Shape
+    begin: int
+    num_bytes: int
+    crc32: int
+
+    @property
+    def is_in_order(self) -> bool:
+        """Whether its elements follow each other in row order."""
+        step = 1
+        for length, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
+            if length != 1 and stride != step:
+                return False
+            step *= length
+        return True
+
+
+def read_tensor(read_at: Callable[[int, int], bytes], begin: int, length: int, path: str) -> StoredTensor:
+    """Read what an archive holds, but not the numbers.
+
+    Args:
+        read_at: Returns so many bytes of the file at an offset, fewer where it ends: (count, offset).
+        begin: Where the archive begins in the file.
+        length: How many bytes it has.
+        path: For messages.
+
+    Returns:
+        The tensor.
+
+    Raises:
+        ValueError: It is not an archive with one tensor, as torch.save writes it.
+        UnknownInPickleError: Its pickle names what no tensor needs.
+        CorruptFileError: Its pickle is damaged.
+    """
+    records = _records(read_at, begin, length)
+    described = records.get("data.pkl")
+    if described is None or described.num_bytes > MAX_PICKLE_BYTES:
+        raise ValueError("its archive does not describe a tensor")
+    order = records.get("byteorder")
+    if order is not None and read_at(order.num_bytes, order.begin) != LITTLE_ENDIAN:
+        raise ValueError("its numbers are not little-endian")
+    pickle = read_at(described.num_bytes, described.begin)
+    if described.crc32 and zlib.crc32(pickle) != described.crc32:
+        raise ValueError("its description does not have the CRC-32 that was recorded")
+    tensor = _unpickled(pickle, path)
+    numbers = records.get(f"data/{tensor.key}")
+    if numbers is None:
+        raise ValueError("its archive holds no numbers")
+    return _checked(tensor, numbers)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    """What `data.pkl` says."""
+
+    key: str
+    dtype: str
+    num_elements: int
+    first: int
+    shape: Shape
+    strides: Shape
+
+
+def _checked(tensor: _Tensor, numbers: Record) -> StoredTensor:
+    """Return the tensor. Raises ValueError if it reaches beyond its numbers."""
+    itemsize = dtypes.BITS[tensor.dtype] // 8
+    if numbers.num_bytes != tensor.num_elements * itemsize:
+        raise ValueError(f"it has {numbers.num_bytes:,} bytes for {tensor.num_elements:,} {tensor.dtype}")
+    if len(tensor.shape) != len(tensor.strides):
+        raise ValueError("its shape and its strides do not fit")
+    last = tensor.first + sum(
+        (n - 1) * step for n, step in zip(tensor.shape, tensor.strides, strict=True) if n
+    )
+    if prod(tensor.shape) and last >= tensor.num_elements:
+        raise ValueError("it reaches beyond its numbers")
+    return StoredTensor(
+        tensor.dtype,
+        tensor.shape,
+        tensor.first,
+        tensor.strides,
+        numbers.begin,
+        numbers.num_bytes,
+        numbers.crc32,
+    )
+
+
+# ---- data.pkl -----------------------------------------------------------------------------------------------------
+
+
+def _unpickled(pickle: bytes, path: str) -> _Tensor:
+    rest = [pickle]
+    found = Unpickler(lambda _count: rest.pop() if rest else b"", OF_TENSOR, path, persistent=_storage).load()
+    if type(found) is not _Tensor:
+        raise ValueError("its archive holds something else than a tensor")
+    return found
+
+
+def _storage(identity: Any) -> tuple[str, str, int]:
+    """Return (key, dtype, number of elements) of a persistent id of torch. Raises ValueError if it is not one."""
+    kind, storage, key, _device, num_elements = identity
+    word, _, dtype = storage.partition(" ") if type(storage) is str else ("", "", "")
+    if kind != "storage" or word != "storage" or type(key) is not str or type(num_elements) is not int:
+        raise ValueError("a storage that is not one")
+    return key, dtype, num_elements
+
+
+def _rebuilt(arguments: tuple[Any, ...]) -> _Tensor:
+    """Stand for torch._utils._rebuild_tensor_v2."""
+    storage, first, shape, strides, *_ = arguments
+    if type(storage) is not tuple or len(storage) != 3 or type(first) is not int or first < 0:
+        raise ValueError("a tensor that is not one")
+    return _Tensor(storage[0], storage[1], storage[2], first, size((shape,)), size((strides,)))
+
+
+def _rebuilt_parameter(arguments: tuple[Any, ...]) -> Any:
+    """Stand for torch._utils._rebuild_parameter."""
+    return arguments[0]
+
+
+def _ordered_dict(arguments: tuple[Any, ...]) -> dict[Any, Any]:
+    """Stand for the hooks of a tensor, which are never given."""
+    if arguments:
+        raise ValueError("a tensor with hooks")
+    return {}
+
+
+OF_TENSOR = {
+    **COMMON,
+    ("torch._utils", "_rebuild_tensor_v2"): Name(_rebuilt),
+    ("torch._utils", "_rebuild_parameter"): Name(_rebuilt_parameter),
+    ("collections", "OrderedDict"): Name(_ordered_dict),
+}
+
+
+# ---- the archive --------------------------------------------------------------------------------------------------
+
+
+def _records(read_at: Callable[[int, int], bytes], begin: int, length: int) -> dict[str, Record]:
+    """Return the files of an archive by their names, without the folder that all are in."""
+    tail_begin = begin + max(0, length - TAIL_BYTES)
+    tail = read_at(begin + length - tail_begin, tail_begin)
+    if len(tail) != begin + length - tail_begin:
+        raise ValueError("the file ends before it does")
+    count, directory_bytes, directory_at = _end(tail, length)
+    if directory_bytes > MAX_DIRECTORY_BYTES or directory_at + directory_bytes > length:
+        raise ValueError("its archive has no plausible directory")
+    at = begin + directory_at
+    directory = (
+        tail[at - tail_begin : at - tail_begin + directory_bytes]
+        if at >= tail_begin
+        else read_at(directory_bytes, at)
+    )
+    head = read_at(min(HEAD_BYTES, length), begin)
+    records: dict[str, Record] = {}
+    position = 0
+    for _ in range(count):
+        name, record, position = _entry(directory, position)
+        if name in records:
+            raise ValueError("its archive holds two files of one name")
+        records[name] = _located(record, head, read_at, begin, directory_at)
+    return records
+
+
+def _end(tail: bytes, length: int) -> tuple[int, int, int]:
+    """Return (number of entries, bytes, offset) of the directory."""
+    if len(tail) < END.size:
+        raise ValueError("it is shorter than an archive")
+    magic, disk, _, _, count, size_, offset, comment = END.unpack_from(tail, len(tail) - END.size)
+    if magic != b"PK\x05\x06" or disk not in (0, WIDE_16) or comment:
+        raise ValueError("no archive ends there")
+    at = len(tail) - END.size - LOCATOR.size
+    if at < 0 or LOCATOR.unpack_from(tail, at)[0] != b"PK\x06\x07":
+        return count, size_, offset
+    wide_at = LOCATOR.unpack_from(tail, at)[2] - (length - len(tail))
+    if not 0 <= wide_at <= len(tail) - END_64.size:
+        raise ValueError("its archive does not tell where its directory lies")
+    magic, _, _, _, _, _, _, count, size_, offset = END_64.unpack_from(tail, wide_at)
+    if magic != b"PK\x06\x06":
+        raise ValueError("its archive does not tell where its directory lies")
+    return count, size_, offset
+
+
+def _entry(directory: bytes, at: int) -> tuple[str, Record, int]:
+    """Return the name of an entry, its record with the offset of its header, and where the next entry begins."""
+    if at + ENTRY.size > len(directory):
+        raise ValueError("the directory of its archive is cut")
+    fields = ENTRY.unpack_from(directory, at)
+    magic, method, crc, packed, unpacked = fields[0], fields[4], fields[7], fields[8], fields[9]
+    name_bytes, extra_bytes, comment_bytes, offset = fields[10], fields[11], fields[12], fields[16]
+    if magic != b"PK\x01\x02" or method != STORED:
+        raise ValueError("its archive is compressed, or no directory of one")
+    at += ENTRY.size
+    name = directory[at : at + name_bytes].decode()
+    extra = directory[at + name_bytes : at + name_bytes + extra_bytes]
+    wide = iter(_wide_numbers(extra))
+    unpacked, packed, offset = (
+        next(wide) if value == WIDE else value for value in (unpacked, packed, offset)
+    )
+    if packed != unpacked:
+        raise ValueError("its archive is compressed")
+    return (
+        name.partition("/")[2],
+        Record(offset, unpacked, crc),
+        at + name_bytes + extra_bytes + comment_bytes,
+    )
+
+
+def _wide_numbers(extra: bytes) -> tuple[int, ...]:
+    at = 0
+    while at + 4 <= len(extra):
+        kind, length = struct.unpack_from("<2H", extra, at)
+        if kind == WIDE_EXTRA:
+            return struct.unpack_from(f"<{length // 8}Q", extra, at + 4)
+        at += 4 + length
+    return ()
+
+
+def _located(
+    record: Record, head: bytes, read_at: Callable[[int, int], bytes], begin: int, end: int
+) -> Record:
+    """Return a record whose `begin` is that of its bytes in the file: the header before them is padded."""
+    offset = record.begin
+    inside = offset + LOCAL.size <= len(head)
+    header = head[offset : offset + LOCAL.size] if inside else read_at(LOCAL.size, begin + offset)
+    if len(header) != LOCAL.size:
+        raise ValueError("its archive is cut")
+    fields = LOCAL.unpack(header)
+    first = offset + LOCAL.size + fields[9] + fields[10]
+    if fields[0] != b"PK\x03\x04" or fields[3] != STORED or first + record.num_bytes > end:
+        raise ValueError("its archive is damaged")
+    return Record(begin + first, record.num_bytes, record.crc32)

@@ -1,0 +1,214 @@
+"""A checkpoint on disk: its dump beside cp, its export beside torch's own load and save, and the memory of both.
+
+What needs torch or many megabytes runs in a process of its own: `python -m tests.bench.from_disk NAME ARGUMENTS`.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from .dumping import bench_family, cheap_model, write_reference
+from .line import MIB, Bound, Line, mib, of_time, times_as_fast
+from .peers import copied
+from .rounds import COLD, WARM, Contestant, remove, sync, take_turns
+from .watching import SHARDMERGE, Ran
+
+WORKERS = "2"
+OURS, CP, DCP = "ours", "cp", "torch.distributed.checkpoint's load and save_file"
+TIME = Bound(1.1, "at most 1.1")
+MEMORY = Bound(500 * MIB, "under 500 MiB")
+FASTER = Bound(2.0, "at least 2", at_least=True)
+A_TENTH = Bound(0.1, "at most 0.1")
+CHUNKS = 1_000_000
+SEVERAL = 3  # times as large, whose dump may take no more memory
+
+
+def lines(gib: float, folder: Path) -> Iterator[Line]:
+    """Dump and export of one checkpoint, dump of one that is larger, and a million chunks."""
+    here = folder / "from-disk"
+    for size in (gib, SEVERAL * gib):
+        made = here / f"{size:g}"
+        _own("make", str(size), str(made))
+        if size == gib:
+            yield from _against_cp(made)
+            yield from _against_dcp(made)
+        else:
+            yield _memory(f"dump from disk, {size:g} GiB", _dumped(made, here / "out"))
+            remove(here / "out")
+        remove(made)
+    yield _many_chunks(here)
+    remove(here)
+
+
+def _against_cp(made: Path) -> Iterator[Line]:
+    contestants = {
+        OURS: Contestant(made / "iter_0000001", partial(_dumped, made)),
+        CP: Contestant(made / "iter_0000001", partial(copied, made / "iter_0000001")),
+    }
+    for cache in (WARM, COLD):
+        turns = take_turns(cache, made, contestants)
+        value = turns.ratio(OURS, CP)
+        what = f"dump from disk, {WORKERS} processes"
+        peak = mib(turns.parent_peak(OURS))
+        yield Line(what, cache, turns.told(OURS), f"cp: {turns.told(CP)}", of_time(value), value, TIME, peak)
+        yield _memory(what, turns.runs[OURS][0], cache)
+
+
+def _against_dcp(made: Path) -> Iterator[Line]:
+    contestants = {
+        OURS: Contestant(made / "iter_0000001", partial(_exported, made)),
+        DCP: Contestant(made / "iter_0000001", partial(_loaded, made)),
+    }
+    for cache in (WARM, COLD):
+        turns = take_turns(cache, made, contestants, rounds=1)
+        value = 1 / turns.ratio(OURS, DCP)
+        peer = f"{DCP}: {turns.told(DCP)}"
+        yield Line("export", cache, turns.told(OURS), peer, times_as_fast(value), value, FASTER)
+        ours, theirs = turns.parent_peak(OURS), turns.parent_peak(DCP)
+        told = f"{ours / theirs:.2f} x its memory"
+        yield Line("export", cache, mib(ours), f"{DCP}: {mib(theirs)}", told, ours / theirs, A_TENTH)
+
+
+def _memory(what: str, run: Ran, cache: str = "") -> Line:
+    peak = run.parent_peak_bytes
+    return Line(what, cache, mib(peak), "largest process", "", peak, MEMORY, mib(peak))
+
+
+def _many_chunks(here: Path) -> Line:
+    here.mkdir(exist_ok=True)
+    _own("many", str(here / "many"))
+    run = _watched(
+        [sys.executable, "-W", "ignore", "-m", "tests.bench.from_disk", "read", str(here / "many")]
+    )
+    peer = f"{(here / 'many').stat().st_size / 1e6:.0f} MB, read in {run.seconds:.0f} s"
+    what = f"description of {CHUNKS:,} chunks"
+    return Line(what, "", mib(run.parent_peak_bytes), peer, "", run.parent_peak_bytes, MEMORY)
+
+
+def _dumped(made: Path, out: Path) -> Ran:
+    given = ("--checkpoint", str(made / "iter_0000001"), "--hf-reference", str(made / "hf"))
+    return _watched([*SHARDMERGE, "dump", *given, "--out", str(out), "--run-id", "b", "--workers", WORKERS])
+
+
+def _exported(made: Path, out: Path) -> Ran:
+    given = ("--checkpoint", str(made / "iter_0000001"), "--hf-reference", str(made / "hf"))
+    return _watched([*SHARDMERGE, "export", str(out), *given, "--workers", WORKERS])
+
+
+def _loaded(made: Path, out: Path) -> Ran:
+    """Its files are made durable, and the start of torch counts, as that of Python does for ours."""
+    checkpoint = str(made / "iter_0000001")
+    run = _watched(
+        [sys.executable, "-W", "ignore", "-m", "tests.bench.from_disk", "dcp", checkpoint, str(out)]
+    )
+    began = time.perf_counter()
+    sync(out)
+    return Ran(run.seconds + time.perf_counter() - began, run.cpu_s, run.parent_peak_bytes)
+
+
+def _watched(command: list[str]) -> Ran:
+    """Run to the end. Memory is that of the largest process of all, also of one that was forked."""
+    began = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - began
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return Ran(seconds, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024)
+
+
+def _own(*arguments: str) -> None:
+    subprocess.run([sys.executable, "-W", "ignore", "-m", "tests.bench.from_disk", *arguments], check=True)
+
+
+# ---- what runs in a process of its own ----------------------------------------------------------------------------
+
+
+def make(gib: str, folder: str) -> None:
+    """Save a model of so many GiB, as one rank."""
+    import tempfile
+
+    import torch.distributed as dist
+
+    from tests.worlds.cpu import prepare
+    from tests.worlds.fake import join_model_parallel, leave_model_parallel
+    from tests.worlds.saving import Spelling, save
+    from tests.worlds.topology import SINGLE
+
+    family = bench_family(float(gib))
+    write_reference(family, Path(folder) / "hf")
+    prepare()
+    with tempfile.TemporaryDirectory() as store:
+        dist.init_process_group("gloo", init_method=f"file://{store}/store", rank=0, world_size=1)
+        try:
+            join_model_parallel(SINGLE)
+            save(cheap_model(family, SINGLE, "cpu"), Path(folder) / "iter_0000001", Spelling())
+        finally:
+            leave_model_parallel()
+
+
+def dcp(checkpoint: str, out: str) -> None:
+    """Load everything with torch's own loader, and save it with safetensors' own."""
+    import torch
+    from safetensors.torch import save_file
+    from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
+
+    state: dict[str, object] = {}
+    reader = FileSystemReader(checkpoint)
+    _load_state_dict(state, reader, planner=_EmptyStateDictLoadPlanner(), no_dist=True)
+    tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
+    Path(out).mkdir()
+    save_file(tensors, Path(out) / "model.safetensors")
+
+
+def many(path: str) -> None:
+    """Describe a checkpoint of a million chunks with torch's own classes."""
+    import torch
+    from torch.distributed.checkpoint.filesystem import _StorageInfo
+    from torch.distributed.checkpoint.metadata import (
+        ChunkStorageMetadata,
+        Metadata,
+        MetadataIndex,
+        TensorProperties,
+        TensorStorageMetadata,
+    )
+
+    per_tensor, storage = 8, {}
+    tensors: dict[str, Any] = {}
+    for number in range(CHUNKS // per_tensor):
+        key, chunks = f"decoder.layers.{number}.self_attention.linear_proj.weight", []
+        for row in range(per_tensor):
+            offset = torch.Size([512 * row, 0])
+            chunks.append(ChunkStorageMetadata(offset, torch.Size([512, 7168])))
+            place = _StorageInfo(f"__{number % 2048}_0.distcp", number * 7_340_921, 7_340_921)
+            storage[MetadataIndex(key, offset)] = place
+        properties = TensorProperties(dtype=torch.bfloat16)
+        tensors[key] = TensorStorageMetadata(properties, torch.Size([512 * per_tensor, 7168]), chunks)
+    with open(path, "wb") as file:
+        pickle.dump(Metadata(tensors, storage_data=storage), file)
+
+
+def read(path: str) -> None:
+    """Read that description, and prove that it is whole."""
+    from shardmerge.phase1_dump.torch_dist.chunks import table_of
+    from shardmerge.phase1_dump.torch_dist.metadata import read_metadata
+
+    described = read_metadata(lambda: io.FileIO(path), os.stat(path).st_size, path)
+    assert len(table_of(described, lambda _key: True).keys) == len(described.tensors)
+
+
+if __name__ == "__main__":
+    known: dict[str, Callable[..., None]] = {"make": make, "dcp": dcp, "many": many, "read": read}
+    known[sys.argv[1]](*sys.argv[2:])

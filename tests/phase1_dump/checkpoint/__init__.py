@@ -1,0 +1,1 @@
+"""Tests of phase one's room of this name."""
