@@ -1,8 +1,8 @@
 """Phase one: every rank writes the rectangles it owns, without entering a collective.
 
-`dump` and its like are imported when they are first used: they need torch, and `dump_checkpoint`, everything that writes
-fragments (`fragments/`) and the process that writes beside training (`background/`) do not. No module here has the name of
-a function: once imported, it would stand where the function does.
+`dump` and its like are imported when they are first used: they need torch, and `dump_checkpoint`, everything that
+writes fragments (`fragments/`) and the process that writes beside training (`background/`) do not. No module here has
+the name of a function: once imported, it would stand where the function does.
 """
 
 from __future__ import annotations
