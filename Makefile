@@ -20,13 +20,16 @@ VLLM_PYTHON ?= python3.11
 MATRIX := build/matrix.json
 ONE_IN ?= 4#              make test and test-peers run one in so many of the tests that SAMPLE_OF says
 SAMPLE_OF ?= alike#        tests that are many alike, or all but those marked `always`
+GPU_PYTHON ?= python3#     what runs make test-gpu: torch with CUDA, Transformer Engine and megatron-core are its own
+DISK ?= build/gpu#         folders that it writes to: on a disk, and on storage as fast as there is
+FAST ?= /dev/shm/shardmerge
 POWER ?= ext4 xfs#         file systems whose power make torture cuts, where it may mount them
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 # which versions the environment gets
 PINS = .constraints/$$($(BIN)/python -c 'import sys; print("py311" if sys.version_info[:2] == (3, 11) else "py312")').txt
 
-.PHONY: help setup demo test test-all test-peers test-vllm test-oracles lint format typecheck bench torture scale fuzz docs clean
+.PHONY: help setup demo test test-all test-peers test-vllm test-oracles test-gpu lint format typecheck bench torture scale fuzz docs clean
 
 help:  ## List the verbs
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
@@ -75,6 +78,11 @@ $(BRIDGE)/.installed $(MCORE_BRIDGE)/.installed:
 	@$(PEERS)/bin/python -m pip install --quiet --no-deps --target $(@D).partial $(BESIDE) -r $<
 	@touch $(@D).partial/.installed
 	@mv $(@D).partial $(@D)
+
+test-gpu: $(NAMESPACE)  ## Run what needs GPUs, on as many as there are, then print the table (GPU_PYTHON=, DISK=, FAST=, ARGS=)
+	PYTHONPATH=.ns:. $(GPU_PYTHON) -m pytest tests/gpu $(ARGS)
+	PYTHONPATH=.ns:. $(GPU_PYTHON) -m tests.gpu --disk $(DISK) --fast $(FAST) $(MEASURE)
+
 
 lint: setup  ## Check style and format
 	$(BIN)/ruff check .

@@ -23,7 +23,7 @@ from .sources.modules import unwrap
 from .sources.process_groups import world_of
 from .sources.refusals import refuse_foreign, refuse_uninitialized
 
-STAGING_BYTES = 64 << 20
+STAGING_BYTES = 192 << 20
 
 
 def dump(
@@ -50,7 +50,7 @@ def dump(
     """Write what this rank owns of a live model to `out/rank-NNNNN`. Call it on every rank, in any order.
 
     No collective is entered, and nothing stands under its final name until it is complete. Host memory above the
-    model is `staging_bytes` and the largest row.
+    model is `staging_bytes`, or two of the largest rows for each of at most twelve threads if that is more.
 
     Args:
         model: a module, or the list of this rank's virtual pipeline chunks, wrapped (DDP, Float16Module) or not.
@@ -102,9 +102,16 @@ def dump(
             staging_bytes,
         )
         source = live_model(chunks, world, generation, Path(hf_reference), options)
-        return write_rank(
-            source, folder, max_fragment_bytes=max_fragment_bytes, check_replicas=check_replicas, quiet=quiet
-        )
+        try:
+            return write_rank(
+                source,
+                folder,
+                max_fragment_bytes=max_fragment_bytes,
+                check_replicas=check_replicas,
+                quiet=quiet,
+            )
+        finally:
+            source.release()
     except Exception as error:
         record_failure(folder, world.rank, run_id, error)
         if on_error == "record":

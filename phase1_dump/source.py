@@ -62,6 +62,7 @@ class ManifestFacts:
     router_bias_dtypes: how many router biases were held in each dtype: training may have rounded them.
     producer: versions by the name of the program.
     quantization: what `rectangles/quantization_facts.py` says; None if nothing here is quantized.
+    statistics: what the source measured of itself, by names of the manifest's statistics.
     """
 
     architecture: str
@@ -76,6 +77,7 @@ class ManifestFacts:
     router_bias_dtypes: dict[str, int] = field(default_factory=dict)
     producer: dict[str, str] = field(default_factory=dict)
     quantization: QuantizationFacts | None = None
+    statistics: dict[str, float] = field(default_factory=dict)
 
 
 Stream: TypeAlias = Generator[memoryview | Seen, None, None]
@@ -107,7 +109,7 @@ class Source(Protocol):
         Called once, before anything is read.
         """
 
-    def read(self, holdings: Sequence[Holding], *, inspect: bool = True) -> Stream:
+    def read(self, holdings: Sequence[Holding], *, inspect: bool = True, streams: int = 1) -> Stream:
         """Yield the bytes of these holdings one after another: for each its blocks in order, then one `Seen`.
 
         The blocks of a holding are together the `rectangle.num_bytes` bytes of its elements in row order, cast to
@@ -120,6 +122,8 @@ class Source(Protocol):
         Args:
             holdings: some of `holdings` and `stage_copies`. The source may prepare what comes later in the list.
             inspect: False if nobody needs to know about the numbers: each `Seen` is then the default one.
+            streams: how many streams are read at the same time, each in a thread of its own. They share the source's
+                memory evenly.
 
         Returns:
             A generator. Closing it, also before its end, releases threads and whatever else it has taken.

@@ -32,7 +32,7 @@ COMMON_MAY_IMPORT = {"click", "xxhash", "shardmerge.common"}
 # docs/inside/design.md says why.
 ROOMS = {
     "phase1_dump": {
-        "__init__": {"dump_model", "dump_torch_dist"},
+        "__init__": {"background", "dump_in_background", "dump_model", "dump_torch_dist"},
         "__main__": set(),
         "cli": {"dump_model", "dump_torch_dist", "fragments", "preflight", "source"},
         "dump_torch_dist": {"checkpoint", "fragments", "generation", "shares"},
@@ -40,6 +40,8 @@ ROOMS = {
         "preflight": set(),
         "providers": set(),
         "dump_model": {"fragments", "generation", "sources", "source", "world"},
+        "dump_in_background": {"background", "dump_model", "fragments", "generation", "sources", "source"},
+        "background": {"fragments", "generation", "source", "world"},
         "fragments": {"rectangles", "source", "world"},
         "settings": set(),
         "sources": {"generation", "quantization", "rectangles", "settings", "source", "world"},
@@ -75,6 +77,7 @@ ROOMS = {
 WITHOUT_TORCH = (
     "phase1_dump/rectangles",
     "phase1_dump/fragments",
+    "phase1_dump/background",
     "phase1_dump/settings/fields.py",
     "phase1_dump/source.py",
     "phase1_dump/checkpoint",
@@ -86,6 +89,8 @@ API = {
     "check",
     "diff",
     "dump",
+    "dump_async",
+    "prepare",
     "dump_checkpoint",
     "inspect",
     "merge",

@@ -49,6 +49,7 @@ from .output import (
     OutputLockedError,
     ShardsChangedError,
     WorkerDiedError,
+    WriterDiedError,
 )
 from .quantization import (
     BadScaleError,
@@ -84,7 +85,7 @@ from .tensors import (
     UncoveredTensorError,
     UnexpectedTensorError,
 )
-from .usage import BadInputError, MissingConfigError, not_a_directory
+from .usage import BadInputError, HostMemoryError, MissingConfigError, StillDumpingError, not_a_directory
 
 __all__ = [
     "SAID_TWICE",
@@ -108,6 +109,7 @@ __all__ = [
     "ExpertIdsError",
     "ExpertSpellingError",
     "Findings",
+    "HostMemoryError",
     "IncompleteError",
     "LockLostError",
     "MismatchError",
@@ -141,6 +143,7 @@ __all__ = [
     "ShardmergeError",
     "ShardsChangedError",
     "StaleParametersError",
+    "StillDumpingError",
     "StoredOtherwiseError",
     "StrangeNumbersError",
     "TableMismatchError",
@@ -158,6 +161,7 @@ __all__ = [
     "UnsupportedQuantizationError",
     "UsageError",
     "WorkerDiedError",
+    "WriterDiedError",
     "not_a_directory",
     "raise_problems",
 ]

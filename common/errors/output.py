@@ -107,6 +107,18 @@ class WorkerDiedError(ShardmergeError):
 
 
 @dataclass(eq=False)
+class WriterDiedError(ShardmergeError):
+    rank: int
+    path: str
+
+    def message(self) -> str:
+        return (
+            f"The process that wrote rank {self.rank} to {self.path} in the background was killed (out of memory?). "
+            "The rank is not there. Dump again; the next dump starts another process."
+        )
+
+
+@dataclass(eq=False)
 class ShardsChangedError(ConflictError):
     """Shards in an output are not what was planned."""
 

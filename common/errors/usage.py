@@ -32,3 +32,28 @@ class MissingConfigError(UsageError):
             f"{self.path} holds no config.json. Give --hf-reference a Hugging Face directory of the same model: "
             "config.json and the tokenizer are enough, weights are optional."
         )
+
+
+@dataclass(eq=False)
+class HostMemoryError(UsageError):
+    wanted: int
+    available: int
+
+    def message(self) -> str:
+        return (
+            f"{self.wanted / 1e9:.2f} GB of host memory are wanted for bytes on their way to the disk, and only "
+            f"{self.available / 1e9:.2f} GB can be had. Nothing was copied. Give a smaller host_bytes, with which the "
+            "call takes as long as the disk, or use dump()."
+        )
+
+
+@dataclass(eq=False)
+class StillDumpingError(UsageError):
+    rank: int
+    path: str
+
+    def message(self) -> str:
+        return (
+            f"Rank {self.rank} is still being written to {self.path}. Call wait() of that dump first, or leave "
+            'if_busy at "wait".'
+        )

@@ -42,8 +42,17 @@ class CheckpointShare:
     def settle(self) -> None:
         """Do nothing: whether somebody writes to the checkpoint is seen at the end."""
 
-    def read(self, holdings: Sequence[Holding], *, inspect: bool = True) -> Stream:
-        """Yield the blocks of these holdings, and what was seen of each; then check what was read of the files."""
+    def read(self, holdings: Sequence[Holding], *, inspect: bool = True, streams: int = 1) -> Stream:
+        """Yield the blocks of these holdings, and what was seen of each; then check what was read of the files.
+
+        Args:
+            holdings: of this share.
+            inspect: whether anybody needs to know about the numbers.
+            streams: always one.
+
+        Returns:
+            A generator.
+        """
         return read(holdings, self.files, inspect=inspect)
 
 

@@ -62,7 +62,7 @@ def manifest_of(
         health=_health(learnt),
         quantization=_quantization(facts.quantization, placed, learnt),
         drops=facts.drops,
-        statistics=_statistics(facts.router_bias_dtypes, placed, learnt),
+        statistics=_statistics(facts.router_bias_dtypes, placed, learnt) | facts.statistics,
         producer=facts.producer,
     )
 

@@ -14,6 +14,9 @@ from shardmerge.common.safetensors_header import Header
 
 from ..source import Holding
 
+FILES_AT_ONCE = 12
+MIN_PARALLEL_BYTES = 1 << 30
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PlannedFragment:
@@ -25,11 +28,24 @@ class PlannedFragment:
     holdings: tuple[Holding, ...]
 
 
-def plan_fragments(holdings: Sequence[Holding], max_bytes: int) -> tuple[PlannedFragment, ...]:
+def plan_fragments(
+    holdings: Sequence[Holding], max_bytes: int, at_once: int = 1
+) -> tuple[PlannedFragment, ...]:
     """Plan `whole-*` files of entire tensors, then `split-*` files of parts, each at most `max_bytes` of data.
 
-    A tensor larger than that has a file of its own.
+    A tensor larger than that has a file of its own. File systems let one thread at a time write to a file, so what is
+    to be written by several is spread over as many files, unless they would be smaller than `MIN_PARALLEL_BYTES`.
+
+    Args:
+        holdings: what is to be written.
+        max_bytes: of the data of a file.
+        at_once: how many files should be written at the same time.
+
+    Returns:
+        The files.
     """
+    total = sum(holding.rectangle.num_bytes for holding in holdings)
+    max_bytes = min(max_bytes, max(MIN_PARALLEL_BYTES, -(-total // at_once)))
     whole = [h for h in holdings if h.rectangle.is_whole]
     split = [h for h in holdings if not h.rectangle.is_whole]
     return tuple(_fragments(WHOLE, whole, max_bytes)) + tuple(_fragments(SPLIT, split, max_bytes))

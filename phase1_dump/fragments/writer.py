@@ -12,7 +12,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import xxhash
 
@@ -105,8 +105,20 @@ class WriteQueue:
             self.pending.popleft().result()
 
 
+class _Here(Executor):
+    """Runs at once what is submitted: beside other fragments one more thread would only wait for the interpreter."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        ended = Future[Any]()
+        try:
+            ended.set_result(fn(*args, **kwargs))
+        except BaseException as error:
+            ended.set_exception(error)
+        return ended
+
+
 def write_fragment(
-    folder: Path, fragment: PlannedFragment, source: Source, progress: Progress
+    folder: Path, fragment: PlannedFragment, source: Source, progress: Progress, streams: int = 1
 ) -> list[Written]:
     """Write and fsync one file.
 
@@ -114,7 +126,9 @@ def write_fragment(
         folder: where; the file must not be there yet.
         fragment: its name, first bytes and holdings.
         source: what delivers the holdings' bytes.
-        progress: called with the number of bytes each time some are handed to the writing thread.
+        progress: called with the number of bytes each time some are handed to the writing thread. What it raises ends
+            the writing.
+        streams: how many fragments are written at the same time.
 
     Returns:
         What was learnt about each holding, in the order of the fragment.
@@ -126,8 +140,8 @@ def write_fragment(
     path = folder / fragment.name
     with (
         open(path, "xb", buffering=0) as file,
-        ThreadPoolExecutor(1) as thread,
-        closing(source.read(fragment.holdings)) as stream,
+        ThreadPoolExecutor(1) if streams == 1 else _Here() as thread,
+        closing(source.read(fragment.holdings, streams=streams)) as stream,
     ):
         end = NamedFile(path, durable.Appending(file.fileno()))
         end.write(memoryview(fragment.head))

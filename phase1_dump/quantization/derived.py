@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from threading import Lock
+from threading import Lock, local
 from typing import Any, Protocol
 
 import torch
 
 CHUNK_ELEMENTS = 1 << 20  # of the live weight: what is packed at once stays in a core's cache
 
-SCALES_KEPT = 64
+SCALES_KEPT = 512  # some for each of several streams
 
 Box = tuple[slice, ...]
 
@@ -121,12 +121,11 @@ class Scales:
         return own.result()
 
 
-@dataclass(slots=True, eq=False)
-class Cache:
-    """Stores the last tensor that was computed whole: parts of a parameter are written close to each other."""
+class Cache(local):
+    """Stores for each thread the last tensor that was computed whole: parts of one are written close together."""
 
     owner: object = None
-    value: torch.Tensor | None = field(default=None)
+    value: torch.Tensor | None = None
 
     def get(self, owner: object, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
         """Return the tensor of `owner`, computed unless it was the last one."""

@@ -125,7 +125,11 @@ def _write(
         source = share_of(plan, share, run_id)
         forget_failure(out, share)
         manifest = write_rank(
-            source, out, max_fragment_bytes=max(1, plan.shares[share].num_bytes), advance=advance
+            source,
+            out,
+            max_fragment_bytes=max(1, plan.shares[share].num_bytes),
+            advance=advance,
+            most_streams=1,
         )
     except (OutputExistsError, OutputLockedError) as error:
         if not is_complete(out, share) and not os.path.lexists(out / places.rank_name(share)):

@@ -10,7 +10,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from threading import Lock
 from typing import TypeVar
 
 import torch
@@ -63,14 +64,45 @@ class Ahead:
         return key, begun.result()
 
 
+@dataclass(slots=True)
+class SingleThreaded:
+    """Lets each operation of torch use one thread, as long as anybody wants that. Several threads may."""
+
+    lock: Lock = field(default_factory=Lock)
+    users: int = 0
+    threads: int = 1  # of an operation before
+
+    @contextmanager
+    def wanted(self) -> Iterator[int]:
+        """Yield how many threads torch would use. That is a number of the process and one of each thread."""
+        with self.lock:
+            if not self.users:
+                self.threads = torch.get_num_threads()
+            self.users += 1
+            torch.set_num_threads(1)  # threads that begin now inherit it
+        try:
+            yield self.threads
+        finally:
+            with self.lock:
+                self.users -= 1
+                if not self.users:
+                    torch.set_num_threads(self.threads)
+
+
 @contextmanager
-def computing_ahead(max_bytes: int) -> Iterator[Ahead]:
-    """Yield an `Ahead` with as many threads as torch would use. Meanwhile each operation of torch uses only one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # threads that begin now inherit it
-    pool = ThreadPoolExecutor(min(threads, THREADS_AT_MOST))
-    try:
-        yield Ahead(pool, max_bytes)
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)
+def computing_ahead(
+    max_bytes: int, single: SingleThreaded | None = None, streams: int = 1
+) -> Iterator[Ahead]:
+    """Yield an `Ahead` with as many threads as torch would use. Meanwhile each operation of torch uses only one.
+
+    Args:
+        max_bytes: how much may be computed before it is asked for.
+        single: the same for all streams that are read at once; None if there is one.
+        streams: how many there are. They share the threads.
+    """
+    with (single or SingleThreaded()).wanted() as threads:
+        pool = ThreadPoolExecutor(min(-(-threads // streams), THREADS_AT_MOST))
+        try:
+            yield Ahead(pool, max_bytes)
+        finally:
+            pool.shutdown(cancel_futures=True)

@@ -6,7 +6,8 @@ finite. Packed numbers are inspected by their bits, which aminmax does not know.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import isfinite, prod
 
@@ -59,6 +60,20 @@ class Health:
     def count_invalid_scales(self) -> int:
         """Return the number of elements that cannot be a scale: zero, negative or not finite. Waits for the device."""
         return int(torch.stack(self.invalid_scales).sum()) if self.invalid_scales else 0
+
+
+def bring_to_host(healths: Sequence[Health]) -> None:
+    """Bring what many have gathered to the host together, where one after the other would wait for each. Waits once."""
+    for name in ("extremes", "invalid_scales"):
+        by_kind: dict[tuple[torch.device, torch.dtype], list[Health]] = defaultdict(list)
+        for health in healths:
+            if found := getattr(health, name):
+                by_kind[found[0].device, found[0].dtype].append(health)
+        for kind in by_kind.values():
+            sizes = [len(getattr(health, name)) for health in kind]
+            together = torch.cat([one.reshape(1) for health in kind for one in getattr(health, name)]).cpu()
+            for health, found in zip(kind, together.split(sizes), strict=True):
+                setattr(health, name, [found] if name == "extremes" else list(found))
 
 
 def _magnitudes(block: torch.Tensor, encoding: Encoding) -> torch.Tensor:

@@ -37,12 +37,12 @@ from ..settings.fields import unknown_fields
 from ..settings.live_settings import settings_of
 from ..source import Holding, ManifestFacts, Stream
 from ..world import World
-from .host_buffers import HostBuffers
+from .host_memory.host_buffers import HostBuffers
 from .megatron_config import check_agreement, check_one_config
 from .module_words import refuse_other_orders, with_ones_added
 from .modules import language_models, left_beside, local_experts, router_bias_dtypes
 from .parameters import parameters_of
-from .reading import read
+from .reading import Reader
 from .refusals import refuse_parameters, refuse_stale
 
 PRODUCERS = ("shardmerge", "megatron-core", "torch")
@@ -81,7 +81,7 @@ class LiveModel:
     facts: ManifestFacts
     holdings: tuple[Holding, ...]
     stage_copies: tuple[Holding, ...]
-    buffers: HostBuffers
+    reader: Reader
 
     def settle(self) -> None:
         """Wait until every kernel that may still write to the parameters is through, on whatever stream it runs."""
@@ -90,9 +90,22 @@ class LiveModel:
         for device in {data.device for data in live if data.is_cuda}:
             torch.cuda.synchronize(device)
 
-    def read(self, holdings: Sequence[Holding], *, inspect: bool = True) -> Stream:
-        """Yield the blocks of these holdings, and what was seen of each. Blocks of a CPU model may be views of it."""
-        return read(holdings, self.buffers, inspect=inspect)
+    def read(self, holdings: Sequence[Holding], *, inspect: bool = True, streams: int = 1) -> Stream:
+        """Yield the blocks of these holdings, and what was seen of each. Blocks of a CPU model may be views of it.
+
+        Args:
+            holdings: of this source.
+            inspect: whether anybody needs to know about the numbers.
+            streams: how many streams are read at the same time.
+
+        Returns:
+            A generator, which gives back its buffers and ends its threads when it is closed.
+        """
+        return self.reader.read(holdings, inspect=inspect, streams=streams)
+
+    def release(self) -> None:
+        """Give back the host memory that reading took."""
+        self.reader.buffers.release()
 
 
 def live_model(
@@ -153,7 +166,7 @@ def live_model(
         facts,
         tuple(holdings_of(first, table, world, dtype_of, scales)),
         tuple(holdings_of(copies, table, world, dtype_of)),
-        HostBuffers(options.staging_bytes),
+        Reader(HostBuffers(options.staging_bytes)),
     )
 
 

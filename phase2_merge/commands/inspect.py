@@ -17,6 +17,7 @@ from shardmerge.common import reference as references
 from shardmerge.common.architectures import architecture_of
 from shardmerge.common.dtypes import DTYPES
 from shardmerge.common.errors import BadInputError, not_a_directory
+from shardmerge.common.manifest import Manifest
 from shardmerge.common.places import MANIFESTS
 
 from ..inspection.coverage import LayerCover, cover
@@ -31,6 +32,7 @@ from ..proof import generations
 
 Array: TypeAlias = NDArray[Any]
 # as the summary shows them; a manifest has an order of its own
+MOST_SECONDS = 1e6  # that a stall can be believed to have lasted
 AXES = ("pp", "tp", "cp", "dp", "ep", "etp", "edp")
 
 
@@ -94,7 +96,16 @@ def _dump(path: Path, rest: Unfinished) -> Inspection:
         drops=dict(drops),
         layers=layers,
         problems=(*problems, *rest.problems, *_undrawn(shares, layers)),
+        stalls=dict(_stalls(manifests)),
     )
+
+
+def _stalls(manifests: Iterable[Manifest]) -> Iterator[tuple[str, float]]:
+    """Yield for how many seconds the training of each rank stood still, as far as its manifest tells a number."""
+    for manifest in manifests:
+        seconds = manifest.statistics.get("seconds_stalled")
+        if isinstance(seconds, int | float) and 0 <= seconds < MOST_SECONDS:
+            yield f"rank {manifest.rank}", float(seconds)
 
 
 def _shares(ledger: Ledger) -> dict[str, float]:

@@ -52,7 +52,8 @@ class Ranks:
 class Inspection:
     """What was seen of a dump or an output.
 
-    `sizes` are bytes by rank or by shard, `head` is run, step and the like, `topology` sizes by axis.
+    `sizes` are bytes by rank or by shard, `head` is run, step and the like, `topology` sizes by axis. `stalls` are the
+    seconds for which each rank's training stood still, of ranks that were dumped beside it.
     """
 
     path: str
@@ -67,6 +68,7 @@ class Inspection:
     drops: dict[str, int]
     layers: tuple[LayerCover, ...]
     problems: tuple[str, ...]
+    stalls: dict[str, float] = field(default_factory=dict)
 
     @property
     def total_bytes(self) -> int:
@@ -98,6 +100,9 @@ class Inspection:
         if self.topology:
             lines += [f"Topology: {_listed(self.topology)}."]
         lines += [f"{size}: {', '.join(f'{k} {show(v)}' for k, v in sorted(self.bytes_by_dtype.items()))}."]
+        if self.stalls:
+            rank = max(self.stalls, key=lambda name: self.stalls[name])
+            lines += [f"Training stood still for at most {self.stalls[rank]:.2f} s ({rank})."]
         lines += [f"Dropped: {count:,} x {reason}." for reason, count in sorted(self.drops.items())]
         return [one_line(line) for line in lines]
 

@@ -98,7 +98,7 @@ def measure(gib: float, kind: str, rank: int, device: str, reference: Path, out:
 
 
 class Anonymous:
-    """Samples this process's anonymous memory; page cache of written files does not count."""
+    """Samples this process's anonymous and shared memory; page cache of written files does not count."""
 
     def __init__(self) -> None:
         self.before = self.peak = anonymous_bytes()
@@ -119,9 +119,9 @@ class Anonymous:
 
 
 def anonymous_bytes() -> int:
-    """RssAnon of this process."""
+    """RssAnon and RssShmem of this process: what is pinned is shared memory."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("RssAnon", "RssShmem")))
 
 
 def plain_write(tensors: list[Any], path: Path) -> float:

@@ -1,14 +1,25 @@
-"""One real rank on the device, and a reference without weights."""
+"""One real rank on the device, a reference without weights, and how several ranks are started."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import pytest
 
 from tests.gpu.test_cuda_dump import CONFIG
+from tests.worlds.topology import Topology
+
+ROOT = Path(__file__).parents[2]
+LIMIT_S = 300
+Facts: TypeAlias = dict[str, Any]
+Launch: TypeAlias = Callable[..., list[Facts]]
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +47,37 @@ def reference(tmp_path: Path) -> Path:
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf" / "config.json").write_text(json.dumps(CONFIG))
     return tmp_path / "hf"
+
+
+def started(command: list[str], **environment: str) -> str:
+    """Run Python to its end. Returns its stdout; a failure shows its stderr."""
+    path = os.pathsep.join(filter(None, [str(ROOT), *sys.path]))
+    found = subprocess.run(
+        [sys.executable, "-W", "ignore", *command], cwd=ROOT, env=os.environ | {"PYTHONPATH": path} | environment,
+        capture_output=True, text=True, timeout=LIMIT_S, check=False,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stdout[-2000:] + found.stderr[-6000:]
+    return found.stdout
+
+
+@pytest.fixture(scope="session")
+def launch() -> Launch:
+    """`launch(job, folder, topology, *more)`: run a job of `jobs` on real ranks; what each rank saw, in their order."""
+
+    def launched(job: str, folder: Path, topology: Topology, *more: str) -> list[Facts]:
+        import torch
+
+        if torch.cuda.is_available() and torch.cuda.device_count() < topology.world_size:
+            pytest.skip(f"needs {topology.world_size} GPUs")
+        sizes = {name: size for name, size in asdict(topology).items() if size != getattr(Topology(), name)}
+        ranks = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={topology.world_size}"]
+        text = started(
+            [*ranks, "-m", "tests.gpu.jobs", job, str(folder), json.dumps(sizes), *more],
+            TORCH_NCCL_TRACE_BUFFER_SIZE="2000", TORCH_FR_BUFFER_SIZE="2000", CUDA_DEVICE_MAX_CONNECTIONS="1",
+        )  # fmt: skip
+        lines = [line.split("SEEN ", 1)[1] for line in text.splitlines() if "SEEN " in line]
+        facts = sorted(map(json.loads, lines), key=lambda one: int(one["rank"]))
+        assert [one["rank"] for one in facts] == list(range(topology.world_size))
+        return facts
+
+    return launched

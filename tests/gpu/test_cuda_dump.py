@@ -14,6 +14,7 @@ from safetensors import safe_open
 
 pytestmark = pytest.mark.gpu
 
+WAYS = ("dump", "beside training", "beside training with little memory")
 LAYERS, HIDDEN, HEADS, GROUPS, HEAD_DIM, WIDTH, EXPERTS, VOCAB = 2, 768, 8, 2, 128, 512, 8, 1000
 CONFIG = {
     "architectures": ["Qwen3MoeForCausalLM"], "num_hidden_layers": LAYERS, "hidden_size": HIDDEN,
@@ -82,28 +83,37 @@ def dumped(folder: Path) -> dict[str, torch.Tensor]:
     return found
 
 
+def write(way: str, model: Any, out: Path, reference: Path, **options: Any) -> None:
+    """Dump at once, or beside training through as much memory as the rank has, or through little of it."""
+    from shardmerge.phase1_dump import dump, dump_async
+
+    given: dict[str, Any] = {"hf_reference": reference, "run_id": "gpu", "step": 1} | options
+    if way == "dump":
+        dump(model, out, **given)
+    else:
+        dump_async(model, out, host_bytes=300_000 if "little" in way else None, **given).wait()
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("staging_bytes", [1 << 12, 1 << 20, 64 << 20])
 def test_a_model_on_the_gpu_comes_out_bit_for_bit(
-    world: None, reference: Path, tmp_path: Path, staging_bytes: int
+    world: None, reference: Path, tmp_path: Path, staging_bytes: int, way: str
 ) -> None:
-    from shardmerge.phase1_dump import dump
-
     model = build()
-    dump(model, tmp_path / "d", hf_reference=reference, run_id="gpu", step=1, staging_bytes=staging_bytes)
+    write(way, model, tmp_path / "d", reference, staging_bytes=staging_bytes)
     found, wanted = dumped(tmp_path / "d"), expected(model)
     assert found.keys() == wanted.keys()
     different = [name for name in wanted if not torch.equal(found[name], wanted[name])]
     assert different == []
 
 
-def test_device_memory_stays_as_it_was(world: None, reference: Path, tmp_path: Path) -> None:
-    from shardmerge.phase1_dump import dump
-
+@pytest.mark.parametrize("way", WAYS)
+def test_device_memory_stays_as_it_was(world: None, reference: Path, tmp_path: Path, way: str) -> None:
     model = build()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    dump(model, tmp_path / "d", hf_reference=reference, run_id="gpu", step=1, staging_bytes=2 << 20)
+    write(way, model, tmp_path / "d", reference, staging_bytes=2 << 20)
     assert torch.cuda.max_memory_allocated() - before < 4 << 20
 
 

@@ -11,8 +11,18 @@ from typing import Any
 import pytest
 import torch
 
-from shardmerge.phase1_dump import dump
-from tests.gpu.test_cuda_dump import EXPERTS, GROUPS, HEAD_DIM, HEADS, LAYERS, WIDTH, build, dumped
+from tests.gpu.test_cuda_dump import (
+    EXPERTS,
+    GROUPS,
+    HEAD_DIM,
+    HEADS,
+    LAYERS,
+    WAYS,
+    WIDTH,
+    build,
+    dumped,
+    write,
+)
 
 pytestmark = pytest.mark.gpu
 
@@ -45,10 +55,11 @@ def equal(a: torch.Tensor, b: torch.Tensor) -> bool:
     return same and torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
 
 
+@pytest.mark.parametrize("way", WAYS)
 def test_blockwise_parameters_are_written_as_they_are(
-    blockwise: Any, reference: Path, tmp_path: Path
+    blockwise: Any, reference: Path, tmp_path: Path, way: str
 ) -> None:
-    dump(blockwise, tmp_path / "d", hf_reference=reference, run_id="gpu", step=1)
+    write(way, blockwise, tmp_path / "d", reference)
     found = dumped(tmp_path / "d")
     for layer in range(LAYERS):
         block, hf = blockwise.decoder.layers[layer], f"model.layers.{layer}."
@@ -69,12 +80,13 @@ def test_blockwise_parameters_are_written_as_they_are(
             assert equal(found[key + "down_proj.weight_scale_inv"], scales)
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("recipe", ["blockwise", "tensorwise", "delayed"])
 def test_dequantized_is_what_transformer_engine_computes(
-    world: None, recipe: str, reference: Path, tmp_path: Path
+    world: None, recipe: str, reference: Path, tmp_path: Path, way: str
 ) -> None:
     model = build(fp8="e4m3" if recipe == "blockwise" else "hybrid", fp8_recipe=recipe, fp8_param=True)
-    dump(model, tmp_path / "d", hf_reference=reference, run_id="gpu", step=1, dequantize=True)
+    write(way, model, tmp_path / "d", reference, dequantize=True)
     found = dumped(tmp_path / "d")
     for layer in range(LAYERS):
         experts = model.decoder.layers[layer].mlp.experts

@@ -10,8 +10,9 @@ from shardmerge.common.rectangle import Rectangle
 from shardmerge.phase1_dump.generation import Generation
 from shardmerge.phase1_dump.rectangles.parts import Part, Recipe
 from shardmerge.phase1_dump.source import Holding, ManifestFacts
-from shardmerge.phase1_dump.sources.host_buffers import HostBuffers
+from shardmerge.phase1_dump.sources.host_memory.host_buffers import HostBuffers, Pair
 from shardmerge.phase1_dump.sources.live_model import LiveModel
+from shardmerge.phase1_dump.sources.reading import Reader
 from shardmerge.phase1_dump.world import World
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
@@ -47,14 +48,18 @@ def box_of(
 
 
 class Copying(HostBuffers):
-    """Copies every block to the buffer whose turn it is, as from a GPU; the buffers are ordinary memory."""
+    """Copies every block to the buffer whose turn it is, as from a GPU."""
+
+    def new_pair(self, block_bytes: int) -> Pair:
+        return CopyingPair(block_bytes)
+
+
+class CopyingPair(Pair):
+    """Two such buffers, of ordinary memory."""
 
     def host(self, block: torch.Tensor) -> memoryview:
         flat = block.view(torch.uint8)
         return super().host(self.next_buffer(flat.numel())[: flat.numel()].copy_(flat))
-
-    def allocated(self, num_bytes: int) -> torch.Tensor:
-        return torch.empty(num_bytes, dtype=torch.uint8)
 
 
 def source_of(holdings: Sequence[Holding], buffers: HostBuffers) -> LiveModel:
@@ -62,7 +67,7 @@ def source_of(holdings: Sequence[Holding], buffers: HostBuffers) -> LiveModel:
     axes = ("tp", "cp", "pp", "dp", "ep", "etp", "edp")
     world = World(0, 1, dict.fromkeys(axes, 0), {axis: [0] for axis in axes})
     facts = ManifestFacts("LlamaForCausalLM", {}, "BF16")
-    return LiveModel(world, Generation("run", 7, "0"), facts, tuple(holdings), (), buffers)
+    return LiveModel(world, Generation("run", 7, "0"), facts, tuple(holdings), (), Reader(buffers))
 
 
 def numbers(*shape: int, dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> torch.Tensor:

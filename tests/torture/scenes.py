@@ -17,7 +17,7 @@ from tests.dumps import dumps
 from tests.dumps.dumps import Topology
 
 from . import live
-from .dumping import dump_rank, write_dump
+from .dumping import dump_rank, dump_rank_beside, write_dump
 
 ADOPTED = Topology(pp=2)  # every fragment becomes a shard
 MIXED = Topology(tp=2, pp=2)  # two fragments become shards, four shards are assembled
@@ -27,7 +27,7 @@ NO_LOCK = -1  # as on a file system whose locks hold on one node only, seen from
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One command line, the path of the folder left out; or `dump RANK`, `dump-live`, or a name of BY_HAND."""
+    """One command line, the path of the folder left out; or `dump RANK` and its like, or one of BY_HAND."""
 
     words: tuple[str, ...]
 
@@ -39,6 +39,8 @@ class Step:
         name, *rest = self.words
         if name == "dump":
             return lambda: dump_rank(folder / "dump", int(rest[0]))
+        if name == "dump-beside":
+            return lambda: dump_rank_beside(folder / "dump", int(rest[0]))
         if name == "dump-live":
             return live.dumping(folder / "dump")
         if name in BY_HAND:
@@ -151,6 +153,7 @@ class Scene:
 ONE, TWO, FINALIZE = (merge("--part", "1/2"), merge("--part", "2/2"), merge("--finalize"))
 ALL = (ONE, TWO, FINALIZE)
 LEAVE, SPOIL = (Step((name,)) for name in ("leave-shard", "spoil-shard"))
+BESIDE = Step(("dump-beside", "0"))
 THETA, OTHER_THETA = (("--set", f"config.rope_theta={number}") for number in (5, 6))
 PUBLISHED = (merge(),)
 RANK = "dump/rank-00000"
@@ -183,6 +186,8 @@ ALONE = (
     Scene("dump", dump(0), out=RANK, own=RANKS, finish=(dump(1),)),
     Scene("dump-last", dump(0), before=(dump(1),), out=RANK, own=RANKS),
     Scene("dump-resume", dump(0), out=RANK, own=RANKS, receipts=0),
+    Scene("dump-beside", BESIDE, out=RANK, own=RANKS, finish=(dump(1),), processes=True, stride=2),
+    Scene("dump-beside-resume", BESIDE, out=RANK, own=RANKS, receipts=0, processes=True, stride=5),
 )  # fmt: skip
 
 OTHER_ONE = merge("--part", "1/2", dump="dump2")
@@ -236,7 +241,7 @@ def furnish(folder: Path, scene: Scene) -> None:
         (reference / "tokenizer.json").rename(reference / more)
     (folder / "bystander").mkdir()
     (folder / "bystander" / NOTES).write_text("mine\n")
-    if scene.step.words[0] in ("dump", "dump-live"):
+    if scene.step.words[0] in ("dump", "dump-beside", "dump-live"):
         (folder / "dump").mkdir()
         return
     for number, name in enumerate(_dumps(scene)):

@@ -19,6 +19,7 @@ from tests.dumps.dumps import Topology, cuts_of, load, model_of, moe_config, pie
 from tests.phase1_dump.fragments.without_torch import ArraySource, sources
 
 RANKS = 2
+Events = Iterator[memoryview | Seen]
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +106,7 @@ def test_a_manifest_says_what_its_source_says(written: tuple[Path, set[str]]) ->
 class EarlyEnd(ArraySource):
     """Its stream ends after all bytes of the last holding, without the `Seen` that closes them."""
 
-    def read(self, holdings: Sequence[Holding], *, inspect: bool = True) -> Iterator[memoryview | Seen]:
+    def read(self, holdings: Sequence[Holding], *, inspect: bool = True, streams: int = 1) -> Events:
         remaining = len(holdings)
         for block in super().read(holdings, inspect=inspect):
             remaining -= isinstance(block, Seen)
@@ -116,7 +117,7 @@ class EarlyEnd(ArraySource):
 class EarlyEndOfReplicas(EarlyEnd):
     """The same, only where another rank's rectangles are hashed."""
 
-    def read(self, holdings: Sequence[Holding], *, inspect: bool = True) -> Iterator[memoryview | Seen]:
+    def read(self, holdings: Sequence[Holding], *, inspect: bool = True, streams: int = 1) -> Events:
         return ArraySource.read(self, holdings) if inspect else super().read(holdings, inspect=inspect)
 
 
@@ -134,7 +135,7 @@ def test_a_source_that_ends_too_early_is_refused_and_leaves_nothing(
 class TooMuch(ArraySource):
     """It goes on after the `Seen` of the last holding."""
 
-    def read(self, holdings: Sequence[Holding], *, inspect: bool = True) -> Iterator[memoryview | Seen]:
+    def read(self, holdings: Sequence[Holding], *, inspect: bool = True, streams: int = 1) -> Events:
         yield from super().read(holdings, inspect=inspect)
         yield memoryview(b"more")
 
@@ -142,7 +143,7 @@ class TooMuch(ArraySource):
 class TooManyReplicas(TooMuch):
     """The same, only where another rank's rectangles are hashed."""
 
-    def read(self, holdings: Sequence[Holding], *, inspect: bool = True) -> Iterator[memoryview | Seen]:
+    def read(self, holdings: Sequence[Holding], *, inspect: bool = True, streams: int = 1) -> Events:
         return ArraySource.read(self, holdings) if inspect else super().read(holdings, inspect=inspect)
 
 
@@ -160,7 +161,7 @@ def test_a_source_that_goes_on_too_long_is_refused_and_leaves_nothing(
 class Short(ArraySource):
     """It leaves out the last block of the first holding that has two."""
 
-    def read(self, holdings: Sequence[Holding], *, inspect: bool = True) -> Iterator[memoryview | Seen]:
+    def read(self, holdings: Sequence[Holding], *, inspect: bool = True, streams: int = 1) -> Events:
         blocks = 0
         for block, after in pairwise([*super().read(holdings, inspect=inspect), Seen()]):
             blocks = 0 if isinstance(block, Seen) else blocks + 1

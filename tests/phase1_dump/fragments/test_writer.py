@@ -33,7 +33,7 @@ from shardmerge.phase1_dump.fragments.writer import (
     write_fragment,
 )
 from shardmerge.phase1_dump.source import Holding
-from shardmerge.phase1_dump.sources.host_buffers import HostBuffers
+from shardmerge.phase1_dump.sources.host_memory.host_buffers import HostBuffers
 from tests.phase1_dump.conftest import References
 from tests.phase1_dump.dumped import GENERATION, dumped
 from tests.phase1_dump.hand_made import Copying, in_parts, numbers, raw, source_of, whole

@@ -33,7 +33,7 @@ class ArraySource:
     def settle(self) -> None:
         self.settled = True
 
-    def read(self, holdings: Sequence[Any], *, inspect: bool = True) -> Any:
+    def read(self, holdings: Sequence[Any], *, inspect: bool = True, streams: int = 1) -> Any:
         from shardmerge.phase1_dump.source import Seen
 
         assert self.settled

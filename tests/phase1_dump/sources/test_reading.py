@@ -11,7 +11,7 @@ from shardmerge.common.rectangle import Rectangle
 from shardmerge.phase1_dump.quantization.derived import Derived
 from shardmerge.phase1_dump.rectangles.parts import Part, Recipe, Scalar
 from shardmerge.phase1_dump.source import Holding, Seen
-from shardmerge.phase1_dump.sources.host_buffers import HostBuffers
+from shardmerge.phase1_dump.sources.host_memory.host_buffers import HostBuffers
 from tests.phase1_dump.hand_made import Copying, numbers, raw, source_of, whole
 
 
@@ -57,7 +57,8 @@ def test_a_block_stays_until_the_block_after_the_next_is_asked_for() -> None:
 def test_a_row_larger_than_a_buffer_makes_that_buffer_larger() -> None:
     buffers, rows = Copying(32), numbers(3, 100)
     assert events([whole("a", rows)], buffers) == [*(raw(row) for row in rows), Seen()]
-    assert [buffer.numel() for buffer in buffers.buffers] == [200, 200]
+    (pair,) = buffers.pairs
+    assert [buffer.num_bytes for buffer in pair.buffers] == [200, 200]
 
 
 def test_closing_a_stream_before_its_end_ends_its_threads() -> None:

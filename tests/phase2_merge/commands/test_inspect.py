@@ -17,6 +17,7 @@ from shardmerge.common.errors import BadInputError
 from shardmerge.phase2_merge import inspect
 from shardmerge.phase2_merge.inspection.coverage import cover
 from tests.dumps.dumps import Topology, moe_config
+from tests.dumps.refusals import edit
 from tests.dumps.worlds import MakeWorld
 
 
@@ -62,6 +63,17 @@ def test_a_whole_dump_is_covered_everywhere(world: MakeWorld) -> None:
     ]
     assert found.total_bytes == sum(len(data) for _, _, data in one.model.tensors.values())
     assert found.problems == ()
+
+
+def test_it_tells_for_how_long_training_stood_still(world: MakeWorld) -> None:
+    """Of ranks that were dumped beside it; what is no number of seconds is passed over."""
+    one = world(Topology(tp=2, pp=2)).write()
+    for rank, seconds in enumerate((0.25, 1.5, "long", -1)):
+        edit(one.dump / f"rank-{rank:05d}" / "manifest.json", statistics={"seconds_stalled": seconds})
+    found = inspect(one.dump)
+    assert found.stalls == {"rank 0": 0.25, "rank 1": 1.5}
+    assert "Training stood still for at most 1.50 s (rank 1)." in found.text()
+    assert found.facts()["stalls"] == found.stalls
 
 
 def test_a_missing_rank_leaves_holes_where_its_experts_were(world: MakeWorld) -> None:

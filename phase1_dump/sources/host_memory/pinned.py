@@ -1,0 +1,51 @@
+"""Host memory that a GPU copies to at full speed: mapped by us, registered with CUDA, and given back whole.
+
+Memory that torch pins itself stays with the process for ever. Without a GPU nothing is registered.
+"""
+
+from __future__ import annotations
+
+import mmap
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(slots=True)
+class PinnedMemory:
+    """A map, and the tensor of its bytes. `is_registered`: CUDA knows it, until `release`."""
+
+    map: mmap.mmap
+    tensor: torch.Tensor
+    is_registered: bool = False
+
+    @property
+    def num_bytes(self) -> int:
+        """How many bytes it has."""
+        return self.tensor.numel()
+
+    @classmethod
+    def allocated(cls, num_bytes: int) -> PinnedMemory:
+        """Return new memory of this process. Raises RuntimeError if CUDA refuses to register it."""
+        return cls.of(mmap.mmap(-1, max(1, num_bytes)))
+
+    @classmethod
+    def of(cls, memory: mmap.mmap) -> PinnedMemory:
+        """Return mapped memory, registered if there is a GPU. Raises RuntimeError if CUDA refuses."""
+        pinned = cls(memory, torch.frombuffer(memory, dtype=torch.uint8))
+        if torch.cuda.is_available():
+            runtime: Any = torch.cuda.cudart()
+            torch.cuda.check_error(
+                int(runtime.cudaHostRegister(pinned.tensor.data_ptr(), pinned.num_bytes, 0))
+            )
+            pinned.is_registered = True
+        return pinned
+
+    def release(self) -> None:
+        """Give the memory back: no view of it may be used any more."""
+        if self.is_registered:
+            runtime: Any = torch.cuda.cudart()
+            torch.cuda.check_error(int(runtime.cudaHostUnregister(self.tensor.data_ptr())))
+            self.is_registered = False
+        self.tensor = torch.empty(0, dtype=torch.uint8)

@@ -1,0 +1,46 @@
+"""A small model that modelopt quantized, dumped from where it lies: `tests.gpu.quantized RECIPE FOLDER DEVICE`.
+
+One process alone. Prints what was written as a line that begins with SEEN. Must not judge.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
+
+
+def main(name: str, folder: Path, device: str) -> None:
+    from tests.worlds.cpu import prepare
+    from tests.worlds.fake import build_model, join_model_parallel, leave_model_parallel
+    from tests.worlds.filling import fill
+    from tests.worlds.hf_config import hf_config
+    from tests.worlds.quantizing import QWEN3_MOE, QWEN3_MOE_IN_BLOCKS, quantize, recipe
+    from tests.worlds.topology import SINGLE
+
+    from .jobs import both, checksums
+
+    if device == "cpu":
+        prepare()
+    family = QWEN3_MOE_IN_BLOCKS if name == "FP8_BLOCK" else QWEN3_MOE
+    (folder / "hf").mkdir(exist_ok=True)
+    config = hf_config(family) | {"architectures": [family.architecture]}
+    (folder / "hf" / "config.json").write_text(json.dumps(config))
+    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    join_model_parallel(SINGLE)
+    try:
+        chunks = build_model(family, SINGLE, device=device)
+        fill(chunks, family, SINGLE, 0)
+        quantize(chunks, family, SINGLE, 0, recipe(name))
+        there, here = both([chunk.to(device) for chunk in chunks], folder / device, folder / "hf")
+    finally:
+        leave_model_parallel()
+    facts = {"written": checksums(there), "same": checksums(there) == checksums(here), "dtypes": there.dtypes}
+    print("SEEN " + json.dumps(facts | {"scalars": there.quantization.as_json()["scalars"]}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3])

@@ -1,0 +1,1 @@
+"""Tests of a dump that another process writes: its values, its ends, its memory, and who outlives whom."""
