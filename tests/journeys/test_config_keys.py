@@ -61,16 +61,21 @@ def _is_idle(key: str, config: Json) -> bool:
     return key == "topk_group" and config["n_group"] == 1
 
 
+def _changed_inside(held: Any, key: str) -> Json | None:
+    """Return the same of what a key holds: the config of a composite's language model, or options of rotation."""
+    if not isinstance(held, dict):
+        return None
+    if "model_type" in held:
+        return _changed(held, key)
+    return {**held, key: held[key] * 3} if isinstance(held.get(key), int | float | list) else None
+
+
 def _changed(config: Json, key: str) -> Json | None:
     """Return a config.json in which a key holds another value of its type, None where none is known."""
     name, _, inner = key.partition(".")
-    if inner and isinstance(config.get(name), dict) and "model_type" in config[name]:  # of a composite
-        own = _changed(config[name], inner)
-        return own and {**config, name: own}
     if inner:
-        held = config.get(name)
-        numbers = isinstance(held, dict) and isinstance(held.get(inner), int | float | list)
-        return {**config, name: {**held, inner: held[inner] * 3}} if numbers and held else None
+        own = _changed_inside(config.get(name), inner)
+        return own and {**config, name: own}
     others: Json = {
         "rope_scaling": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0},
         "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0},
