@@ -24,6 +24,8 @@ from tests.dumps import dumps
 from tests.dumps.dumps import Topology
 from tests.dumps.quantized_dumps import dump_quantized
 from tests.phase2_merge.proof.config.mtp_dumps import NEMOTRON, Written, nemotron_shapes
+from tests.worlds.checkpoints import write_hf_checkpoint
+from tests.worlds.families import by_name
 from tests.worlds.gloo import GlooRanks
 from tests.worlds.hf_config import hf_config
 from tests.worlds.quantizing import QWEN3_MOE
@@ -37,7 +39,9 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.M | re.S)
 NOT_RUN = {
     "pip install": "tests/test_wheel.py installs the wheel in environments of its own.",
     "make setup": "These are the verbs of the Makefile, of which this test is a part.",
-    "shardmerge merge dump out --hf-reference Qwen3-VL": "No table of that class is here yet.",
+    "torchrun --nproc-per-node 8 -m shardmerge.phase1_dump --architecture": "tests/journeys/test_own_table.py runs it.",
+    "job=$(sbatch": "It needs Slurm.",
+    "dump=$1": "It needs Slurm.",
     "hf upload": "It needs an account; which files it selects is tested by the Hub's own filter.",
 }
 
@@ -134,8 +138,24 @@ def with_provider(folder: Path) -> dict[str, str]:
     return {"SHARDMERGE_DEMO_CHECKPOINT": str(made / "megatron"), "PYTHONWARNINGS": "ignore"}
 
 
+def on_disk(folder: Path) -> dict[str, str]:
+    """A reference, and a checkpoint of the same model that megatron-core saved."""
+    environment = with_provider(folder)
+    shutil.copytree(environment["SHARDMERGE_DEMO_CHECKPOINT"], folder / "iter_0120000")
+    return environment
+
+
+def with_tower(folder: Path) -> None:
+    """A dump of a language model, and a reference that holds a vision tower beside it."""
+    family = by_name("qwen3_vl_moe")
+    with GlooRanks(size=1) as ranks:
+        ranks.call(write_hf_checkpoint, family, folder / "Qwen3-VL-30B-A3B")
+        ranks.call(dump_quantized, family, SINGLE, "none", folder / DUMP, folder / "Qwen3-VL-30B-A3B")
+
+
 def with_steps(folder: Path) -> None:
-    """A dump with a step of multi-token prediction, and its reference."""
+    """Instead of the dump that is there, one with a step of multi-token prediction, and its reference."""
+    shutil.rmtree(folder / DUMP, ignore_errors=True)
     written = Written(folder, NEMOTRON, nemotron_shapes())
     written.reference.rename(folder / "NVIDIA-Nemotron-3-Super-120B-A12B-BF16")
 

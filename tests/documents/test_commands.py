@@ -24,13 +24,15 @@ PREPARED: Final[Mapping[str, Callable[[Path], Any]]] = {
     "dump.md": sandbox.with_provider,
     "merge.md": sandbox.qwen3_moe,
     "metadata.md": sandbox.merged,
-    "grafts.md": sandbox.with_steps,
+    "grafts.md": sandbox.with_tower,
+    "checkpoint.md": sandbox.on_disk,
 }
 # words of a block -> what is done before it
 BEFORE: Final[Mapping[str, Callable[[Path], Any]]] = {
     "node-0/dump": sandbox.two_nodes,
     "facts.dimensions.vocab": sandbox.miscounted,
     "Qwen3-30B-A3B-FP8": sandbox.quantized,
+    "--drop-mtp": sandbox.with_steps,
 }
 
 
