@@ -40,6 +40,8 @@ def test_an_architecture_without_a_table(world: MakeWorld) -> None:
 def test_a_dump_that_is_no_directory(world: MakeWorld) -> None:
     one = world().write()
     shutil.rmtree(one.dump)
+    assert "does not exist" in refusal(one, tree.BadInputError, 2).what
+    one.dump.write_text("")
     assert "is not a directory" in refusal(one, tree.BadInputError, 2).what
 
 

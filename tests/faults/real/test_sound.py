@@ -13,7 +13,8 @@ from tests.faults.real.conftest import Victim
 @pytest.mark.parametrize("name", ["experts", "pieces", "one_stage"])
 def test_dumps_are_whole_before_they_are_spoiled(victim: Callable[[str], Victim], name: str) -> None:
     one = victim(name)
-    assert check([one.dump], hf_reference=one.reference).warnings == ()
+    (warning,) = check([one.dump], hf_reference=one.reference).warnings
+    assert warning.startswith("no tokenizer is beside config.json")
 
 
 @pytest.mark.parametrize("name", ["experts", "pieces"])
