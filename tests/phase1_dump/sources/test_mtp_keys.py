@@ -124,7 +124,7 @@ def test_every_key_is_claimed_and_every_tensor_but_copies_is_held(
 def test_keys_of_transformer_engines_modules_are_claimed_too(
     family: Family, checkpoints: dict[str, Path], te_ranks: GlooRanks
 ) -> None:
-    topology = Topology(tp=2, pp=2, ep=2 if family.experts else 1, dp=2)
+    topology = Topology(tp=2, pp=2, ep=2, dp=2) if family.experts else Topology(tp=2, pp=2)
 
     unclaimed, names = te_ranks.call(claims, family, topology, checkpoints[family.name], True)
 
@@ -233,9 +233,10 @@ def test_how_steps_are_cut_changes_no_byte(
     """Also those with Mamba mixers and dense layers, which no importer puts into steps."""
     shapes = shapes_held(checkpoints[family.name])
 
+    cut = Topology(tp=2, pp=2, ep=2, etp=2, dp=2) if family.experts else Topology(tp=2, pp=2)
     one, many = (
         filled(family, topology, tmp_path / topology.name, checkpoints[family.name])
-        for topology in (SINGLE, Topology(tp=2, pp=2, ep=2, etp=2, dp=2))
+        for topology in (SINGLE, cut)
     )
 
     assert len(many) > len(one) == len(shapes)
