@@ -55,6 +55,7 @@ QWEN3_5 = Architecture(
     _dense_layers,
     mtp=step_of(STEP),
     settings=SETTINGS,
+    oracles=("Megatron-Bridge", "transformers"),
 )
 
 QWEN3_5_MOE = Architecture(
@@ -72,6 +73,7 @@ QWEN3_5_MOE = Architecture(
         always("router_normalized", True),
         always("shared_expert_gate", True),
     ),
+    oracles=("Megatron-Bridge", "transformers"),
     experts=Spellings((Spelling.PACKED, Spelling.PER_EXPERT), (Spelling.PER_EXPERT, Spelling.PACKED)),
 )
 
@@ -82,6 +84,7 @@ QWEN3_5_VL = composite_of(
     renamed=QWEN_NAMES,
     place=qwen_place("transformers models/qwen3_5/modeling_qwen3_5.py"),
     vision_keys=QWEN_VISION_KEYS,
+    oracles=("Megatron-Bridge", "transformers"),
     agree=WIDTHS,
 )
 QWEN3_5_MOE_VL = composite_of(
@@ -90,5 +93,6 @@ QWEN3_5_MOE_VL = composite_of(
     renamed=QWEN_NAMES,
     place=qwen_place("transformers models/qwen3_5_moe/modeling_qwen3_5_moe.py"),
     vision_keys=QWEN_VISION_KEYS,
+    oracles=("Megatron-Bridge", "transformers"),
     agree=WIDTHS,
 )

@@ -128,4 +128,5 @@ QWEN3_NEXT = Architecture(
         STEP.setting(),
     ),
     experts=EITHER,
+    oracles=("Megatron-Bridge", "transformers"),
 )
