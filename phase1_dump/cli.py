@@ -90,9 +90,7 @@ def rank_report(path: Path) -> Path:
     "--max-fragment-size",
     "max_fragment_bytes",
     type=SIZE,
-    default="5GB",
-    show_default=True,
-    help="Largest fragment file, as 5GB or 512MiB.",
+    help="Of a model: largest fragment file, as 5GB or 512MiB.  [default: 5GB]",
 )
 @click.option(
     "--max-share-size", "max_share_bytes", type=SIZE, help="Of a checkpoint: size of a share, at most 5GB."
@@ -143,18 +141,30 @@ def dump(
     _refuse(options, OF_CHECKPOINT, "--checkpoint")
     if options["step"] is None:
         raise BadInputError("the training step is missing", "Give --step.")
-    of_model = {name: value for name, value in options.items() if name not in OF_CHECKPOINT}
+    of_model = {
+        name: value
+        for name, value in options.items()
+        if name not in OF_CHECKPOINT and (name, value) != ("max_fragment_bytes", None)
+    }
     return _dump_model(str(model_provider), out=out, run_id=run_id, wait=wait, **of_model)
 
 
 OF_CHECKPOINT = ("max_share_bytes", "workers", "dry_run")
-OF_MODEL = ("step", "attempt", "dequantize", "params_synced", "check_replicas", "drop_vision")
+OF_MODEL = (
+    "step",
+    "attempt",
+    "max_fragment_bytes",
+    "dequantize",
+    "params_synced",
+    "check_replicas",
+    "drop_vision",
+)
 
 
 def _refuse(options: Mapping[str, Any], names: tuple[str, ...], what: str) -> None:
     """Raise BadInputError if options were given that are of the other kind of dump."""
-    given = [name for name in names if options[name] not in (None, False)]
-    if strange := [f"--{name.removesuffix('_bytes').replace('_', '-')}" for name in given]:
+    spelled = {parameter.name: parameter.opts[0] for parameter in dump.params}
+    if strange := [spelled[name] for name in names if options[name] not in (None, False)]:
         raise BadInputError(f"{', '.join(strange)} is for {what} alone", "Leave it out.")
 
 

@@ -21,12 +21,13 @@ from shardmerge.common.dtypes import BITS, DTYPES
 from shardmerge.common.errors import BadInputError, CorruptFileError, not_a_directory
 from shardmerge.common.places import INDEX, MANIFESTS, SINGLE
 
+from ..disk.hashing import checksums
 from ..ledger import table
 from ..ledger.rank_directories import discover
+from ..proof.tensors.tiling import untiled
 from . import records
 
 Shape: TypeAlias = tuple[int, ...]
-READ_BYTES = 16 << 20  # at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +59,14 @@ class Tensor:
         return frozenset((cell.offset, cell.xxh3_128) for cell in self.cells)
 
     def is_whole(self) -> bool:
-        """Whether the cells have as many elements as the tensor: it may be a dump whose ranks are not all there."""
-        return sum(prod(cell.shape) for cell in self.cells) == prod(self.shape)
+        """Whether the cells hold each element once: it may be a dump whose ranks are not all there, or overlap."""
+        whole = self.shape or (1,)  # a scalar
+        boxes = [(cell.offset or (0,), cell.shape or (1,)) for cell in self.cells]
+        offsets, shapes = (
+            [np.array(sizes) for sizes in zip(*column, strict=True)] for column in zip(*boxes, strict=True)
+        )
+        number = np.zeros(len(boxes), np.int64)
+        return not untiled(number, offsets, shapes, [np.array([size]) for size in whole]).size
 
     def num_bytes(self) -> int:
         return prod(self.shape) * BITS[self.dtype] // 8
@@ -71,25 +78,16 @@ class Tensor:
         """
         if len(self.cells) == 1 and (known := self.cells[0].xxh3_128) is not None:
             return known, 0
-        if len(self.cells) == 1:
-            return self._of_one(self.cells[0]), self.num_bytes()
+        if len(self.cells) == 1:  # it may be larger than memory
+            (cell,) = self.cells
+            span = (cell.begin, cell.begin + self.num_bytes())
+            return next(checksums(cell.path, [span], lambda _: None)), self.num_bytes()
         whole = np.zeros(self._in_bytes(self.shape, 1), np.uint8)
         for cell in self.cells:
             begin, size = self._in_bytes(cell.offset, 0), self._in_bytes(cell.shape, 1)
             box = tuple(slice(first, first + length) for first, length in zip(begin, size, strict=True))
             whole[box] = np.frombuffer(self._read(cell), np.uint8).reshape(size)
-        return xxhash.xxh3_128_hexdigest(whole.tobytes()), self.num_bytes()
-
-    def _of_one(self, cell: Cell) -> str:
-        """Hash a cell a little at a time: it may be larger than memory."""
-        digest, left, at = xxhash.xxh3_128(), self.num_bytes(), cell.begin
-        with open(regular_files.open_for_reading(cell.path, self.root), "rb", buffering=0) as file:
-            while left and (data := regular_files.read_at(file.fileno(), min(left, READ_BYTES), at)):
-                digest.update(data)
-                left, at = left - len(data), at + len(data)
-        if left:
-            raise CorruptFileError(str(cell.path), f"it ends {left:,} bytes too early")
-        return digest.hexdigest()
+        return xxhash.xxh3_128_hexdigest(whole.data), self.num_bytes()
 
     def _read(self, cell: Cell) -> bytes:
         count = prod(cell.shape) * BITS[self.dtype] // 8

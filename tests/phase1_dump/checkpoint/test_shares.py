@@ -127,10 +127,30 @@ def test_a_dry_run_names_files_and_writes_nothing(saved: Saved, tmp_path: Path) 
     assert not (tmp_path / "dump").exists()
 
 
-@pytest.mark.parametrize("strange", ["--step=3", "--dequantize", "--check-replicas"])
+@pytest.mark.parametrize(
+    "strange", ["--step=3", "--dequantize", "--check-replicas", "--max-fragment-size=1GB"]
+)
 def test_options_of_a_model_are_refused(saved: Saved, tmp_path: Path, strange: str) -> None:
     options = ["--checkpoint", str(saved.path), "--hf-reference", str(saved.reference), "--run-id", "run"]
     shown = CliRunner().invoke(main, ["dump", *options, "--out", str(tmp_path / "dump"), strange])
 
     assert shown.exit_code == 2
-    assert "is for --model-provider alone" in shown.output
+    assert f"{strange.partition('=')[0]} is for --model-provider alone" in shown.output
+
+
+def test_options_of_a_checkpoint_are_refused_by_their_names(saved: Saved, tmp_path: Path) -> None:
+    options = [
+        "--model-provider",
+        "a:b",
+        "--hf-reference",
+        str(saved.reference),
+        "--run-id",
+        "run",
+        "--step",
+        "3",
+    ]
+    strange = ["--max-share-size", "1GB", "--workers", "2"]
+    shown = CliRunner().invoke(main, ["dump", *options, "--out", str(tmp_path / "dump"), *strange])
+
+    assert shown.exit_code == 2
+    assert "--max-share-size, --workers is for --checkpoint alone" in shown.output

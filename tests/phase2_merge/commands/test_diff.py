@@ -14,7 +14,7 @@ from shardmerge.common.command.group import main
 from shardmerge.common.errors import BadInputError
 from shardmerge.phase2_merge import diff, merge
 from tests.dumps import dumps
-from tests.dumps.dumps import Topology, moe_config
+from tests.dumps.dumps import Cut, Topology, moe_config
 from tests.dumps.worlds import MakeWorld, World
 
 CHANGED = ("model.layers.1.mlp.experts.2.up_proj.weight", "model.norm.weight")
@@ -79,6 +79,20 @@ def test_half_of_a_tensor_is_not_compared(world: MakeWorld, tmp_path: Path) -> N
     cut = {name for name, pieces in one.cuts.items() if len(pieces) == 2}
     assert set(found.partial) == cut
     assert "In part on one side, not compared: " in found.text()
+
+
+def test_a_tensor_with_a_gap_and_an_overlap_of_the_same_size_is_not_compared(
+    world: MakeWorld, tmp_path: Path
+) -> None:
+    """The gap would count as zeros, which the tensor holds."""
+    name = "model.layers.0.mlp.gate_proj.weight"
+    one = world(Topology(tp=2))
+    dtype, shape, data = one.model.tensors[name]
+    one.model.tensors[name] = (dtype, shape, bytes(len(data)))
+    first = one.cuts[name][0]
+    one.cuts[name][1] = Cut(1, first.offset, first.shape)
+    one.write(weights=True)
+    assert diff(one.dump, one.reference).partial == (name,)
 
 
 def test_the_exit_code_says_what_git_says_if_it_is_asked(world: MakeWorld, tmp_path: Path) -> None:
