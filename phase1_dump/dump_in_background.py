@@ -6,12 +6,11 @@ Must not know how a model is read (`sources/`), nor how the child writes (`backg
 from __future__ import annotations
 
 import atexit
-import gc
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import nn
 from shardmerge.common.architectures import Architecture
 from shardmerge.common.command.talk import say
 from shardmerge.common.errors import BadInputError, StillDumpingError, WriterDiedError
+from shardmerge.common.processes import garbage_collector
 
 from .background.dumping import Dumping
 from .background.messages import Abandon, Begin, Complete, Job, Memory
@@ -184,15 +184,23 @@ def dump_async(
     refuse_foreign(chunks)
     refuse_uninitialized(chunks)
     world, background = world_of(unwrap(chunks[0])), background_of(os.getpid())
-    with background.lock, _collector_paused():
+    with background.lock, garbage_collector.paused():
         _let_finish(background, if_busy, world.rank, folder)
         forget_failure(folder, world.rank)
         dumping = Dumping(folder, world.rank, run_id, on_error, None)
         try:
             refuse_existing(folder, world.rank)
             generation = Generation(run_id, step, attempt_of() if attempt is None else attempt)
-            options = Options(params_synced, dtype_from_reference, dequantize, drop_mtp, drop_vision, experts,
-                              architecture, staging_bytes)  # fmt: skip
+            options = Options(
+                params_synced=params_synced,
+                dtype_from_reference=dtype_from_reference,
+                dequantize=dequantize,
+                drop_mtp=drop_mtp,
+                drop_vision=drop_vision,
+                experts=experts,
+                architecture=architecture,
+                staging_bytes=staging_bytes,
+            )
             source = live_model(chunks, world, generation, Path(hf_reference), options)
             plan = plan_rank(source, max_fragment_bytes=max_fragment_bytes, check_replicas=check_replicas)
             plan, holdings, num_bytes = with_spots(plan)
@@ -207,18 +215,6 @@ def dump_async(
                 raise
             dumping.failed(error)
     return dumping
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Keep Python from looking for garbage, which can take a third of a second in a process that trains."""
-    before = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if before:
-            gc.enable()
 
 
 def _positive(host_bytes: int | None) -> int | None:

@@ -92,14 +92,14 @@ def dump(
         refuse_existing(folder, world.rank)
         generation = Generation(run_id, step, attempt_of() if attempt is None else attempt)
         options = Options(
-            params_synced,
-            dtype_from_reference,
-            dequantize,
-            drop_mtp,
-            drop_vision,
-            experts,
-            architecture,
-            staging_bytes,
+            params_synced=params_synced,
+            dtype_from_reference=dtype_from_reference,
+            dequantize=dequantize,
+            drop_mtp=drop_mtp,
+            drop_vision=drop_vision,
+            experts=experts,
+            architecture=architecture,
+            staging_bytes=staging_bytes,
         )
         source = live_model(chunks, world, generation, Path(hf_reference), options)
         try:

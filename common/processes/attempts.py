@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..places import MANIFEST, OWNER, RANK_PARTIAL, rank_name
 from . import owner
 from .owner import Owner, State
-from .places import MANIFEST, OWNER, RANK_PARTIAL, rank_name
 
 
 @dataclass(frozen=True, slots=True)

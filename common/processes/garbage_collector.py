@@ -1,6 +1,7 @@
-"""Pauses Python's garbage collector while millions of objects are made, none of which is part of a cycle.
+"""Pauses Python's garbage collector where it costs more than it finds.
 
-The collector would otherwise take a tenth of the time. What the objects are is not known here.
+Millions of objects of which none is part of a cycle take a tenth longer with it, and it can keep a process that trains
+for a third of a second. What the objects are is not known here.
 """
 
 from __future__ import annotations

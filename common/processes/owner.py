@@ -16,9 +16,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from . import canonical_json, plausible_sizes, regular_files
-from .errors import CorruptFileError
-from .places import new_token
+from .. import canonical_json, plausible_sizes, regular_files
+from ..errors import CorruptFileError
+from ..places import new_token
 
 # in place of when a process started: there is one, but of another user, and the kernel shows no more
 HIDDEN = -1

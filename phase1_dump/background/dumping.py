@@ -11,10 +11,10 @@ from threading import RLock
 from typing import Literal
 
 from shardmerge.common import manifest as manifests
-from shardmerge.common.attempts import is_complete
 from shardmerge.common.errors import WriterDiedError
 from shardmerge.common.manifest import Manifest
 from shardmerge.common.places import MANIFEST, rank_name
+from shardmerge.common.processes.attempts import is_complete
 
 from ..fragments.attempts import clear_ended
 from ..fragments.failed_ranks import record_failure

@@ -17,11 +17,9 @@ from pathlib import Path
 import xxhash
 
 from shardmerge.common import canonical_json, dtypes, reference
-from shardmerge.common.architectures import Architecture, Blueprint, Claim, Layout, Tensor, blueprint, own
+from shardmerge.common.architectures import Architecture, Blueprint, Claim, Layout, Tensor, blueprint
 from shardmerge.common.architectures.keys import is_mtp
-from shardmerge.common.architectures.spelling import asked
 from shardmerge.common.errors import (
-    ArchitectureTableError,
     MismatchError,
     ShardmergeError,
     UnclaimedParameterError,
@@ -31,9 +29,10 @@ from shardmerge.common.errors.several import raise_problems
 from shardmerge.common.rectangle import Shape
 from shardmerge.common.reference import Reference
 
+from ..rectangles.bound_table import bound_table
 from ..rectangles.claims import Claimed
 from ..rectangles.experts import respelled
-from ..rectangles.layouts import missing_dimensions, pieces_of
+from ..rectangles.layouts import pieces_of
 from ..rectangles.layouts.box import Box
 from ..rectangles.parameter import Parameter
 from ..rectangles.written_dtypes import dtype_chooser
@@ -133,7 +132,7 @@ def plan_of(checkpoint: Path, hf_reference: Path, options: Options) -> Plan:
     """
     folder = find(checkpoint)
     known = reference.read(hf_reference)
-    bound = _table(known, options)
+    bound = bound_table(known, options.architecture, options.experts)
     described = read_metadata(folder.open_metadata, folder.metadata_bytes, str(folder.path / METADATA))
     raise_problems(_refusals(folder, [*described.tensors, *described.objects]))
     table = table_of(described, is_of_the_model)
@@ -162,18 +161,6 @@ def plan_of(checkpoint: Path, hf_reference: Path, options: Options) -> Plan:
         (columns[0], columns[1], columns[2], columns[3]),
         digest,
     )
-
-
-def _table(known: Reference, options: Options) -> Blueprint:
-    """Return the table of a reference. Raises what `sources.live_model` raises for the same choices."""
-    given = None if options.architecture is None else own.named(options.architecture)
-    table = blueprint(known.config, known.tensors, table=given)
-    if lacking := missing_dimensions(table):
-        raise ArchitectureTableError(table.architecture.name, f"dimensions() lacks {', '.join(lacking)}")
-    if options.experts is None:
-        return table
-    wanted = asked(table.architecture, table.dimensions.get("num_experts", 0), options.experts)
-    return blueprint(known.config, known.tensors, wanted, given)
 
 
 def _first_of_each(stored: Sequence[StoredKey], bound: Blueprint) -> Iterator[Claimed]:

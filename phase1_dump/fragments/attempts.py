@@ -15,10 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from shardmerge.common import canonical_json, durable, places
-from shardmerge.common.attempts import Attempt, attempts, is_own_folder
 from shardmerge.common.command.talk import say
 from shardmerge.common.errors import OutputLockedError
-from shardmerge.common.owner import Owner, State
+from shardmerge.common.processes.attempts import Attempt, attempts, is_own_folder
+from shardmerge.common.processes.owner import Owner, State
 
 TRIES = 20
 

@@ -13,11 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from shardmerge.common import canonical_json, durable, owner, places, regular_files
-from shardmerge.common.attempts import is_complete
+from shardmerge.common import canonical_json, durable, places, regular_files
 from shardmerge.common.command.talk import say
 from shardmerge.common.errors import CorruptFileError, ShardmergeError
-from shardmerge.common.owner import Owner, State
+from shardmerge.common.processes import owner
+from shardmerge.common.processes.attempts import is_complete
+from shardmerge.common.processes.owner import Owner, State
 
 from .attempts import running
 

@@ -10,10 +10,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from shardmerge.common import durable, owner
-from shardmerge.common.attempts import is_complete
+from shardmerge.common import durable
 from shardmerge.common.errors import OutputExistsError
 from shardmerge.common.places import rank_name, rank_partial
+from shardmerge.common.processes import owner
+from shardmerge.common.processes.attempts import is_complete
 
 from .attempts import begin, clear_ended, discard, make_way
 from .failed_ranks import forget_failures

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shardmerge.common import places
-from shardmerge.common.attempts import Attempt, attempts, is_complete
 from shardmerge.common.errors import OutputExistsError, OutputLockedError, ShardmergeError
-from shardmerge.common.owner import State
+from shardmerge.common.processes.attempts import Attempt, attempts, is_complete
+from shardmerge.common.processes.owner import State
 
 from ..checkpoint.plan import Plan
 from ..checkpoint.share import share_of

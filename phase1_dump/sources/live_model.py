@@ -14,21 +14,19 @@ import torch
 from torch import nn
 
 from shardmerge.common import reference
-from shardmerge.common.architectures import Architecture, Blueprint, blueprint, own
+from shardmerge.common.architectures import Architecture, Blueprint, blueprint
 from shardmerge.common.architectures.digest import table_digest
 from shardmerge.common.architectures.keys import is_mtp
-from shardmerge.common.architectures.spelling import asked
-from shardmerge.common.errors import ArchitectureTableError
 
 from ..generation import Generation
 from ..quantization import modelopt
 from ..quantization.element_types import dtype_name
 from ..quantization.packed_claims import kv_caches, pack_claims
+from ..rectangles.bound_table import bound_table
 from ..rectangles.claims import Claimed, claim_all
 from ..rectangles.expert_ids import check_expert_ids
 from ..rectangles.experts import respelled, spellings_of
 from ..rectangles.holdings import holdings_of
-from ..rectangles.layouts import missing_dimensions
 from ..rectangles.parameter import Parameter
 from ..rectangles.parts import Scalar
 from ..rectangles.quantization_facts import KVCache, facts_of
@@ -128,7 +126,7 @@ def live_model(
     """
     refuse_stale([] if options.params_synced else chunks)
     known = reference.read(hf_reference)
-    table = _table(known, options)
+    table = bound_table(known, options.architecture, options.experts)
     models = language_models(chunks, table, world.rank)
     beside = left_beside(chunks, models, table, world.rank, drop_vision=options.drop_vision)
     refuse_parameters(models, world.rank, dequantize=options.dequantize)
@@ -168,22 +166,6 @@ def live_model(
         tuple(holdings_of(copies, table, world, dtype_of)),
         Reader(HostBuffers(options.staging_bytes)),
     )
-
-
-def _table(known: reference.Reference, options: Options) -> Blueprint:
-    """Return the table of a reference.
-
-    Raises ExpertSpellingError for a spelling that readers do not take, ArchitectureTableError for a table without what
-    its layouts need, and whatever `own.named` and `blueprint` raise.
-    """
-    given = None if options.architecture is None else own.named(options.architecture)
-    table = blueprint(known.config, known.tensors, table=given)
-    if lacking := missing_dimensions(table):
-        raise ArchitectureTableError(table.architecture.name, f"dimensions() lacks {', '.join(lacking)}")
-    if options.experts is None:
-        return table
-    wanted = asked(table.architecture, table.dimensions.get("num_experts", 0), options.experts)
-    return blueprint(known.config, known.tensors, wanted, given)
 
 
 def _claim(

@@ -11,12 +11,13 @@ from typing import TextIO
 
 import numpy as np
 
-from shardmerge.common import canonical_json, durable, owner, places
+from shardmerge.common import canonical_json, durable, places
 from shardmerge.common.architectures import Architecture
 from shardmerge.common.command.talk import say
 from shardmerge.common.dtypes import DTYPES
 from shardmerge.common.errors import ShardsChangedError
 from shardmerge.common.places import LEDGER, PLAN, REPORT
+from shardmerge.common.processes import owner
 
 from ..assembly.assemble import STAGING_BYTES
 from ..hf_files import config_json, index_json, sidecars

@@ -10,11 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from shardmerge.common import owner, places
+from shardmerge.common import places
 from shardmerge.common.architectures import Architecture
 from shardmerge.common.command.byte_count import show
 from shardmerge.common.errors import OutputExistsError
 from shardmerge.common.errors.wording import counted
+from shardmerge.common.processes import owner
 
 from ..assembly.assemble import STAGING_BYTES
 from ..options import ADOPT, Asked, Uncalibrated, refuse_nested

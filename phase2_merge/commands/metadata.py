@@ -12,12 +12,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from shardmerge.common import canonical_json, owner, places, plausible_sizes, regular_files
+from shardmerge.common import canonical_json, places, plausible_sizes, regular_files
 from shardmerge.common import reference as references
 from shardmerge.common.architectures import Architecture, own
 from shardmerge.common.errors import CorruptFileError, OutputExistsError, not_a_directory
 from shardmerge.common.errors.wording import be, counted
 from shardmerge.common.places import HF_QUANT_CONFIG
+from shardmerge.common.processes import owner
 
 from ..corrections import record
 from ..corrections.changes import Change

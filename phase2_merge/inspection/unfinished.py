@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from shardmerge.common.attempts import Attempt, attempts, is_complete
-from shardmerge.common.owner import State
 from shardmerge.common.places import RANK_FAILED
+from shardmerge.common.processes.attempts import Attempt, attempts, is_complete
+from shardmerge.common.processes.owner import State
 
 from ..ledger.rank_directories import reason
 

@@ -20,8 +20,8 @@ from typing import Any, TextIO
 from shardmerge.common import canonical_json, durable, places, plausible_sizes, regular_files
 from shardmerge.common.command.talk import say
 from shardmerge.common.errors import CorruptFileError, LockLostError
-from shardmerge.common.owner import Owner
 from shardmerge.common.places import JOURNAL, NEXT
+from shardmerge.common.processes.owner import Owner
 
 from . import lock
 from .lock import Lock

@@ -1,10 +1,10 @@
 """The lock of an output: one for each, whatever its folder is called at the moment, held by everyone who writes there.
 
 It has two halves. `.shardmerge/lock` is locked with flock, which ends with its process, but which some file systems do
-not have and others keep on one host. Beside it every writer leaves a record of itself (`common/owner`), which all hosts
-see, but which outlives its process. A writer first writes its own record and then reads those of others, so of two that
-come at once at most one goes on. Before it publishes or removes something, it looks whether its own is still there:
---break-lock takes it away.
+not have and others keep on one host. Beside it every writer leaves a record of itself (`common/processes/owner`), which
+all hosts see, but which outlives its process. A writer first writes its own record and then reads those of others, so
+of two that come at once at most one goes on. Before it publishes or removes something, it looks whether its own is
+still there: `--break-lock` takes it away.
 
 The lock file holds nothing, is never removed, and goes with its folder when that is renamed. Therefore whoever has
 locked it looks whether it is still the one at the path, and otherwise begins anew. Must not know what is written.
@@ -22,10 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from shardmerge.common import canonical_json, durable, owner, places
+from shardmerge.common import canonical_json, durable, places
 from shardmerge.common.command.talk import say
 from shardmerge.common.errors import CorruptFileError, LockLostError, OutputLockedError
-from shardmerge.common.owner import Owner, State
+from shardmerge.common.processes import owner
+from shardmerge.common.processes.owner import Owner, State
 
 NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}  # a file system that cannot lock
 SOMEBODY = "another process"

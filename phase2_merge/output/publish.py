@@ -17,7 +17,7 @@ from typing import Any, TextIO
 from shardmerge.common import canonical_json, durable, places
 from shardmerge.common.command.talk import say
 from shardmerge.common.errors import BadInputError, OutputExistsError
-from shardmerge.common.owner import Owner
+from shardmerge.common.processes.owner import Owner
 
 from . import lock
 from .lock import Lock

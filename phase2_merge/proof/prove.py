@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from shardmerge.common.architectures import Blueprint
 from shardmerge.common.errors import Findings, raise_problems
+from shardmerge.common.processes import garbage_collector
 from shardmerge.common.reference import Reference
 
 from ..corrections.changes import Change
@@ -22,16 +23,7 @@ from ..options import Asked
 from ..quantization import json_files
 from ..quantization.united import Quantization
 from . import case as cases
-from . import (
-    experts,
-    garbage_collector,
-    generations,
-    grafts,
-    headers,
-    health,
-    quantization,
-    replicas,
-)
+from . import experts, generations, grafts, headers, health, quantization, replicas
 from .case import Case
 from .config import mtp, settings, shapes, vision
 from .config.settings import Compared

@@ -6,7 +6,7 @@ import gc
 
 import pytest
 
-from shardmerge.phase2_merge.proof import garbage_collector as collector
+from shardmerge.common.processes import garbage_collector as collector
 
 
 @pytest.mark.parametrize("before", [True, False])

@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from shardmerge.common import owner
-from shardmerge.common.owner import Owner, State
+from shardmerge.common.processes import owner
+from shardmerge.common.processes.owner import Owner, State
 
 
 @pytest.fixture
 def other() -> Iterator[Owner]:
     """Another process of this host that runs, and its record."""
     code = (
-        "import json; from shardmerge.common import owner; "
+        "import json; from shardmerge.common.processes import owner; "
         "print(json.dumps(owner.here(str()).as_json()), flush=True); input()"
     )
     with subprocess.Popen(

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import safetensors
 
-from shardmerge.common import canonical_json, manifest, owner, places, safetensors_header
+from shardmerge.common import canonical_json, manifest, places, safetensors_header
 from shardmerge.common import reference as references
 from shardmerge.common.architectures import blueprint
 from shardmerge.common.errors import ShardmergeError
 from shardmerge.common.manifest_facts import Facts
+from shardmerge.common.processes import owner
 from shardmerge.phase2_merge import check, inspect, merge, metadata, verify
 from shardmerge.phase2_merge.corrections import record, settle, written
 from shardmerge.phase2_merge.corrections.changes import corrected as corrected_values

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from shardmerge.common import canonical_json, owner, places
+from shardmerge.common import canonical_json, places
+from shardmerge.common.processes import owner
 
 from . import parquet_recipes, readers
 from .file_mutations import (

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from shardmerge.common import durable, places
-from shardmerge.common.owner import State
+from shardmerge.common.processes.owner import State
 from shardmerge.phase2_merge.commands import merge
 from shardmerge.phase2_merge.output import journal, lock, publish
 from shardmerge.phase2_merge.proof.checksums import verify_bytes

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from shardmerge.common.architectures import Claim
 
 from .box import Box, Dimensions, Piece, Rules, require_shape
+from .groups import Section, grouped
 
 
 def pieces(box: Box, claim: Claim, dimensions: Dimensions) -> Iterator[Piece]:
@@ -31,19 +32,12 @@ def pieces(box: Box, claim: Claim, dimensions: Dimensions) -> Iterator[Piece]:
     group_rows = query_rows + 2 * head_dim
     require_shape(tensor, box.global_shape, (groups * group_rows, *tensor.shape[1:]))
     queries, keys = groups * query_rows, groups * head_dim
-    for group in range(groups):
-        base = group * group_rows
-        for inside, row, rows in (
-            (0, group * query_rows, query_rows),
-            (query_rows, queries + group * head_dim, head_dim),
-            (query_rows + head_dim, queries + keys + group * head_dim, head_dim),
-        ):
-            low = max(base + inside, box.global_offset[0])
-            high = min(base + inside + rows, box.global_offset[0] + box.local_shape[0])
-            if low < high:
-                offset = (row + low - base - inside, *box.global_offset[1:])
-                source = (low - box.global_offset[0], *box.origin[1:])
-                yield Piece(tensor, offset, source, (high - low, *box.local_shape[1:]))
+    sections = (
+        Section(tensor, 0, query_rows, 0, query_rows),
+        Section(tensor, query_rows, head_dim, queries, head_dim),
+        Section(tensor, query_rows + head_dim, head_dim, queries + keys, head_dim),
+    )
+    yield from grouped(box, groups, group_rows, sections)
 
 
 # It has no name for the scales of a KV cache, so it is not told as an attention.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from shardmerge.common.attempts import is_complete
+from shardmerge.common.processes.attempts import is_complete
 from shardmerge.phase1_dump import dump
 from tests.phase1_dump.conftest import References
 from tests.phase1_dump.dumped import GENERATION, single_model

@@ -69,9 +69,8 @@ def test_no_patience_at_all_is_possible(tmp_path: Path) -> None:
 @pytest.fixture
 def another() -> Iterator[dict[str, Any]]:
     """The record of an owner that runs, and is another process of this host."""
-    code = (
-        "import json, sys; from shardmerge.common import owner; print(json.dumps(owner.here('it').as_json()))"
-    )
+    code = "import json, sys; from shardmerge.common.processes import owner; "
+    code += "print(json.dumps(owner.here('it').as_json()))"
     waits = f"{code}; sys.stdout.flush(); sys.stdin.read()"
     command = [sys.executable, "-c", waits]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:

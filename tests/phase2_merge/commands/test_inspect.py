@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from shardmerge.common import owner
 from shardmerge.common.command.group import main
 from shardmerge.common.errors import BadInputError
+from shardmerge.common.processes import owner
 from shardmerge.phase2_merge import inspect
 from shardmerge.phase2_merge.inspection.coverage import cover
 from tests.dumps.dumps import Topology, moe_config

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from shardmerge.common import durable, owner
+from shardmerge.common import durable
 from shardmerge.common.errors import CorruptFileError, OutputLockedError
+from shardmerge.common.processes import owner
 from shardmerge.phase2_merge import diff, inspect, merge, metadata, verify
 from shardmerge.phase2_merge.output import journal
 from tests.dumps.dumps import Topology, moe_config, tree

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from shardmerge.common import owner
 from shardmerge.common.errors import CorruptFileError, LockLostError, OutputLockedError, ShardmergeError
+from shardmerge.common.processes import owner
 from shardmerge.phase2_merge import metadata
 from tests.dumps.dumps import Cut, load
 from tests.dumps.worlds import MakeWorld, World

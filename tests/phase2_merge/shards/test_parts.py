@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import xxhash
 
-from shardmerge.common import owner, safetensors_header
+from shardmerge.common import safetensors_header
 from shardmerge.common.errors import (
     BadInputError,
     CorruptFileError,
@@ -22,6 +22,7 @@ from shardmerge.common.errors import (
     OutputExistsError,
     OutputLockedError,
 )
+from shardmerge.common.processes import owner
 from shardmerge.phase2_merge import merge, merge_part
 from shardmerge.phase2_merge.commands import merge as merge_command
 from shardmerge.phase2_merge.output import publish, receipts

@@ -34,9 +34,26 @@ WIDTHS = (("text_config.hidden_size", "vision_config.out_hidden_size"),)
 PACKED_IN_TRANSFORMERS = Spellings((Spelling.PACKED,), only="transformers takes its experts packed alone.")
 
 
-def qwen_place(source: str) -> Composite:
-    """Return where Qwen's composites have their language model. `source` says where that is known from."""
-    return Composite("text_config", "language_model.", ("model.visual.",), "vision_config", source)
+def qwen_composite(language_model: Architecture, name: str, source: str) -> Architecture:
+    """Return the table of one of Qwen's composites.
+
+    Args:
+        language_model: The table of its language model.
+        name: What config.json of the whole gives in `architectures`.
+        source: Where names and places are known from.
+
+    Returns:
+        The table of the whole.
+    """
+    return composite_of(
+        language_model,
+        name,
+        renamed=QWEN_NAMES,
+        place=Composite("text_config", "language_model.", ("model.visual.",), "vision_config", source),
+        vision_keys=QWEN_VISION_KEYS,
+        oracles=("Megatron-Bridge", "transformers"),
+        agree=WIDTHS,
+    )
 
 
 def _flags(config: Config) -> frozenset[str]:
@@ -73,21 +90,11 @@ _MOE_TEXT = replace(
     experts=PACKED_IN_TRANSFORMERS,
 )
 
-QWEN3_VL = composite_of(
-    _TEXT,
-    "Qwen3VLForConditionalGeneration",
-    renamed=QWEN_NAMES,
-    place=qwen_place("transformers models/qwen3_vl/modeling_qwen3_vl.py"),
-    vision_keys=QWEN_VISION_KEYS,
-    oracles=("Megatron-Bridge", "transformers"),
-    agree=WIDTHS,
+QWEN3_VL = qwen_composite(
+    _TEXT, "Qwen3VLForConditionalGeneration", "transformers models/qwen3_vl/modeling_qwen3_vl.py"
 )
-QWEN3_VL_MOE = composite_of(
+QWEN3_VL_MOE = qwen_composite(
     _MOE_TEXT,
     "Qwen3VLMoeForConditionalGeneration",
-    renamed=QWEN_NAMES,
-    place=qwen_place("transformers models/qwen3_vl_moe/modeling_qwen3_vl_moe.py; vllm qwen3_vl_moe.py"),
-    vision_keys=QWEN_VISION_KEYS,
-    oracles=("Megatron-Bridge", "transformers"),
-    agree=WIDTHS,
+    "transformers models/qwen3_vl_moe/modeling_qwen3_vl_moe.py; vllm qwen3_vl_moe.py",
 )

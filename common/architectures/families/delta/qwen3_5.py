@@ -17,11 +17,10 @@ from ...blocks.embeddings import EMBEDDINGS, TIED, rms_norms
 from ...blocks.mlp import DENSE_MLP
 from ...blocks.mtp import OneStep, one_step
 from ...blocks.router import EXPERTS_PER_TOKEN
-from ...composites import composite_of
 from ...rows import Architecture, Config, Layers, Spelling, Spellings
 from ...settings.rope import QUARTER, sections
 from ...settings.says import always
-from ..composite.qwen3_vl import QWEN_NAMES, QWEN_VISION_KEYS, WIDTHS, qwen_place
+from ..composite.qwen3_vl import qwen_composite
 from .qwen3_next import (
     ATTENTION,
     EXPERTS,
@@ -78,21 +77,13 @@ QWEN3_5_MOE = Architecture(
 )
 
 AXES = sections([11, 11, 10])
-QWEN3_5_VL = composite_of(
+QWEN3_5_VL = qwen_composite(
     replace(QWEN3_5, settings=(*QWEN3_5.settings, *AXES)),
     "Qwen3_5ForConditionalGeneration",
-    renamed=QWEN_NAMES,
-    place=qwen_place("transformers models/qwen3_5/modeling_qwen3_5.py"),
-    vision_keys=QWEN_VISION_KEYS,
-    oracles=("Megatron-Bridge", "transformers"),
-    agree=WIDTHS,
+    "transformers models/qwen3_5/modeling_qwen3_5.py",
 )
-QWEN3_5_MOE_VL = composite_of(
+QWEN3_5_MOE_VL = qwen_composite(
     replace(QWEN3_5_MOE, settings=(*QWEN3_5_MOE.settings, *AXES)),
     "Qwen3_5MoeForConditionalGeneration",
-    renamed=QWEN_NAMES,
-    place=qwen_place("transformers models/qwen3_5_moe/modeling_qwen3_5_moe.py"),
-    vision_keys=QWEN_VISION_KEYS,
-    oracles=("Megatron-Bridge", "transformers"),
-    agree=WIDTHS,
+    "transformers models/qwen3_5_moe/modeling_qwen3_5_moe.py",
 )
