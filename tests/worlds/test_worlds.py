@@ -80,7 +80,7 @@ def test_every_tensor_of_a_checkpoint_is_telling(family: Family, tmp_path: Path)
         square = family.full_norms == "whole" and name.endswith(("q_proj.weight", "o_proj.weight"))
         assert tensor.ndim == 1 or tensor.shape[0] != tensor.shape[1] or square, name
         assert "norm" not in name or not bool((tensor == 1).any()), name
-        wide = name.endswith(("e_score_correction_bias", ".A_log", ".mixer.D"))
+        wide = name.endswith(("e_score_correction_bias", ".mixer.A_log", ".mixer.D"))
         assert tensor.dtype == (torch.float32 if wide else torch.bfloat16), name
     assert any(name.endswith("lm_head.weight") for name in tensors) != family.tied
 
