@@ -200,7 +200,15 @@ def architectures() -> str:
     """docs/reference/architectures.md: what each table knows; architectures and topologies, with a legend."""
     record = json.loads(MATRIX.read_text()) if MATRIX.is_file() else {}
     legend = [f"- `{matrix.SIGNS[how]}`: {what}" for how, what in matrix.HOW.items()]
-    parts = [ARCHITECTURES_HEAD, *_tables(), TOPOLOGIES_HEAD, *legend, "", matrix.draw(record)]
+    parts = [
+        ARCHITECTURES_HEAD,
+        *_tables(),
+        *_without_table(),
+        TOPOLOGIES_HEAD,
+        *legend,
+        "",
+        matrix.draw(record),
+    ]
     return "\n".join(parts) + "\n"
 
 
@@ -228,6 +236,14 @@ def _tables() -> Iterator[str]:
             refused.setdefault(experts.only, []).append(table.name.removesuffix("ForCausalLM"))
     yield "\nWhy `--experts` has no choice:\n"
     yield from (f"- {', '.join(names)}: {reason}" for reason, names in refused.items())
+
+
+def _without_table() -> Iterator[str]:
+    """Published architectures that are refused by name."""
+    from shardmerge.common.architectures.without_table import WITHOUT_TABLE
+
+    yield "\nNo table yet, so that these are refused by name; one of your own can be given with `--architecture`:\n"
+    yield from (f"- {one.models} ({', '.join(one.names)}): {one.reason}" for one in WITHOUT_TABLE)
 
 
 def readme() -> str:

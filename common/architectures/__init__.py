@@ -37,6 +37,7 @@ from .families.qwen3_moe import QWEN3_MOE
 from .keys import key_ids
 from .rows import Architecture, Config, Layout, Spelling
 from .spelling import Spelled
+from .without_table import reason_of
 
 TABLES = (
     LLAMA,
@@ -153,7 +154,8 @@ def table_of(config: Config, table: Architecture | None = None) -> Architecture:
         return table
     found = ARCHITECTURES.get(name) or own.installed(name)
     if found is None:
-        raise UnsupportedArchitectureError(name, tuple(sorted({*ARCHITECTURES, *own.installed_names()})))
+        supported = tuple(sorted({*ARCHITECTURES, *own.installed_names()}))
+        raise UnsupportedArchitectureError(name, supported, reason_of(name))
     return found
 
 

@@ -1,9 +1,12 @@
-"""The command `architectures`: which models there are tables of, and what each of them knows. Reads no model."""
+"""The command `architectures`: which models there are tables of, what each of them knows, and which have none.
+
+Reads no model.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import click
@@ -11,6 +14,7 @@ import click
 from ..architectures import TABLES, own
 from ..architectures.digest import table_digest
 from ..architectures.rows import Architecture, Spelling
+from ..architectures.without_table import WITHOUT_TABLE, WithoutTable
 from ..errors import ArchitectureTableError
 from .options import ARCHITECTURE
 from .outcome import HELP, Outcome, reported
@@ -61,15 +65,28 @@ class Listed:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """All tables, in the order of the registry; then those of packages, and the one that was given."""
+    """All tables, in the order of the registry, then those of packages, and the one that was given; who has none."""
 
     tables: tuple[Listed, ...]
 
+    def without_table(self) -> Iterator[WithoutTable]:
+        """Yield known architectures that have no table, without those that a package or the caller has one of."""
+        known = {
+            name for one in self.tables for name in (one.name, *(one.table.aliases if one.table else ()))
+        }
+        for one in WITHOUT_TABLE:
+            if names := tuple(name for name in one.names if name not in known):
+                yield replace(one, names=names)
+
     def facts(self) -> dict[str, Any]:
-        return {"architectures": [one.facts() for one in self.tables]}
+        without = [{"names": list(one.names), "reason": one.reason} for one in self.without_table()]
+        return {"architectures": [one.facts() for one in self.tables], "without_table": without}
 
     def text(self) -> str:
-        return "\n".join(line for one in self.tables for line in one.lines())
+        lines = [line for one in self.tables for line in one.lines()]
+        for one in self.without_table():
+            lines += [", ".join(one.names), f"  no table: {one.reason}"]
+        return "\n".join(lines)
 
 
 def layouts_of(table: Architecture) -> list[str]:
@@ -118,7 +135,8 @@ def architectures(architecture: str | None) -> Outcome:
     """List the architectures that there are tables of: built in, from installed packages, and the one that is given.
 
     Of each: other names, layouts, how routed experts may be spelled (as published files are first), multi-token
-    prediction, and the programs that its tests compare it with.
+    prediction, and the programs that its tests compare it with. Published architectures that have no table come last,
+    with the reason; docs/contribute/architecture.md says how to write one.
 
     \b
     Example:

@@ -51,10 +51,12 @@ class ExpertIdsError(ConflictError):
 class UnsupportedArchitectureError(UnsupportedError):
     architecture: str
     supported: tuple[str, ...]
+    reason: str = ""  # a whole sentence, if it is known why there is none
 
     def message(self) -> str:
+        reason = f" {self.reason}" if self.reason else ""
         return (
-            f"No table for architecture {self.architecture}. Supported: {', '.join(self.supported)}. "
+            f"No table for architecture {self.architecture}.{reason} Supported: {', '.join(self.supported)}. "
             f"{PAGE} says how to write one, which --architecture package.module:TABLE then names."
         )
 

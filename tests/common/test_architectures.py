@@ -93,7 +93,7 @@ def test_experts_may_be_counted_as_transformers_5_saves_it() -> None:
 def test_an_architecture_without_a_table_lists_those_there_are() -> None:
     with pytest.raises(UnsupportedArchitectureError) as error:
         blueprint({"architectures": ["MysteryForCausalLM"]})
-    assert error.value.supported == tuple(sorted(ARCHITECTURES))
+    assert (error.value.supported, error.value.reason) == (tuple(sorted(ARCHITECTURES)), "")
 
 
 @pytest.mark.parametrize("config", [{}, {"architectures": []}, {"architectures": "Qwen3ForCausalLM"}])

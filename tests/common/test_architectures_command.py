@@ -1,4 +1,4 @@
-"""The command `architectures`: every table, in words and as JSON, and tables that packages bring, right or wrong."""
+"""The command `architectures`: every table, in words and as JSON, tables that packages bring, and who has none."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from shardmerge.common.architectures import TABLES
+from shardmerge.common.architectures import ARCHITECTURES, TABLES
 from shardmerge.common.architectures.keys import is_routed_expert
+from shardmerge.common.architectures.without_table import WITHOUT_TABLE
 from shardmerge.common.command.group import main
 
 TABLE = """
@@ -91,7 +92,69 @@ def test_tables_of_packages_and_one_that_is_given_are_listed_too(
     text = CliRunner().invoke(main, ["architectures"]).stdout
     assert "LostForCausalLM, of mine_tables:LOST\n  cannot be used: AttributeError" in text
     assert "MineForCausalLM, of mine_tables:MINE\n  also called OursForCausalLM\n" in text
-    assert text.endswith("oracles: none\n")
+    mine = text.index("MineForCausalLM, of mine_tables:MINE")
+    assert text[mine:].splitlines()[3:5] == ["  oracles: none", ", ".join(WITHOUT_TABLE[0].names)]
     result = CliRunner().invoke(main, ["architectures", "--architecture", "mine_tables:LOST"])
     assert (result.exit_code, "has no attribute 'LOST'" in result.stderr) == (2, True)
     sys.modules.pop("mine_tables")
+
+
+# of each published model that is asked for most, as config.json of its repository names it
+REFUSED = {
+    "stepfun-ai/Step-3.5-Flash": "Step3p5ForCausalLM",
+    "XiaomiMiMo/MiMo-V2-Flash": "MiMoV2FlashForCausalLM",
+    "google/gemma-4-31B-it": "Gemma4ForConditionalGeneration",
+    "deepseek-ai/DeepSeek-V4-Flash": "DeepseekV4ForCausalLM",
+    "moonshotai/Kimi-K3": "KimiK3ForConditionalGeneration",
+    "MiniMaxAI/MiniMax-M3": "MiniMaxM3SparseForConditionalGeneration",
+}
+
+
+def without_table(*arguments: str) -> dict[str, str]:
+    """Name -> reason, as the command lists them."""
+    result = CliRunner().invoke(main, ["architectures", "--json", *arguments])
+    told = json.loads(result.stdout)["without_table"]
+    return {name: one["reason"] for one in told for name in one["names"]}
+
+
+def test_published_architectures_without_a_table_are_listed_with_the_reason() -> None:
+    told = without_table()
+    assert {*REFUSED.values()} <= {*told}
+    assert told["KimiK3ForConditionalGeneration"] == "megatron-core 0.19 has no Kimi Delta Attention."
+    text = CliRunner().invoke(main, ["architectures"]).stdout
+    listed = ("KimiK3ForConditionalGeneration, KimiLinearForCausalLM", "  no table: ")
+    assert "\n".join(listed) + told["KimiK3ForConditionalGeneration"] in text
+
+
+def test_no_architecture_is_both_in_the_registry_and_listed_as_without_a_table() -> None:
+    names = [name for one in WITHOUT_TABLE for name in one.names]
+    assert (len(names), {*names} & {*ARCHITECTURES}) == (len({*names}), set())
+    assert all(one.models and one.reason.endswith(".") for one in WITHOUT_TABLE)
+
+
+@pytest.mark.parametrize("model", REFUSED)
+def test_a_model_without_a_table_is_refused_by_name_with_the_reason_and_what_to_do(
+    model: str, tmp_path: Path
+) -> None:
+    """Before anything is read but config.json, with exit code 5."""
+    name = REFUSED[model]
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": [name]}))
+    arguments = ["check", str(tmp_path / "dump"), "--hf-reference", str(tmp_path), "--json"]
+    (tmp_path / "dump").mkdir()
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 5, result.output
+    assert f"No table for architecture {name}. {without_table()[name]} Supported: " in result.stderr
+    assert "docs/contribute/architecture.md says how to write one, which --architecture" in result.stderr
+
+
+def test_one_that_has_a_table_of_the_callers_own_is_not_listed_as_without_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other name of its family still is."""
+    own = TABLE.replace("MineForCausalLM", "KimiK3ForConditionalGeneration").replace("MINE", "K3")
+    (tmp_path / "k3_tables.py").write_text(own)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    told = without_table("--architecture", "k3_tables:K3")
+    assert "KimiK3ForConditionalGeneration" not in told
+    assert "KimiLinearForCausalLM" in told
+    sys.modules.pop("k3_tables")
