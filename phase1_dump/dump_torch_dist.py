@@ -15,16 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from shardmerge.common import manifest, places
+from shardmerge.common import places
 from shardmerge.common.architectures import Architecture
 from shardmerge.common.command.byte_count import show
 from shardmerge.common.command.progress import Progress
-from shardmerge.common.errors import BadInputError, MissingSharesError, OutputExistsError, ShardmergeError
+from shardmerge.common.errors import BadInputError, MissingSharesError, ShardmergeError
 from shardmerge.common.errors.several import raise_problems
 
 from .checkpoint.plan import Options, Plan, plan_of
 from .generation import Generation
 from .shares.local_processes import Advance, in_processes
+from .shares.same_dump import require_same
 from .shares.take import Taken, missing, take
 
 SPARE_BYTES = 1 << 26  # of a file system, for manifests and whatever others write
@@ -136,7 +137,7 @@ def dump_checkpoint(
     )
     if dry_run:
         return DumpedCheckpoint(folder, len(plan.shares), (), 0, dry_run=tuple(_described(plan, folder)))
-    _refuse_another(folder, plan, run_id)
+    require_same(folder, run_id, plan.digest, len(plan.shares))
     open_bytes = sum(plan.shares[share].num_bytes for share in missing(folder, len(plan.shares)))
     _require_space(folder, open_bytes)
     progress = Progress("dump", open_bytes, progress_to)
@@ -144,7 +145,7 @@ def dump_checkpoint(
     work = functools.partial(_take, plan, folder, run_id, first, workers, patience)
     taken = in_processes(work, workers, progress) if workers > 1 else [work(0, progress.advance)]
     progress.close()
-    return _outcome(plan, folder, taken)
+    return _outcome(plan, folder, run_id, taken)
 
 
 def _take(
@@ -162,17 +163,23 @@ def _take(
     return take(plan, out, run_id, first=begin, advance=advance, patience=patience)
 
 
-def _outcome(plan: Plan, out: Path, taken: Sequence[Taken]) -> DumpedCheckpoint:
-    """Return what was done. Raises what went wrong with shares, what is missing, and changes of the checkpoint."""
+def _outcome(plan: Plan, out: Path, run_id: str, taken: Sequence[Taken]) -> DumpedCheckpoint:
+    """Return what was done. Raises what went wrong with shares, what is missing, and what is of another dump.
+
+    Whether the checkpoint changed is asked at the end of each share, of all files: what is complete now was read from
+    one state of it, whatever became of it since.
+    """
     problems: dict[int, ShardmergeError] = {}
     for one in taken:
         problems |= one.problems
     raise_problems(problems.values())
-    plan.folder.require_unchanged(plan.states)
     left = missing(out, len(plan.shares))
     if left:
         files = sorted({name for share in left for name in plan.files_of(share)})
         raise MissingSharesError(str(out), left, len(plan.shares), tuple(files))
+    require_same(
+        out, run_id, plan.digest, len(plan.shares)
+    )  # somebody may have begun when there was nothing to see
     return DumpedCheckpoint(
         out,
         len(plan.shares),
@@ -180,19 +187,6 @@ def _outcome(plan: Plan, out: Path, taken: Sequence[Taken]) -> DumpedCheckpoint:
         sum(one.num_bytes for one in taken),
         tuple(sorted({key for one in taken for key in one.unchecked})),
     )
-
-
-def _refuse_another(out: Path, plan: Plan, run_id: str) -> None:
-    """Raise OutputExistsError if `out` holds a rank of another dump."""
-    for path in sorted(out.glob(places.MANIFESTS)):
-        held = manifest.read(path)
-        mine = (run_id, plan.digest, len(plan.shares))
-        if (held.run_id, held.attempt, held.world_size) != mine:
-            raise OutputExistsError(
-                str(out),
-                f"{path.parent.name} there is of run {held.run_id}, or of another checkpoint, reference or options",
-            )
-        return
 
 
 def _require_space(out: Path, num_bytes: int) -> None:

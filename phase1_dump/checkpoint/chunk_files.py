@@ -21,7 +21,7 @@ from shardmerge.common.rectangle import Shape, intersect
 from ..torch_dist.archives import StoredTensor, read_tensor
 from ..torch_dist.chunks import Chunk, ChunkTable
 from ..torch_dist.crc32 import Runs
-from ..torch_dist.folder import METADATA, FileState, Folder
+from ..torch_dist.folder import FileState, Folder
 from .numbers import KINDS, Bits
 
 OPEN_FILES = 64
@@ -79,6 +79,14 @@ class ChunkFiles:
         while self._files:
             os.close(self._files.popitem()[1])
 
+    def require_unchanged(self) -> None:
+        """Raise ChangedCheckpointError unless every file of the checkpoint is what it was when it was planned.
+
+        Also those that are not read here: another share may have been read from them, of which this one is to be the
+        same step.
+        """
+        self._checkpoint.require_unchanged(self._states)
+
     def dtype(self, part: StoredPart) -> str:
         """Return the safetensors name of the kind of a parameter's numbers."""
         return self._table.dtypes[part.tensor]
@@ -123,7 +131,7 @@ class ChunkFiles:
 
         Raises:
             BadChunkError: a checksum is another one.
-            ChangedCheckpointError: somebody wrote to a file meanwhile.
+            ChangedCheckpointError: somebody wrote to a file of the checkpoint meanwhile, to whichever.
             OSError: a file cannot be read.
         """
         for (path, _), archive in self._archives.items():
@@ -139,8 +147,7 @@ class ChunkFiles:
                 raise BadChunkError(
                     archive.key, path, f"its bytes do not have the CRC-32 {stored.crc32:#010x}"
                 )
-        used = {METADATA, *(path for path, _ in self._archives)}
-        self._checkpoint.require_states({name: self._states[name] for name in used})
+        self.require_unchanged()
         self._archives.clear()
         self._loaded.clear()
         self._chunks.clear()

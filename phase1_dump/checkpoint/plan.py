@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -20,6 +20,7 @@ from shardmerge.common import canonical_json, dtypes, reference
 from shardmerge.common.architectures import Architecture, Blueprint, Claim, Layout, Tensor, blueprint
 from shardmerge.common.architectures.keys import is_mtp
 from shardmerge.common.errors import (
+    ChangedCheckpointError,
     MismatchError,
     ShardmergeError,
     UnclaimedParameterError,
@@ -133,11 +134,13 @@ def plan_of(checkpoint: Path, hf_reference: Path, options: Options) -> Plan:
     folder = find(checkpoint)
     known = reference.read(hf_reference)
     bound = bound_table(known, options.architecture, options.experts)
-    described = read_metadata(folder.open_metadata, folder.metadata_bytes, str(folder.path / METADATA))
+    described = read_metadata(folder.open_metadata, folder.metadata.num_bytes, str(folder.path / METADATA))
     raise_problems(_refusals(folder, [*described.tensors, *described.objects]))
     table = table_of(described, is_of_the_model)
     raise_problems(_unreadable(folder, table))
     states = folder.states({METADATA, *(table.paths[number] for number in set(table.path.tolist()))})
+    if states[METADATA] != folder.metadata:
+        raise ChangedCheckpointError(str(folder.path), f"{METADATA} was written to, or replaced")
     stored = tuple(stored_key(key, shape, bound) for key, shape in zip(table.keys, table.shapes, strict=True))
     if spelled := respelled(_first_of_each(stored, bound), bound, options.experts):
         bound = blueprint(known.config, known.tensors, bound.experts | spelled, bound.architecture)
@@ -147,7 +150,7 @@ def plan_of(checkpoint: Path, hf_reference: Path, options: Options) -> Plan:
     shares, order = distributed(units.units, list(map(len, units.rows)), options.max_share_bytes)
     rows = [row for unit in order for row in units.rows[unit]]
     columns = tuple(array("i", [column[row] for row in rows]) for column in units.columns)
-    digest = _digest(folder, bound, shares, units, order)
+    digest = _digest(folder, states, bound, shares, units, order)
     return Plan(
         folder,
         states,
@@ -312,11 +315,21 @@ def _add(
 
 
 def _digest(
-    folder: Folder, bound: Blueprint, shares: Sequence[Share], units: _Units, order: Sequence[int]
+    folder: Folder,
+    states: Mapping[str, FileState],
+    bound: Blueprint,
+    shares: Sequence[Share],
+    units: _Units,
+    order: Sequence[int],
 ) -> str:
-    """Return a digest of everything that decides what a share holds, in which order and dtype."""
+    """Return a digest of everything that decides what a share holds, in which order and dtype.
+
+    Sizes and times of the files are part of it: shares that were read before and after a change are of two attempts,
+    which no merge puts together.
+    """
     checksum = xxhash.xxh3_128()
-    said = [folder.digest, bound.architecture.name, bound.dimensions, [share.end for share in shares]]
+    files = [[name, state.num_bytes, state.written] for name, state in sorted(states.items())]
+    said = [folder.digest, files, bound.architecture.name, bound.dimensions, [share.end for share in shares]]
     checksum.update(canonical_json.encode(said))
     for unit in order:
         for row in units.rows[unit]:

@@ -40,7 +40,8 @@ class CheckpointShare:
     stage_copies: tuple[Holding, ...] = ()
 
     def settle(self) -> None:
-        """Do nothing: whether somebody writes to the checkpoint is seen at the end."""
+        """Raise ChangedCheckpointError if somebody wrote to the checkpoint, before bytes are read in vain."""
+        self.files.require_unchanged()
 
     def read(self, holdings: Sequence[Holding], *, inspect: bool = True, streams: int = 1) -> Stream:
         """Yield the blocks of these holdings, and what was seen of each; then check what was read of the files.

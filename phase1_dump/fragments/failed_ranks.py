@@ -89,13 +89,27 @@ def _remove(path: Path) -> None:
         say(sys.stderr, f"{path} of an earlier attempt could not be removed: {error}")
 
 
+def recorded_error(path: Path, out: Path) -> str | None:
+    """Return the name of the error that a record tells, None if there is none that can be read."""
+    failure = _record_in(path, out).get("failure")
+    return failure.get("error") if isinstance(failure, dict) else None
+
+
 def _recorded_by(path: Path, out: Path) -> Owner | None:
     """Return who recorded a failure, or None if the record does not tell."""
     try:
-        record = canonical_json.decode(regular_files.read(path, out, MAX_RECORD_BYTES))
-        return owner.of_json(record.get("owner") if isinstance(record, dict) else None)
-    except (OSError, ValueError, CorruptFileError):
+        return owner.of_json(_record_in(path, out).get("owner"))
+    except (ValueError, CorruptFileError):
         return None
+
+
+def _record_in(path: Path, out: Path) -> dict[str, Any]:
+    """Return a record, an empty one if it cannot be read."""
+    try:
+        record = canonical_json.decode(regular_files.read(path, out, MAX_RECORD_BYTES))
+    except (OSError, ValueError, CorruptFileError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def _is_another_that_runs(recorded_by: Owner | None) -> bool:

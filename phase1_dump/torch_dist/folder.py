@@ -1,4 +1,4 @@
-"""Finds the folder of a checkpoint's iteration, refuses those of other formats, and remembers the size of every file.
+"""Finds the folder of a checkpoint's iteration, refuses other formats, and remembers every file's size and times.
 
 Must not know what the files hold.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,10 +43,17 @@ QUANTIZED = (
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """What shows that a file is still the same: its size, and when it was last written to, in nanoseconds."""
+    """What shows that a file is still the same.
+
+    Attributes:
+        num_bytes: Its size.
+        written: When it was last written to, in nanoseconds.
+        changed: When that, its name or its owner last changed. A copy that keeps times does not keep this one.
+    """
 
     num_bytes: int
     written: int
+    changed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +63,13 @@ class Folder:
     Attributes:
         path: The folder.
         iteration: Its number, None if no name tells.
-        metadata_bytes: Size of `.metadata`.
+        metadata: State of `.metadata` before it was read.
         digest: The xxh3_128 of `.metadata`, which holds an id that no other save has.
     """
 
     path: Path
     iteration: int | None
-    metadata_bytes: int
+    metadata: FileState
     digest: str
 
     def open_metadata(self) -> io.FileIO:
@@ -81,8 +88,7 @@ class Folder:
                 raise CorruptFileError(str(self.path / METADATA), f"{name!r:.80} is not the name of a file")
             path = self.path / name
             if regular_files.exists(path, self.path):
-                found = os.stat(path)
-                states[name] = FileState(found.st_size, found.st_mtime_ns)
+                states[name] = state_of(path)
             else:
                 missing.append(name)
         if missing:
@@ -92,21 +98,18 @@ class Folder:
             )
         return states
 
-    def require_unchanged(self, states: dict[str, FileState]) -> None:
-        """Raise ChangedCheckpointError if `.metadata` or one of these files is not what it was."""
-        self.require_states(states)
-        if digest_of(self.path) != self.digest:
-            raise ChangedCheckpointError(str(self.path), f"{METADATA} is another one")
-
-    def require_states(self, states: dict[str, FileState]) -> None:
-        """Raise ChangedCheckpointError if one of these files has another size, or was written to. Reads none."""
+    def require_unchanged(self, states: Mapping[str, FileState]) -> None:
+        """Raise ChangedCheckpointError unless `.metadata` and these files are what they were. Only it is read."""
         try:
             now = self.states(states)
-        except (OSError, UnfinishedCheckpointError) as error:
+            digest = digest_of(self.path)
+        except (OSError, CorruptFileError, UnfinishedCheckpointError) as error:
             raise ChangedCheckpointError(str(self.path), str(error)) from None
         for name, state in states.items():
             if now[name] != state:
-                raise ChangedCheckpointError(str(self.path), f"{name} was written to")
+                raise ChangedCheckpointError(str(self.path), f"{name} was written to, or replaced")
+        if digest != self.digest:
+            raise ChangedCheckpointError(str(self.path), f"{METADATA} is another one")
 
 
 def find(path: Path) -> Folder:
@@ -133,10 +136,17 @@ def find(path: Path) -> Folder:
             "Give --checkpoint the directory of an iteration, such as iter_0001000.",
         )
     _require_torch_dist(found)
-    size = os.stat(found / METADATA).st_size
-    if size > plausible_sizes.CHECKPOINT_METADATA.ceiling_bytes:
-        raise CorruptFileError(str(found / METADATA), f"it has {size:,} bytes, which is not plausible")
-    return Folder(found, _number(found), size, digest_of(found))
+    metadata = state_of(found / METADATA)
+    if metadata.num_bytes > plausible_sizes.CHECKPOINT_METADATA.ceiling_bytes:
+        reason = f"it has {metadata.num_bytes:,} bytes, which is not plausible"
+        raise CorruptFileError(str(found / METADATA), reason)
+    return Folder(found, _number(found), metadata, digest_of(found))
+
+
+def state_of(path: Path) -> FileState:
+    """Return the state of a file, or of what a link leads to. Raises OSError."""
+    found = os.stat(path)
+    return FileState(found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 def digest_of(folder: Path) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
 from shardmerge.phase1_dump import dump_checkpoint
@@ -17,7 +18,7 @@ from shardmerge.phase1_dump.dump_torch_dist import DumpedCheckpoint
 from tests.worlds.checkpoints import write_config
 from tests.worlds.families import by_name
 from tests.worlds.gloo import GlooRanks
-from tests.worlds.saving import Spelling, save_filled
+from tests.worlds.saving import Spelling, filled, save, save_filled
 from tests.worlds.topology import Topology
 
 FAMILY = by_name("qwen3_moe")
@@ -62,6 +63,24 @@ def original(ranks: GlooRanks, tmp_path_factory: pytest.TempPathFactory) -> Save
     (folder / "hf").mkdir()
     saved = Saved(folder / "iter_0000007", write_config(FAMILY, folder / "hf"))
     ranks.run(save_filled, TOPOLOGY, FAMILY, TOPOLOGY, saved.path, Spelling(experts=True))
+    return saved
+
+
+def save_moved(rank: int, out: Path) -> None:
+    """Be one rank of the same model some steps later, when every number is another one, and save it."""
+    chunks = filled(rank, FAMILY, TOPOLOGY)
+    with torch.no_grad():
+        for parameter in (parameter for chunk in chunks for parameter in chunk.parameters()):
+            parameter.add_(1)
+    save(chunks, out, Spelling(experts=True))
+
+
+@pytest.fixture(scope="session")
+def later(original: Saved, ranks: GlooRanks, tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    """A checkpoint of the same layout and file sizes with other numbers, which nobody changes."""
+    folder = tmp_path_factory.mktemp("later")
+    saved = Saved(folder / original.path.name, original.reference)
+    ranks.run(save_moved, TOPOLOGY, saved.path)
     return saved
 
 

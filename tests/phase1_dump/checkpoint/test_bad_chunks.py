@@ -184,7 +184,7 @@ def test_a_file_that_is_written_to_meanwhile(saved: Saved, tmp_path: Path, name:
     taken = take(plan, tmp_path / "dump", "run", advance=touch)
     assert taken.problems
     assert {type(problem) for problem in taken.problems.values()} == {ChangedCheckpointError}
-    with pytest.raises(ChangedCheckpointError, match=f"{name} was written to"):
+    with pytest.raises(ChangedCheckpointError, match=f"{name} was written to, or replaced"):
         plan.folder.require_unchanged(plan.states)
 
 

@@ -102,7 +102,7 @@ def test_shares_that_somebody_else_keeps_are_named_with_their_files(saved: Saved
 def test_another_dump_is_not_mixed_with_this_one(saved: Saved, tmp_path: Path) -> None:
     saved.dump(tmp_path / "dump")
 
-    with pytest.raises(OutputExistsError, match="of another checkpoint, reference or options"):
+    with pytest.raises(OutputExistsError, match="of another reference or other options"):
         saved.dump(tmp_path / "dump", max_share_bytes=2 * SHARE_BYTES)
     with pytest.raises(OutputExistsError, match="of run run"):
         saved.dump(tmp_path / "dump", run_id="another")
