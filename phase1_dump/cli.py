@@ -16,10 +16,10 @@ from typing import Any
 
 import click
 
-from shardmerge.common.architectures import Spelling, own
+from shardmerge.common.architectures import own
 from shardmerge.common.command.arguments import DIRECTORY, SIZE
 from shardmerge.common.command.libraries import missing_library
-from shardmerge.common.command.options import ARCHITECTURE
+from shardmerge.common.command.options import ARCHITECTURE, EXPERTS
 from shardmerge.common.command.outcome import HELP, CallersError, reported, talk
 from shardmerge.common.command.talk import say
 from shardmerge.common.errors import BadInputError, ShardmergeError
@@ -98,12 +98,7 @@ def rank_report(path: Path) -> Path:
 @click.option("--dtype-from-reference", is_flag=True, help="Let the reference narrow router biases.")
 @click.option("--drop-mtp", is_flag=True, help="Leave out multi-token prediction.")
 @click.option("--drop-vision", is_flag=True, help="Leave out a vision tower though it was not frozen.")
-@click.option(
-    "--experts",
-    type=click.Choice([spelling.value for spelling in Spelling]),
-    help="Write routed experts as one tensor for all of a layer, or one by one.  [default: as the reference does, "
-    "without weights as published ones do]",
-)
+@EXPERTS
 @ARCHITECTURE
 @click.option("--dequantize", is_flag=True, help="Write quantized Transformer Engine parameters as bf16.")
 @click.option("--params-synced", is_flag=True, help="Parameters of overlap_param_gather have been gathered.")

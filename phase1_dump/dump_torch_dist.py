@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import functools
 import os
-import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from shardmerge.common import places
+from shardmerge.common import free_space, places
 from shardmerge.common.architectures import Architecture
 from shardmerge.common.command.byte_count import show
 from shardmerge.common.command.progress import Progress
-from shardmerge.common.errors import BadInputError, MissingSharesError, ShardmergeError
+from shardmerge.common.errors import MissingSharesError, ShardmergeError
 from shardmerge.common.errors.several import raise_problems
+from shardmerge.common.errors.wording import counted
 
 from .checkpoint.plan import Options, Plan, plan_of
 from .generation import Generation
@@ -70,13 +70,11 @@ class DumpedCheckpoint:
         """Return what a person wants to know."""
         if self.dry_run:
             return "\n".join(self.dry_run)
-        lines = [
-            f"wrote {len(self.written)} of {self.num_shares} shares, {show(self.num_bytes)}. All are in {self.out}."
-        ]
+        shares = counted(self.num_shares, "share")
+        lines = [f"wrote {len(self.written)} of {shares}, {show(self.num_bytes)}. All are in {self.out}."]
         if self.unchecked:
-            lines.append(
-                f"not checked: {len(self.unchecked)} tensors have chunks without CRC-32, among them {self.unchecked[0]}"
-            )
+            tensors = counted(len(self.unchecked), "tensor")
+            lines.append(f"not checked: {tensors} with chunks without CRC-32, {self.unchecked[0]} first")
         return "\n".join((*lines, NOT_COMPARED))
 
 
@@ -124,8 +122,8 @@ def dump_checkpoint(
         What was done.
 
     Raises:
-        ShardmergeError: the checkpoint cannot be dumped, is damaged or changed meanwhile; MissingSharesError if shares
-            are missing in the end, which others began and did not complete.
+        ShardmergeError: the checkpoint cannot be dumped, is damaged or changed meanwhile; NoRoomError before anything
+            is written; MissingSharesError if shares are missing in the end, which others began and did not complete.
         OSError: a file could not be written.
     """
     folder = Path(out)
@@ -139,7 +137,7 @@ def dump_checkpoint(
         return DumpedCheckpoint(folder, len(plan.shares), (), 0, dry_run=tuple(_described(plan, folder)))
     require_same(folder, run_id, plan.digest, len(plan.shares))
     open_bytes = sum(plan.shares[share].num_bytes for share in missing(folder, len(plan.shares)))
-    _require_space(folder, open_bytes)
+    free_space.require(folder, open_bytes + SPARE_BYTES if open_bytes else 0)
     progress = Progress("dump", open_bytes, progress_to)
     first = process * len(plan.shares) // max(1, processes)
     work = functools.partial(_take, plan, folder, run_id, first, workers, patience)
@@ -189,22 +187,12 @@ def _outcome(plan: Plan, out: Path, run_id: str, taken: Sequence[Taken]) -> Dump
     )
 
 
-def _require_space(out: Path, num_bytes: int) -> None:
-    """Raise BadInputError if the file system of `out` has less space than will be written."""
-    there = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
-    free = shutil.disk_usage(there).free
-    if num_bytes and free < num_bytes + SPARE_BYTES:
-        raise BadInputError(
-            f"{there} has {show(free)} free, and {show(num_bytes)} are to be written",
-            "Make room, or take another disk.",
-        )
-
-
 def _described(plan: Plan, out: Path) -> Iterable[str]:
     """Yield a line for each share: how many bytes go where, from which files."""
     there = set(range(len(plan.shares))) - set(missing(out, len(plan.shares)))
     total = sum(share.num_bytes for share in plan.shares)
-    yield f"{plan.folder.path}: {len(plan.table.keys):,} tensors become {show(total)} in {len(plan.shares)} shares"
+    tensors, shares = counted(len(plan.table.keys), "tensor"), counted(len(plan.shares), "share")
+    yield f"{plan.folder.path}: {tensors} become {show(total)} in {shares}"
     for number, share in enumerate(plan.shares):
         files = plan.files_of(number)
         shown = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")

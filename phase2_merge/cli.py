@@ -14,34 +14,13 @@ import click
 
 from shardmerge import phase2_merge
 from shardmerge.common.command.arguments import DIRECTORY, SIZE
-from shardmerge.common.command.options import ARCHITECTURE
+from shardmerge.common.command.options import ARCHITECTURE, GRAFT, SET, SET_NEW, TOKENIZER
 from shardmerge.common.command.outcome import HELP, Outcome, reported, talk
 from shardmerge.common.errors import BadInputError
 
 from .options import ADOPT, ALLOW_CONFIG, ALLOWANCES, LAYOUTS, UNCALIBRATED
 from .shards.dask_cluster import cluster
 
-SET = click.option(
-    "--set",
-    "corrections",
-    metavar="KEY=VALUE",
-    multiple=True,
-    help="Correct facts.KEY of the dump, config.KEY or quantization.KEY; KEY+=VALUE adds to a list. VALUE is JSON of "
-    "the type that is there. What config.json says in two places changes in both. Recorded; may be given several "
-    "times.",
-)
-SET_NEW = click.option(
-    "--set-new",
-    "new_corrections",
-    metavar="KEY=VALUE",
-    multiple=True,
-    help="Add config.KEY, or replace it whatever its type; VALUE is JSON. Recorded; may be given several times.",
-)
-TOKENIZER = click.option(
-    "--tokenizer",
-    type=DIRECTORY,
-    help="Directory with the tokenizer and its chat template.  [default: that of --hf-reference]",
-)
 BREAK_LOCK = click.option(
     "--break-lock",
     is_flag=True,
@@ -55,14 +34,7 @@ def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
         ARCHITECTURE,
         SET_NEW,
         SET,
-        click.option(
-            "--graft",
-            "grafts",
-            metavar="PATTERN",
-            multiple=True,
-            help="Take tensors of such names, as 'model.visual.*', from the reference's weights; 'mtp' is multi-token "
-            "prediction, 'vision' all that stands beside a language model. Recorded. May be given several times.",
-        ),
+        GRAFT,
         click.option(
             "--drop-mtp",
             is_flag=True,

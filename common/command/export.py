@@ -16,11 +16,15 @@ import click
 
 from .. import places
 from ..errors import OutputExistsError
-from .arguments import DIRECTORY
+from .arguments import DIRECTORY, SIZE
+from .options import ARCHITECTURE, EXPERTS, GRAFT, SET, SET_NEW, TOKENIZER
 from .outcome import HELP, Outcome, reported, talk
 from .talk import say
 
 RUN_ID = "export"
+OF_DUMP_ALONE = ("dtype_from_reference", "experts")
+OF_DUMP = (*OF_DUMP_ALONE, "hf_reference", "drop_mtp", "architecture")  # the merge takes all but those before
+ALLOWANCES = ("nan", "config", "vision")  # a checkpoint has no replicas that could differ
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,25 @@ class Exported:
 @click.option("--workers", type=click.IntRange(1), help="Processes.  [default: one per core]")
 @click.option("--drop-mtp", is_flag=True, help="Leave out multi-token prediction, and say so in config.json.")
 @click.option("--dtype-from-reference", is_flag=True, help="Let the reference narrow router biases.")
+@EXPERTS
+@ARCHITECTURE
+@TOKENIZER
+@GRAFT
+@SET
+@SET_NEW
+@click.option(
+    "--allow",
+    type=click.Choice(ALLOWANCES),
+    multiple=True,
+    help="Make a warning of NaN, of a config.json that says other than the model computes, or of a vision tower that "
+    "it promises and the checkpoint lacks; may be given several times.",
+)
+@click.option(
+    "--max-shard-size",
+    "max_shard_bytes",
+    type=SIZE,
+    help="Largest shard, as 2GB, unless a tensor is larger.  [default: 5GB, less for small models]",
+)
 @click.option(
     "--verify",
     type=click.Choice(["full", "size"]),
@@ -62,16 +85,14 @@ class Exported:
 def export(
     out: Path,
     checkpoint: Path,
-    hf_reference: Path,
     workers: int | None,
-    drop_mtp: bool,
-    dtype_from_reference: bool,
-    verify: str,
+    max_shard_bytes: int | None,
+    **options: Any,
 ) -> Outcome:
     """Turn a torch_dist checkpoint into the Hugging Face checkpoint OUT, on this machine.
 
-    Needs neither torch nor a GPU, and executes no pickle. What was done is kept in OUT.dump until OUT is published:
-    the same command goes on from there.
+    Needs neither torch nor a GPU, and executes no pickle. OUT must not exist, or be an empty folder. What was done is
+    kept in OUT.dump until OUT is published: the same command goes on from there.
 
     \b
     Example:
@@ -79,27 +100,26 @@ def export(
     """
     out = Path(os.path.abspath(out))
     dump, processes = places.dump_of_export(out), workers or len(os.sched_getaffinity(0))
-    if os.path.lexists(out) and not dump.is_dir():
+    if import_module("shardmerge.phase2_merge.output.publish").is_taken(out) and not dump.is_dir():
         raise OutputExistsError(str(out))
+    size = {} if max_shard_bytes is None else {"max_shard_bytes": max_shard_bytes}
     try:
         dumped = import_module("shardmerge.phase1_dump").dump_checkpoint(
             checkpoint,
             dump,
-            hf_reference=hf_reference,
             run_id=RUN_ID,
-            drop_mtp=drop_mtp,
-            dtype_from_reference=dtype_from_reference,
+            max_share_bytes=max_shard_bytes,
             workers=processes,
             progress_to=talk(),
+            **{name: options[name] for name in OF_DUMP},
         )
         merged = import_module("shardmerge.phase2_merge").merge(
             [dump],
             out,
-            hf_reference=hf_reference,
-            drop_mtp=drop_mtp,
-            verify=verify,
             workers=processes,
             talk=talk(),
+            **size,
+            **{name: value for name, value in options.items() if name not in OF_DUMP_ALONE},
         )
     except KeyboardInterrupt:
         say(talk(), "What is done stays: give the same command again to go on.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .exit_codes import ConflictError, IncompleteError, UnsupportedError
+from .wording import counted
 
 SHOWN_FILES = 6
 LIVE = "Load it into a model as training does, and dump that: shardmerge dump --model-provider."
@@ -164,7 +165,8 @@ class MissingSharesError(IncompleteError):
         files = ", ".join(self.files[:SHOWN_FILES]) + (f" and {more} more" if more > 0 else "")
         shares = ", ".join(map(str, self.shares[:SHOWN_FILES]))
         return (
-            f"{len(self.shares)} of {self.num_shares} shares are not in {self.dump} (rank directories {shares}"
+            f"{len(self.shares)} of {counted(self.num_shares, 'share')} are not in {self.dump} (rank directories "
+            f"{shares}"
             f"{', ...' if len(self.shares) > SHOWN_FILES else ''}), which need the files {files}. Give the same "
             "command again, with any number of processes: what is complete is kept."
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .exit_codes import SHOWN, ConflictError, IncompleteError, OutputError, ShardmergeError
 from .wording import counted
@@ -40,7 +40,7 @@ class NoRoomError(OutputError):
     path: str
     needed_bytes: int
     free_bytes: int
-    copied: dict[str, int]
+    copied: dict[str, int] = field(default_factory=dict)
 
     def message(self) -> str:
         copies = "".join(
@@ -48,8 +48,8 @@ class NoRoomError(OutputError):
         )
         return (
             f"{self.needed_bytes:,} bytes are to be written{copies}, and {self.free_bytes:,} are free in {self.path}. "
-            f"Free {self.needed_bytes - self.free_bytes:,} more there, or give an OUT on a larger file system; no "
-            "shard was written."
+            f"Free {self.needed_bytes - self.free_bytes:,} more there, or give an OUT on a larger file system; "
+            "nothing was written."
         )
 
 

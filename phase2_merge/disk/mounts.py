@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from shardmerge.common.free_space import free_bytes, nearest
+
 # file systems on which no two files share blocks, by their names in mountinfo; others may be able to
 NEVER_SHARE = {
     "beegfs", "ceph", "exfat", "ext2", "ext3", "ext4", "fuse.gcsfuse", "gpfs", "lustre", "nfs", "squashfs",
@@ -50,16 +52,16 @@ class Mount:
 
 def mount_of(folder: Path) -> Mount:
     """Return where a folder lies, or will lie once it is made. Raises OSError."""
-    there = next(place for place in (folder, *folder.parents) if place.is_dir())
+    there = nearest(folder)
     opened = os.open(there, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        space, number = os.fstatvfs(opened), _mount_number(opened)
+        number = _mount_number(opened)
         return Mount(
             folder=there,
             device=os.fstat(opened).st_dev,
             mount=number,
             kind=_kinds().get(number, "") if number is not None else "",
-            free_bytes=space.f_bavail * space.f_frsize,
+            free_bytes=free_bytes(opened),
         )
     finally:
         os.close(opened)

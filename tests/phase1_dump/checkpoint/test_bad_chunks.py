@@ -170,7 +170,7 @@ def test_chunks_without_a_checksum_are_told(saved: Saved, tmp_path: Path) -> Non
 
     dumped = saved.dump(tmp_path / "dump")
     assert dumped.unchecked == (QKV,)
-    assert "not checked: 1 tensors have chunks without CRC-32" in dumped.text()
+    assert "not checked: 1 tensor with chunks without CRC-32" in dumped.text()
     assert index.fqn == QKV
 
 

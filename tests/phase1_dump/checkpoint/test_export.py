@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from click.testing import CliRunner, Result
 
+from shardmerge.common.command.export import ALLOWANCES
 from shardmerge.common.command.group import main
-from shardmerge.phase2_merge import verify
+from shardmerge.phase2_merge import options, verify
 from tests.phase1_dump.checkpoint.conftest import Saved
 
 
@@ -35,13 +37,48 @@ def test_it_goes_on_from_what_was_dumped(saved: Saved, tmp_path: Path) -> None:
     assert not (tmp_path / "out.dump").exists()
 
 
+def test_an_empty_folder_becomes_the_output_and_keeps_its_mode(saved: Saved, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir(mode=0o750)
+
+    assert export(saved, tmp_path / "out").exit_code == 0
+    verify(tmp_path / "out")
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o750
+
+
 def test_an_output_that_exists_is_left_alone(saved: Saved, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").touch()
 
     result = export(saved, tmp_path / "out")
     assert result.exit_code == 6
-    assert list((tmp_path / "out").iterdir()) == []
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
     assert not (tmp_path / "out.dump").exists()
+
+
+def test_options_of_both_phases_reach_them(saved: Saved, tmp_path: Path) -> None:
+    """A wrong table is refused before anything is written; the others are seen in what was published."""
+    wrong = export(saved, tmp_path / "out", "--architecture", "no_such_module:TABLE")
+    assert wrong.exit_code == 2, wrong.output
+    assert not (tmp_path / "out.dump").exists()
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "tokenizer.json").write_text("{}")
+
+    table = ("--architecture", "shardmerge.common.architectures.families.qwen3_moe:QWEN3_MOE")
+    sizes = ("--experts", "packed", "--max-shard-size", "100kB", "--tokenizer", str(tmp_path / "tokenizer"))
+    said = ("--set", "config.max_position_embeddings=77", "--set-new", 'config.of_mine="x"', "--allow", "nan")
+    result = export(saved, tmp_path / "out", *table, *sizes, *said)
+    assert result.exit_code == 0, result.output
+
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["max_position_embeddings"], config["of_mine"]) == (77, "x")
+    assert (tmp_path / "out" / "tokenizer.json").read_text() == "{}"
+    names = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())["weight_map"]
+    assert "model.layers.1.mlp.experts.down_proj" in names
+    assert len(set(names.values())) > 3
+
+
+def test_every_word_of_allow_is_one_of_the_merge() -> None:
+    assert set(ALLOWANCES) < set(options.ALLOWANCES)
 
 
 def test_what_others_put_into_the_dump_stays(saved: Saved, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from shardmerge.common.command.group import main
-from shardmerge.common.errors import MissingSharesError, OutputExistsError
+from shardmerge.common.errors import MissingSharesError, NoRoomError, OutputExistsError
 from shardmerge.phase2_merge import check
 from tests.phase1_dump.checkpoint.conftest import SHARE_BYTES, Saved
 
@@ -117,12 +117,29 @@ def test_the_command_needs_no_torch(saved: Saved, tmp_path: Path) -> None:
     whole(tmp_path / "dump", saved)
 
 
+def test_room_is_looked_for_before_anything_is_written(saved: Saved, tmp_path: Path) -> None:
+    """With the exit code of a merge that has none."""
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(small)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount")
+    try:
+        with pytest.raises(NoRoomError, match="nothing was written") as refused:
+            saved.dump(small / "new" / "dump")
+        assert (refused.value.exit_code, refused.value.path) == (6, str(small))
+        assert refused.value.free_bytes <= 256 << 10 < 758_000 < refused.value.needed_bytes
+        assert list(small.iterdir()) == []
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
 def test_a_dry_run_names_files_and_writes_nothing(saved: Saved, tmp_path: Path) -> None:
     options = ["--checkpoint", str(saved.path), "--hf-reference", str(saved.reference), "--run-id", "run"]
     shown = CliRunner().invoke(main, ["dump", *options, "--out", str(tmp_path / "dump"), "--dry-run"])
 
     assert shown.exit_code == 0
-    assert "39 tensors become 758.1 KB in 1 shares" in shown.output
+    assert "39 tensors become 758.1 KB in 1 share\n" in shown.output
     assert "from __0_0.distcp, " in shown.output
     assert not (tmp_path / "dump").exists()
 
