@@ -18,6 +18,7 @@ from shardmerge.common import free_space, places
 from shardmerge.common.architectures import Architecture
 from shardmerge.common.command.byte_count import show
 from shardmerge.common.command.progress import Progress
+from shardmerge.common.command.talk import say
 from shardmerge.common.errors import MissingSharesError, ShardmergeError
 from shardmerge.common.errors.several import raise_problems
 from shardmerge.common.errors.wording import counted
@@ -45,6 +46,7 @@ class DumpedCheckpoint:
         num_bytes: Bytes that it wrote.
         unchecked: Keys of tensors that hold chunks without a CRC-32.
         dry_run: Lines that say which bytes would go where, if nothing was to be written.
+        warnings: Signs that files of the checkpoint are of several saves.
     """
 
     out: Path
@@ -53,6 +55,7 @@ class DumpedCheckpoint:
     num_bytes: int
     unchecked: tuple[str, ...] = ()
     dry_run: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def facts(self) -> dict[str, Any]:
         """Return everything for --json and --report."""
@@ -63,6 +66,7 @@ class DumpedCheckpoint:
             "written_bytes": self.num_bytes,
             "without_crc32": list(self.unchecked),
             "not_compared": [NOT_COMPARED],
+            "warnings": list(self.warnings),
             "plan": list(self.dry_run),
         }
 
@@ -116,7 +120,7 @@ def dump_checkpoint(
         processes: how many were. They begin at different shares; nothing else depends on it.
         patience: seconds to wait for others without seeing that they write anything.
         dry_run: write nothing, and say which bytes would go where, from which files.
-        progress_to: where progress is shown.
+        progress_to: where progress and warnings are shown.
 
     Returns:
         What was done.
@@ -133,8 +137,11 @@ def dump_checkpoint(
         Path(hf_reference),
         Options(dtype_from_reference, drop_mtp, max_share_bytes, experts, architecture),
     )
+    for warning in plan.warnings:
+        say(progress_to, f"Warning: {warning}.")
     if dry_run:
-        return DumpedCheckpoint(folder, len(plan.shares), (), 0, dry_run=tuple(_described(plan, folder)))
+        lines = tuple(_described(plan, folder))
+        return DumpedCheckpoint(folder, len(plan.shares), (), 0, dry_run=lines, warnings=plan.warnings)
     require_same(folder, run_id, plan.digest, len(plan.shares))
     open_bytes = sum(plan.shares[share].num_bytes for share in missing(folder, len(plan.shares)))
     free_space.require(folder, open_bytes + SPARE_BYTES if open_bytes else 0)
@@ -184,6 +191,7 @@ def _outcome(plan: Plan, out: Path, run_id: str, taken: Sequence[Taken]) -> Dump
         tuple(sorted(share for one in taken for share in one.shares)),
         sum(one.num_bytes for one in taken),
         tuple(sorted({key for one in taken for key in one.unchecked})),
+        warnings=plan.warnings,
     )
 
 

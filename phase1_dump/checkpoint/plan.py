@@ -38,8 +38,9 @@ from ..rectangles.layouts.box import Box
 from ..rectangles.parameter import Parameter
 from ..rectangles.written_dtypes import dtype_chooser
 from ..torch_dist.chunks import ChunkTable, table_of
-from ..torch_dist.folder import METADATA, FileState, Folder, find
+from ..torch_dist.folder import METADATA, FileState, Folder, find, iteration_in
 from ..torch_dist.metadata import read_metadata
+from ..torch_dist.one_save import hints, wrong_sizes
 from .chunk_files import StoredPart
 from .division import Share, Unit, distributed
 from .keys import NONE, Place, StoredKey, is_of_the_model, refusal, stored_key
@@ -83,6 +84,8 @@ class Plan:
         shares: What is dumped as rank 0, 1, ...
         columns: Of each parameter, in the order of shares: its tensor, layer, expert and half.
         digest: Of everything that decides what a share holds.
+        iteration: Of the training, None if no name tells.
+        warnings: Signs that files are of several saves.
     """
 
     folder: Folder
@@ -96,6 +99,8 @@ class Plan:
     shares: tuple[Share, ...]
     columns: tuple[array[int], array[int], array[int], array[int]]
     digest: str
+    iteration: int | None
+    warnings: tuple[str, ...]
 
     @cached_property
     def dtype_of(self) -> Callable[[Tensor], str]:
@@ -141,6 +146,7 @@ def plan_of(checkpoint: Path, hf_reference: Path, options: Options) -> Plan:
     states = folder.states({METADATA, *(table.paths[number] for number in set(table.path.tolist()))})
     if states[METADATA] != folder.metadata:
         raise ChangedCheckpointError(str(folder.path), f"{METADATA} was written to, or replaced")
+    raise_problems(wrong_sizes(folder, table, described.columns, states))
     stored = tuple(stored_key(key, shape, bound) for key, shape in zip(table.keys, table.shapes, strict=True))
     if spelled := respelled(_first_of_each(stored, bound), bound, options.experts):
         bound = blueprint(known.config, known.tensors, bound.experts | spelled, bound.architecture)
@@ -163,6 +169,8 @@ def plan_of(checkpoint: Path, hf_reference: Path, options: Options) -> Plan:
         shares,
         (columns[0], columns[1], columns[2], columns[3]),
         digest,
+        iteration_in(described.saved_as or "") if folder.iteration is None else folder.iteration,
+        tuple(hints(folder, described.saved_as, states)),
     )
 
 

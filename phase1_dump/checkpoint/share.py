@@ -77,7 +77,7 @@ def share_of(plan: Plan, share: int, run_id: str) -> CheckpointShare:
     )
     return CheckpointShare(
         world,
-        Generation(run_id, plan.folder.iteration, plan.digest),
+        Generation(run_id, plan.iteration, plan.digest),
         ManifestFacts(
             plan.blueprint.architecture.name,
             plan.blueprint.dimensions,

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import xxhash
 
@@ -140,7 +140,7 @@ def find(path: Path) -> Folder:
     if metadata.num_bytes > plausible_sizes.CHECKPOINT_METADATA.ceiling_bytes:
         reason = f"it has {metadata.num_bytes:,} bytes, which is not plausible"
         raise CorruptFileError(str(found / METADATA), reason)
-    return Folder(found, _number(found), metadata, digest_of(found))
+    return Folder(found, iteration_in(found), metadata, digest_of(found))
 
 
 def state_of(path: Path) -> FileState:
@@ -222,8 +222,9 @@ def _is_of_torch_alone(folder: Path) -> bool:
         return NESTED.search(file.read(1 << 20)) is not None
 
 
-def _number(folder: Path) -> int | None:
-    """Return the iteration that the name of a folder, or of the one above its weights, tells."""
+def iteration_in(path: str | Path) -> int | None:
+    """Return the iteration that the name of a folder, or of the one above its weights, tells. It need not be there."""
+    folder = PurePath(path)
     for name in (folder.name, folder.parent.name):
         if match := ITERATION.fullmatch(name):
             return int(match[1])

@@ -70,11 +70,19 @@ class TensorRow:
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """Everything that `.metadata` says and we use: tensors by key, keys of what is no tensor, and the columns."""
+    """Everything that `.metadata` says and we use.
+
+    Attributes:
+        tensors: By key.
+        objects: Keys of what is not a tensor.
+        columns: Chunks of tensors, and entries of files.
+        saved_as: The path that the checkpoint was saved to, None if that is not told.
+    """
 
     tensors: dict[str, TensorRow]
     objects: tuple[str, ...]
     columns: Columns
+    saved_as: str | None = None
 
 
 def read_metadata(open_again: Callable[[], RawIOBase], num_bytes: int, path: str) -> Described:
@@ -203,6 +211,19 @@ class _Place:
             raise ValueError("an entry that is compressed")
 
 
+class _Saved:
+    """Stands for StorageMeta: the path that was saved to, if it is a text."""
+
+    __slots__ = ("path",)
+
+    def __init__(self) -> None:
+        self.path: str | None = None
+
+    def build(self, state: Any) -> None:
+        path = state.get("checkpoint_id")
+        self.path = path if type(path) is str else None
+
+
 class _Tensor(_Fields):
     """Stands for TensorStorageMetadata."""
 
@@ -229,6 +250,7 @@ def _names(columns: Columns) -> dict[tuple[str, str], Any]:
         (metadata, "TensorProperties"): _Properties,
         (metadata, "MetadataIndex"): _Index,
         (metadata, "ChunkStorageMetadata"): lambda: _Chunk(columns),
+        (metadata, "StorageMeta"): _Saved,
         (filesystem, "_StorageInfo"): _Place,
         ("megatron.core.dist_checkpointing.strategies.torch", "MCoreMetadata"): _Fields,
     }
@@ -284,4 +306,6 @@ def _described(value: _Fields, columns: Columns, path: str) -> Described:
     if type(held) is not dict or not all(type(key) is str for key in held):
         raise CorruptFileError(path, "it does not list tensors")
     tensors = {key: row for key, row in held.items() if type(row) is TensorRow}
-    return Described(tensors, tuple(key for key in held if key not in tensors), columns)
+    saved = value.fields.get("storage_meta")
+    saved_as = saved.path if type(saved) is _Saved else None
+    return Described(tensors, tuple(key for key in held if key not in tensors), columns, saved_as)

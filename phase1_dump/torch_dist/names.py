@@ -27,7 +27,6 @@ CHECKPOINT = "torch.distributed.checkpoint."
 # they carry what we have no use for
 IGNORED = (
     (CHECKPOINT + "metadata", "BytesStorageMetadata"),
-    (CHECKPOINT + "metadata", "StorageMeta"),
     (CHECKPOINT + "planner", "SavePlan"),
     (CHECKPOINT + "planner", "WriteItem"),
     (CHECKPOINT + "planner", "TensorWriteData"),
