@@ -187,6 +187,12 @@ class Blueprint:
             except BadInputError as error:
                 yield error
 
+    @property
+    def mtp_key(self) -> str:
+        """The key of config.json that says how many steps there are, a dot leading inwards; "" if no setting does."""
+        rows = (row for row in self.architecture.settings if row.setting == "mtp_steps")
+        return next((row.keys[0] for row in rows if row.keys), "")
+
     def says(self, setting: str) -> Said:
         """Return what config.json says of one setting that has a neutral value. Raises what `settings` raises."""
         row = next((row for row in self.architecture.settings if row.setting == setting), None)

@@ -67,8 +67,8 @@ OTHERWISE = (
 )
 MTP_CHOICES = (
     "The model has multi-token prediction, and config.json promises none or less of it. Choose: a reference whose "
-    "config.json promises it (num_nextn_predict_layers); --drop-mtp, to leave it out; or --drop-mtp here and "
-    "--graft mtp in the merge, to take it from the reference."
+    "config.json promises it{key}; --drop-mtp, to leave it out; or --drop-mtp here and --graft mtp in the merge, to "
+    "take it from the reference."
 )
 
 
@@ -78,11 +78,13 @@ class UnclaimedParameterError(UnsupportedError):
     shape: tuple[int, ...]
     architecture: str
     rank: int
+    mtp_key: str = ""  # of config.json, which says how many steps of multi-token prediction there are
 
     def message(self) -> str:
+        choices = MTP_CHOICES.format(key=f" ({self.mtp_key})" if self.mtp_key else "")
         return (
             f"{self.parameter} {list(self.shape)} on rank {self.rank} is claimed by no row of {self.architecture}. "
-            f"Nothing was written. {MTP_CHOICES if self.parameter.startswith('mtp.') else OTHERWISE}"
+            f"Nothing was written. {choices if self.parameter.startswith('mtp.') else OTHERWISE}"
         )
 
 

@@ -28,9 +28,10 @@ class MtpMismatchError(ConflictError):
     promised: str  # the first tensor of multi-token prediction that config.json promises, "" for none
     held: str  # the first that ranks hold or that is grafted, "" for none
     listed: str  # the first that the reference's weights hold, "" for none
+    key: str  # of config.json, which says how many steps there are; "" if the table does not tell
 
     def message(self) -> str:
-        let = "let config.json promise it (--set-new config.num_nextn_predict_layers=1)"
+        let = "let config.json promise it" + (f" (--set-new config.{self.key}=1)" if self.key else "")
         if self.promised:
             what = (
                 f"config.json promises multi-token prediction ({self.promised}), and nobody holds any of it."

@@ -254,7 +254,9 @@ def _units(
                     and len(unclaimed) < SHOWN
                 ):
                     unclaimed.append(
-                        UnclaimedParameterError(key, one.parameter_shape, bound.architecture.name, 0)
+                        UnclaimedParameterError(
+                            key, one.parameter_shape, bound.architecture.name, 0, bound.mtp_key
+                        )
                     )
                 continue
             _require_known_order(claim, key)

@@ -91,7 +91,8 @@ def _problems(unclaimed: Iterable[Parameter], blueprint: Blueprint, rank: int) -
         elif reason is not None:
             yield UnsupportedParameterError(key, reason, rank)
         else:
-            yield UnclaimedParameterError(key, parameter.global_shape, blueprint.architecture.name, rank)
+            name = blueprint.architecture.name
+            yield UnclaimedParameterError(key, parameter.global_shape, name, rank, blueprint.mtp_key)
     if adapters:
         yield AdapterError(tuple(adapters), rank)
 

@@ -26,12 +26,12 @@ install(str(Path(sys.prefix) / "te-python"))  # before anything imports megatron
 from tests.oracles import records  # noqa: E402
 from tests.oracles.table import BRIDGE, ORACLES, Oracle, every_family  # noqa: E402
 from tests.worlds import delta_net  # noqa: E402
-from tests.worlds.checkpoints import read_hf_tensors, write_hf_checkpoint  # noqa: E402
+from tests.worlds.checkpoints import read_hf_tensors  # noqa: E402
 from tests.worlds.cpu import prepare  # noqa: E402
 from tests.worlds.fake import build_model, join_model_parallel, leave_model_parallel  # noqa: E402
 from tests.worlds.families import Family  # noqa: E402
 from tests.worlds.filling import fill  # noqa: E402
-from tests.worlds.mtp import write_bare  # noqa: E402
+from tests.worlds.mtp import write_bare, write_checkpoint  # noqa: E402
 from tests.worlds.topology import SINGLE  # noqa: E402
 from tests.worlds.vision_language import remove_tower  # noqa: E402
 
@@ -110,7 +110,7 @@ class Files(dict[str, torch.Tensor]):
 
 def _files(family: Family) -> Files:
     with tempfile.TemporaryDirectory() as folder:
-        return Files(read_hf_tensors(write_hf_checkpoint(family, Path(folder))))
+        return Files(read_hf_tensors(write_checkpoint(family, Path(folder))))
 
 
 def stand_in() -> None:

@@ -63,6 +63,7 @@ MTP_FAMILIES = (
     QWEN3_NEXT_MTP,
     QWEN3_5_MTP,
     QWEN3_5_MOE_MTP,
+    QWEN3_5_MOE_VL_MTP,
     NEMOTRON_H_MTP,
     NEMOTRON_H_LATENT_MTP,
     NEMOTRON_H_MIXED_MTP,
@@ -125,7 +126,9 @@ def write_mtp_checkpoint(family: Family, path: Path, seed: int = 0) -> Path:
 
 
 def _add_steps(family: Family, path: Path) -> None:
-    config = json.loads((path / "config.json").read_text()) | _config(family)
+    """Say steps in config.json: where a composite says what its language model is, not beside that."""
+    config = json.loads((path / "config.json").read_text())
+    (config["text_config"] if family.is_composite else config).update(_config(family))
     (path / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
@@ -135,7 +138,7 @@ def _config(family: Family) -> dict[str, object]:
     Of DeepSeek-V3 it says besides how to route, without which vLLM takes no router bias; transformers leaves that out.
     """
     steps = _steps(family)
-    if family.architecture in ("Qwen3_5ForCausalLM", "Qwen3_5MoeForCausalLM"):
+    if family.architecture.startswith("Qwen3_5"):
         return {"mtp_num_hidden_layers": steps.count}
     if steps.dense or family.delta:
         return {"num_nextn_predict_layers": steps.count}
@@ -164,9 +167,14 @@ def _deepseek(family: Family, decoder: Tensors, generator: torch.Generator) -> T
 
 
 def _only(family: Family, decoder: Tensors, generator: torch.Generator) -> Tensors:
-    """The only step is a layer with attention: a dense one, as EXAONE's first is, or as others of its decoder."""
+    """The only step is a layer with attention: a dense one, as EXAONE's first is, or as others of its decoder.
+
+    Beside a vision tower the decoder's names have another beginning, those of the step have not. Its experts are one by
+    one, as in Qwen3.5, also where the decoder's are packed.
+    """
     like = family.delta.pattern.index("*") if family.delta else 0
-    found = _like(decoder, f"model.layers.{like}.", "mtp.layers.0.", generator)
+    layers = "model.language_model.layers." if family.is_composite else "model.layers."
+    found = _one_by_one(_like(decoder, f"{layers}{like}.", "mtp.layers.0.", generator))
     names = {
         "enorm.weight": "pre_fc_norm_embedding.weight", "hnorm.weight": "pre_fc_norm_hidden.weight",
         "eh_proj.weight": "fc.weight",
@@ -174,6 +182,21 @@ def _only(family: Family, decoder: Tensors, generator: torch.Generator) -> Tenso
     for name, tensor in _joining(family.hidden, generator):
         found[f"mtp.{names[name]}"] = tensor
     found["mtp.norm.weight"] = _drawn("norm", (family.hidden,), generator)
+    return found
+
+
+def _one_by_one(tensors: Tensors) -> Tensors:
+    """Return the tensors with packed experts cut in matrices: gate above up [E, 2I, h], and down [E, h, I]."""
+    found: Tensors = {}
+    for name, tensor in tensors.items():
+        beginning, packed, kind = name.rpartition(".experts.")
+        if not packed or kind not in ("gate_up_proj", "down_proj"):
+            found[name] = tensor
+            continue
+        kinds = ("gate_proj", "up_proj") if kind == "gate_up_proj" else (kind,)
+        for expert, matrix in enumerate(tensor):
+            for one, part in zip(kinds, matrix.chunk(len(kinds)), strict=True):
+                found[f"{beginning}.experts.{expert}.{one}.weight"] = part.clone()
     return found
 
 

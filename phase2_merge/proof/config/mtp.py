@@ -26,7 +26,7 @@ def check(case: Case) -> Findings:
     promised = _first(table, case.expected.names) if table.mtp_layers else ""
     is_whole = len(case.manifests) == case.manifests[0].world_size  # else a missing rank may have it
     if (promised and not held and is_whole) or (not promised and (held or listed)):
-        return Findings((MtpMismatchError(promised, held, listed),))
+        return Findings((MtpMismatchError(promised, held, listed, table.mtp_key),))
     return Findings()
 
 
@@ -44,7 +44,7 @@ def as_one(case: Case, missing: Iterable[ShardmergeError]) -> tuple[ShardmergeEr
         return errors
     promised, listed = _first(table, case.expected.names), _first(table, case.reference.tensors)
     others = (error for error, own in zip(errors, of_it, strict=True) if not own)
-    return (MtpMismatchError(promised, "", listed), *others)
+    return (MtpMismatchError(promised, "", listed, table.mtp_key), *others)
 
 
 def against_names(table: Blueprint, names: Iterable[str]) -> Iterator[ShardmergeError]:
@@ -64,7 +64,7 @@ def against_names(table: Blueprint, names: Iterable[str]) -> Iterator[Shardmerge
     promised = {name: family.shape for family in families for name in family.names}
     if not held or not promised:
         if held or promised:
-            yield MtpMismatchError(next(iter(promised), ""), next(iter(held), ""), "")
+            yield MtpMismatchError(next(iter(promised), ""), next(iter(held), ""), "", table.mtp_key)
         return
     required_by, there = TABLE.format(table.architecture.name), {*held}
     for name, shape in promised.items():
