@@ -75,10 +75,13 @@ class Health:
     """Rows of the columns that are not as trained weights should be.
 
     `nonfinite` holds [row, NaN elements, infinite elements], `all_zero` the rows that hold nothing but zeros.
+    `shifted_norms` are numbers of elements of norms: to which 1 was "added", from which it was "subtracted", as readers
+    take them otherwise than the model, and that were "rounded" then. It is not there if there are none.
     """
 
     nonfinite: list[list[int]] | None = None
     all_zero: list[int] | None = None
+    shifted_norms: dict[str, int] | None = None
     more: Mapping[str, Json] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -88,6 +91,7 @@ class Health:
             raise ValueError(f"a row of health.nonfinite does not hold {ROW_OF_NONFINITE} numbers")
         _check_each(list(chain.from_iterable(rows)), (int,), "health.nonfinite")
         _check_list(self.all_zero, (int,), "health.all_zero")
+        _check_object(self.shifted_norms, int, "health.shifted_norms")
 
     @classmethod
     def of_json(cls, value: Mapping[str, Json]) -> Health:

@@ -38,12 +38,14 @@ class Seen:
     all_zero: there are elements, and each of them is zero.
     narrowed: elements that lost bits because the dtype they are written in is narrower than their own.
     invalid_scales: elements of a scale that are zero, negative or not finite.
+    added: what was added to each element, 1 or -1, as readers take the weights of norms otherwise than the model.
     """
 
     nonfinite: tuple[int, int] | None = None
     all_zero: bool = False
     narrowed: int = 0
     invalid_scales: int = 0
+    added: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ class ManifestFacts:
     architecture: the name in config.json, and `dimensions` what its table reads there.
     params_dtype: safetensors name of the dtype that the parameters are trained in.
     settings: what the model says of `architectures.settings`, as far as this rank can tell; None if the source knows
-        nothing of them.
+        nothing of them. Norms are said to be as they are written, which may not be as the model stores them.
     own_options: fields of the model's config that are not megatron-core's.
     experts: how routed experts are spelled, by part, as far as this rank holds any.
     table: digest of the table, None if the source has none.

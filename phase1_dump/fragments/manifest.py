@@ -59,7 +59,7 @@ def manifest_of(
         names=names,
         dtypes=dtypes,
         columns=rows,
-        health=_health(learnt),
+        health=_health(placed, learnt),
         quantization=_quantization(facts.quantization, placed, learnt),
         drops=facts.drops,
         statistics=_statistics(facts.router_bias_dtypes, placed, learnt) | facts.statistics,
@@ -83,10 +83,18 @@ def _file(fragment: PlannedFragment) -> FragmentFile:
     return FragmentFile(fragment.name, fragment.header.file_bytes, len(fragment.head), digest)
 
 
-def _health(learnt: Sequence[Written]) -> Health:
+def _health(placed: Sequence[Placed], learnt: Sequence[Written]) -> Health:
+    shifted = [(p.rectangle, one.seen) for p, one in zip(placed, learnt, strict=True) if one.seen.added]
     return Health(
         nonfinite=[[row, *one.seen.nonfinite] for row, one in enumerate(learnt) if one.seen.nonfinite],
         all_zero=[row for row, one in enumerate(learnt) if one.seen.all_zero],
+        shifted_norms={
+            "added": sum(rectangle.num_elements for rectangle, seen in shifted if seen.added > 0),
+            "subtracted": sum(rectangle.num_elements for rectangle, seen in shifted if seen.added < 0),
+            "rounded": sum(seen.narrowed for _, seen in shifted),
+        }
+        if shifted
+        else None,
     )
 
 

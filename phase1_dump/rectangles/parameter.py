@@ -50,3 +50,8 @@ class Parameter:
     def is_routed_expert(self) -> bool:
         """Whether the key is that of a routed expert."""
         return is_routed_expert(self.key)
+
+    @property
+    def is_weight_of_norm(self) -> bool:
+        """Whether it is what a norm multiplies by: no other weight of megatron-core has one dimension."""
+        return len(self.global_shape) == 1 and self.key.endswith("weight")

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -37,7 +38,7 @@ from ..source import Holding, ManifestFacts, Stream
 from ..world import World
 from .host_memory.host_buffers import HostBuffers
 from .megatron_config import check_agreement, check_one_config
-from .module_words import refuse_other_orders, with_ones_added
+from .module_words import norms_as_read, refuse_other_orders
 from .modules import language_models, left_beside, local_experts, router_bias_dtypes
 from .parameters import parameters_of
 from .reading import Reader
@@ -145,7 +146,7 @@ def live_model(
         table.architecture.name,
         table.dimensions,
         params_dtype,
-        settings_of(models, drop_mtp=options.drop_mtp),
+        settings_of(models, drop_mtp=options.drop_mtp) | _as_written(table),
         unknown_fields(config),
         spellings_of(claimed, table),
         table_digest(table.architecture),
@@ -191,8 +192,13 @@ def _claim(
         caches += kv_caches(model, held, rank)
         refuse_other_orders(model, held, rank)
         packed = pack_claims(model, held, rank, dequantize=options.dequantize)
-        claimed += with_ones_added(model, packed, centred=centred, rank=rank)
+        claimed += norms_as_read(model, packed, centred=centred, rank=rank)
     return claimed, caches, drops
+
+
+def _as_written(table: Blueprint) -> dict[str, Any]:
+    """Return the settings that hold of what is written, whatever the model computes with: norms are as they are read."""
+    return {"zero_centred_norms": table.says("zero_centred_norms").value}
 
 
 def _producer(claimed: Sequence[Claimed], caches: Sequence[KVCache]) -> dict[str, str]:

@@ -56,7 +56,6 @@ def check_agreement(config: Any, blueprint: Blueprint, rank: int) -> None:
     for field, value, effect in refusals(config):
         what_is_missing = f"{effect}, of which no config.json of {blueprint.architecture.name} speaks"
         raise UnsupportedParameterError(f"{field}={value}", what_is_missing, rank)
-    _check_norms(config, blueprint, rank)
     if config.multi_latent_attention and config.rotary_interleaved:
         effect = "latent attention rotates neighbours already, and would exchange them once more"
         raise UnsupportedParameterError("rotary_interleaved=True", effect, rank)
@@ -93,20 +92,6 @@ def check_one_config(models: Sequence[Any], rank: int) -> None:
             if fields:
                 told = ", ".join(f"{field}={getattr(own, field)}" for field in fields)
                 raise UnsupportedParameterError(name, f"its own config says {told}, unlike the model's", rank)
-
-
-def _check_norms(config: Any, blueprint: Blueprint, rank: int) -> None:
-    """Refuse norm weights that are stored minus one where readers do not add it, and the reverse.
-
-    No setting of config.json could put that right, so nobody may decide to live with it.
-    """
-    stored, read = bool(config.layernorm_zero_centered_gamma), blueprint.says("zero_centred_norms").value
-    if stored != read:
-        effect = "stored minus one" if stored else "stored as they are"
-        readers = f"readers of {blueprint.architecture.name} {'add one to them' if read else 'add nothing'}"
-        raise UnsupportedParameterError(
-            f"layernorm_zero_centered_gamma={stored}", f"norm weights are {effect}, and {readers}", rank
-        )
 
 
 def _check_dimension(config: Any, blueprint: Blueprint, dimension: str, tensor: str, rank: int) -> None:

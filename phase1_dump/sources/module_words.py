@@ -1,11 +1,14 @@
-"""What only the module of a parameter shows: norms that are stored minus one, and fused projections in another order.
+"""What only the module of a parameter shows: whether a norm is stored minus one, and other orders of fused projections.
 
-To such a norm 1 is added where readers add nothing, and any other disagreement is refused. Of each norm its own module
-says how it is stored: programs change that of single norms. Attention with an output gate is refused if its class takes
-the projection apart in another way than megatron-core, as key and shape are the same.
+A model may store the weights of norms minus one, and so may the checkpoint that readers take: the table says what they
+add to each norm, its own module what Megatron adds. Where these differ, 1 is added or subtracted, in float32, and the
+sum is rounded once to the dtype that is written: of bfloat16 that costs bits of whatever is not a multiple of 1/128,
+which no reader of bfloat16 could use, and is told. Attention with an output gate is refused if its class takes the
+projection apart in another way than megatron-core, as key and shape are the same.
 Source: megatron/core/transformer/attention.py (queries of a group, then their gates); mcore-bridge,
 model/modules/gated_self_attention.py (each query followed by its gate) and model/gpts/qwen3_next_gdn.py (the norm of a
-DeltaNet is stored as it is); transformer_engine, pytorch/module/{rmsnorm,layernorm_linear}.py.
+DeltaNet is stored as it is); transformer_engine, pytorch/module/{rmsnorm,layernorm_linear}.py;
+megatron/core/{fusions/fused_layer_norm,transformer/torch_norm,ssm/mamba_mixer}.py.
 """
 
 from __future__ import annotations
@@ -23,13 +26,20 @@ from shardmerge.common.errors import UnsupportedParameterError
 from ..rectangles.claims import Claimed
 
 TAKES_APART, OWN = "get_query_key_value_tensors", "megatron.core."
+# classes that add nothing to their weight, whatever the model's config says, by module and name
+ADD_NOTHING = {
+    ("torch.nn.modules.normalization", "LayerNorm"),
+    ("torch.nn.modules.normalization", "RMSNorm"),
+    ("megatron.core.ssm.mamba_mixer", "ExtendedRMSNorm"),
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class PlusOne:
-    """A tensor of which 1 more than each element is read, computed in float32."""
+class Shifted:
+    """A tensor of which `by` more than each element is read, computed in float32."""
 
     tensor: torch.Tensor
+    by: int
 
     @property
     def device(self) -> torch.device:
@@ -47,15 +57,15 @@ class PlusOne:
     def shape(self) -> torch.Size:
         return self.tensor.shape
 
-    def detach(self) -> PlusOne:
+    def detach(self) -> Shifted:
         return self
 
     def __getitem__(self, box: tuple[slice, ...]) -> torch.Tensor:
         """Return the elements of a box of slices."""
-        return self.tensor.detach()[box].float() + 1
+        return self.tensor.detach()[box].float() + self.by
 
 
-def with_ones_added(
+def norms_as_read(
     model: nn.Module, claimed: Iterable[Claimed], *, centred: bool, rank: int
 ) -> Iterator[Claimed]:
     """Yield claims with the weights of norms as readers of the checkpoint take them.
@@ -67,34 +77,40 @@ def with_ones_added(
         rank: for messages.
 
     Raises:
-        UnsupportedParameterError: a norm is stored otherwise than its readers expect.
+        UnsupportedParameterError: nobody says how a norm is stored, and the model's config differs from its readers.
     """
     modules = dict(model.named_modules())
     for entry in claimed:
-        module = modules.get(entry.parameter.name.rpartition(".")[0], model)
-        if entry.claim.row.plain_norm:
-            data = entry.parameter.data
-            is_centred = _is_centred(module, model)
-            yield (
-                replace(entry, parameter=replace(entry.parameter, data=PlusOne(data)))
-                if is_centred
-                else entry
-            )
+        if not entry.parameter.is_weight_of_norm:
+            yield entry
             continue
-        own = getattr(module, "zero_centered_gamma", None)
-        if own is not None and bool(own) != centred:
-            stored = "stored minus one" if own else "stored as it is"
-            readers = "add one to it" if centred else "add nothing to it"
-            reason = f"its module says zero_centered_gamma={own}, so that its norm is {stored}, and readers {readers}"
+        module = modules.get(entry.parameter.name.rpartition(".")[0], model)
+        added, own = _added(module, model)
+        by = added - int(centred and not entry.claim.row.plain_norm)
+        if by and not own:
+            kind = f"{type(module).__module__}.{type(module).__qualname__}"
+            says = f"the model's config says layernorm_zero_centered_gamma={bool(added)}"
+            readers = "add one to it" if by < 0 else "add nothing to it"
+            reason = f"{kind} does not say whether it adds one to its weight, {says}, and readers {readers}"
             raise UnsupportedParameterError(entry.parameter.name, reason, rank)
-        yield entry
+        yield _shifted(entry, by) if by else entry
 
 
-def _is_centred(module: nn.Module, model: nn.Module) -> bool:
-    """Whether a norm is stored minus one: its own word counts, then that of its config, then that of the model's."""
+def _shifted(entry: Claimed, by: int) -> Claimed:
+    return replace(
+        entry, parameter=replace(entry.parameter, data=Shifted(entry.parameter.data, by))
+    )
+
+
+def _added(module: nn.Module, model: nn.Module) -> tuple[int, bool]:
+    """Return what a norm adds to its weight, and whether it says so itself, rather than its config or the model's."""
     own: Any = getattr(module, "zero_centered_gamma", None)
+    if own is not None:
+        return int(bool(own)), True
+    if (type(module).__module__, type(module).__qualname__) in ADD_NOTHING:
+        return 0, True
     config: Any = getattr(module, "config", None) or model.config
-    return bool(config.layernorm_zero_centered_gamma if own is None else own)
+    return int(bool(config.layernorm_zero_centered_gamma)), False
 
 
 def refuse_other_orders(model: nn.Module, claimed: Iterable[Claimed], rank: int) -> None:

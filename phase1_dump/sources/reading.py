@@ -23,6 +23,7 @@ from .ahead import Ahead, SingleThreaded, computing_ahead
 from .blocks import blocks_of, planned
 from .health import Health, count_nonfinite, narrowed_elements
 from .host_memory.host_buffers import HostBuffers, Pair
+from .module_words import Shifted
 
 AHEAD_SHARE = 4  # blocks computed ahead take a quarter of the memory of the buffers beside them
 Computed: TypeAlias = tuple[Holding, Health, Iterator[torch.Tensor]]
@@ -112,7 +113,13 @@ def seen(holding: Holding, health: Health, max_bytes: int) -> Seen:
     """
     finite, all_zero = health.verdict()
     nonfinite = None if finite else _count_nonfinite(holding, health.encoding, max_bytes)
-    return Seen(nonfinite, all_zero, narrowed_elements(holding), health.count_invalid_scales())
+    invalid_scales = health.count_invalid_scales()
+    return Seen(nonfinite, all_zero, narrowed_elements(holding), invalid_scales, _added(holding))
+
+
+def _added(holding: Holding) -> int:
+    """Return what is added to each element: a norm is one part."""
+    return next((part.data.by for part in holding.recipe.parts if isinstance(part.data, Shifted)), 0)
 
 
 def _count_nonfinite(holding: Holding, encoding: Encoding, max_bytes: int) -> tuple[int, int]:

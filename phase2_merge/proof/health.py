@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 import numpy as np
@@ -14,11 +14,14 @@ from ..ledger.rows import BoolArray
 from ..ledger.table import Ledger
 from .case import Case
 
+SHIFTS = {"added": "added to", "subtracted": "subtracted from"}  # keys of a manifest's health -> in a sentence
+
 
 def check(case: Case) -> Findings:
-    """Find NaN and infinities, which are problems, and tensors of zeros, which are warnings."""
+    """Find NaN and infinities, which are problems, and as warnings tensors of zeros and norms that lost bits."""
     ledger, kept = case.ledger, case.verdict.kept
-    return Findings(tuple(_nonfinite(ledger, kept)), tuple(_all_zero(ledger, kept)))
+    warnings = (*_all_zero(ledger, kept), *_rounded_norms(case))
+    return Findings(tuple(_nonfinite(ledger, kept)), warnings)
 
 
 def _nonfinite(ledger: Ledger, kept: BoolArray) -> Iterator[NonFiniteError]:
@@ -44,6 +47,20 @@ def _all_zero(ledger: Ledger, kept: BoolArray) -> list[str]:
     lines = _dead_lines(dead)
     lines += [f"{line} {_verb(line)} all zero" for line in grouped(rest)]
     return lines + [f"{line}: whole rectangles are zero" for line in grouped(sorted(partly))]
+
+
+def _rounded_norms(case: Case) -> Iterator[str]:
+    """Yield a line about norms that are read otherwise than the model stores them, if some of them lost bits by it."""
+    counts: Counter[str] = Counter()
+    for manifest in case.manifests:
+        counts.update(manifest.health.shifted_norms or {})
+    told = [f"1 was {what} {counts[how]:,} elements" for how, what in SHIFTS.items() if counts[how]]
+    if counts["rounded"]:
+        readers = f"readers of {case.blueprint.architecture.name} take them otherwise than the model stores them"
+        yield (
+            f"norms: {readers}. {' and '.join(told)} in float32, and {counts['rounded']:,} of the sums were rounded to "
+            f"the dtype that is written. A reference that holds norms in float32 keeps them whole"
+        )
 
 
 def _dead_experts(zero: set[str], names: list[str]) -> set[tuple[int, int]]:

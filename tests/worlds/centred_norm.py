@@ -9,7 +9,9 @@ import torch
 
 
 class CentredNorm(torch.nn.Module):
-    """LayerNorm or RMSNorm, as the config says. Takes what megatron-core gives to any norm."""
+    """LayerNorm or RMSNorm, as the config says. Takes what megatron-core gives to any norm, and says that it adds one."""
+
+    zero_centered_gamma = True
 
     def __init__(self, config: Any, hidden_size: int, eps: float = 1e-5, **_ignored: object) -> None:
         """Start with weights that are 0 and so count as 1."""

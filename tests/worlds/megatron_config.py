@@ -156,7 +156,9 @@ def _mend_attention(layer: Any, config: TransformerConfig, te: bool) -> None:
     attention, centred = layer.submodules.self_attention.submodules, _centred(config, te)
     if centred:
         layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = centred
-        if config.qk_layernorm:
+        if config.multi_latent_attention:
+            attention.q_layernorm = attention.kv_layernorm = centred
+        elif config.qk_layernorm:
             attention.q_layernorm = attention.k_layernorm = centred
     if not te or config.context_parallel_size > 1 or config.softmax_type == "learnable":
         attention.core_attention = CpuAttention

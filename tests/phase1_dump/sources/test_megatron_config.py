@@ -70,38 +70,6 @@ def test_latent_attention_has_no_groups_to_compare(references: References, tmp_p
         assert dumped(model, tmp_path, references.config("deepseek_v3")).rank == 0
 
 
-def test_norm_weights_stored_minus_one_are_refused_where_readers_add_nothing(
-    model: GPTModel, references: References, tmp_path: Path
-) -> None:
-    model.config.layernorm_zero_centered_gamma = True
-
-    message = refused_and_recorded(
-        UnsupportedParameterError, 5, model, tmp_path / "out", references.config("llama")
-    )
-
-    assert message.startswith(
-        "layernorm_zero_centered_gamma=True on rank 0: norm weights are stored minus one"
-    )
-    assert "readers of LlamaForCausalLM add nothing" in message
-
-
-def test_norm_weights_stored_as_they_are_are_refused_where_readers_add_one(
-    references: References, tmp_path: Path
-) -> None:
-    with fake_world(SINGLE, 0):
-        model = build_model(by_name("nemotron"), SINGLE)[0]
-        model.config.layernorm_zero_centered_gamma = False
-
-        message = refused_and_recorded(
-            UnsupportedParameterError, 5, model, tmp_path / "out", references.config("nemotron")
-        )
-
-    assert message.startswith(
-        "layernorm_zero_centered_gamma=False on rank 0: norm weights are stored as they are"
-    )
-    assert "readers of NemotronForCausalLM add one to them" in message
-
-
 def test_latent_attention_that_exchanges_neighbours_twice_is_refused(
     references: References, tmp_path: Path
 ) -> None:
