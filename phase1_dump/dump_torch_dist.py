@@ -31,7 +31,9 @@ from .shares.take import Taken, missing, take
 
 SPARE_BYTES = 1 << 26  # of a file system, for manifests and whatever others write
 NOT_COMPARED = (
-    "Not compared: what the model computes with, which a checkpoint on disk does not say; shapes were."
+    "Not compared: what the model computes with, which a checkpoint on disk does not say; shapes were. "
+    "So it is not known whether norms are stored minus one (layernorm_zero_centered_gamma): they were taken to be as "
+    "readers take them."
 )
 
 

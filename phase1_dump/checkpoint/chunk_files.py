@@ -40,12 +40,14 @@ class StoredPart:
         leading: Its place in the first dimensions, which are those of layers and experts.
         first_row: Where it begins in the dimension after them.
         shape: Its own shape.
+        plain_norm: The key of the weight of a norm to which readers add nothing, "" of everything else.
     """
 
     tensor: int
     leading: Shape
     first_row: int
     shape: Shape
+    plain_norm: str = ""
 
     def box(self, start: Shape, extent: Shape) -> tuple[Shape, Shape]:
         """Return where a box of the parameter lies in the stored tensor: (offset, shape)."""

@@ -1,4 +1,8 @@
-"""Reads holdings of a checkpoint: blocks of host bytes put together from chunks, and what was seen of their numbers."""
+"""Reads holdings of a checkpoint: blocks of host bytes put together from chunks, and what was seen of their numbers.
+
+No file says whether norms are stored minus one. Weights that are, of which readers take the numbers as they are, are
+known by these: training moves the weights of a plain norm away from 1, and hardly any of them to zero or below.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from shardmerge.common.errors import UnsupportedCheckpointError
 from shardmerge.common.rectangle import Shape
 
 from ..rectangles.parts import Part, Recipe, SharedPart, boxes_in_order
@@ -18,6 +23,10 @@ from .chunk_files import ChunkFiles
 from .numbers import KINDS, Bits, cast, count_narrowed, count_nonfinite, largest_magnitude
 
 BLOCK_BYTES = 8 << 20
+NOT_ABOVE_ZERO = (
+    "{} of its {} numbers are not above zero, as those of a norm that is stored minus one "
+    "(layernorm_zero_centered_gamma), and readers add nothing to it; no file of a checkpoint says how it is stored"
+)
 
 
 @dataclass(slots=True)
@@ -41,7 +50,9 @@ class _Health:
     """What was seen of a rectangle so far."""
 
     kind: str
+    plain_norm: str = ""
     narrowed: int = 0
+    not_above_zero: int = 0
     largest: int = 0
     elements: int = 0
     nan: int = 0
@@ -55,6 +66,14 @@ class _Health:
             self.nan, self.infinite = self.nan + nan, self.infinite + infinite
         self.largest = max(self.largest, largest)
         self.elements += bits.size
+        if self.plain_norm:
+            self.not_above_zero += int((bits.view(KINDS[self.kind].signed) <= 0).sum())
+
+    def require_not_minus_one(self) -> None:
+        """Raise UnsupportedCheckpointError for a norm that shows by its numbers that readers would take it wrongly."""
+        if self.not_above_zero * 2 > self.elements:
+            reason = NOT_ABOVE_ZERO.format(f"{self.not_above_zero:,}", f"{self.elements:,}")
+            raise UnsupportedCheckpointError(self.plain_norm, reason)
 
     def seen(self) -> Seen:
         """Return the verdict."""
@@ -68,19 +87,22 @@ def read(holdings: Sequence[Holding], files: ChunkFiles, *, inspect: bool) -> St
     Args:
         holdings: of a checkpoint; each has a `Recipe` whose parts are `StoredPart`s.
         files: where they lie. What was read of them is checked after the last holding.
-        inspect: whether the numbers are inspected.
+        inspect: whether the numbers are inspected; those of norms always are.
 
     Returns:
-        A generator, which closes the files when it is closed.
+        A generator, which closes the files when it is closed. It raises UnsupportedCheckpointError for a norm that is
+        stored minus one.
     """
     buffers = Buffers()
     try:
         for holding in holdings:
-            health = _Health(holding.rectangle.dtype)
+            norm = next((part.data.plain_norm for part in holding.recipe.parts), "")
+            health = _Health(holding.rectangle.dtype, norm)
             for block in _blocks(holding, files, buffers, health):
-                if inspect:
+                if inspect or norm:
                     health.look(block)
                 yield memoryview(typing.cast(Any, block.view(np.uint8)))
+            health.require_not_minus_one()
             yield health.seen() if inspect else Seen()
         files.finish()
     finally:

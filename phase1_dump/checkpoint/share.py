@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 
 from shardmerge.common.architectures.digest import table_digest
 from shardmerge.common.manifest import AXES
 
 from ..generation import Generation
-from ..rectangles.claims import claim_all
+from ..rectangles.claims import Claimed, claim_all
 from ..rectangles.experts import spellings_of
 from ..rectangles.holdings import holdings_of
 from ..source import Holding, ManifestFacts, Stream
@@ -75,6 +75,8 @@ def share_of(plan: Plan, share: int, run_id: str) -> CheckpointShare:
     (claimed,), drops = claim_all(
         [plan.parameters(share)], plan.blueprint, share, drop_mtp=plan.options.drop_mtp
     )
+    centred = bool(plan.blueprint.says("zero_centred_norms").value)
+    claimed = [entry if centred else _with_plain_norm(entry) for entry in claimed]
     return CheckpointShare(
         world,
         Generation(run_id, plan.iteration, plan.digest),
@@ -92,6 +94,15 @@ def share_of(plan: Plan, share: int, run_id: str) -> CheckpointShare:
         tuple(holdings_of(claimed, plan.blueprint, world, plan.dtype_of)),
         ChunkFiles(plan.folder, plan.table, plan.states),
     )
+
+
+def _with_plain_norm(entry: Claimed) -> Claimed:
+    """Return a claim whose part says that it is a norm to which readers add nothing, if it is."""
+    parameter = entry.parameter
+    if not parameter.is_weight_of_norm:
+        return entry
+    data = replace(parameter.data, plain_norm=parameter.key)
+    return replace(entry, parameter=replace(parameter, data=data))
 
 
 def _world(share: int, shares: int) -> World:

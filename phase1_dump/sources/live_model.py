@@ -197,7 +197,7 @@ def _claim(
 
 
 def _as_written(table: Blueprint) -> dict[str, Any]:
-    """Return the settings that hold of what is written, whatever the model computes with: norms are as they are read."""
+    """Return the settings of what is written, whatever the model computes with: norms are as they are read."""
     return {"zero_centred_norms": table.says("zero_centred_norms").value}
 
 

@@ -97,9 +97,7 @@ def norms_as_read(
 
 
 def _shifted(entry: Claimed, by: int) -> Claimed:
-    return replace(
-        entry, parameter=replace(entry.parameter, data=Shifted(entry.parameter.data, by))
-    )
+    return replace(entry, parameter=replace(entry.parameter, data=Shifted(entry.parameter.data, by)))
 
 
 def _added(module: nn.Module, model: nn.Module) -> tuple[int, bool]:

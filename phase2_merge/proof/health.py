@@ -14,7 +14,10 @@ from ..ledger.rows import BoolArray
 from ..ledger.table import Ledger
 from .case import Case
 
-SHIFTS = {"added": "added to", "subtracted": "subtracted from"}  # keys of a manifest's health -> in a sentence
+SHIFTS = {
+    "added": "added to",
+    "subtracted": "subtracted from",
+}  # keys of a manifest's health -> in a sentence
 
 
 def check(case: Case) -> Findings:
@@ -56,7 +59,9 @@ def _rounded_norms(case: Case) -> Iterator[str]:
         counts.update(manifest.health.shifted_norms or {})
     told = [f"1 was {what} {counts[how]:,} elements" for how, what in SHIFTS.items() if counts[how]]
     if counts["rounded"]:
-        readers = f"readers of {case.blueprint.architecture.name} take them otherwise than the model stores them"
+        readers = (
+            f"readers of {case.blueprint.architecture.name} take them otherwise than the model stores them"
+        )
         yield (
             f"norms: {readers}. {' and '.join(told)} in float32, and {counts['rounded']:,} of the sums were rounded to "
             f"the dtype that is written. A reference that holds norms in float32 keeps them whole"

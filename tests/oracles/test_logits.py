@@ -45,7 +45,9 @@ OTHER_NORMS = (
 )
 
 
-@pytest.mark.parametrize("family", [*NOT_IMPORTED, *OTHER_NORMS], ids=lambda family: f"{family.name}-{family.norm}")
+@pytest.mark.parametrize(
+    "family", [*NOT_IMPORTED, *OTHER_NORMS], ids=lambda family: f"{family.name}-{family.norm}"
+)
 def test_transformers_computes_what_megatron_computed(family: Family, tmp_path: Path) -> None:
     reference = write_bare(family, tmp_path / "hf")
     with fake_world(SINGLE, 0):

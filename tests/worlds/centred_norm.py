@@ -9,7 +9,7 @@ import torch
 
 
 class CentredNorm(torch.nn.Module):
-    """LayerNorm or RMSNorm, as the config says. Takes what megatron-core gives to any norm, and says that it adds one."""
+    """LayerNorm or RMSNorm, as the config says. Takes what megatron-core gives to any norm; says that it adds one."""
 
     zero_centered_gamma = True
 

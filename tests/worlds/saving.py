@@ -47,9 +47,13 @@ class Spelling:
 
 
 def filled(rank: int, family: Family, topology: Topology) -> list[GPTModel]:
-    """Return this rank's chunks, filled by identity."""
+    """Return this rank's chunks, filled by identity. Norms are above zero, as those that are not stored minus one."""
     chunks = build_model(family, topology)
     fill(chunks, family, topology, rank)
+    for chunk in chunks:
+        for name, parameter in chunk.named_parameters():
+            if name.endswith("weight") and parameter.ndim == 1:
+                parameter.data.abs_().add_(2**-7)
     return chunks
 
 

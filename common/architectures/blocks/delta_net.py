@@ -3,7 +3,8 @@
 Published tensors differ: Qwen3-Next stacks the parts of each head of keys, Qwen3.5 stacks heads. The norm of the output
 is the only one that readers do not add 1 to.
 Source: megatron/core/ssm/gated_delta_net (`sharded_state_dict`: beta comes before alpha); transformers,
-models/{qwen3_next,qwen3_5}/modeling_*.py.
+models/{qwen3_next,qwen3_5}/modeling_*.py; mcore-bridge, model/modules/gated_delta_net.py and
+model/gpts/qwen3_next_gdn.py, for what is refused.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 from ..dimensions import integer
 from ..keys import HF_LAYER, LAYER
-from ..rows import Layout, Row, Target, same
+from ..rows import Layout, Refusal, Row, Target, same
 from ..settings.says import Config, Says, always, derived, key
 from .embeddings import NORMS
 
@@ -83,6 +84,18 @@ def delta_net(projections: tuple[Row, ...]) -> tuple[Row, ...]:
             ATTENTION + "out_proj.weight", HF_DELTA + "out_proj.weight", "hidden", "delta_values", where=DELTA
         ),
     )
+
+
+# by keys of mcore-bridge's class, in whose state no part has a key of its own
+DESCRIBED_WHOLE = tuple(
+    Refusal(
+        f"{ATTENTION}{tensor}.weight",
+        "mcore-bridge describes a DeltaNet so: one tensor whose rows are those of each head of keys together, and with "
+        "tensor parallelism those of each rank one after the other, which no shape shows. Load it into megatron-core's "
+        "own GatedDeltaNet, which describes the parts, or let mcore-bridge write the Hugging Face files",
+    )
+    for tensor in ("in_proj", "in_proj_qkvz", "in_proj_ba", "conv1d")
+)
 
 
 def delta_dimensions(config: Config) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -123,3 +124,34 @@ def test_what_only_the_live_model_can_explain_is_refused(name: str, ranks: GlooR
     with pytest.raises(UnsupportedCheckpointError, match="no file of a checkpoint says") as caught:
         dump_checkpoint(tmp_path / "iter_0000007", tmp_path / "disk", hf_reference=reference, run_id="run")
     assert caught.value.exit_code == 5
+
+
+def save_centred(rank: int, family: Family, share_below: float, out: Path) -> None:
+    """Save a model whose norms are stored minus one, with so many of the final one's weights below one."""
+    chunks = filled(rank, family, SINGLE)
+    norm = chunks[0].decoder.final_layernorm.weight.data
+    norm.fill_(0.25)
+    norm[: int(len(norm) * share_below)] = -0.25
+    save(chunks, out, Spelling())
+
+
+@pytest.mark.parametrize(("share_below", "refused"), [(0.75, True), (0.25, False)])
+def test_a_norm_that_shows_that_it_is_stored_minus_one_is_refused(
+    share_below: float, refused: bool, ranks: GlooRanks, tmp_path: Path
+) -> None:
+    """No file of a checkpoint says how norms are stored. A quarter of weights below zero may be a norm as it is."""
+    family = replace(by_name("llama"), norm="RMSNorm1P")
+    reference = reference_of(family, tmp_path)
+    ranks.run(save_centred, SINGLE, family, share_below, tmp_path / "iter_0000007")
+    checkpoint = tmp_path / "iter_0000007"
+
+    if not refused:
+        dumped = dump_checkpoint(checkpoint, tmp_path / "disk", hf_reference=reference, run_id="run")
+        assert "not known whether norms are stored minus one" in dumped.text()
+        return
+    with pytest.raises(UnsupportedCheckpointError) as caught:
+        dump_checkpoint(checkpoint, tmp_path / "disk", hf_reference=reference, run_id="run")
+    wanted = "decoder.final_layernorm.weight cannot be read: 54 of its 72 numbers are not above zero"
+    assert str(caught.value).startswith(wanted)
+    assert "--model-provider" in str(caught.value)
+    assert not list((tmp_path / "disk").glob("rank-*"))

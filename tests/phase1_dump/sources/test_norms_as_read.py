@@ -1,4 +1,4 @@
-"""Norms that a model stores minus one and readers do not, and the reverse: what is written, what is told, what is refused."""
+"""Norms that a model stores minus one and readers do not, and the reverse: what is written, told and refused."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ...blocks.attention import rotated_heads
-from ...blocks.delta_net import DELTA_NORMS, DELTA_SETTINGS, STACKED, delta_net
+from ...blocks.delta_net import DELTA_NORMS, DELTA_SETTINGS, DESCRIBED_WHOLE, STACKED, delta_net
 from ...blocks.embeddings import EMBEDDINGS, TIED, rms_norms
 from ...blocks.mlp import DENSE_MLP
 from ...blocks.mtp import OneStep, one_step
@@ -53,6 +53,7 @@ QWEN3_5 = Architecture(
     gated_flags,
     _dense_layers,
     mtp=step_of(STEP),
+    refusals=DESCRIBED_WHOLE,
     settings=SETTINGS,
     oracles=("Megatron-Bridge", "transformers"),
 )
@@ -66,6 +67,7 @@ QWEN3_5_MOE = Architecture(
     gated_flags,
     _moe_layers,
     mtp=step_of(STEP),
+    refusals=DESCRIBED_WHOLE,
     settings=(
         *SETTINGS,
         EXPERTS_PER_TOKEN,

@@ -13,6 +13,7 @@ from ...blocks.delta_net import (
     DELTA,
     DELTA_NORMS,
     DELTA_SETTINGS,
+    DESCRIBED_WHOLE,
     FULL,
     STACKED_BY_HEAD,
     delta_dimensions,
@@ -117,6 +118,7 @@ QWEN3_NEXT = Architecture(
     gated_flags,
     _layers,
     mtp=step_of(STEP),
+    refusals=DESCRIBED_WHOLE,
     settings=(
         *rotated_heads(rotated=QUARTER),
         *DELTA_SETTINGS,
