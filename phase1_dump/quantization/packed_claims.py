@@ -25,6 +25,11 @@ from .derived import Cache, Scales
 from .modelopt import Quantizers, is_quantizer, quantizers_of
 from .transformer_engine import dequantized, te_class, te_format, te_parts
 
+# Ends of keys of a DeltaNet's gates, a row for each head: published checkpoints hold them plain. Megatron has them in
+# one weight with queries, keys and values, so that a recipe cannot name them.
+# Source: modelopt/torch/export/unified_export_megatron.py (`_gated_delta_net_slicing`)
+GATES = (".in_proj.weight.beta", ".in_proj.weight.alpha")
+
 
 def is_quantized(model: nn.Module) -> bool:
     """Whether a model carries quantizers of modelopt, enabled or not. Nothing is imported for that."""
@@ -57,9 +62,11 @@ def pack_claims(
         if parameter.name in quantizers:
             if parameter.name not in packed:  # gate and up are two parts of one weight
                 packed[parameter.name] = _by_modelopt(parameter, quantizers[parameter.name], scales, rank)
-            done.append(replace(entry, packed=packed[parameter.name], has_quantizer=True))
+            own = None if parameter.key.endswith(GATES) else packed[parameter.name]
+            done.append(replace(entry, packed=own, has_quantizer=True))
         elif te_class(parameter.data) is not None:
-            done.append(_by_transformer_engine(entry, cache, dequantize=dequantize))
+            plain = dequantize or parameter.key.endswith(GATES)
+            done.append(_by_transformer_engine(entry, cache, dequantize=plain))
         else:
             done.append(entry)
     _require_all_claimed(quantizers, packed, rank)
