@@ -252,7 +252,14 @@ def call_provider(name: str) -> Any:
         raise BadInputError(f"--model-provider {name} is not a function", "Give package.module:function.")
     try:
         return provider()
-    except (ShardmergeError, SystemExit, KeyboardInterrupt):
+    except SystemExit as error:
+        if error.code:
+            raise
+        raise BadInputError(
+            f"--model-provider {name} ended the process instead of returning a model",
+            "What it printed may say why.",
+        ) from error
+    except (ShardmergeError, KeyboardInterrupt):
         raise
     except BaseException as error:  # torch's CheckpointException is not an Exception
         raise CallersError(PROVIDER.format(name)) from error

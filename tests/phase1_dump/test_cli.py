@@ -107,6 +107,19 @@ def test_a_provider_that_exits_is_recorded_too(references: References, tmp_path:
     assert record["failure"]["error"] == "SystemExit"
 
 
+def test_a_provider_that_exits_with_zero_is_a_failure_all_the_same(
+    references: References, tmp_path: Path
+) -> None:
+    result = run(f"{PROVIDERS}:ends_as_if_all_were_well", tmp_path, references.config("llama"))
+
+    assert result.exit_code == 2
+    assert (
+        f"{PROVIDERS}:ends_as_if_all_were_well ended the process instead of returning a model"
+        in result.stderr
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["rank-00000.failed.json"]
+
+
 def test_what_an_earlier_attempt_recorded_is_forgotten_before_the_model_is_built(
     references: References, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
