@@ -28,12 +28,7 @@ CHECKPOINT = "MEGATRON_BRIDGE_CHECKPOINT"
 def model() -> Any:
     """The provider of a rank, as the guide has it."""
     stand_in()
-    return providers.megatron_bridge(
-        os.environ[CHECKPOINT],
-        tensor_model_parallel_size=2,
-        expert_model_parallel_size=2,
-        expert_tensor_parallel_size=1,
-    )
+    return providers.megatron_bridge(os.environ[CHECKPOINT], expert_model_parallel_size=2)
 
 
 def save(reference: Path, folder: Path) -> None:

@@ -7,10 +7,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
+from shardmerge.common import reference
 from shardmerge.common.command.group import main
 from shardmerge.common.manifest import read
 from shardmerge.phase1_dump.cli import launched, rank_report
@@ -43,6 +45,23 @@ def test_a_model_is_dumped(references: References, tmp_path: Path) -> None:
     assert (
         result.stdout == f"rank 0 of 1 wrote {len(found.columns)} rectangles to {tmp_path / 'rank-00000'}\n"
     )
+
+
+def test_headers_of_the_reference_are_read_once(
+    references: References, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Path] = []
+    read_header = reference.read_header
+
+    def counted(path: Path, root: Path) -> Any:
+        seen.append(path)
+        return read_header(path, root)
+
+    monkeypatch.setattr(reference, "read_header", counted)
+    result = run(f"{PROVIDERS}:whole", tmp_path, references.weights("llama"))
+
+    assert result.exit_code == 0
+    assert seen == [references.weights("llama") / "model.safetensors"]
 
 
 def test_json_and_report_are_the_same_facts(references: References, tmp_path: Path) -> None:
