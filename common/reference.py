@@ -54,13 +54,17 @@ class Reference:
         return tensor.dtype if tensor and tensor.dtype in PLAIN_FLOATS else None
 
 
-def read(path: Path) -> Reference:
+def read(given: str | Path | Reference) -> Reference:
     """Read config.json and the headers of all weights, of a directory or of a model in the cache of the Hub.
+
+    A reference that was read before is returned as it is.
 
     Raises MissingConfigError, BadInputError (there is no such directory, or config.json is not a JSON object),
     CorruptFileError (a weight file that the index names is missing or damaged).
     """
-    path = located(path)
+    if isinstance(given, Reference):
+        return given
+    path = located(Path(given))
     return Reference(path, read_config(path), _tensors(path))
 
 

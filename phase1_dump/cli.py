@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 
+from shardmerge.common import reference
 from shardmerge.common.architectures import own
 from shardmerge.common.command.arguments import DIRECTORY, SIZE
 from shardmerge.common.command.libraries import missing_library
@@ -202,7 +203,10 @@ def _dump_model(
     forget_failure(out, rank)
     try:
         table = None if architecture is None else own.named(architecture)  # before a model is built
-        bound = table_of(hf_reference, table)
+        known = reference.read(
+            hf_reference
+        )  # once: a dump of many ranks reads its headers as often as there are ranks
+        bound = table_of(known, table)
         if rank == 0 and (warning := warning_of_room(out, bound)):
             say(talk(), f"Warning: {warning}")
         dump_rank = _dump_rank()
@@ -210,7 +214,7 @@ def _dump_model(
         manifest = dump_rank(
             model,
             out,
-            hf_reference=hf_reference,
+            hf_reference=known,
             run_id=run_id,
             architecture=table,
             quiet=talk() is None,
@@ -252,7 +256,14 @@ def call_provider(name: str) -> Any:
         raise BadInputError(f"--model-provider {name} is not a function", "Give package.module:function.")
     try:
         return provider()
-    except (ShardmergeError, SystemExit, KeyboardInterrupt):
+    except SystemExit as error:
+        if error.code:
+            raise
+        raise BadInputError(
+            f"--model-provider {name} ended the process instead of returning a model",
+            "What it printed may say why.",
+        ) from error
+    except (ShardmergeError, KeyboardInterrupt):
         raise
     except BaseException as error:  # torch's CheckpointException is not an Exception
         raise CallersError(PROVIDER.format(name)) from error

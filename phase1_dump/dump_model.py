@@ -13,6 +13,7 @@ from torch import nn
 
 from shardmerge.common.architectures import Architecture
 from shardmerge.common.manifest import Manifest
+from shardmerge.common.reference import Reference
 
 from .fragments.failed_ranks import forget_failure, record_failure
 from .fragments.rank_directory import refuse_existing
@@ -30,7 +31,7 @@ def dump(
     model: nn.Module | Sequence[nn.Module],
     out: str | Path,
     *,
-    hf_reference: str | Path,
+    hf_reference: str | Path | Reference,
     run_id: str,
     step: int,
     attempt: str | None = None,
@@ -55,7 +56,8 @@ def dump(
     Args:
         model: a module, or the list of this rank's virtual pipeline chunks, wrapped (DDP, Float16Module) or not.
         out: directory of the dump, shared by all ranks.
-        hf_reference: Hugging Face directory with the model's config.json; weights there, if any, give dtypes.
+        hf_reference: Hugging Face directory with the model's config.json; weights there, if any, give dtypes. Or what
+            `shardmerge.common.reference.read` made of it.
         run_id: name of the dump. It, `step` and `attempt` must be the same on all ranks.
         step: training step of the parameters.
         attempt: by default the launcher's job and restart.
@@ -101,7 +103,7 @@ def dump(
             architecture=architecture,
             staging_bytes=staging_bytes,
         )
-        source = live_model(chunks, world, generation, Path(hf_reference), options)
+        source = live_model(chunks, world, generation, hf_reference, options)
         try:
             return write_rank(
                 source,

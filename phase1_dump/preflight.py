@@ -9,10 +9,11 @@ import os
 from math import prod
 from pathlib import Path
 
-from shardmerge.common import durable, free_space, places, reference
+from shardmerge.common import durable, free_space, places
 from shardmerge.common.architectures import Architecture, Blueprint, blueprint
 from shardmerge.common.command.byte_count import show
 from shardmerge.common.errors import BadInputError, OutputExistsError
+from shardmerge.common.reference import Reference
 
 BYTES_OF_ELEMENT = 2  # of bfloat16: what most models are written in
 PROBE_BYTES = 4096
@@ -43,12 +44,8 @@ def require_writable(out: Path, rank: int) -> None:
         ) from error
 
 
-def table_of(hf_reference: Path, architecture: Architecture | None) -> Blueprint:
-    """Read the reference, and bind the table of its architecture, or the given one, to it.
-
-    Raises BadInputError, MissingConfigError, CorruptFileError (the reference), UnsupportedArchitectureError.
-    """
-    known = reference.read(hf_reference)
+def table_of(known: Reference, architecture: Architecture | None) -> Blueprint:
+    """Bind the table of a reference's architecture, or the given one, to it. Raises UnsupportedArchitectureError."""
     return blueprint(known.config, known.tensors, table=architecture)
 
 

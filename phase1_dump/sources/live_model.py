@@ -18,6 +18,7 @@ from shardmerge.common import reference
 from shardmerge.common.architectures import Architecture, Blueprint, blueprint
 from shardmerge.common.architectures.digest import table_digest
 from shardmerge.common.architectures.keys import is_mtp
+from shardmerge.common.reference import Reference
 
 from ..generation import Generation
 from ..quantization import modelopt
@@ -108,7 +109,11 @@ class LiveModel:
 
 
 def live_model(
-    chunks: Sequence[nn.Module], world: World, generation: Generation, hf_reference: Path, options: Options
+    chunks: Sequence[nn.Module],
+    world: World,
+    generation: Generation,
+    hf_reference: str | Path | Reference,
+    options: Options,
 ) -> LiveModel:
     """Describe what this rank holds of a model.
 
@@ -116,7 +121,7 @@ def live_model(
         chunks: this rank's model chunks, wrapped or not.
         world: where the rank stands.
         generation: which dump this is.
-        hf_reference: Hugging Face directory with the model's config.json.
+        hf_reference: Hugging Face directory with the model's config.json, or what was read of it.
         options: how to read it.
 
     Returns:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from shardmerge.common import reference as references
 from shardmerge.common.architectures import architecture_of
 from shardmerge.common.dtypes import DTYPES
-from shardmerge.common.errors import BadInputError, not_a_directory
+from shardmerge.common.errors import BadInputError, CorruptFileError, ShardmergeError, not_a_directory
 from shardmerge.common.manifest import Manifest
 from shardmerge.common.places import MANIFESTS
 
@@ -26,6 +26,7 @@ from ..inspection.unfinished import Unfinished, unfinished
 from ..ledger import table
 from ..ledger.names import FIRST_MTP, layer_of
 from ..ledger.rank_directories import discover
+from ..ledger.read import readable
 from ..ledger.table import Ledger
 from ..output import journal
 from ..proof import generations
@@ -38,6 +39,8 @@ AXES = ("pp", "tp", "cp", "dp", "ep", "etp", "edp")
 
 def inspect(path: str | Path) -> Inspection:
     """Look at `path`: a dump, or a directory with safetensors.
+
+    Of a dump, ranks whose manifest cannot be read are told among the problems, if any other can be.
 
     Raises BadInputError if it is neither, and what reading manifests and headers raises.
     """
@@ -70,7 +73,7 @@ def inspect(path: str | Path) -> Inspection:
 
 
 def _dump(path: Path, rest: Unfinished) -> Inspection:
-    ledger = table.read(discover([path]))
+    ledger, damaged = _readable(path)
     manifests = [head.manifest for head in ledger.heads]
     first, rows = manifests[0], ledger.rows
     written = rows.written
@@ -80,6 +83,8 @@ def _dump(path: Path, rest: Unfinished) -> Inspection:
     for manifest in manifests:
         drops.update(manifest.drops)
     problems = [error.message() for error in generations.disagreements(manifests)]
+    problems += [f"rank {rank}: {why}" for rank, why in damaged.items()]
+    problems += _other_sizes(ledger)
     shares = _shares(ledger)
     layers = cover(shares, dimensions.get("num_layers", 0), dimensions.get("num_experts", 0))
     return Inspection(
@@ -87,7 +92,7 @@ def _dump(path: Path, rest: Unfinished) -> Inspection:
         kind="dump",
         head={"model": first.architecture, "run": first.run_id, "step": first.step, "attempt": first.attempt},
         topology={axis: len(first.groups[axis]) for axis in AXES if axis in first.groups},
-        ranks=Ranks(first.world_size, tuple(rows.present.tolist()), rest.writers, rest.failed),
+        ranks=Ranks(first.world_size, tuple(rows.present.tolist()), rest.writers, rest.failed, damaged),
         num_tensors=len(np.unique(rows.name[written])),
         num_rectangles=int(written.sum()),
         bytes_by_dtype=_by_number(DTYPES, rows.dtype, sizes),
@@ -97,7 +102,34 @@ def _dump(path: Path, rest: Unfinished) -> Inspection:
         layers=layers,
         problems=(*problems, *rest.problems, *_undrawn(shares, layers)),
         stalls=dict(_stalls(manifests)),
+        exit_code=CorruptFileError.exit_code if damaged else 0,
     )
+
+
+def _readable(path: Path) -> tuple[Ledger, dict[int, str]]:
+    """Return the ledger of all ranks that can be read, and what is wrong with the others."""
+    directories = discover([path])
+    try:
+        return table.read(directories), {}
+    except (ShardmergeError, OSError):
+        some, damaged = readable(directories)
+        if not some.complete:
+            raise
+        return table.read(some), damaged
+
+
+def _other_sizes(ledger: Ledger) -> Iterator[str]:
+    """Yield a line for each fragment that is not there, or has not the size that its manifest says."""
+    for head in ledger.heads:
+        for file in head.manifest.files:
+            where = f"rank {head.manifest.rank}: {file.name}"
+            try:
+                found = (head.directory / file.name).stat().st_size
+            except OSError as error:
+                yield f"{where} cannot be read: {error.strerror or error}"
+            else:
+                if found != file.num_bytes:
+                    yield f"{where} has {found:,} bytes, and its manifest says {file.num_bytes:,}"
 
 
 def _stalls(manifests: Iterable[Manifest]) -> Iterator[tuple[str, float]]:

@@ -12,7 +12,7 @@ from shardmerge.common.errors.printable import one_line
 from shardmerge.common.errors.wording import counted
 
 from ..ledger.names import ranges, ranges_without
-from .coverage import LayerCover, drawn
+from .coverage import FULL, LayerCover, drawn
 
 LEGEND = (
     "Layers: all other tensors of the layer, then experts from 0 (# whole, - in part, . nothing, 2 twice)"
@@ -21,12 +21,16 @@ LEGEND = (
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """Which ranks have a manifest, who is writing others, which failed and why. An output has none."""
+    """Which ranks have a manifest, who is writing others, which failed and why. An output has none.
+
+    `damaged` says what is wrong with manifests that cannot be read.
+    """
 
     world_size: int = 0
     done: tuple[int, ...] = ()
     writers: dict[int, str] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
+    damaged: dict[int, str] = field(default_factory=dict)
 
     @property
     def running(self) -> tuple[int, ...]:
@@ -39,13 +43,36 @@ class Ranks:
         return [self.text(), *who, *([f"... and {more:,} more are being written."] if more > 0 else [])]
 
     def text(self) -> str:
-        known = {rank for rank in (*self.done, *self.running, *self.failed) if rank < self.world_size}
         parts = [f"{len(self.done):,} of {self.world_size or '?'} done"]
-        for word, who in (("running", self.running), ("failed", self.failed)):
+        states = (("running", self.running), ("failed", self.failed), ("damaged", self.damaged))
+        for word, who in states:
             parts += [f"{len(who):,} {word} ({ranges(who)})"] if who else []
-        if not_begun := max(0, self.world_size - len(known)):
-            parts.append(f"{not_begun:,} not begun ({ranges_without(known, self.world_size)})")
+        if self.num_not_begun:
+            parts.append(f"{self.num_not_begun:,} not begun ({self.not_begun})")
         return f"Ranks: {', '.join(parts)}."
+
+    @property
+    def num_not_begun(self) -> int:
+        return max(0, self.world_size - len(self._known()))
+
+    @property
+    def not_begun(self) -> str:
+        """Return the ranks of which there is no trace, as ranges."""
+        return ranges_without(self._known(), self.world_size)
+
+    def never_began(self) -> list[str]:
+        """Return a sentence on ranks of which there is no trace, or nothing."""
+        many = self.num_not_begun
+        return [f"{counted(many, 'rank')} never began: {self.not_begun}"] if many else []
+
+    def without_size(self) -> list[str]:
+        """Return a line on each kind of rank that has no size."""
+        kinds = (("being written", self.writers), ("failed", self.failed), ("damaged", self.damaged))
+        return [*self.never_began(), *(f"{word}: {ranges(sorted(who))}" for word, who in kinds if who)]
+
+    def _known(self) -> set[int]:
+        seen = (*self.done, *self.running, *self.failed, *self.damaged)
+        return {rank for rank in seen if rank < self.world_size}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +80,8 @@ class Inspection:
     """What was seen of a dump or an output.
 
     `sizes` are bytes by rank or by shard, `head` is run, step and the like, `topology` sizes by axis. `stalls` are the
-    seconds for which each rank's training stood still, of ranks that were dumped beside it.
+    seconds for which each rank's training stood still, of ranks that were dumped beside it. `exit_code` is that of a
+    damaged file if a manifest could not be read.
     """
 
     path: str
@@ -69,15 +97,37 @@ class Inspection:
     layers: tuple[LayerCover, ...]
     problems: tuple[str, ...]
     stalls: dict[str, float] = field(default_factory=dict)
+    exit_code: int = 0
 
     @property
     def total_bytes(self) -> int:
         return sum(self.sizes.values())
 
+    def verdict(self) -> tuple[bool, str]:
+        """Return whether nothing was seen to be wrong, and that as a sentence for people. It is not a proof."""
+        lacking = sum(state != FULL for layer in self.layers for state in (layer.rest, *layer.experts))
+        wrong = []
+        if self.kind == "dump" and len(self.ranks.done) != self.ranks.world_size:
+            wrong.append(f"{len(self.ranks.done):,} of {self.ranks.world_size or '?'} ranks are there")
+        if lacking:
+            wrong.append(f"{counted(lacking, 'part')} of the map not whole")
+        if self.problems:
+            wrong.append(counted(len(self.problems), "problem"))
+        if wrong:
+            return False, f"Not complete: {', '.join(wrong)}."
+        ranks = f"all {counted(self.ranks.world_size, 'rank')} are there, " if self.kind == "dump" else ""
+        proof = "check" if self.kind == "dump" else "verify"
+        seen = f"{ranks}every layer and expert is whole".capitalize()
+        return (
+            True,
+            f"{seen}, as far as names and shapes show. No tensor was read: shardmerge {proof} does that.",
+        )
+
     def facts(self) -> dict[str, Any]:
         facts = asdict(self) | {"total_bytes": self.total_bytes}
+        del facts["exit_code"]
         facts["ranks"]["running"] = self.ranks.running
-        for name in ("writers", "failed"):
+        for name in ("writers", "failed", "damaged"):
             facts["ranks"][name] = {str(rank): text for rank, text in facts["ranks"][name].items()}
         return facts
 

@@ -18,7 +18,7 @@ import xxhash
 
 from shardmerge.common import manifest as manifests
 from shardmerge.common.dtypes import DTYPES
-from shardmerge.common.errors import CorruptManifestError, DuplicateRankError, printable
+from shardmerge.common.errors import CorruptManifestError, DuplicateRankError, ShardmergeError, printable
 from shardmerge.common.manifest import Manifest, require
 from shardmerge.common.manifest_facts import Health
 from shardmerge.common.places import MANIFEST, rank_name
@@ -71,6 +71,18 @@ def batches(directories: RankDirectories) -> Iterator[Batch]:
             held, rows = [], 0
     if held:
         yield _batch(held)
+
+
+def readable(directories: RankDirectories) -> tuple[RankDirectories, dict[int, str]]:
+    """Return the ranks whose manifest can be read, and what is wrong with each other one, for those who only look."""
+    wrong: dict[int, str] = {}
+    for rank, copies in directories.complete.items():
+        try:
+            _batch([_read(rank, *_contents(rank, copies))])
+        except (ShardmergeError, OSError) as error:
+            wrong[rank] = str(error)
+    complete = {rank: copies for rank, copies in directories.complete.items() if rank not in wrong}
+    return RankDirectories(complete, directories.failures), wrong
 
 
 def grafted_rows(grafted: Sequence[GraftedFile]) -> Iterator[Batch]:

@@ -44,6 +44,11 @@ def exits() -> Any:
     sys.exit(2)
 
 
+def ends_as_if_all_were_well() -> Any:
+    """What Megatron-LM does with `--exit-on-missing-checkpoint`."""
+    sys.exit()
+
+
 def second_fails_at_once() -> Any:
     """One of two real ranks; rank 1 fails, rank 0 takes its time."""
     from tests.worlds.cpu import prepare

@@ -7,10 +7,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
+from shardmerge.common import reference
 from shardmerge.common.command.group import main
 from shardmerge.common.manifest import read
 from shardmerge.phase1_dump.cli import launched, rank_report
@@ -43,6 +45,23 @@ def test_a_model_is_dumped(references: References, tmp_path: Path) -> None:
     assert (
         result.stdout == f"rank 0 of 1 wrote {len(found.columns)} rectangles to {tmp_path / 'rank-00000'}\n"
     )
+
+
+def test_headers_of_the_reference_are_read_once(
+    references: References, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Path] = []
+    read_header = reference.read_header
+
+    def counted(path: Path, root: Path) -> Any:
+        seen.append(path)
+        return read_header(path, root)
+
+    monkeypatch.setattr(reference, "read_header", counted)
+    result = run(f"{PROVIDERS}:whole", tmp_path, references.weights("llama"))
+
+    assert result.exit_code == 0
+    assert seen == [references.weights("llama") / "model.safetensors"]
 
 
 def test_json_and_report_are_the_same_facts(references: References, tmp_path: Path) -> None:
@@ -105,6 +124,19 @@ def test_a_provider_that_exits_is_recorded_too(references: References, tmp_path:
     assert result.exit_code == 2
     record = json.loads((tmp_path / "rank-00000.failed.json").read_text())
     assert record["failure"]["error"] == "SystemExit"
+
+
+def test_a_provider_that_exits_with_zero_is_a_failure_all_the_same(
+    references: References, tmp_path: Path
+) -> None:
+    result = run(f"{PROVIDERS}:ends_as_if_all_were_well", tmp_path, references.config("llama"))
+
+    assert result.exit_code == 2
+    assert (
+        f"{PROVIDERS}:ends_as_if_all_were_well ended the process instead of returning a model"
+        in result.stderr
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["rank-00000.failed.json"]
 
 
 def test_what_an_earlier_attempt_recorded_is_forgotten_before_the_model_is_built(

@@ -106,13 +106,13 @@ def _optimizer(chunks: list[GPTModel], state: Mapping[str, Any]) -> Any:
     adam.step()
     for parameter in parameters:
         parameter.grad = None
-    with mock.patch.object(torch, "tensor", _on_cpu(torch.tensor)):
+    with mock.patch.object(torch, "tensor", on_cpu(torch.tensor)):
         optimizer = FP32Optimizer(adam, OptimizerConfig(optimizer="adam", lr=0.0), lambda *_: None)
     of_chunks = {key: value for one in state.values() for key, value in one.items()}
     return optimizer.sharded_state_dict(of_chunks)
 
 
-def _on_cpu(make: Any) -> Any:
+def on_cpu(make: Any) -> Any:
     """Return torch.tensor without its argument `device`: optimizers ask for CUDA."""
 
     def tensor(*values: Any, device: object = None, **others: Any) -> Any:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,29 +17,37 @@ from shardmerge.common.command.group import main
 from shardmerge.common.errors import BadInputError
 from shardmerge.common.processes import owner
 from shardmerge.phase2_merge import inspect
-from shardmerge.phase2_merge.inspection.coverage import cover
+from shardmerge.phase2_merge.inspection.coverage import FULL, NONE, LayerCover, cover
+from shardmerge.phase2_merge.inspection.map_drawing import not_whole, svg
 from tests.dumps.dumps import Topology, moe_config
 from tests.dumps.refusals import edit
 from tests.dumps.worlds import MakeWorld
 
 
 class Cells(HTMLParser):
-    """Titles of the map's cells by class, and every address that the page names."""
+    """Classes of the map's rectangles by their titles, and every address that the page names."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.cells: dict[str, str] = {}
         self.addresses: list[str] = []
         self.open: list[str] = []
+        self.classes: list[str | None] = []
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         found = dict(attrs)
         self.addresses += [str(found[name]) for name in ("src", "href") if name in found]
-        if tag == "td" and "title" in found:
-            self.cells[str(found["title"])] = str(found["class"])
-        if tag != "meta":
+        self.classes.append(found.get("class"))
+        if tag not in ("meta", "br"):
             self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag == "path"
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-2:] == ["rect", "title"]:
+            self.cells[data] = str(self.classes[-2])
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
@@ -178,7 +188,9 @@ def test_layers_that_nobody_wrote_are_shown_if_the_dump_says_how_many_there_are(
     assert [one.rest for one in found] == ["full", "none", "none"]
 
 
-def test_page_is_one_file_with_a_cell_per_layer_and_expert(world: MakeWorld, tmp_path: Path) -> None:
+def test_page_is_one_file_with_a_rectangle_for_neighbours_of_the_same_state(
+    world: MakeWorld, tmp_path: Path
+) -> None:
     one = world(Topology(ep=2, pp=2), moe_config()).write(run_id="<script>")
     shutil.rmtree(one.rank(3))
     result = CliRunner().invoke(main, ["inspect", str(one.dump), "--html", str(tmp_path / "page.html")])
@@ -187,9 +199,64 @@ def test_page_is_one_file_with_a_cell_per_layer_and_expert(world: MakeWorld, tmp
     found = Cells(text)
     assert (found.open, found.addresses) == ([], [])
     assert "<script>" not in text
-    assert len(found.cells) == 2 * (1 + 4)
-    assert found.cells["layer 1, expert 2: none"] == "none"
-    assert found.cells["layer 0, expert 2: full"] == "full"
+    assert found.cells == {
+        "layer 0: whole": "full",
+        "layer 0, experts 0 to 3: whole": "full",
+        "layer 1: whole": "full",
+        "layer 1, experts 0 to 1: whole": "full",
+        "layer 1, experts 2 to 3: nothing": "none",
+    }
+    assert "Not complete: 3 of 4 ranks are there, 2 parts of the map not whole." in text
+    assert "<li>1 rank never began: 3</li>" in text
+    assert "Not whole:<br>layer 1, experts 2 to 3: nothing</p>" in text
+    assert '<td colspan="3">1 rank never began: 3</td>' in text
+    assert f"Looked at on {datetime.now(UTC):%Y-%m-%d} at " in text
+
+
+def test_a_rank_that_cannot_be_read_hides_no_other(world: MakeWorld, tmp_path: Path) -> None:
+    one = world(Topology(tp=2, ep=2), moe_config()).write()
+    manifest = one.rank(1) / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes()[:200])
+    (short,), (gone,) = (list(one.rank(rank).glob("*.safetensors")) for rank in (2, 3))
+    with short.open("r+b") as file:
+        file.truncate(100)
+    gone.unlink()
+    result = CliRunner().invoke(main, ["inspect", str(one.dump), "--html", str(tmp_path / "page.html")])
+
+    assert result.exit_code == 4
+    assert "Ranks: 3 of 4 done, 1 damaged (1)." in result.stdout
+    assert f"Problem: rank 1: {manifest} is not a manifest" in result.stdout
+    assert f"Problem: rank 2: {short.name} has 100 bytes, and its manifest says" in result.stdout
+    assert f"Problem: rank 3: {gone.name} cannot be read: No such file or directory" in result.stdout
+    text = (tmp_path / "page.html").read_text()
+    assert "Not complete: 3 of 4 ranks are there" in text
+    assert '<td colspan="3">damaged: 1</td>' in text
+
+
+def test_a_map_of_512_experts_and_108_layers_is_small_and_has_an_axis() -> None:
+    layers = tuple(
+        LayerCover(
+            layer,
+            FULL,
+            tuple(NONE if (layer, expert) == (50, 300) else FULL for expert in range(512))
+            if layer > 2
+            else (),
+        )
+        for layer in range(108)
+    )
+
+    drawing = svg(layers)
+
+    assert len(drawing) < 60_000
+    assert 'width="1134" height="1098"' in drawing  # two pixels an expert, and ten a layer
+    ticks = [int(number) for number in re.findall(r'class="tick"[^>]*>(\d+)<', drawing)]
+    assert ticks == list(range(0, 512, 16))
+    assert '<rect class="none" x="680" y="518" width="2" height="9">' in drawing
+    assert not_whole(layers) == ["layer 50, expert 300: nothing"]
+
+
+def test_a_map_without_experts_is_drawn() -> None:
+    assert '<rect class="part"' in svg((LayerCover(0, FULL, ()), LayerCover(1, "part", ())))
 
 
 def test_json_holds_the_map_and_the_screen_has_no_colour_without_a_terminal(world: MakeWorld) -> None:

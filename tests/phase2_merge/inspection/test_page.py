@@ -20,13 +20,15 @@ from tests.dumps.worlds import MakeWorld
 
 pytestmark = pytest.mark.browser
 
-GREEN, YELLOW, RED = "rgb(58, 157, 93)", "rgb(230, 180, 34)", "rgb(214, 69, 69)"
+GREEN, YELLOW = "rgb(58, 157, 93)", "rgb(230, 180, 34)"
 # what the browser made of the page, left where --dump-dom shows it
 LOOK = """<pre id="seen"></pre><script>
 const box = e => { const b = e.getBoundingClientRect(); return [b.left, b.top, b.width, b.height] };
 document.getElementById("seen").textContent = JSON.stringify({
-  cells: [...document.querySelectorAll(".map td")].map(
-    e => [e.title, getComputedStyle(e).backgroundColor, ...box(e)]),
+  cells: [...document.querySelectorAll(".map rect")].map(
+    e => [e.textContent, getComputedStyle(e).fill, ...box(e)]),
+  ticks: [...document.querySelectorAll(".tick")].map(e => [e.textContent, ...box(e)]),
+  verdict: document.querySelector(".verdict").innerText,
   bars: [...document.querySelectorAll(".bar")].map(e => box(e)[2]),
   problems: [...document.querySelectorAll("li")].map(e => e.innerText),
   headings: [...document.querySelectorAll("h2")].map(e => e.innerText),
@@ -71,10 +73,13 @@ def seen(page: Path, browser: str) -> Any:
 
 def test_cells_have_the_colours_of_what_is_there(seen: Any) -> None:
     colours = {title: colour for title, colour, *_ in seen["cells"]}
-    half = {f"layer 1, expert {expert}: part" for expert in (2, 3)}
-    assert {title for title, colour in colours.items() if colour == YELLOW} == half
-    assert [title for title, colour in colours.items() if colour == RED] == []
-    assert len([colour for colour in colours.values() if colour == GREEN]) == 2 * (1 + 4) - 2
+    assert colours == {
+        "layer 0: whole": GREEN,
+        "layer 0, experts 0 to 3: whole": GREEN,
+        "layer 1: whole": GREEN,
+        "layer 1, experts 0 to 1: whole": GREEN,
+        "layer 1, experts 2 to 3: in part": YELLOW,
+    }
 
 
 def test_the_map_is_a_grid_of_layers_and_experts(seen: Any) -> None:
@@ -84,13 +89,23 @@ def test_the_map_is_a_grid_of_layers_and_experts(seen: Any) -> None:
         assert height > 8
         rows.setdefault(top, []).append((left, width))
     first, second = rows.values()
-    assert first == second
-    assert len(first) == 5
-    assert all(a[0] + a[1] <= b[0] + 0.5 for a, b in itertools.pairwise(first))
+    assert (len(first), len(second)) == (2, 3)
+    assert first[0] == second[0]
+    assert (first[1][0], first[1][1]) == (second[1][0], second[1][1] + second[2][1])
+    assert all(a[0] + a[1] <= b[0] + 0.5 for a, b in itertools.pairwise(second))
+
+
+def test_numbers_of_experts_stand_above_their_cells_and_apart(seen: Any) -> None:
+    (zero, left, *_), (two, right, *_) = seen["ticks"]
+    experts = seen["cells"][1]
+    assert (zero, two) == ("0", "2")
+    assert left == pytest.approx(experts[2], abs=2)
+    assert right == pytest.approx(experts[2] + experts[4] / 2, abs=2)
 
 
 def test_problems_sizes_and_headings_are_shown(seen: Any) -> None:
-    assert seen["headings"] == ["Problems", "Coverage", "Sizes"]
+    assert seen["headings"] == ["Problems", "What it is", "Coverage", "Sizes"]
+    assert seen["verdict"] == "Not complete: 7 of 8 ranks are there, 2 parts of the map not whole, 1 problem."
     assert seen["problems"] == ["rank 7 failed: no <space> left"]
     assert len(seen["bars"]) == 7  # a bar for each rank that is done
     assert max(seen["bars"]) == 400
