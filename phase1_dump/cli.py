@@ -203,9 +203,7 @@ def _dump_model(
     forget_failure(out, rank)
     try:
         table = None if architecture is None else own.named(architecture)  # before a model is built
-        known = reference.read(
-            hf_reference
-        )  # once: a dump of many ranks reads its headers as often as there are ranks
+        known = reference.read(hf_reference)  # once a rank
         bound = table_of(known, table)
         if rank == 0 and (warning := warning_of_room(out, bound)):
             say(talk(), f"Warning: {warning}")

@@ -184,9 +184,8 @@ def _outcome(plan: Plan, out: Path, run_id: str, taken: Sequence[Taken]) -> Dump
     if left:
         files = sorted({name for share in left for name in plan.files_of(share)})
         raise MissingSharesError(str(out), left, len(plan.shares), tuple(files))
-    require_same(
-        out, run_id, plan.digest, len(plan.shares)
-    )  # somebody may have begun when there was nothing to see
+    # once more: somebody may have begun when there was nothing to see
+    require_same(out, run_id, plan.digest, len(plan.shares))
     return DumpedCheckpoint(
         out,
         len(plan.shares),
