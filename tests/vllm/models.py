@@ -28,11 +28,12 @@ class Loadable:
 
 
 @contextmanager
-def loadable(path: Path) -> Iterator[list[Loadable]]:
-    """Build the model of a checkpoint and, if config.json promises multi-token prediction, the one that drafts.
+def loadable(path: Path, *, drafts: bool) -> Iterator[list[Loadable]]:
+    """Build the model of a checkpoint and, where it has multi-token prediction, the one that drafts.
 
     One process can do that once: vLLM keeps one configuration.
     """
+    _declare_operators()
     from vllm.config import set_current_vllm_config
     from vllm.distributed import init_distributed_environment, initialize_model_parallel
     from vllm.engine.arg_utils import EngineArgs
@@ -40,14 +41,17 @@ def loadable(path: Path) -> Iterator[list[Loadable]]:
     from vllm.model_executor.model_loader.utils import initialize_model
     from vllm.utils.torch_utils import set_default_torch_dtype
 
-    drafts = {"speculative_config": {"method": "mtp", "num_speculative_tokens": 1}} if has_mtp(path) else {}
-    config: Any = EngineArgs(
-        str(path), enforce_eager=True, max_model_len=64, kv_cache_dtype=_kv_cache_dtype(path), **drafts
-    ).create_engine_config()
-    parts = [config.model_config]
-    if drafts:
-        parts.append(config.speculative_config.draft_model_config)
-    with _without_kernels(), set_current_vllm_config(config), set_default_torch_dtype(torch.bfloat16):
+    mtp = {"speculative_config": {"method": "mtp", "num_speculative_tokens": 1}} if drafts else {}
+    with ExitStack() as stack:
+        stack.enter_context(_without_kernels())
+        config: Any = EngineArgs(
+            str(path), enforce_eager=True, max_model_len=64, kv_cache_dtype=_kv_cache_dtype(path), **mtp
+        ).create_engine_config()
+        stack.enter_context(set_current_vllm_config(config))
+        stack.enter_context(set_default_torch_dtype(torch.bfloat16))
+        parts = [config.model_config]
+        if drafts:
+            parts.append(config.speculative_config.draft_model_config)
         init_distributed_environment(1, 0, f"file://{tempfile.mkdtemp()}/store", 0, "gloo")
         initialize_model_parallel(1, 1)
         found = []
@@ -60,15 +64,24 @@ def loadable(path: Path) -> Iterator[list[Loadable]]:
         yield found
 
 
-def has_mtp(path: Path) -> bool:
-    """Whether config.json promises multi-token prediction."""
-    return bool(config_of(path).get("num_nextn_predict_layers"))
-
-
 def config_of(path: Path) -> dict[str, Any]:
     """Return config.json of a checkpoint."""
     config: dict[str, Any] = json.loads((path / "config.json").read_text())
     return config
+
+
+def _declare_operators() -> None:
+    """Let torchvision be imported beside a torch for CPUs, for its processors of images.
+
+    The wheel on PyPI has its operators for CUDA alone, and its Python part wants two of them declared at import.
+    """
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError:
+        for name in ("nms", "qnms"):
+            torch.library.define(
+                f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+            )
 
 
 def _load(loader: Any, model: Any, part: Any) -> Callable[[], None]:
@@ -89,11 +102,13 @@ def _without_kernels() -> Iterator[None]:
     from vllm.model_executor.layers.fused_moe.oracle.fp8 import Fp8MoeBackend
     from vllm.model_executor.layers.fused_moe.oracle.nvfp4 import NvFp4MoeBackend
     from vllm.model_executor.layers.quantization import modelopt
+    from vllm.model_executor.models import registry
 
     platform = mock.Mock(wraps=moe.current_platform, **{"is_cuda_alike.return_value": True})
     no_kernel = mock.Mock(supports_pre_processed_weights=False)
     plain = unquantized.UnquantizedMoeBackend.TRITON
     replaced: tuple[tuple[Any, str, Any], ...] = (
+        (registry, "_run_in_subprocess", lambda inspect: inspect()),  # where operators are declared
         (moe, "current_platform", platform),
         (unquantized, "select_unquantized_moe_backend", lambda **_: (plain, None)),
         (modelopt, "init_nvfp4_linear_kernel", lambda **_: no_kernel),

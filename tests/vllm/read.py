@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from tests.vllm.models import config_of, has_mtp, loadable
+from tests.vllm.models import config_of, loadable
 from tests.vllm.tracing import Trace, trace
 
 PROMPT = [3, 17, 5, 29, 11]
@@ -30,7 +30,17 @@ SHARED = {  # what drafts reads these of the model too
     "Glm4MoeForCausalLM": {"model.embed_tokens.weight", "lm_head.weight"},
     "Glm4MoeLiteForCausalLM": set(),
     "ExaoneMoeForCausalLM": {"model.embed_tokens.weight", "lm_head.weight"},
+    "Qwen3NextForCausalLM": {"model.embed_tokens.weight", "lm_head.weight"},
+    "Qwen3_5ForCausalLM": {"model.embed_tokens.weight", "lm_head.weight"},
+    "Qwen3_5MoeForCausalLM": {"model.embed_tokens.weight", "lm_head.weight"},
 }
+SILENT = "Qwen3NextForCausalLM"  # its published config.json does not say that there is multi-token prediction
+MTP_KEYS = ("num_nextn_predict_layers", "mtp_num_hidden_layers")
+PACKED = (".experts.gate_up_proj", ".experts.down_proj")
+# vLLM keeps their packed experts transposed, as [experts, outputs, inputs]
+TURNED = ("Qwen3VLMoeForConditionalGeneration", "Llama4ForCausalLM", "Llama4ForConditionalGeneration")
+# and of these heads first the even channels and then the odd ones, as it rotates halves, not neighbours
+HALVED = re.compile(r"^(language_model\.)?model\.layers\.\d+\.self_attn\.[qk]_proj\.weight$")
 UNPACKED = {torch.float32, torch.bfloat16}
 OPTIONAL = (
     ".attn.q_scale",
@@ -102,15 +112,16 @@ def load(path: Path) -> None:
     index = names_of(path)
     config = config_of(path)
     mtp = {name for name in index if _is_mtp(name, config)}
-    assert bool(mtp) == has_mtp(path)
+    kind = config["architectures"][0]
+    assert bool(mtp) == any(config.get(key) for key in MTP_KEYS) or kind == SILENT
     taken: set[str] = set()
-    with loadable(path) as models:
+    with loadable(path, drafts=bool(mtp)) as models:
         for one in models:
             found = trace(one.model, one.load)
-            expected = mtp | SHARED[config["architectures"][0]] if one.is_draft else index - mtp
+            expected = mtp | SHARED[kind] if one.is_draft else index - mtp
             assert found.taken() == expected, sorted(found.taken() ^ expected)
             for name in expected:
-                _require_same(name, found)
+                _require_same(name, _arranged(name, found.files[name], config), found)
             _require_all_reached(found)
             taken |= found.taken()
     assert taken == index
@@ -132,16 +143,26 @@ def _is_mtp(name: str, config: dict[str, Any]) -> bool:
     return name.startswith("mtp.") or (layer is not None and int(layer[1]) >= config["num_hidden_layers"])
 
 
-def _require_same(name: str, found: Trace) -> None:
+def _arranged(name: str, tensor: torch.Tensor, config: dict[str, Any]) -> torch.Tensor:
+    """Return a tensor of a file as vLLM arranges it for itself, written down from what its models compute."""
+    kind = config["architectures"][0]
+    if name.endswith(".mixer.A_log"):  # of Mamba
+        return -torch.exp(tensor.float())
+    if kind in TURNED and name.endswith(PACKED):
+        return tensor.transpose(1, 2)
+    if kind.startswith("Llama4") and HALVED.match(name):
+        pairs = config.get("text_config", config)["head_dim"] // 2
+        return tensor.unflatten(0, (-1, pairs, 2)).transpose(1, 2)
+    return tensor
+
+
+def _require_same(name: str, tensor: torch.Tensor, found: Trace) -> None:
     """A tensor must be written to one parameter, whole, element for element.
 
     Only padding of the vocabulary may follow. A scale may be repeated, once for each part of a fused weight. vLLM keeps
     some tensors in another precision than files do, but what is packed it must take as it is.
     """
     ((parameter, values),) = found.written(name).items()
-    tensor = found.files[name]
-    if name.endswith(".A_log"):  # the loader itself does that
-        tensor = -torch.exp(tensor.float())
     assert tensor.dtype == values.dtype or {tensor.dtype, values.dtype} == UNPACKED, (
         name,
         parameter,

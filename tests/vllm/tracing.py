@@ -80,27 +80,45 @@ class Trace:
 
 
 class _Watch(TorchDispatchMode):
-    """Records every write to a parameter under the name of the tensor that is being loaded."""
+    """Records every write to a parameter under the name of the tensor that it comes from.
+
+    That is the one whose memory is read, as some loaders keep tensors and write them later; a value that was computed
+    is of the tensor that is being loaded.
+    """
 
     def __init__(self, found: Trace) -> None:
         super().__init__()
         self.found, self.name = found, ""
         self.names = {data.untyped_storage().data_ptr(): name for name, data in found.held.items()}
+        self.given: dict[int, tuple[str, torch.Tensor]] = {}  # by address; kept, so that no other gets it
+
+    def give(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the copy of a tensor that the loader gets."""
+        self.name, copy = name, tensor.clone()
+        self.given[copy.untyped_storage().data_ptr()] = name, copy
+        self.found.files[name] = tensor
+        self.found.writes.setdefault(name, {})
+        return copy
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         given = kwargs or {}
         result = func(*args, **given)
+        sources = [value for value in (*args, *given.values()) if isinstance(value, torch.Tensor)]
         for number, argument in enumerate(func._schema.arguments):
             if argument.alias_info is None or not argument.alias_info.is_write:
                 continue
             value = args[number] if number < len(args) else given.get(argument.name)
             if isinstance(value, torch.Tensor) and value.numel():
-                self._record(value)
+                self._record(value, self._name_of(sources))
         return result
 
-    def _record(self, view: torch.Tensor) -> None:
+    def _name_of(self, sources: list[torch.Tensor]) -> str:
+        known = [self.given.get(source.untyped_storage().data_ptr()) for source in sources]
+        return next((found[0] for found in known if found), self.name)
+
+    def _record(self, view: torch.Tensor, name: str) -> None:
         parameter = self.names.get(view.untyped_storage().data_ptr())
         if parameter is None:
             return
@@ -108,7 +126,7 @@ class _Watch(TorchDispatchMode):
         assert view.element_size() == data.element_size(), f"{parameter} is written as {view.dtype}"
         start = int(view.storage_offset()) - int(data.storage_offset())
         box = Box(tuple(view.shape), view.stride(), start)
-        writes = self.found.writes[self.name].setdefault(parameter, [])
+        writes = self.found.writes[name].setdefault(parameter, [])
         writes.append((box, view.detach().clone(memory_format=torch.contiguous_format)))
 
 
@@ -142,10 +160,7 @@ def trace(model: Any, load: Callable[[], None]) -> Trace:
 
 def _named(weights: Weights, watch: _Watch) -> Iterator[tuple[str, torch.Tensor]]:
     for name, tensor in weights:
-        watch.name = name
-        watch.found.files[name] = tensor.clone()
-        watch.found.writes.setdefault(name, {})
-        yield name, tensor
+        yield name, watch.give(name, tensor)
 
 
 def _in_order(writes: list[tuple[Box, torch.Tensor]]) -> torch.Tensor:

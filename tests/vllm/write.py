@@ -22,9 +22,10 @@ from tests.dumps.quantized_dumps import dump_quantized
 from tests.journeys.nemotron import narrow
 from tests.journeys.test_nemotron import PP9_EP8, TP4_EP8, write_reference
 from tests.journeys.test_nemotron import dump_quantized as dump_rank
+from tests.worlds.by_hand import BY_HAND
 from tests.worlds.families import FAMILIES, Family
 from tests.worlds.gloo import GlooRanks
-from tests.worlds.mtp import MTP_FAMILIES, can_build, write_checkpoint
+from tests.worlds.mtp import MTP_FAMILIES, can_build, write_bare, write_checkpoint
 from tests.worlds.quantizing import DEEPSEEK_V3, NEMOTRON_H, NEMOTRON_H_LATENT, QWEN3_MOE
 from tests.worlds.topology import SINGLE, Topology
 from tests.worlds.widths import Steps
@@ -39,6 +40,23 @@ LETTERS, WORDS = (
     replace(family, name=name, head_channels=64, mtp=Steps(1, "*E", passes=2))
     for name, family in (("letters", NEMOTRON_H), ("words", NEMOTRON_H_LATENT))
 )
+# without it vLLM does not build Kimi-K2.5, which it never shows an image here; as published
+KIMI_IMAGES = {
+    "media_proc_cfg": {
+        "patch_size": 14,
+        "merge_kernel_size": 2,
+        "temporal_merge_kernel_size": 4,
+        "in_patch_limit": 16384,
+        "in_patch_limit_each_frame": 4096,
+        "in_patch_limit_video": None,
+        "patch_limit_on_one_side": 512,
+        "fixed_output_tokens": None,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "sample_fps": 2.0,
+        "max_num_frames_each_video": None,
+    }
+}
 DEEPSEEK = replace(DEEPSEEK_V3, name="deepseek", mtp=Steps(1))
 
 
@@ -79,12 +97,12 @@ CHECKPOINTS = {
     "NEMOTRON_H-MIXED-with_MTP-letters": Checkpoint(LETTERS, "MIXED_HYBRID", GROUPED, kv_cache=True),
 }
 # what vLLM 0.32 does not build: a class or a name that it lacks, sparse attention on a CPU, GPT-OSS without YaRN
-NOT_IN_VLLM = {"dots1", "kimi_k2", "deepseek_v32", "glm_moe_dsa", "glm_moe_dsa_mtp", "gpt_oss"}
+NOT_IN_VLLM = {"dots1", "kimi_k2"}
 
 
 def _names() -> dict[str, Checkpoint]:
     found = {}
-    for family in map(_for_vllm, filter(can_build, (*FAMILIES, *MTP_FAMILIES))):
+    for family in map(_for_vllm, filter(can_build, (*FAMILIES, *BY_HAND, *MTP_FAMILIES))):
         known = ARCHITECTURES[family.architecture].experts
         for spelling in known.decoder if known else (None,):
             one = Checkpoint(family, topology=SINGLE, experts=spelling)
@@ -145,10 +163,12 @@ def _write(name: str, folder: Path, pool: GlooRanks) -> None:
     family = checkpoint.family
     reference = folder / f"reference-{family.name}-{family.hidden}-{family.head_channels}"
     if not reference.exists():
-        write_checkpoint(family, reference)
+        (write_bare if family in BY_HAND else write_checkpoint)(family, reference)
         if family.architecture == "DeepseekV3ForCausalLM":  # without it vLLM takes no router bias
             config = json.loads((reference / "config.json").read_text())
             (reference / "config.json").write_text(json.dumps(config | {"topk_method": "noaux_tc"}))
+        if family.architecture == "KimiK25ForConditionalGeneration":
+            (reference / "preprocessor_config.json").write_text(json.dumps(KIMI_IMAGES))
     dump = partial(
         dump_quantized,
         te=checkpoint.te,

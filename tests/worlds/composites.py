@@ -30,6 +30,8 @@ KIMI_NAMES = (
     ("model.mm_projector.", "mm_projector."),
     ("vision_tower.encoder.patch_embed.", "vision_tower.patch_embed."),
 )
+# which transformers leaves out, and without which vLLM takes no router bias
+KIMI_ROUTER = {"topk_method": "noaux_tc", "scoring_func": "sigmoid"}
 TRANSPOSED = re.compile(r"\.mlp\.experts\.(gate_up_proj|down_proj)$")
 
 
@@ -98,13 +100,16 @@ def _kimi(family: Family, text: Json) -> Json:
 
 
 def _llama4_vision(_family: Family) -> Json:
-    """Four patches are shuffled into one, which is four times as wide."""
+    """Four patches are shuffled into one, which is four times as wide.
+
+    The adapter's second layer is square, as published: transformers and vLLM differ in which of its widths both have.
+    """
     return {
         "hidden_size": 24,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
         "intermediate_size": 96,
-        "projector_input_dim": 44,
+        "projector_input_dim": 52,
         "projector_output_dim": 52,
         "vision_output_dim": 52,
         "image_size": 16,
@@ -136,8 +141,9 @@ def published(family: Family, config: Json) -> Json:
     text = config["text_config"] | {"rope_theta": float(family.rope_theta), "dtype": "bfloat16"}
     if family.architecture == "Qwen3VLMoeForConditionalGeneration":
         text["num_experts"] = text.pop("num_local_experts", text.get("num_experts"))
+        text["norm_topk_prob"] = True  # which transformers takes for granted, and vLLM asks for
     if family.architecture == "KimiK25ForConditionalGeneration":
-        text |= {"model_type": "kimi_k2", "architectures": ["DeepseekV3ForCausalLM"]}
+        text |= {"model_type": "kimi_k2", "architectures": ["DeepseekV3ForCausalLM"], **KIMI_ROUTER}
     return config | {"text_config": text}
 
 
