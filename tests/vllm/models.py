@@ -34,6 +34,7 @@ def loadable(path: Path, *, drafts: bool) -> Iterator[list[Loadable]]:
     One process can do that once: vLLM keeps one configuration.
     """
     _declare_operators()
+    _register_config()
     from vllm.config import set_current_vllm_config
     from vllm.distributed import init_distributed_environment, initialize_model_parallel
     from vllm.engine.arg_utils import EngineArgs
@@ -84,6 +85,14 @@ def _declare_operators() -> None:
             )
 
 
+def _register_config() -> None:
+    """Let transformers read the config.json of a class that it lacks, and whose checkpoints bring code for it."""
+    import transformers
+
+    kind = type("BailingMoeV2Config", (transformers.PreTrainedConfig,), {"model_type": "bailing_moe_v2"})
+    transformers.AutoConfig.register("bailing_moe_v2", kind)
+
+
 def _load(loader: Any, model: Any, part: Any) -> Callable[[], None]:
     return lambda: loader.load_weights(model, part)
 
@@ -104,11 +113,20 @@ def _without_kernels() -> Iterator[None]:
     from vllm.model_executor.layers.quantization import modelopt
     from vllm.model_executor.models import registry
 
+    from vllm.platforms.cpu import CpuPlatform
+
+    attention = CpuPlatform.get_attn_backend_cls
+
+    def dense(chosen: Any, attn_selector_config: Any, num_heads: int | None = None) -> Any:
+        """Return the attention that a model with an indexer would have without one: a CPU has no sparse one."""
+        return attention(chosen, attn_selector_config._replace(use_sparse=False), num_heads)
+
     platform = mock.Mock(wraps=moe.current_platform, **{"is_cuda_alike.return_value": True})
     no_kernel = mock.Mock(supports_pre_processed_weights=False)
     plain = unquantized.UnquantizedMoeBackend.TRITON
     replaced: tuple[tuple[Any, str, Any], ...] = (
         (registry, "_run_in_subprocess", lambda inspect: inspect()),  # where operators are declared
+        (CpuPlatform, "get_attn_backend_cls", staticmethod(dense)),
         (moe, "current_platform", platform),
         (unquantized, "select_unquantized_moe_backend", lambda **_: (plain, None)),
         (modelopt, "init_nvfp4_linear_kernel", lambda **_: no_kernel),

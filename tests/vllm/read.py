@@ -29,6 +29,7 @@ SHARED = {  # what drafts reads these of the model too
     "DeepseekV3ForCausalLM": {"model.embed_tokens.weight"},
     "Glm4MoeForCausalLM": {"model.embed_tokens.weight", "lm_head.weight"},
     "Glm4MoeLiteForCausalLM": set(),
+    "GlmMoeDsaForCausalLM": {"model.embed_tokens.weight"},
     "ExaoneMoeForCausalLM": {"model.embed_tokens.weight", "lm_head.weight"},
     "Qwen3NextForCausalLM": {"model.embed_tokens.weight", "lm_head.weight"},
     "Qwen3_5ForCausalLM": {"model.embed_tokens.weight", "lm_head.weight"},
@@ -36,9 +37,15 @@ SHARED = {  # what drafts reads these of the model too
 }
 SILENT = "Qwen3NextForCausalLM"  # its published config.json does not say that there is multi-token prediction
 MTP_KEYS = ("num_nextn_predict_layers", "mtp_num_hidden_layers")
+VOCABULARY = ("embed_tokens.weight", "embedding.weight", "embeddings.weight", "head.weight")
 PACKED = (".experts.gate_up_proj", ".experts.down_proj")
 # vLLM keeps their packed experts transposed, as [experts, outputs, inputs]
-TURNED = ("Qwen3VLMoeForConditionalGeneration", "Llama4ForCausalLM", "Llama4ForConditionalGeneration")
+TURNED = (
+    "GptOssForCausalLM",
+    "Llama4ForCausalLM",
+    "Llama4ForConditionalGeneration",
+    "Qwen3VLMoeForConditionalGeneration",
+)
 # and of these heads first the even channels and then the odd ones, as it rotates halves, not neighbours
 HALVED = re.compile(r"^(language_model\.)?model\.layers\.\d+\.self_attn\.[qk]_proj\.weight$")
 UNPACKED = {torch.float32, torch.bfloat16}
@@ -168,7 +175,7 @@ def _require_same(name: str, tensor: torch.Tensor, found: Trace) -> None:
         parameter,
     )
     expected = tensor.to(values.dtype).reshape(-1)
-    if parameter.endswith(("embed_tokens.weight", "head.weight")):
+    if parameter.endswith(VOCABULARY):
         expected = torch.nn.functional.pad(expected, (0, values.numel() - expected.numel()))
     elif not tensor.ndim:
         expected = expected.expand(values.numel()).contiguous()

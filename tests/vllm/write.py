@@ -96,8 +96,24 @@ CHECKPOINTS = {
     "NEMOTRON_H-MIXED-with_MTP": Checkpoint(WORDS, "MIXED_HYBRID", GROUPED, kv_cache=True),
     "NEMOTRON_H-MIXED-with_MTP-letters": Checkpoint(LETTERS, "MIXED_HYBRID", GROUPED, kv_cache=True),
 }
-# what vLLM 0.32 does not build: a class or a name that it lacks, sparse attention on a CPU, GPT-OSS without YaRN
-NOT_IN_VLLM = {"dots1", "kimi_k2"}
+# family -> why vLLM 0.32 builds no model of it
+NOT_IN_VLLM: dict[str, str] = {
+    "dots1": "It was removed in 0.23.",
+    "kimi_k2": "Published files name DeepSeek-V3's class, which is read.",
+    "bailing_moe_v2_mtp": "No class drafts with it.",
+}
+# without "topk_method": "noaux_tc", as published ones have it and transformers does not, vLLM takes no router bias
+NOAUX = ("DeepseekV3ForCausalLM", "DeepseekV32ForCausalLM", "GlmMoeDsaForCausalLM")
+# vLLM takes for granted that GPT-OSS has it, as published ones do; no tensor depends on it
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 150000.0,
+    "factor": 32.0,
+    "original_max_position_embeddings": 4096,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+}
 
 
 def _names() -> dict[str, Checkpoint]:
@@ -164,7 +180,7 @@ def _write(name: str, folder: Path, pool: GlooRanks) -> None:
     reference = folder / f"reference-{family.name}-{family.hidden}-{family.head_channels}"
     if not reference.exists():
         (write_bare if family in BY_HAND else write_checkpoint)(family, reference)
-        if family.architecture == "DeepseekV3ForCausalLM":  # without it vLLM takes no router bias
+        if family.architecture in NOAUX:
             config = json.loads((reference / "config.json").read_text())
             (reference / "config.json").write_text(json.dumps(config | {"topk_method": "noaux_tc"}))
         if family.architecture == "KimiK25ForConditionalGeneration":
@@ -185,6 +201,9 @@ def _write(name: str, folder: Path, pool: GlooRanks) -> None:
         drop_mtp=checkpoint.drop_mtp,
         grafts=["vision"] if family.is_composite else [],
     )
+    if family.architecture == "GptOssForCausalLM":
+        config = json.loads((folder / name / "config.json").read_text())
+        (folder / name / "config.json").write_text(json.dumps(config | {"rope_parameters": YARN}))
     print(report.text())
 
 
