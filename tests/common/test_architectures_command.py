@@ -39,7 +39,7 @@ def test_every_table_is_listed_with_what_it_knows() -> None:
         "source": "vllm/model_executor/models/glm4_moe_mtp.py",
     }
     assert glm["layouts"] == ["packed", "qkv", "same", "vocab"]
-    assert glm["oracles"] == ["Megatron-Bridge", "transformers"]
+    assert glm["oracles"] == ["Megatron-Bridge", "mcore-bridge", "transformers"]
     assert (llama["experts"], llama["mtp"], llama["aliases"], llama["owner"]) == (
         None,
         None,

@@ -1,6 +1,7 @@
 """Records what mcore-bridge exports of models of its own that the formula has filled.
 
-Run by `make test-oracles`, for classes that Megatron-Bridge does not know. It builds a model from config.json, so that
+Run by `make test-oracles`, for classes that Megatron-Bridge does not know; those of others are compared with
+Megatron-Bridge's records, and `confirmed.json` says which were equal. It builds a model from config.json, so that
 also its own reading of the file is compared. What it needs on a CPU: the dispatcher of experts that its config asks for
 is exchanged afterwards, and what it sends to a device stays. Must not know shardmerge's tables.
 """
@@ -23,7 +24,7 @@ install(str(Path(sys.prefix) / "te-python"))  # before anything imports megatron
 
 from tests.oracles import records  # noqa: E402
 from tests.oracles.bridge import MADE_WITH, stand_in  # noqa: E402
-from tests.oracles.table import MCORE_BRIDGE, ORACLES, every_family  # noqa: E402
+from tests.oracles.table import MCORE_BRIDGE, ORACLES, SECOND, every_family  # noqa: E402
 from tests.worlds.composites import VISION  # noqa: E402
 from tests.worlds.fake import join_model_parallel, leave_model_parallel  # noqa: E402
 from tests.worlds.families import Family  # noqa: E402
@@ -75,7 +76,27 @@ def main(names: list[str]) -> int:
                 theirs = exported(family, Path(folder))
             changed = records.write(family, theirs, versions)
             print(f"{family.name}: {len(theirs)} tensors, {'a new record' if changed else 'as recorded'}")
-    return 0
+    return _compared(names, versions)
+
+
+def _compared(names: list[str], versions: dict[str, str]) -> int:
+    """Compare what is exported of families that Megatron-Bridge recorded. Returns the exit code."""
+    agreeing, code = {}, 0
+    for family in every_family():
+        if SECOND.get(family.name) != "" or (names and family.name not in names):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            differing = records.differing(exported(family, Path(folder)), records.read(family))
+        print(
+            f"{family.name}: {f'differs in {differing[:5]}' if differing else 'as Megatron-Bridge'}",
+            flush=True,
+        )
+        if differing:
+            code = 1
+        else:
+            agreeing[family.name] = records.tensors_digest(family)
+    records.confirm(agreeing, versions)
+    return code
 
 
 def exported(family: Family, folder: Path) -> dict[str, torch.Tensor]:

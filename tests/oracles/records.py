@@ -22,6 +22,7 @@ from tests.worlds.families import Family
 from tests.worlds.filling import expected
 
 RECORDS = Path(__file__).parent / "records"
+CONFIRMED = Path(__file__).parent / "confirmed.json"  # by a second program
 FORMULA = "tests.worlds.filling, a polynomial of row and column set by the crc32 of the parameter's name"
 DIGITS = 16  # of a hash: against mistakes, not against forgers
 Tensors = Mapping[str, torch.Tensor]
@@ -51,6 +52,24 @@ def write(family: Family, theirs: Tensors, versions: Mapping[str, str]) -> bool:
     before = path_of(family).read_text() if path_of(family).exists() else ""
     path_of(family).write_text(text)
     return text != before
+
+
+def confirm(agreeing: Mapping[str, str], versions: Mapping[str, str]) -> None:
+    """Keep that a second program exported these families as their records say, beside those it did before."""
+    families = confirmed() | dict(agreeing)
+    lines = ",\n".join(f'"{name}": "{families[name]}"' for name in sorted(families))
+    CONFIRMED.write_text(f'{{\n"made_with": {json.dumps(dict(versions))},\n"families": {{\n{lines}\n}}\n}}\n')
+
+
+def confirmed() -> dict[str, str]:
+    """Return families that a second program exported alike, with the digest of the record that it was compared with."""
+    found: dict[str, str] = json.loads(CONFIRMED.read_text())["families"] if CONFIRMED.exists() else {}
+    return found
+
+
+def tensors_digest(family: Family) -> str:
+    """Return a digest of what a record says of tensors."""
+    return hashlib.sha256(json.dumps(read(family)["tensors"], sort_keys=True).encode()).hexdigest()[:DIGITS]
 
 
 def _spelled(value: Any) -> str:

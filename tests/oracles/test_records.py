@@ -17,7 +17,7 @@ from shardmerge.common.architectures.rows import Row
 from tests.oracles import records
 from tests.oracles.mutations import each_row, is_used
 from tests.oracles.ours import copies, is_dumped, is_merged, published, topologies
-from tests.oracles.table import ORACLES, every_family, recorded_families
+from tests.oracles.table import MCORE_BRIDGE, ORACLES, SECOND, every_family, recorded_families
 from tests.oracles.test_logits import COMPUTED
 from tests.worlds.checkpoints import read_hf_tensors
 from tests.worlds.fake import build_model, fake_world
@@ -136,11 +136,20 @@ def _is_noticed(family: Family, wrong: Architecture, reference: Path, folder: Pa
     return differing(family, read_hf_tensors(folder / "merged")) != []
 
 
+def test_a_second_program_exported_what_todays_records_say() -> None:
+    """Or a sentence says why it did not."""
+    agreeing = {name for name, reason in SECOND.items() if not reason}
+    told = {family.name: records.tensors_digest(family) for family in RECORDED if family.name in agreeing}
+    assert records.confirmed() == told, "run make test-oracles"
+    assert all(ORACLES[name].program != MCORE_BRIDGE for name in agreeing)
+
+
 def test_tables_name_the_programs_that_tests_compare_them_with() -> None:
-    """Those that exported a record, Model-Optimizer where it fills models, transformers where logits are compared."""
+    """Who exported or confirmed a record, Model-Optimizer if it fills models, transformers if logits are compared."""
     for table in TABLES:
         families = [family for family in every_family() if ARCHITECTURES[family.architecture] is table]
         told = {ORACLES[family.name].program for family in families} - {""}
+        told |= {MCORE_BRIDGE for family in families if SECOND.get(family.name) == ""}
         told |= {"Model-Optimizer" for family in families if family in IMPORTED}
         told |= {"transformers" for family in families if family in COMPUTED}
         assert sorted(told) == sorted(table.oracles), table.name

@@ -65,5 +65,5 @@ DOTS1 = Architecture(
         derived("sliding_windows", WINDOW_KEYS, _windows),
     ),
     experts=ONE_READER,
-    oracles=("transformers",),
+    oracles=("mcore-bridge", "transformers"),
 )

@@ -87,7 +87,7 @@ GLM4_MOE = Architecture(
         derived("mtp_steps", (NUMBER,), promised_steps, (NUMBER, ALIAS)),
     ),
     experts=EITHER,
-    oracles=("Megatron-Bridge", "transformers"),
+    oracles=("Megatron-Bridge", "mcore-bridge", "transformers"),
 )
 
 
@@ -122,5 +122,5 @@ GLM4_MOE_LITE = Architecture(
         derived("mtp_steps", (NUMBER,), steps_of),
     ),
     experts=OWN_LOADER,
-    oracles=("Megatron-Bridge", "transformers"),
+    oracles=("Megatron-Bridge", "mcore-bridge", "transformers"),
 )

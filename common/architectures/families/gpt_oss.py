@@ -110,5 +110,5 @@ GPT_OSS = Architecture(
         derived("sliding_windows", ("sliding_window", "layer_types"), _windows),
     ),
     experts=ONLY_PACKED,
-    oracles=("Megatron-Bridge", "transformers"),
+    oracles=("Megatron-Bridge", "mcore-bridge", "transformers"),
 )

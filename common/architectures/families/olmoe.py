@@ -49,5 +49,5 @@ OLMOE = Architecture(
         key("router_normalized", "norm_topk_prob", otherwise=False),
     ),
     experts=EITHER,
-    oracles=("Megatron-Bridge", "transformers"),
+    oracles=("Megatron-Bridge", "mcore-bridge", "transformers"),
 )

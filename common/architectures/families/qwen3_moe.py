@@ -59,5 +59,5 @@ QWEN3_MOE = Architecture(
         window_of_all(switch="use_sliding_window", otherwise=4096),
     ),
     experts=EITHER,
-    oracles=("Megatron-Bridge", "Model-Optimizer"),
+    oracles=("Megatron-Bridge", "Model-Optimizer", "mcore-bridge"),
 )

@@ -28,19 +28,24 @@ AXES = [24, 20, 20]  # pairs of a head for time, height and width, where config.
 QWEN_NAMES: Renamed = (("model.", "model.language_model."),)
 # Megatron-Bridge's own tower; mcore-bridge's, which is transformers'
 QWEN_VISION_KEYS = ("vision_model.", "visual.")
+BRIDGE_AND_TRANSFORMERS = ("Megatron-Bridge", "transformers")
+ALL_THREE = ("Megatron-Bridge", "mcore-bridge", "transformers")
 WIDTHS = (("text_config.hidden_size", "vision_config.out_hidden_size"),)
 
 
 PACKED_IN_TRANSFORMERS = Spellings((Spelling.PACKED,), only="transformers takes its experts packed alone.")
 
 
-def qwen_composite(language_model: Architecture, name: str, source: str) -> Architecture:
+def qwen_composite(
+    language_model: Architecture, name: str, source: str, oracles: tuple[str, ...] = BRIDGE_AND_TRANSFORMERS
+) -> Architecture:
     """Return the table of one of Qwen's composites.
 
     Args:
         language_model: The table of its language model.
         name: What config.json of the whole gives in `architectures`.
         source: Where names and places are known from.
+        oracles: Programs that tests compare it with.
 
     Returns:
         The table of the whole.
@@ -51,7 +56,7 @@ def qwen_composite(language_model: Architecture, name: str, source: str) -> Arch
         renamed=QWEN_NAMES,
         place=Composite("text_config", "language_model.", ("model.visual.",), "vision_config", source),
         vision_keys=QWEN_VISION_KEYS,
-        oracles=("Megatron-Bridge", "transformers"),
+        oracles=oracles,
         agree=WIDTHS,
     )
 
@@ -91,10 +96,14 @@ _MOE_TEXT = replace(
 )
 
 QWEN3_VL = qwen_composite(
-    _TEXT, "Qwen3VLForConditionalGeneration", "transformers models/qwen3_vl/modeling_qwen3_vl.py"
+    _TEXT,
+    "Qwen3VLForConditionalGeneration",
+    "transformers models/qwen3_vl/modeling_qwen3_vl.py",
+    ALL_THREE,
 )
 QWEN3_VL_MOE = qwen_composite(
     _MOE_TEXT,
     "Qwen3VLMoeForConditionalGeneration",
     "transformers models/qwen3_vl_moe/modeling_qwen3_vl_moe.py; vllm qwen3_vl_moe.py",
+    ALL_THREE,
 )

@@ -42,7 +42,7 @@ LLAMA = Architecture(
     common_flags,
     layers_alike("dense"),
     settings=(*DENSE_SETTINGS, derived("sliding_windows", ("sliding_window", "layer_types"), _windows)),
-    oracles=("Megatron-Bridge", "Model-Optimizer"),
+    oracles=("Megatron-Bridge", "Model-Optimizer", "mcore-bridge"),
 )
 MISTRAL = Architecture(
     "MistralForCausalLM",
@@ -62,7 +62,7 @@ QWEN2 = Architecture(
     _flags_always_biased,
     layers_alike("dense"),
     settings=(*DENSE_SETTINGS, WINDOW_BY_LAYER),
-    oracles=("Megatron-Bridge", "Model-Optimizer"),
+    oracles=("Megatron-Bridge", "Model-Optimizer", "mcore-bridge"),
 )
 QWEN3 = Architecture(
     "Qwen3ForCausalLM",
@@ -72,5 +72,5 @@ QWEN3 = Architecture(
     common_flags,
     layers_alike("dense"),
     settings=(*DENSE_SETTINGS, WINDOW_BY_LAYER),
-    oracles=("Megatron-Bridge", "Model-Optimizer"),
+    oracles=("Megatron-Bridge", "Model-Optimizer", "mcore-bridge"),
 )

@@ -62,5 +62,5 @@ DEEPSEEK_V2 = Architecture(
         derived("router_group_score", GROUP_KEYS, lambda config: 1 if _groups(config) else None),
     ),
     experts=OWN_LOADER,
-    oracles=("Megatron-Bridge", "Model-Optimizer"),
+    oracles=("Megatron-Bridge", "Model-Optimizer", "mcore-bridge"),
 )

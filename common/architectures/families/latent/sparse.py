@@ -115,5 +115,5 @@ GLM_MOE_DSA = Architecture(
         MTP_STEPS,
     ),
     experts=OWN_LOADER,
-    oracles=("Megatron-Bridge", "transformers"),
+    oracles=("Megatron-Bridge", "mcore-bridge", "transformers"),
 )
