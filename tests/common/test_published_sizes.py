@@ -1,313 +1,76 @@
 """At the true sizes of published models a table expects as many parameters and tensors as was published.
 
 Only config.json is computed with. An exact number leaves no place for a wrong shape, a missing tensor or a layer of
-another kind. Sources: HUB is `safetensors.total`, which the Hugging Face Hub reads off the headers of a repository;
-INDEX is `metadata.total_size` of its model.safetensors.index.json, two bytes for each parameter of bfloat16; AUDIT are
-others' counts over the headers of all shards. Models whose published number is rounded, or which are published with
-scales alone, are left out.
+another kind. transformers, which does not know the tables, counts the same without allocating anything.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import pytest
+import torch
+import transformers
 
-from shardmerge.common.architectures import Blueprint, blueprint
+from shardmerge.common.architectures import TABLES, Blueprint, blueprint, table_of
+from tests.common.published_models import MODELS, Published
+from tests.common.published_words import DEEPSEEK_V32, GLM_5, Json, llama4
+from tests.scale.models import NEMOTRON_3_SUPER
+from tests.worlds.checkpoints import KIMI
 
-HUB, INDEX, AUDIT = (
-    "the Hub's safetensors.total",
-    "the index's metadata.total_size",
-    "an audit of all headers",
-)
-Json = dict[str, Any]
-
-
-def config(
-    architecture: str, hidden: int, ffn: int, layers: int, heads: tuple[int, int], vocab: int, **said: Any
-) -> Json:
-    """What config.json says; `heads` are those of queries, and of keys and values."""
-    return {
-        "architectures": [architecture],
-        "hidden_size": hidden,
-        "intermediate_size": ffn,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads[0],
-        "num_key_value_heads": heads[1],
-        "vocab_size": vocab,
-        **said,
-    }
-
-
-def latent(query: int | None, nope: int = 128, value: int = 128) -> Json:
-    return {
-        "q_lora_rank": query,
-        "kv_lora_rank": 512,
-        "qk_nope_head_dim": nope,
-        "qk_rope_head_dim": 64,
-        "v_head_dim": value,
-    }
-
-
-def deepseek(routed: int, shared: int, width: int, dense: int) -> Json:
-    return {
-        "n_routed_experts": routed,
-        "n_shared_experts": shared,
-        "moe_intermediate_size": width,
-        "first_k_dense_replace": dense,
-    }
-
-
-def glm(hidden: int, ffn: int, layers: int, experts: Json, *, norms: bool) -> Json:
-    own = {"head_dim": 128, "attention_bias": True, "use_qk_norm": norms, "num_nextn_predict_layers": 1}
-    return config("Glm4MoeForCausalLM", hidden, ffn, layers, (96, 8), 151552, **own, **experts)
-
-
-def ling(hidden: int, ffn: int, layers: int, heads: tuple[int, int], width: int) -> Json:
-    own = {"head_dim": 128, "num_experts": 256, "num_shared_experts": 1, "moe_intermediate_size": width}
-    return config(
-        "BailingMoeV2ForCausalLM", hidden, ffn, layers, heads, 157184, first_k_dense_replace=1, **own
-    )
-
-
-def llama4(experts: int, step: int) -> Json:
-    own = {"head_dim": 128, "num_local_experts": experts, "intermediate_size_mlp": 16384}
-    return config("Llama4ForCausalLM", 5120, 8192, 48, (40, 8), 202048, interleave_moe_layer_step=step, **own)
-
-
-DEEPSEEK_V3 = config(
-    "DeepseekV3ForCausalLM",
-    7168,
-    18432,
-    61,
-    (128, 128),
-    129280,
-    num_nextn_predict_layers=1,
-    **latent(1536),
-    **deepseek(256, 1, 2048, 3),
-)
-DEEPSEEK_V32 = DEEPSEEK_V3 | {
-    "architectures": ["DeepseekV32ForCausalLM"],
-    "num_nextn_predict_layers": 0,
-    "index_n_heads": 64,
-    "index_head_dim": 128,
-}
-GLM_45 = glm(5120, 12288, 92, deepseek(160, 1, 1536, 3), norms=True)
-GLM_45_AIR = glm(4096, 10944, 46, deepseek(128, 1, 1408, 1), norms=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """A published model.
-
-    Attributes:
-        name: Of its repository.
-        config: What its config.json says of sizes.
-        parameters: How many it holds.
-        source: Where that is known from.
-        tensors: How many it holds; None if no source says it of unquantized tensors.
-        with_copies: Whether it holds both embeddings once more below its step.
-    """
-
-    name: str
-    config: Json
-    parameters: int
-    source: str
-    tensors: int | None = None
-    with_copies: bool = False
-
-
-QWEN = {"num_experts": 128, "head_dim": 128}
-MODELS = (
-    Published(
-        "meta-llama/Llama-3.1-8B",
-        config("LlamaForCausalLM", 4096, 14336, 32, (32, 8), 128256),
-        16060522496 // 2,
-        INDEX,
-    ),
-    Published(
-        "mistralai/Mistral-7B-v0.1",
-        config("MistralForCausalLM", 4096, 14336, 32, (32, 8), 32000),
-        14483464192 // 2,
-        INDEX,
-        291,
-    ),
-    Published(
-        "Qwen/Qwen2.5-7B",
-        config("Qwen2ForCausalLM", 3584, 18944, 28, (28, 4), 152064),
-        15231233024 // 2,
-        INDEX,
-    ),
-    Published(
-        "Qwen/Qwen1.5-MoE-A2.7B",
-        config(
-            "Qwen2MoeForCausalLM",
-            2048,
-            5632,
-            24,
-            (16, 16),
-            151936,
-            num_experts=60,
-            moe_intermediate_size=1408,
-            shared_expert_intermediate_size=5632,
-        ),
-        28631568384 // 2,
-        INDEX,
-        4659,
-    ),
-    Published(
-        "Qwen/Qwen2-57B-A14B",
-        config(
-            "Qwen2MoeForCausalLM",
-            3584,
-            18944,
-            28,
-            (28, 4),
-            151936,
-            num_experts=64,
-            moe_intermediate_size=2560,
-            shared_expert_intermediate_size=20480,
-        ),
-        57408658944,
-        HUB,
-    ),
-    Published(
-        "Qwen/Qwen3-30B-A3B",
-        config("Qwen3MoeForCausalLM", 2048, 6144, 48, (32, 4), 151936, moe_intermediate_size=768, **QWEN),
-        61064245248 // 2,
-        INDEX,
-    ),
-    Published(
-        "Qwen/Qwen3-235B-A22B",
-        config("Qwen3MoeForCausalLM", 4096, 12288, 94, (64, 4), 151936, moe_intermediate_size=1536, **QWEN),
-        470187269120 // 2,
-        INDEX,
-        36945,
-    ),
-    Published(
-        "mistralai/Mixtral-8x7B-v0.1",
-        config("MixtralForCausalLM", 4096, 14336, 32, (32, 8), 32000, num_local_experts=8),
-        46702792704,
-        HUB,
-    ),
-    Published(
-        "allenai/OLMoE-1B-7B-0924",
-        config("OlmoeForCausalLM", 2048, 1024, 16, (16, 16), 50304, num_experts=64),
-        6919161856,
-        AUDIT,
-        3219,
-    ),
-    Published(
-        "openai/gpt-oss-20b",
-        config("GptOssForCausalLM", 2880, 2880, 24, (64, 8), 201088, head_dim=64, num_local_experts=32),
-        20914757184,  # of a copy in bfloat16: published are blocks of MXFP4
-        HUB,
-    ),
-    Published(
-        "openai/gpt-oss-120b",
-        config("GptOssForCausalLM", 2880, 2880, 36, (64, 8), 201088, head_dim=64, num_local_experts=128),
-        116829156672,
-        HUB,
-    ),
-    Published(
-        "deepseek-ai/DeepSeek-V2-Lite",
-        config(
-            "DeepseekV2ForCausalLM",
-            2048,
-            10944,
-            27,
-            (16, 16),
-            102400,
-            **latent(None),
-            **deepseek(64, 2, 1408, 1),
-        ),
-        31412968448 // 2,
-        INDEX,
-    ),
-    Published(
-        "deepseek-ai/DeepSeek-V2",
-        config(
-            "DeepseekV2ForCausalLM",
-            5120,
-            12288,
-            60,
-            (128, 128),
-            102400,
-            **latent(1536),
-            **deepseek(160, 2, 1536, 1),
-        ),
-        235741434880,
-        HUB,
-    ),
-    Published("deepseek-ai/DeepSeek-R1", DEEPSEEK_V3, 684489845504, HUB, with_copies=True),
-    Published(
-        "deepseek-ai/DeepSeek-V3, without its step",
-        DEEPSEEK_V3 | {"num_nextn_predict_layers": 0},
-        671026419200,
-        AUDIT,
-        45395,
-    ),
-    Published(
-        "moonshotai/Kimi-K2-Instruct",
-        DEEPSEEK_V3
-        | {"num_attention_heads": 64, "num_key_value_heads": 64, "vocab_size": 163840}
-        | {"n_routed_experts": 384, "first_k_dense_replace": 1, "num_nextn_predict_layers": 0},
-        1026408232448,
-        AUDIT,
-    ),
-    Published("zai-org/GLM-4.5", GLM_45, 358337791296, HUB, with_copies=True),
-    Published("zai-org/GLM-4.6", GLM_45, 356785898816, HUB),
-    Published("zai-org/GLM-4.5-Air", GLM_45_AIR, 110468824832, HUB, with_copies=True),
-    Published("PrimeIntellect/INTELLECT-3", GLM_45_AIR | {"num_nextn_predict_layers": 0}, 106852251264, HUB),
-    Published(
-        "MiniMaxAI/MiniMax-M2",
-        config("MiniMaxM2ForCausalLM", 3072, 1536, 62, (48, 8), 200064, head_dim=128, num_local_experts=256),
-        228689764864,
-        HUB,
-    ),
-    Published("inclusionAI/Ling-mini-2.0", ling(2048, 5120, 20, (16, 4), 512), 16255643392, HUB),
-    Published("inclusionAI/Ling-flash-2.0", ling(4096, 9216, 32, (32, 4), 1024), 102889705216, HUB),
-    Published(
-        "google/gemma-3-1b-it",
-        config("Gemma3ForCausalLM", 1152, 6912, 26, (4, 1), 262144, head_dim=256),
-        999885952,
-        HUB,
-    ),
-)
-GLM_5 = config(
-    "GlmMoeDsaForCausalLM",
-    6144,
-    12288,
-    78,
-    (64, 64),
-    154880,
-    num_nextn_predict_layers=1,
-    index_n_heads=32,
-    index_head_dim=128,
-    **latent(2048, nope=192, value=256),
-    **deepseek(256, 1, 2048, 3),
-)
+OTHERS = (DEEPSEEK_V32, GLM_5, llama4(16, 1), NEMOTRON_3_SUPER)  # the last is counted by tests/scale
+BESIDE = ("visual", "vision", "projector")
+NOT_IN_TRANSFORMERS = "BailingMoeV2ForCausalLM"
+OF_TRANSFORMERS = tuple(one for one in MODELS if NOT_IN_TRANSFORMERS not in one.config["architectures"])
 
 
 def table(said: Json, *, with_copies: bool = False) -> Blueprint:
     """The table of a config.json, beside a reference that holds copies of both embeddings or none."""
+    if not with_copies:
+        return blueprint(said)
     step = f"model.layers.{said['num_hidden_layers']}."
-    held = [f"{step}embed_tokens.weight", f"{step}shared_head.head.weight"] if with_copies else []
-    return blueprint(said, held)
+    return blueprint(said, [f"{step}embed_tokens.weight", f"{step}shared_head.head.weight"])
 
 
-def parameters(bound: Blueprint) -> int:
-    return sum(prod(family.shape) * len(family.names) for family in bound.families())
+def parameters(bound: Blueprint, *, steps: bool = True) -> int:
+    families = (family for family in bound.families() if steps or not bound.is_mtp(family.names[0]))
+    return sum(prod(family.shape) * len(family.names) for family in families)
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
 def test_a_published_model_has_as_many_parameters_as_its_table_expects(model: Published) -> None:
     bound = table(model.config, with_copies=model.with_copies)
-    assert parameters(bound) == model.parameters, model.source
+    assert parameters(bound) == model.parameters - model.vision, model.source
     if model.tensors is not None:
         assert bound.num_tensors() == model.tensors
+
+
+def test_every_table_is_counted_at_the_true_size_of_a_published_model() -> None:
+    counted = {table_of(said) for said in (*(model.config for model in MODELS), *OTHERS)}
+    assert [table.name for table in TABLES if table not in counted] == []
+
+
+@pytest.mark.sampled
+@pytest.mark.parametrize("model", OF_TRANSFORMERS, ids=lambda model: model.name)
+def test_transformers_builds_as_many_parameters_of_the_same_config_json(model: Published) -> None:
+    """Without steps, which it does not build. Beside a language model it counts a tower as published."""
+    language, vision = counted_by_transformers(model.config)
+    assert parameters(table(model.config), steps=False) == language
+    if model.vision:
+        assert vision == model.vision
+
+
+def counted_by_transformers(said: Json) -> tuple[int, int]:
+    """How many parameters there are of the language model, and of what stands beside it; router biases are buffers."""
+    kind: Any = getattr(transformers, KIMI.get(said["architectures"][0], said["architectures"][0]))
+    known = {key: value for key, value in said.items() if key != "architectures"}
+    with torch.device("meta"):
+        model = kind(kind.config_class(**known))
+    biases = {name: bias for name, bias in model.named_buffers() if "e_score_correction_bias" in name}
+    sizes = {name: one.numel() for name, one in {**dict(model.named_parameters()), **biases}.items()}
+    vision = sum(size for name, size in sizes.items() if any(part in name for part in BESIDE))
+    return sum(sizes.values()) - vision, vision
 
 
 def test_glm_5_is_published_without_copies_of_its_embeddings() -> None:
