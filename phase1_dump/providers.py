@@ -57,7 +57,7 @@ def megatron_lm(
     from megatron.training.training import get_model
 
     parsed = _parsed(shlex.split(arguments) if isinstance(arguments, str) else arguments, extra_arguments)
-    initialize(parsed.distributed_backend, **_parallel_sizes(parsed))
+    initialize(**_parallel_sizes(parsed))
     _seed(parsed)
     chunks: list[nn.Module] = get_model(build or _as_arguments_say, wrap_with_ddp=False)
     load_checkpoint(chunks, None, None)
@@ -108,7 +108,8 @@ def megatron_bridge(checkpoint: str | Path, **parallel_sizes: int) -> list[nn.Mo
 
     Args:
         checkpoint: Its directory, or the one above it, of which the last iteration is taken.
-        parallel_sizes: Sizes of the parallel axes here, as Megatron-Bridge's config calls them; 1 without.
+        parallel_sizes: Sizes of the parallel axes here, as Megatron-Bridge's config calls them; 1 without, but for
+            expert_tensor_parallel_size, which is tensor_model_parallel_size without.
 
     Returns:
         This rank's chunks, with their weights.
@@ -128,11 +129,10 @@ def megatron_bridge(checkpoint: str | Path, **parallel_sizes: int) -> list[nn.Mo
     return list(loaded) if isinstance(loaded, list | tuple) else [loaded]
 
 
-def initialize(backend: str | None = None, **parallel_sizes: Any) -> None:
+def initialize(**parallel_sizes: Any) -> None:
     """Initialise torch.distributed, as the launcher's variables say, and megatron-core, unless both are.
 
     Args:
-        backend: Of torch.distributed; by default nccl, and gloo where there is no GPU.
         parallel_sizes: As `megatron.core.parallel_state.initialize_model_parallel` takes them.
     """
     import torch
@@ -141,8 +141,7 @@ def initialize(backend: str | None = None, **parallel_sizes: Any) -> None:
     if not torch.distributed.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        default = "nccl" if torch.cuda.is_available() else "gloo"
-        torch.distributed.init_process_group(backend if torch.cuda.is_available() and backend else default)
+        torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     if not parallel_state.model_parallel_is_initialized():
         parallel_state.initialize_model_parallel(**parallel_sizes)
 
@@ -151,7 +150,10 @@ def _iteration(checkpoint: Path) -> Path:
     """Return the directory of the last iteration in a folder of several, or the directory itself."""
     tracker = checkpoint / TRACKER
     if tracker.is_file():
-        return checkpoint / f"iter_{int(tracker.read_text().strip()):07d}"
+        written = tracker.read_text().strip()
+        return checkpoint / (
+            f"iter_{int(written):07d}" if written.isdecimal() else written
+        )  # the other is "release"
     if not checkpoint.is_dir():
         raise BadInputError(f"{checkpoint} is not a directory", "Give a checkpoint of Megatron-Bridge.")
     return checkpoint

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -326,7 +327,7 @@ def _merged_soundly(dump: Path, reference: Path, out: Path) -> None:
 def _looked_at(path: Path) -> object:
     """Inspect a folder, as text and as a page."""
     seen = inspect(path)
-    page(seen).encode()
+    page(seen, datetime.now(UTC)).encode()
     return seen
 
 

@@ -70,7 +70,8 @@ def model_of_their_own() -> Any:
 
 def _provided(arguments: str, build: Callable[..., Any] | None = None) -> Any:
     prepare()
-    torch.cuda.get_device_properties = lambda *_: SimpleNamespace(major=10)  # some arguments depend on it
+    device = mock.Mock(return_value=SimpleNamespace(major=10))  # some arguments depend on it
+    mock.patch.object(torch.cuda, "get_device_properties", device).start()
     with mock.patch.object(
         torch, "tensor", on_cpu(torch.tensor)
     ):  # ranks agree on the iteration through a GPU

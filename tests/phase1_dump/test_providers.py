@@ -55,7 +55,9 @@ def training_run(references: References, tmp_path_factory: pytest.TempPathFactor
 
 
 @needs_megatron_lm
-@pytest.mark.parametrize(("provider", "ranks"), [("model", 4), ("model_of_their_own", 1)])
+@pytest.mark.parametrize(
+    ("provider", "ranks"), [("model", 4), pytest.param("model_of_their_own", 1, marks=pytest.mark.sampled)]
+)
 def test_a_training_run_of_megatron_lm_becomes_the_checkpoint_that_it_began_with(
     provider: str, ranks: int, training_run: Path, references: References, tmp_path: Path
 ) -> None:
@@ -77,11 +79,37 @@ def test_a_training_run_of_megatron_lm_becomes_the_checkpoint_that_it_began_with
     assert (difference.differing, difference.only_a, difference.only_b) == ((), (), ())
 
 
+@pytest.mark.skipif(
+    importlib.util.find_spec("megatron") is None or importlib.util.find_spec("megatron.bridge") is None,
+    reason="Megatron-Bridge is not installed, with all that its training needs",
+)
+def test_a_checkpoint_of_megatron_bridge_becomes_the_one_that_it_imported(
+    references: References, tmp_path: Path
+) -> None:
+    reference, dump, out = references.weights("qwen3_moe"), tmp_path / "dump", tmp_path / "out"
+    bridge = "tests.phase1_dump.megatron_bridge"
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29561"}
+    called([bridge, str(reference), str(tmp_path / "bridge")], alone)
+    called(
+        [
+            *("torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", bridge, "dump"),
+            *("--model-provider", f"{bridge}:model", "--hf-reference", str(reference)),
+            *("--out", str(dump), "--run-id", "run", "--step", "70"),
+        ],
+        {"MEGATRON_BRIDGE_CHECKPOINT": str(tmp_path / "bridge")},
+    )
+
+    merge([dump], out, hf_reference=reference)
+
+    assert diff(out, reference).equal == len(read_hf_tensors(reference))
+
+
 @needs_megatron_lm
+@pytest.mark.filterwarnings("ignore:'type' is deprecated:DeprecationWarning")  # of its parser, by argparse
 @pytest.mark.parametrize(
     ("added", "says"),
     [
-        ("", "Megatron-LM's arguments name no checkpoint Add --load DIR."),
+        ("", "Megatron-LM's arguments name no checkpoint"),
         ("--load {empty}", "{empty}: there is no latest_checkpointed_iteration.txt"),
         ("--load {run} --dist-ckpt-strictness log_all", "log_all leaves parameters random"),
     ],
