@@ -24,6 +24,7 @@ from shardmerge.common.errors.several import raise_problems
 from shardmerge.common.errors.wording import counted
 
 from .checkpoint.plan import Options, Plan, plan_of
+from .checkpoint.run_config import RUN_CONFIG
 from .generation import Generation
 from .shares.local_processes import Advance, in_processes
 from .shares.same_dump import require_same
@@ -31,10 +32,11 @@ from .shares.take import Taken, missing, take
 
 SPARE_BYTES = 1 << 26  # of a file system, for manifests and whatever others write
 NOT_COMPARED = (
-    "Not compared: what the model computes with, which a checkpoint on disk does not say; shapes were. "
+    "Not compared: settings of the model, for {}; shapes were. "
     "So it is not known whether norms are stored minus one (layernorm_zero_centered_gamma): they were taken to be as "
     "readers take them."
 )
+COMPARED = "Settings of the model that {} records ({}) are compared by check and merge; others are not."
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,8 @@ class DumpedCheckpoint:
         unchecked: Keys of tensors that hold chunks without a CRC-32.
         dry_run: Lines that say which bytes would go where, if nothing was to be written.
         warnings: Signs that files of the checkpoint are of several saves.
+        settings: What training recorded of the model beside the checkpoint, None if nothing can be read.
+        compared: A sentence that says what of it is compared with config.json.
     """
 
     out: Path
@@ -58,6 +62,8 @@ class DumpedCheckpoint:
     unchecked: tuple[str, ...] = ()
     dry_run: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    settings: dict[str, Any] | None = None
+    compared: str = ""
 
     def facts(self) -> dict[str, Any]:
         """Return everything for --json and --report."""
@@ -67,7 +73,8 @@ class DumpedCheckpoint:
             "written_shares": list(self.written),
             "written_bytes": self.num_bytes,
             "without_crc32": list(self.unchecked),
-            "not_compared": [NOT_COMPARED],
+            "not_compared": [self.compared] if self.settings is None else [],
+            "settings": self.settings,
             "warnings": list(self.warnings),
             "plan": list(self.dry_run),
         }
@@ -81,7 +88,7 @@ class DumpedCheckpoint:
         if self.unchecked:
             tensors = counted(len(self.unchecked), "tensor")
             lines.append(f"not checked: {tensors} with chunks without CRC-32, {self.unchecked[0]} first")
-        return "\n".join((*lines, NOT_COMPARED))
+        return "\n".join((*lines, self.compared))
 
 
 def dump_checkpoint(
@@ -193,7 +200,17 @@ def _outcome(plan: Plan, out: Path, run_id: str, taken: Sequence[Taken]) -> Dump
         sum(one.num_bytes for one in taken),
         tuple(sorted({key for one in taken for key in one.unchecked})),
         warnings=plan.warnings,
+        settings=plan.recorded.settings,
+        compared=_compared(plan),
     )
+
+
+def _compared(plan: Plan) -> str:
+    """Return a sentence that says what is compared with config.json beside shapes."""
+    settings = plan.recorded.settings
+    if settings is None:
+        return NOT_COMPARED.format(plan.recorded.why_not)
+    return COMPARED.format(RUN_CONFIG, ", ".join(sorted(settings)))
 
 
 def _described(plan: Plan, out: Path) -> Iterable[str]:

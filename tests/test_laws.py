@@ -48,7 +48,7 @@ ROOMS = {
         "quantization": {"rectangles", "source"},
         "rectangles": {"source", "world"},
         "source": {"generation", "world"},
-        "checkpoint": {"generation", "rectangles", "source", "torch_dist", "world"},
+        "checkpoint": {"generation", "rectangles", "settings", "source", "torch_dist", "world"},
         "torch_dist": set(),
         "generation": set(),
         "world": set(),

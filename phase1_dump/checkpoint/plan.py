@@ -45,6 +45,7 @@ from .chunk_files import StoredPart
 from .division import Share, Unit, distributed
 from .keys import NONE, Place, StoredKey, is_of_the_model, refusal, stored_key
 from .numbers import KINDS
+from .run_config import RUN_CONFIG, Recorded, is_there, recorded_in
 
 SHOWN = 10
 TOGETHER = (Layout.PART, Layout.PACKED)  # several parameters are one tensor, which is written by one share
@@ -86,6 +87,7 @@ class Plan:
         digest: Of everything that decides what a share holds.
         iteration: Of the training, None if no name tells.
         warnings: Signs that files are of several saves.
+        recorded: What training recorded of the model's settings.
     """
 
     folder: Folder
@@ -101,6 +103,7 @@ class Plan:
     digest: str
     iteration: int | None
     warnings: tuple[str, ...]
+    recorded: Recorded
 
     @cached_property
     def dtype_of(self) -> Callable[[Tensor], str]:
@@ -143,9 +146,16 @@ def plan_of(checkpoint: Path, hf_reference: Path, options: Options) -> Plan:
     raise_problems(_refusals(folder, [*described.tensors, *described.objects]))
     table = table_of(described, is_of_the_model)
     raise_problems(_unreadable(folder, table))
-    states = folder.states({METADATA, *(table.paths[number] for number in set(table.path.tolist()))})
+    states = folder.states(
+        {
+            METADATA,
+            *([RUN_CONFIG] if is_there(folder.path) else []),
+            *(table.paths[number] for number in set(table.path.tolist())),
+        }
+    )
     if states[METADATA] != folder.metadata:
         raise ChangedCheckpointError(str(folder.path), f"{METADATA} was written to, or replaced")
+    recorded = recorded_in(folder.path, drop_mtp=options.drop_mtp)
     raise_problems(wrong_sizes(folder, table, described.columns, states))
     stored = tuple(stored_key(key, shape, bound) for key, shape in zip(table.keys, table.shapes, strict=True))
     if spelled := respelled(_first_of_each(stored, bound), bound, options.experts):
@@ -171,6 +181,7 @@ def plan_of(checkpoint: Path, hf_reference: Path, options: Options) -> Plan:
         digest,
         iteration_in(described.saved_as or "") if folder.iteration is None else folder.iteration,
         tuple(hints(folder, described.saved_as, states)),
+        recorded,
     )
 
 

@@ -84,6 +84,8 @@ def share_of(plan: Plan, share: int, run_id: str) -> CheckpointShare:
             plan.blueprint.architecture.name,
             plan.blueprint.dimensions,
             plan.params_dtype,
+            settings=plan.recorded.settings,
+            own_options=plan.recorded.own_options,
             experts=spellings_of(claimed, plan.blueprint),
             table=table_digest(plan.blueprint.architecture),
             dtype_from_reference=plan.options.dtype_from_reference,

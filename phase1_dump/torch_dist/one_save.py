@@ -20,6 +20,7 @@ from .chunks import ChunkTable
 from .folder import METADATA, FileState, Folder, iteration_in
 from .metadata import Columns
 
+CHUNKS = ".distcp"
 SECOND = 1_000_000_000
 SKEW = 60 * SECOND  # between the clocks of hosts that write to one file system
 PAUSE = 3600 * SECOND  # no save and no copy writes nothing for so long
@@ -66,6 +67,7 @@ def hints(folder: Folder, saved_as: str | None, states: Mapping[str, FileState])
             f"{METADATA} in {folder.path} was saved as iteration {saved}: the folder was renamed, or the file is of "
             "another checkpoint"
         )
+    states = {name: state for name, state in states.items() if name == METADATA or name.endswith(CHUNKS)}
     last = states[METADATA].written
     newer = sorted(name for name, state in states.items() if state.written > last + SKEW)
     if newer:

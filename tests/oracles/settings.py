@@ -158,7 +158,7 @@ def main(names: list[str]) -> int:
     cases = [(name, edits) for name, edits in CASES if not names or name in names]
     with tempfile.TemporaryDirectory() as folder:
         paths = [
-            _written(FAMILIES[name], edits, Path(folder) / str(at)) for at, (name, edits) in enumerate(cases)
+            written(FAMILIES[name], edits, Path(folder) / str(at)) for at, (name, edits) in enumerate(cases)
         ]
         store: Any = dist.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group("gloo", rank=0, world_size=1, store=store)
@@ -187,7 +187,7 @@ def _zeros_on_cpu(*size: Any, **options: Any) -> torch.Tensor:
     return ZEROS(*size, **options | ({"device": "cpu"} if options.get("device") == "cuda" else {}))
 
 
-def _written(family: Family, edits: Json, path: Path) -> Path:
+def written(family: Family, edits: Json, path: Path) -> Path:
     """Write the config.json of a family, and edit it. All are written before torch.distributed is up."""
     write_bare(family, path)
     config = json.loads((path / "config.json").read_text()) | edits
@@ -207,9 +207,21 @@ def _models(name: str, path: Path) -> list[Any]:
 
 def _model(path: Path) -> Any:
     """Return the model that Bridge makes of a config.json, with random weights."""
+    from megatron.core.process_groups_config import ProcessGroupCollection
+
+    provider = provider_of(path)
+    provider.use_cpu_initialization, provider.bf16, provider.params_dtype = True, True, torch.bfloat16
+    provider.finalize()
+    provider._pg_collection = ProcessGroupCollection.use_mpu_process_groups()
+    for name in [name for name in os.environ if name.startswith("NVTE_")]:
+        del os.environ[name]  # a model before it chose a backend of attention for the process
+    return provider.provide()
+
+
+def provider_of(path: Path) -> Any:
+    """Return what Bridge makes of a config.json, from which it makes a model."""
     import transformers
     from megatron.bridge import AutoBridge
-    from megatron.core.process_groups_config import ProcessGroupCollection
 
     config = transformers.AutoConfig.from_pretrained(path)
     rotated = (
@@ -222,12 +234,7 @@ def _model(path: Path) -> Any:
     provider: Any = AutoBridge.from_hf_config(config).to_megatron_provider(load_weights=False)
     for name, value in OPTIONS.items():
         setattr(provider, name, value)
-    provider.use_cpu_initialization, provider.bf16, provider.params_dtype = True, True, torch.bfloat16
-    provider.finalize()
-    provider._pg_collection = ProcessGroupCollection.use_mpu_process_groups()
-    for name in [name for name in os.environ if name.startswith("NVTE_")]:
-        del os.environ[name]  # a model before it chose a backend of attention for the process
-    return provider.provide()
+    return provider
 
 
 if __name__ == "__main__":
