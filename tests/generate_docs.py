@@ -40,6 +40,7 @@ DESCRIPTIONS = {
     "docs/inside": "How it is built, for those who change it",
     "docs/reference": "What it says and promises: commands, functions, formats, errors, guarantees",
     "tests/fuzz/corpus": "Inputs by target: sound ones, and those that once found a defect",
+    "tests/oracles/confirmed.json": "Records that mcore-bridge's export equals: written by `make test-oracles`",
     "tests/oracles/adapters.json": "Keys of models with LoRA adapters: written by `make test-oracles`",
     "tests/oracles/records": "What other programs export, by family: written by `make test-oracles`",
     "tests/torture/shim.c": "Stands between a process and libc: counts file-system calls, and strikes one",

@@ -112,7 +112,6 @@ def _without_kernels() -> Iterator[None]:
     from vllm.model_executor.layers.fused_moe.oracle.nvfp4 import NvFp4MoeBackend
     from vllm.model_executor.layers.quantization import modelopt
     from vllm.model_executor.models import registry
-
     from vllm.platforms.cpu import CpuPlatform
 
     attention = CpuPlatform.get_attn_backend_cls

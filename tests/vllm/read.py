@@ -159,7 +159,8 @@ def _arranged(name: str, tensor: torch.Tensor, config: dict[str, Any]) -> torch.
         return tensor.transpose(1, 2)
     if kind.startswith("Llama4") and HALVED.match(name):
         pairs = config.get("text_config", config)["head_dim"] // 2
-        return tensor.unflatten(0, (-1, pairs, 2)).transpose(1, 2)
+        halves: torch.Tensor = tensor.unflatten(0, (-1, pairs, 2)).transpose(1, 2)
+        return halves
     return tensor
 
 
