@@ -127,7 +127,7 @@ $(STAMP): pyproject.toml $(wildcard .constraints/*.txt)
 	@echo "[1/4] environment $(VENV) with $$($(PYTHON) --version)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@pins=$(PINS); \
-	    echo "[2/4] shardmerge with its extras, pinned by $$pins: some minutes the first time"; \
+	    echo "[2/4] shardmerge with its extras, pinned by $$pins: some minutes and 2 GB the first time, more with CUDA's libraries"; \
 	    $(BIN)/python -m pip install --quiet --constraint $$pins --editable '.[dump,modelopt,test]'
 	@echo "[3/4] Transformer Engine's Python classes, in $(VENV)/te-python"
 	@rm -rf $(VENV)/te-python
