@@ -13,7 +13,7 @@ from tests.demo.model import CHECKPOINT, FAMILY, TOPOLOGY
 
 OUT = Path("demo-out")
 BEFORE = "This takes one to two minutes on two cores, and 2 MB in {out}, which is made anew."
-DUMPS = 2  # the step that does
+ONCE = {2: "dump", 4: "merged"}  # steps that never write over what is there, and what they make
 QUIET = {
     "PYTHONWARNINGS": "ignore",
     "TQDM_DISABLE": "1",
