@@ -61,9 +61,7 @@ def main(out: Path) -> int:
     began = time.monotonic()
     facts = {"family": FAMILY.architecture, "ranks": TOPOLOGY.world_size, "topology": TOPOLOGY.name}
     for number, (title, command) in enumerate(zip(TITLES, commands(out), strict=True), start=1):
-        again = (
-            f"rm -rf {out}/dump && " if number == DUMPS else ""
-        )  # a rank that is there is never written over
+        again = f"rm -rf {out}/{ONCE[number]} && " if number in ONCE else ""
         line = again + shlex.join(command)
         print(f"\n[{number}/{len(TITLES)}] {title.format(**facts)}\n  $ {line}", flush=True)
         code = subprocess.run(["bash", "-c", line], env=os.environ | QUIET, check=False).returncode
