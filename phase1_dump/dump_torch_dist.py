@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -17,13 +17,17 @@ from typing import Any, TextIO
 from shardmerge.common import free_space, places
 from shardmerge.common.architectures import Architecture
 from shardmerge.common.command.byte_count import show
+from shardmerge.common.command.libraries import missing_library
 from shardmerge.common.command.progress import Progress
 from shardmerge.common.command.talk import say
 from shardmerge.common.errors import MissingSharesError, ShardmergeError
 from shardmerge.common.errors.several import raise_problems
 from shardmerge.common.errors.wording import counted
 
+from .checkpoint.chunk_files import StoredPart
+from .checkpoint.packing import Packing
 from .checkpoint.plan import Options, Plan, plan_of
+from .checkpoint.quantizers import Quantizers
 from .generation import Generation
 from .shares.local_processes import Advance, in_processes
 from .shares.same_dump import require_same
@@ -138,6 +142,7 @@ def dump_checkpoint(
         Path(checkpoint),
         Path(hf_reference),
         Options(dtype_from_reference, drop_mtp, max_share_bytes, experts, architecture),
+        _packing_of,
     )
     for warning in plan.warnings:
         say(progress_to, f"Warning: {warning}.")
@@ -153,6 +158,15 @@ def dump_checkpoint(
     taken = in_processes(work, workers, progress) if workers > 1 else [work(0, progress.advance)]
     progress.close()
     return _outcome(plan, folder, run_id, taken)
+
+
+def _packing_of(quantizers: Quantizers, parts_of: Callable[[str], Sequence[StoredPart]]) -> Packing:
+    """Return what packs the weights of a checkpoint that has quantizers: that alone needs torch and modelopt."""
+    try:
+        from .quantized_checkpoint.packing import ModeloptPacking
+    except ModuleNotFoundError as error:
+        raise missing_library("dump of a checkpoint with quantizers", error) from None
+    return ModeloptPacking(quantizers, parts_of)
 
 
 def _take(

@@ -7,7 +7,7 @@ Parameters are kept as columns, and described again when their share is written.
 from __future__ import annotations
 
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,14 +27,16 @@ from shardmerge.common.errors import (
     UnsupportedCheckpointError,
 )
 from shardmerge.common.errors.several import raise_problems
+from shardmerge.common.quantization.arithmetic import companions_of
 from shardmerge.common.rectangle import Shape
 from shardmerge.common.reference import Reference
 
 from ..rectangles.bound_table import bound_table
 from ..rectangles.claims import Claimed
 from ..rectangles.experts import respelled
-from ..rectangles.layouts import pieces_of
+from ..rectangles.layouts import LAYOUTS, pieces_of
 from ..rectangles.layouts.box import Box
+from ..rectangles.packed_pieces import Packed
 from ..rectangles.parameter import Parameter
 from ..rectangles.written_dtypes import dtype_chooser
 from ..torch_dist.chunks import ChunkTable, table_of
@@ -45,6 +47,8 @@ from .chunk_files import StoredPart
 from .division import Share, Unit, distributed
 from .keys import NONE, Place, StoredKey, is_of_the_model, refusal, stored_key
 from .numbers import KINDS
+from .packing import Packing, PackingOf
+from .quantizers import Quantizers, find_quantizers, module_of, require_all_claimed
 
 SHOWN = 10
 TOGETHER = (Layout.PART, Layout.PACKED)  # several parameters are one tensor, which is written by one share
@@ -83,6 +87,7 @@ class Plan:
         options: How it is read.
         shares: What is dumped as rank 0, 1, ...
         columns: Of each parameter, in the order of shares: its tensor, layer, expert and half.
+        packing: What packs weights that have quantizers, None for a checkpoint that has none.
         digest: Of everything that decides what a share holds.
         iteration: Of the training, None if no name tells.
         warnings: Signs that files are of several saves.
@@ -98,6 +103,7 @@ class Plan:
     options: Options
     shares: tuple[Share, ...]
     columns: tuple[array[int], array[int], array[int], array[int]]
+    packing: Packing | None
     digest: str
     iteration: int | None
     warnings: tuple[str, ...]
@@ -122,13 +128,16 @@ class Plan:
         return self.table.files_of(sorted(set(self.columns[0][rows.first : rows.end])))
 
 
-def plan_of(checkpoint: Path, hf_reference: Path, options: Options) -> Plan:
+def plan_of(
+    checkpoint: Path, hf_reference: Path, options: Options, packing_of: PackingOf | None = None
+) -> Plan:
     """Plan the dump of a checkpoint.
 
     Args:
         checkpoint: Its directory.
         hf_reference: Hugging Face directory with config.json.
         options: How it is to be read.
+        packing_of: Makes what packs weights with quantizers. None refuses them.
 
     Returns:
         The plan.
@@ -143,16 +152,21 @@ def plan_of(checkpoint: Path, hf_reference: Path, options: Options) -> Plan:
     raise_problems(_refusals(folder, [*described.tensors, *described.objects]))
     table = table_of(described, is_of_the_model)
     raise_problems(_unreadable(folder, table))
-    states = folder.states({METADATA, *(table.paths[number] for number in set(table.path.tolist()))})
+    quantizers = find_quantizers(folder, described, bound, drop_mtp=options.drop_mtp)
+    own_paths = quantizers.paths if quantizers is not None else frozenset[str]()
+    states = folder.states({METADATA, *own_paths, *(table.paths[number] for number in set(table.path.tolist()))})
     if states[METADATA] != folder.metadata:
         raise ChangedCheckpointError(str(folder.path), f"{METADATA} was written to, or replaced")
     raise_problems(wrong_sizes(folder, table, described.columns, states))
     stored = tuple(stored_key(key, shape, bound) for key, shape in zip(table.keys, table.shapes, strict=True))
-    if spelled := respelled(_first_of_each(stored, bound), bound, options.experts):
+    packing = _packing(folder, quantizers, stored, packing_of)
+    if spelled := respelled(list(_first_of_each(stored, bound, packing)), bound, options.experts):
         bound = blueprint(known.config, known.tensors, bound.experts | spelled, bound.architecture)
     params_dtype = _params_dtype(table)
     dtype_of = dtype_chooser(known, params_dtype, dtype_from_reference=options.dtype_from_reference)
-    units = _units(stored, bound, dtype_of, options)
+    units = _units(stored, bound, _Sizes(dtype_of, packing), options)
+    if quantizers is not None:
+        require_all_claimed(quantizers, units.keys, units.attentions)
     shares, order = distributed(units.units, list(map(len, units.rows)), options.max_share_bytes)
     rows = [row for unit in order for row in units.rows[unit]]
     columns = tuple(array("i", [column[row] for row in rows]) for column in units.columns)
@@ -168,20 +182,44 @@ def plan_of(checkpoint: Path, hf_reference: Path, options: Options) -> Plan:
         options,
         shares,
         (columns[0], columns[1], columns[2], columns[3]),
+        packing,
         digest,
         iteration_in(described.saved_as or "") if folder.iteration is None else folder.iteration,
         tuple(hints(folder, described.saved_as, states)),
     )
 
 
-def _first_of_each(stored: Sequence[StoredKey], bound: Blueprint) -> Iterator[Claimed]:
-    """Yield the first parameter of each stored tensor that the table claims."""
+def _packing(
+    folder: Folder,
+    quantizers: Quantizers | None,
+    stored: Sequence[StoredKey],
+    packing_of: PackingOf | None,
+) -> Packing | None:
+    """Return what packs the weights of a checkpoint, None if it has no quantizers."""
+    if quantizers is None:
+        return None
+    if packing_of is None:
+        raise UnsupportedCheckpointError(str(folder.path), "it has quantizers of Model-Optimizer")
+    parts: dict[str, list[StoredPart]] = defaultdict(list)
+    for tensor, one in enumerate(stored):
+        module = module_of(one.key)
+        if module is not None and not one.leading:
+            parts[module].append(StoredPart(tensor, (), 0, one.shape))
+    return packing_of(quantizers, parts.__getitem__)
+
+
+def _first_of_each(
+    stored: Sequence[StoredKey], bound: Blueprint, packing: Packing | None
+) -> Iterator[Claimed]:
+    """Yield the first parameter of each stored tensor that the table claims, and whether it is to be packed."""
     for tensor, one in enumerate(stored):
         _require_counts(one, bound)
         place = next(iter(one.places()), None)
         claim = bound.claim(one.canonical(place)) if place is not None else None
         if place is not None and claim is not None:
-            yield Claimed(_parameter(tensor, one, place, one.key), claim)
+            parameter = _parameter(tensor, one, place, one.key)
+            row = packing.row_of(parameter.key) if packing is not None else None
+            yield Claimed(parameter, claim, None if row is None else Packed(row, {}, {}))
 
 
 def _refusals(folder: Folder, keys: Sequence[str]) -> Iterator[ShardmergeError]:
@@ -233,13 +271,36 @@ class _Units:
     rows: list[list[int]]
     columns: tuple[list[int], list[int], list[int], list[int]]
     names: list[str]
+    keys: list[str]
+    attentions: set[str]  # those with keys and values, as Megatron calls them
 
 
-def _units(
-    stored: Sequence[StoredKey], bound: Blueprint, dtype_of: Callable[[Tensor], str], options: Options
-) -> _Units:
+@dataclass(frozen=True, slots=True)
+class _Sizes:
+    """Knows what tensors are written as, and so their sizes."""
+
+    dtype_of: Callable[[Tensor], str]
+    packing: Packing | None
+
+    def written(self, claim: Claim, key: str, elements: int) -> tuple[int, str]:
+        """Return how many bytes a parameter becomes, and what tells in which dtypes."""
+        row = self.packing.row_of(key) if self.packing is not None else None
+        total, names = 0, list[str]()
+        for tensor in claim.tensors:
+            dtype = self.dtype_of(tensor) if row is None else row.name
+            names.append(f"{tensor.name} {dtype}")
+            if row is None:
+                shape = (elements,) if claim.row.layout in TOGETHER else tensor.shape
+                total += dtypes.byte_size(dtype, shape)
+            else:
+                each = companions_of(tensor.name, tensor.shape, row)
+                total += sum(dtypes.byte_size(kind, shape) for _, shape, kind in each)
+        return total, " ".join(names)
+
+
+def _units(stored: Sequence[StoredKey], bound: Blueprint, sizes: _Sizes, options: Options) -> _Units:
     """Return the units of all parameters. Raises UnclaimedParameterError for those that no row claims or drops."""
-    found = _Units([], [], ([], [], [], []), [])
+    found = _Units([], [], ([], [], [], []), [], [], set())
     number: dict[tuple[int, int, str], int] = {}
     unclaimed: list[ShardmergeError] = []
     for tensor, one in enumerate(stored):
@@ -261,7 +322,8 @@ def _units(
                 continue
             _require_known_order(claim, key)
             _require_fit(claim, one.parameter_shape, bound)
-            _add(found, number, claim, key, (tensor, *place), dtype_of, prod(one.parameter_shape))
+            written = sizes.written(claim, key, prod(one.parameter_shape))
+            _add(found, number, claim, key, (tensor, *place), written)
     raise_problems(unclaimed)
     return found
 
@@ -301,8 +363,7 @@ def _add(
     claim: Claim,
     key: str,
     row: tuple[int, ...],
-    dtype_of: Callable[[Tensor], str],
-    elements: int,
+    written: tuple[int, str],
 ) -> None:
     """Add a parameter to its unit."""
     tensors = claim.tensors
@@ -314,14 +375,15 @@ def _add(
     if at == len(found.units):
         found.units.append(Unit(unit, 0))
         found.rows.append([])
-    num_bytes = sum(
-        dtypes.byte_size(dtype_of(tensor), (elements,) if together else tensor.shape) for tensor in tensors
-    )
+    num_bytes, names = written
     found.units[at] = Unit(unit, found.units[at].num_bytes + num_bytes)
     found.rows[at].append(len(found.columns[0]))
     for column, value in zip(found.columns, row, strict=True):
         column.append(value)
-    found.names.append(" ".join(f"{tensor.name} {dtype_of(tensor)}" for tensor in tensors))
+    found.names.append(names)
+    found.keys.append(key)
+    if LAYOUTS[claim.row.layout].is_attention:
+        found.attentions.add(key.rpartition(".linear_qkv.")[0])
 
 
 def _digest(
