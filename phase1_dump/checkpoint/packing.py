@@ -14,7 +14,7 @@ from ..rectangles.claims import Claimed
 from ..rectangles.quantization_facts import KVCache
 from ..source import Holding, Stream
 from ..torch_dist.folder import FileState
-from .chunk_files import ChunkFiles
+from .chunk_files import ChunkFiles, StoredPart
 from .quantizers import Quantizers
 
 
@@ -35,13 +35,16 @@ class Packing(Protocol):
     def packed(
         self, claimed: Sequence[Claimed], files: ChunkFiles, states: Mapping[str, FileState], share: int
     ) -> tuple[list[Claimed], list[KVCache]]:
-        """Return parameters of a share with their packed forms, and the scales of its KV caches.
+        """Give parameters of a share their packed forms.
 
         Args:
             claimed: The parameters.
             files: Where their numbers lie.
             states: Of all files of the checkpoint.
             share: For messages.
+
+        Returns:
+            The parameters, in their order, and the scales of the KV caches whose projections are among them.
 
         Raises:
             ShardmergeError: ranges are missing, damaged or cannot be scales.
@@ -55,4 +58,4 @@ class Packing(Protocol):
         """Return whom both JSON files of a quantized checkpoint name as producer."""
 
 
-PackingOf: TypeAlias = Callable[[Quantizers, Callable[[str], Sequence[int]]], Packing]
+PackingOf: TypeAlias = Callable[[Quantizers, Callable[[str], Sequence[StoredPart]]], Packing]

@@ -150,11 +150,12 @@ def plan_of(
     bound = bound_table(known, options.architecture, options.experts)
     described = read_metadata(folder.open_metadata, folder.metadata.num_bytes, str(folder.path / METADATA))
     raise_problems(_refusals(folder, [*described.tensors, *described.objects]))
+    quantizers = find_quantizers(folder, described, bound, drop_mtp=options.drop_mtp)
     table = table_of(described, is_of_the_model)
     raise_problems(_unreadable(folder, table))
-    quantizers = find_quantizers(folder, described, bound, drop_mtp=options.drop_mtp)
     own_paths = quantizers.paths if quantizers is not None else frozenset[str]()
-    states = folder.states({METADATA, *own_paths, *(table.paths[number] for number in set(table.path.tolist()))})
+    paths = {table.paths[number] for number in set(table.path.tolist())}
+    states = folder.states({METADATA, *own_paths, *paths})
     if states[METADATA] != folder.metadata:
         raise ChangedCheckpointError(str(folder.path), f"{METADATA} was written to, or replaced")
     raise_problems(wrong_sizes(folder, table, described.columns, states))
@@ -283,7 +284,16 @@ class _Sizes:
     packing: Packing | None
 
     def written(self, claim: Claim, key: str, elements: int) -> tuple[int, str]:
-        """Return how many bytes a parameter becomes, and what tells in which dtypes."""
+        """Return how many bytes a parameter becomes, and what tells in which dtypes.
+
+        Args:
+            claim: Its row.
+            key: Its canonical key.
+            elements: How many it has.
+
+        Returns:
+            (bytes, names of its tensors, each with its dtype or format).
+        """
         row = self.packing.row_of(key) if self.packing is not None else None
         total, names = 0, list[str]()
         for tensor in claim.tensors:

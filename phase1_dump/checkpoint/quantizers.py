@@ -12,12 +12,12 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from shardmerge.common import regular_files
 from shardmerge.common.architectures import Blueprint
 from shardmerge.common.architectures.keys import is_mtp, key_pattern
-from shardmerge.common.errors import ShardmergeError, UnsupportedCheckpointError
+from shardmerge.common.errors import ShardmergeError, UnknownInPickleError, UnsupportedCheckpointError
 from shardmerge.common.errors.several import raise_problems
 
 from ..torch_dist.chunks import ChunkTable, table_of
@@ -31,12 +31,19 @@ WHOLE = ("", "/shard_0_1")  # of a state that no other is a part of
 WEIGHT = re.compile(r"\.weight(?:_w|_v|\.\w+)?$")
 OF_ALL_EXPERTS = re.compile(r"(?<=\.experts\.experts\.)\d+\.")
 RANGE = "_amax"
-QUANTIZERS, COMPRESSED = "modelopt_quantizer_state", ("modelopt_real_quantizer_state", "modelopt_q_tensor_state")
+QUANTIZERS, COMPRESSED = (
+    "modelopt_quantizer_state",
+    ("modelopt_real_quantizer_state", "modelopt_q_tensor_state"),
+)
 TENSORS = "_pytorch_state_metadata"
 WEIGHTS, INPUTS, OFF = "weight_quantizer", "input_quantizer", "_disabled"
 CACHES = {"k_bmm_quantizer", "v_bmm_quantizer"}
 KNOWN = {WEIGHTS, INPUTS, *CACHES, "q_bmm_quantizer", "output_quantizer"}
 OF_WEIGHTS = re.compile(WEIGHTS + r"\.(\d+)")
+NOT_PLAIN = (
+    "and quantizers are read from plain values alone, without executing a pickle: this one is of another kind, or its "
+    "weight was compressed (then dump the model before mtq.compress)"
+)
 State = Mapping[str, Any]
 
 
@@ -121,7 +128,7 @@ def module_of(key: str) -> str | None:
 def find_quantizers(
     folder: Folder, described: Described, bound: Blueprint, *, drop_mtp: bool
 ) -> Quantizers | None:
-    """Return the quantizers of a checkpoint, None if it has none.
+    """Find the quantizers of a checkpoint.
 
     Args:
         folder: Where it lies.
@@ -129,9 +136,11 @@ def find_quantizers(
         bound: The table of the architecture.
         drop_mtp: Leave out those of multi-token prediction.
 
+    Returns:
+        The quantizers, None if it has none.
+
     Raises:
-        UnsupportedCheckpointError: what a quantizer is cannot be known.
-        UnknownInPickleError: a pickle names what plain values do not need.
+        UnsupportedCheckpointError: what a quantizer is cannot be known; a pickle names what plain values do not need.
         CorruptFileError: a pickle is damaged.
         BadChunkError: bytes do not have the CRC-32 that was recorded, or chunks make no whole.
         MissingChunksError: a chunk, or a state, has no place in a file.
@@ -154,9 +163,9 @@ def find_quantizers(
                 "it was saved with Model-Optimizer, and no _extra_state of a module says what it did",
             )
         return None
+    states = _read_states(folder, places, own)
     raise_problems(_strange_tensors(folder, tensors))
     table = table_of(described, frozenset(tensors).__contains__)
-    states = _read_states(folder, places, own)
     tensor_of = {own(key).removesuffix(f".{RANGE}"): number for number, key in enumerate(table.keys)}
     paths = {place.path for place in places.values()} | set(table.files_of(range(len(table.keys))))
     found = Quantizers(folder, table, tensor_of, states, frozenset(paths))
@@ -182,9 +191,13 @@ def require_all_claimed(found: Quantizers, keys: Sequence[str], attentions: Coll
     for module, states in found.states.items():
         on = {OF_WEIGHTS.sub(WEIGHTS, name) for name, state in states.items() if state.get(OFF) is not True}
         if WEIGHTS in on and module not in modules:
-            problems.append(found.refusal(module, "it is quantized, and no parameter that is dumped has this name"))
+            problems.append(
+                found.refusal(module, "it is quantized, and no parameter that is dumped has this name")
+            )
         if on & CACHES and module.rpartition(".")[0] not in attentions:
-            problems.append(found.refusal(module, "no attention with keys and values has this quantized KV cache"))
+            problems.append(
+                found.refusal(module, "no attention with keys and values has this quantized KV cache")
+            )
         if strange := sorted(on - KNOWN):
             problems.append(found.refusal(module, f"what {strange[0]} quantizes is not known"))
     raise_problems(problems)
@@ -223,6 +236,9 @@ def _read_states(
         for key, place in sorted(places.items(), key=itemgetter(1)):
             try:
                 said = reader.read(files.reading(place.path), place, key)
+            except UnknownInPickleError as error:
+                reason = f"{key} in {place.path} {error.what}, {NOT_PLAIN}"
+                raise UnsupportedCheckpointError(str(folder.path), reason) from None
             except ValueError as error:
                 reason = f"{key} in {place.path} cannot be read: {error}"
                 raise UnsupportedCheckpointError(str(folder.path), reason) from None
@@ -257,12 +273,13 @@ def _unread(found: Quantizers) -> Iterator[ShardmergeError]:
             plain = OF_WEIGHTS.sub(WEIGHTS, name)
             tensors = state.get(TENSORS)
             held = _held(tensors) if type(tensors) is dict else None
-            stored = Stored(name, state, found._range(module, plain))
+            has_range = found._range(module, plain) is not None
             if held is None or not held <= {RANGE}:
                 yield found.refusal(module, f"{name} keeps more than its range")
-            elif held and stored.tensor is None:
-                yield found.refusal(module, f"the range of {name} is missing")
-            expected |= {f"{module}.{plain}", f"{OF_ALL_EXPERTS.sub('', module)}.{plain}"} if held else set()
+            elif bool(held) != has_range:
+                what = "is missing" if held else "is there, and nothing says that it has one"
+                yield found.refusal(module, f"the range of {name} {what}")
+            expected |= {f"{module}.{plain}", f"{OF_ALL_EXPERTS.sub('', module)}.{plain}"}
     for full in sorted(found.tensor_of.keys() - expected):
         yield found.refusal(full.rpartition(".")[0], f"no _extra_state says what {full} is of")
 
@@ -281,7 +298,7 @@ class _Files:
     def __init__(self, folder: Folder) -> None:
         self._folder, self._path, self._file = folder, "", -1
 
-    def __enter__(self) -> _Files:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_error: object) -> None:

@@ -83,9 +83,7 @@ class _Health:
         return Seen(nonfinite, self.elements > 0 and not self.largest, self.narrowed)
 
 
-def read(
-    holdings: Sequence[Holding], files: ChunkFiles, packing: Packing | None, *, inspect: bool
-) -> Stream:
+def read(holdings: Sequence[Holding], files: ChunkFiles, packing: Packing | None, *, inspect: bool) -> Stream:
     """Yield the blocks of each holding, then one `Seen`, as `Source.read` describes it.
 
     Args:

@@ -211,16 +211,24 @@ def kv_cache_of(model: nn.Module, rank: int) -> Iterator[tuple[str, str, tuple[f
 
 
 def kv_cache_scales(name: str, core: nn.Module, rank: int) -> tuple[str, tuple[float, float]]:
-    """Return (algorithm, (k_scale, v_scale)) of an attention core with KV-cache quantizers on.
+    """Name the format of an attention core with KV-cache quantizers on, and compute its scales.
 
-    Raises as `kv_cache_of`.
+    Args:
+        name: of the core, for messages.
+        core: the core.
+        rank: for messages.
+
+    Returns:
+        (algorithm, (k_scale, v_scale)). Raises as `kv_cache_of`.
     """
     from modelopt.torch.export import quant_utils
 
     algorithm = quant_utils.get_kv_cache_dtype(core)
     if algorithm not in KV_CACHES:
         known = ", ".join(KV_CACHES)
-        raise UnsupportedParameterError(name, f"its KV cache is quantized as {algorithm}; known: {known}", rank)
+        raise UnsupportedParameterError(
+            name, f"its KV cache is quantized as {algorithm}; known: {known}", rank
+        )
     for cache in CACHES:
         _require_range(f"{name}.{cache}", getattr(core, cache), rank)
     k_scale, v_scale = quant_utils.get_kv_cache_scaling_factor(core)
@@ -235,7 +243,7 @@ def producer() -> dict[str, str]:
 
 
 def checked(name: str, weight: Any, own: Any, inputs: Any, rank: int) -> Quantizers:
-    """Return the quantizers of a weight, of a format that can be written, or that are off.
+    """Require that the quantizers of a weight are of a format that can be written, or off.
 
     Args:
         name: of the weight, for messages.
@@ -243,6 +251,9 @@ def checked(name: str, weight: Any, own: Any, inputs: Any, rank: int) -> Quantiz
         own: its quantizer, of modelopt.
         inputs: that of its inputs, None if there is none.
         rank: for messages.
+
+    Returns:
+        The quantizers, with the name of their format.
 
     Raises:
         UnsupportedParameterError: modelopt cannot name the format, or shardmerge does not write it.

@@ -111,13 +111,16 @@ def attention_names(named: Iterable[tuple[str, Claimed]]) -> dict[str, str]:
 
 
 def packed_of(parameter: Parameter, quantizers: Quantizers, scales: Scales, rank: int) -> Packed | None:
-    """Return the packed form of a weight that has quantizers of modelopt, None if they are off.
+    """Pack a weight that has quantizers of modelopt.
 
     Args:
         parameter: the weight.
         quantizers: its quantizers.
         scales: shares block scales among the tensors of the rank.
         rank: for messages.
+
+    Returns:
+        The packed form, None if the quantizers are off.
 
     Raises:
         UnsupportedParameterError: the weight is not a matrix, or has no range.
@@ -146,7 +149,7 @@ def _by_transformer_engine(entry: Claimed, cache: Cache, *, dequantize: bool) ->
 def kv_cache(
     attention: str | None, name: str, algorithm: str, values: tuple[float, float], rank: int
 ) -> KVCache:
-    """Return what is written of a quantized KV cache.
+    """Name the scales of a quantized KV cache.
 
     Args:
         attention: Hugging Face name of its attention, None if it has none with keys and values.
@@ -154,6 +157,9 @@ def kv_cache(
         algorithm: as modelopt calls it.
         values: the scales of keys and of values.
         rank: for messages.
+
+    Returns:
+        What is written of it.
 
     Raises:
         UnsupportedParameterError: there is no such attention.

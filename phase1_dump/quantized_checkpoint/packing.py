@@ -20,7 +20,7 @@ from torch import nn
 from shardmerge.common.quantization.rows import Format, ScaleSource
 
 from ..checkpoint.chunk_files import ChunkFiles, StoredPart
-from ..checkpoint.quantizers import TENSORS, Quantizers, State, Stored, module_of
+from ..checkpoint.quantizers import TENSORS, Quantizers, Stored, module_of
 from ..quantization import modelopt
 from ..quantization.derived import Scales
 from ..quantization.packed_claims import GATES, attention_names, kv_cache, packed_of
@@ -37,8 +37,8 @@ CORE = ".core_attention"
 DECIDING = {"_num_bits": (int, tuple), "_block_sizes": (dict, type(None)), "_axis": (int, tuple, type(None)),
             "_disabled": (bool,), "_fake_quant": (bool,), "_dynamic": (bool,)}  # fmt: skip
 BLOCK_RANGES = (
-    "it is quantized as {} of modelopt, of which checkpoints hold ranges of blocks as if every tensor-parallel rank had "
-    "the same"
+    "it is quantized as {} of modelopt, of which checkpoints hold ranges of blocks as if every tensor-parallel rank "
+    "had the same"
 )
 
 
@@ -70,7 +70,17 @@ class ModeloptPacking:
     def packed(
         self, claimed: Sequence[Claimed], files: ChunkFiles, states: Mapping[str, FileState], share: int
     ) -> tuple[list[Claimed], list[KVCache]]:
-        """Return parameters with their packed forms, and the scales of KV caches. See `Packing`."""
+        """Give parameters of a share their packed forms, as `Packing` describes it.
+
+        Args:
+            claimed: The parameters.
+            files: Where their numbers lie.
+            states: Of all files of the checkpoint.
+            share: For messages.
+
+        Returns:
+            The parameters, and the scales of KV caches.
+        """
         ranges = ChunkFiles(self.quantizers.folder, self.quantizers.table, states)
         lock, scales = Lock(), Scales()
         try:
@@ -163,7 +173,9 @@ class ModeloptPacking:
         """Raise UnsupportedCheckpointError for a quantizer that says other things than every quantizer does."""
         strange = sorted(str(name) for name in stored.state.keys() - known.keys() - {TENSORS})
         if strange:
-            raise self.quantizers.refusal(stored.name, f"it is of a type that is not known: it has {strange[0]}")
+            raise self.quantizers.refusal(
+                stored.name, f"it is of a type that is not known: it has {strange[0]}"
+            )
         for name, kinds in DECIDING.items():
             if name not in stored.state or type(stored.state[name]) not in kinds:
                 raise self.quantizers.refusal(stored.name, f"it does not say its {name}")
@@ -173,6 +185,8 @@ class ModeloptPacking:
         assert stored.tensor is not None
         shape = self.quantizers.table.shapes[stored.tensor]
         if prod(shape) != 1:
-            raise self.quantizers.refusal(stored.name, f"its range has the shape {list(shape)}, not one number")
+            raise self.quantizers.refusal(
+                stored.name, f"its range has the shape {list(shape)}, not one number"
+            )
         part = StoredPart(stored.tensor, (), 0, shape)
         return StoredWeight(part, ranges, Lock())[()].reshape(())

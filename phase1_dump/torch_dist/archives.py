@@ -200,7 +200,16 @@ OF_TENSOR = {
 
 
 def records_of(read_at: Callable[[int, int], bytes], begin: int, length: int) -> dict[str, Record]:
-    """Return the files of an archive by their names, without the folder that all are in. Raises ValueError."""
+    """Find the files of an archive.
+
+    Args:
+        read_at: Returns so many bytes at an offset: (count, offset).
+        begin: Where the archive begins.
+        length: How many bytes it has.
+
+    Returns:
+        The files by their names, without the folder that all are in. Raises ValueError for what is not an archive.
+    """
     tail_begin = begin + max(0, length - TAIL_BYTES)
     tail = read_at(begin + length - tail_begin, tail_begin)
     if len(tail) != begin + length - tail_begin:

@@ -25,8 +25,7 @@ MAX_PICKLE_BYTES = 4 << 20
 PLAIN: Names = {  # the second list of what a pickle may name: sizes, dtypes and tensors
     name: OF_TENSOR[name]
     for name in OF_TENSOR
-    if name[0] == "torch"
-    or name in (("torch._utils", "_rebuild_tensor_v2"), ("collections", "OrderedDict"))
+    if name[0] == "torch" or name in (("torch._utils", "_rebuild_tensor_v2"), ("collections", "OrderedDict"))
 }
 ReadAt = Callable[[int, int], bytes]
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ class Case:
     """A model, how it is quantized and what is off, and where it is saved.
 
     spoil: changes a rank's chunks after they were calibrated.
+    preset: what modelopt is given instead of a recipe; ranges are then those that it finds in weights.
     """
 
     family: Family
@@ -39,6 +41,7 @@ class Case:
     kv_cache: bool = False
     prefix: str = ""
     spoil: Callable[[list[GPTModel]], None] | None = None
+    preset: Mapping[str, Any] | None = None
 
     @property
     def config(self) -> dict[str, Any]:
@@ -55,8 +58,11 @@ def save_quantized(rank: int, case: Case, out: Path, reference: Path | None = No
 
     chunks = build_model(case.family, case.topology, te=case.te)
     fill(chunks, case.family, case.topology, rank)
-    quantize(chunks, case.family, case.topology, rank, case.config, shared_inputs=case.te)
+    if case.preset is None:
+        quantize(chunks, case.family, case.topology, rank, case.config, shared_inputs=case.te)
     for chunk in chunks:
+        if case.preset is not None:
+            mtq.quantize(chunk, copy.deepcopy(dict(case.preset)), forward_loop=None)
         for pattern in case.off:
             mtq.disable_quantizer(chunk, pattern)
     if case.spoil is not None:
@@ -74,7 +80,7 @@ def packed(value: Any) -> torch.Tensor:
     """What modelopt makes of a state before megatron-core saves it."""
     buffer = io.BytesIO()
     torch.save(value, buffer)
-    return torch.frombuffer(buffer.getvalue(), dtype=torch.uint8)
+    return torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
 
 
 def put(checkpoint: Path, key: str, archive: bytes) -> None:

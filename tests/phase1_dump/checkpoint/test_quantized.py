@@ -58,7 +58,10 @@ def assert_same(case: Case, ranks: GlooRanks, folder: Path) -> dict[str, bytes]:
     )
     assert dumped.num_shares > 1
     assert dumped.unchecked == ()
-    found, live = merged(folder / "disk", folder / "a", reference), merged(folder / "live", folder / "b", reference)
+    found, live = (
+        merged(folder / "disk", folder / "a", reference),
+        merged(folder / "live", folder / "b", reference),
+    )
     assert found == live
     return found
 
@@ -69,7 +72,9 @@ def test_a_quantized_checkpoint_becomes_what_its_live_model_becomes(
     name: str, ranks: GlooRanks, tmp_path: Path
 ) -> None:
     if CASES[name].on and version("megatron-core").startswith("0.16."):
-        pytest.skip("megatron-core 0.16 asserts that a head has no extra state, and modelopt's patch is for newer ones")
+        pytest.skip(
+            "megatron-core 0.16 asserts that a head has no extra state, and modelopt's patch is for newer ones"
+        )
     found = assert_same(CASES[name], ranks, tmp_path)
     told = json.loads(found["hf_quant_config.json"])["quantization"]["quant_algo"]
     assert told == {"MIXED": "MIXED_PRECISION"}.get(name.partition(",")[0], name.partition(",")[0])
