@@ -96,6 +96,7 @@ def dump_checkpoint(
     run_id: str,
     dtype_from_reference: bool = False,
     drop_mtp: bool = False,
+    drop_vision: bool = False,
     experts: str | None = None,
     architecture: str | Architecture | None = None,
     max_share_bytes: int | None = None,
@@ -118,6 +119,7 @@ def dump_checkpoint(
         run_id: name of the dump, the same in every call.
         dtype_from_reference: let the reference narrow tensors that are otherwise kept float32 (router biases).
         drop_mtp: leave out multi-token prediction.
+        drop_vision: leave out a vision tower: no file says whether training changed it.
         experts: "packed" or "per-expert"; by default as the reference spells routed experts, or published ones do.
         architecture: a table of the caller's own, or `package.module:TABLE`.
         max_share_bytes: size of a share; by default 5 GB, less for small models.
@@ -141,7 +143,7 @@ def dump_checkpoint(
     plan = plan_of(
         Path(checkpoint),
         Path(hf_reference),
-        Options(dtype_from_reference, drop_mtp, max_share_bytes, experts, architecture),
+        Options(dtype_from_reference, drop_mtp, max_share_bytes, experts, architecture, drop_vision),
         _packing_of,
     )
     for warning in plan.warnings:

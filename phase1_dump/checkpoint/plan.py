@@ -18,6 +18,7 @@ import xxhash
 
 from shardmerge.common import canonical_json, dtypes, reference
 from shardmerge.common.architectures import Architecture, Blueprint, Claim, Layout, Tensor, blueprint
+from shardmerge.common.architectures.composites import VISION
 from shardmerge.common.architectures.keys import is_mtp
 from shardmerge.common.errors import (
     ChangedCheckpointError,
@@ -41,16 +42,20 @@ from ..rectangles.parameter import Parameter
 from ..rectangles.written_dtypes import dtype_chooser
 from ..torch_dist.chunks import ChunkTable, table_of
 from ..torch_dist.folder import METADATA, FileState, Folder, find, iteration_in
-from ..torch_dist.metadata import read_metadata
+from ..torch_dist.metadata import Described, read_metadata
 from ..torch_dist.one_save import hints, wrong_sizes
 from .chunk_files import StoredPart
 from .division import Share, Unit, distributed
-from .keys import NONE, Place, StoredKey, is_of_the_model, refusal, stored_key
+from .keys import NONE, Place, StoredKey, is_of_the_model, refusal, stored_key, without_prefix
 from .numbers import KINDS
 from .packing import Packing, PackingOf
 from .quantizers import Quantizers, find_quantizers, module_of, require_all_claimed
 
 SHOWN = 10
+TRAINED = (
+    "If training did not change it, or what it learned may be lost: drop_vision=True (--drop-vision), and in the merge "
+    "--graft vision."
+)
 TOGETHER = (Layout.PART, Layout.PACKED)  # several parameters are one tensor, which is written by one share
 
 
@@ -60,6 +65,7 @@ class Options:
 
     dtype_from_reference: let the reference narrow tensors that are otherwise kept float32.
     drop_mtp: leave out multi-token prediction.
+    drop_vision: leave out what stands beside the language model, though training may have changed it.
     max_share_bytes: size of a share; None chooses by the size of the model.
     experts: how routed experts are spelled; None lets the reference decide.
     architecture: a table of the caller's own, or where it is; None for the one that is known.
@@ -70,6 +76,7 @@ class Options:
     max_share_bytes: int | None = None
     experts: str | None = None
     architecture: str | Architecture | None = None
+    drop_vision: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +158,8 @@ def plan_of(
     described = read_metadata(folder.open_metadata, folder.metadata.num_bytes, str(folder.path / METADATA))
     raise_problems(_refusals(folder, [*described.tensors, *described.objects]))
     quantizers = find_quantizers(folder, described, bound, drop_mtp=options.drop_mtp)
-    table = table_of(described, is_of_the_model)
+    beside = _left_beside(folder, described, bound, options)
+    table = table_of(described, lambda key: is_of_the_model(key) and key not in beside)
     raise_problems(_unreadable(folder, table))
     own_paths = quantizers.paths if quantizers is not None else frozenset[str]()
     paths = {table.paths[number] for number in set(table.path.tolist())}
@@ -188,6 +196,22 @@ def plan_of(
         iteration_in(described.saved_as or "") if folder.iteration is None else folder.iteration,
         tuple(hints(folder, described.saved_as, states)),
     )
+
+
+def _left_beside(folder: Folder, described: Described, bound: Blueprint, options: Options) -> frozenset[str]:
+    """Return the keys of what stands beside the language model.
+
+    A live model says what was frozen, and then leaves it out; no file does, so that here it must be chosen.
+    """
+    keys = [key for key in described.tensors if is_of_the_model(key)]
+    beside = frozenset(key for key in keys if bound.drop_reason(without_prefix(key, bound)) == VISION)
+    if beside and not options.drop_vision:
+        raise UnsupportedCheckpointError(
+            str(folder.path),
+            f"{min(beside)} stands beside the language model, which alone is written",
+            TRAINED,
+        )
+    return beside
 
 
 def _packing(
