@@ -153,7 +153,6 @@ OF_MODEL = (
     "dequantize",
     "params_synced",
     "check_replicas",
-    "drop_vision",
 )
 
 
@@ -169,7 +168,8 @@ def _dump_checkpoint(
 ) -> DumpedCheckpoint:
     """Dump a checkpoint as one of however many processes."""
     _refuse(options, OF_MODEL, "--model-provider")
-    taken = (*OF_CHECKPOINT, "hf_reference", "dtype_from_reference", "drop_mtp", "experts", "architecture")
+    of_both = ("hf_reference", "dtype_from_reference", "drop_mtp", "drop_vision", "experts", "architecture")
+    taken = (*OF_CHECKPOINT, *of_both)
     process = launched(RANK_NAMES, 0)
     try:
         return dump_checkpoint(

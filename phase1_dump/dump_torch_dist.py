@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -17,13 +17,17 @@ from typing import Any, TextIO
 from shardmerge.common import free_space, places
 from shardmerge.common.architectures import Architecture
 from shardmerge.common.command.byte_count import show
+from shardmerge.common.command.libraries import missing_library
 from shardmerge.common.command.progress import Progress
 from shardmerge.common.command.talk import say
 from shardmerge.common.errors import MissingSharesError, ShardmergeError
 from shardmerge.common.errors.several import raise_problems
 from shardmerge.common.errors.wording import counted
 
+from .checkpoint.chunk_files import StoredPart
+from .checkpoint.packing import Packing
 from .checkpoint.plan import Options, Plan, plan_of
+from .checkpoint.quantizers import Quantizers
 from .checkpoint.run_config import RUN_CONFIG
 from .generation import Generation
 from .shares.local_processes import Advance, in_processes
@@ -99,6 +103,7 @@ def dump_checkpoint(
     run_id: str,
     dtype_from_reference: bool = False,
     drop_mtp: bool = False,
+    drop_vision: bool = False,
     experts: str | None = None,
     architecture: str | Architecture | None = None,
     max_share_bytes: int | None = None,
@@ -121,6 +126,7 @@ def dump_checkpoint(
         run_id: name of the dump, the same in every call.
         dtype_from_reference: let the reference narrow tensors that are otherwise kept float32 (router biases).
         drop_mtp: leave out multi-token prediction.
+        drop_vision: leave out a vision tower: no file says whether training changed it.
         experts: "packed" or "per-expert"; by default as the reference spells routed experts, or published ones do.
         architecture: a table of the caller's own, or `package.module:TABLE`.
         max_share_bytes: size of a share; by default 5 GB, less for small models.
@@ -144,7 +150,8 @@ def dump_checkpoint(
     plan = plan_of(
         Path(checkpoint),
         Path(hf_reference),
-        Options(dtype_from_reference, drop_mtp, max_share_bytes, experts, architecture),
+        Options(dtype_from_reference, drop_mtp, max_share_bytes, experts, architecture, drop_vision),
+        _packing_of,
     )
     for warning in plan.warnings:
         say(progress_to, f"Warning: {warning}.")
@@ -160,6 +167,15 @@ def dump_checkpoint(
     taken = in_processes(work, workers, progress) if workers > 1 else [work(0, progress.advance)]
     progress.close()
     return _outcome(plan, folder, run_id, taken)
+
+
+def _packing_of(quantizers: Quantizers, parts_of: Callable[[str], Sequence[StoredPart]]) -> Packing:
+    """Return what packs the weights of a checkpoint that has quantizers: that alone needs torch and modelopt."""
+    try:
+        from .quantized_checkpoint.packing import ModeloptPacking
+    except ModuleNotFoundError as error:
+        raise missing_library("dump of a checkpoint with quantizers", error) from None
+    return ModeloptPacking(quantizers, parts_of)
 
 
 def _take(

@@ -22,7 +22,7 @@ from .outcome import HELP, Outcome, reported, talk
 from .talk import say
 
 RUN_ID = "export"
-OF_DUMP_ALONE = ("dtype_from_reference", "experts")
+OF_DUMP_ALONE = ("dtype_from_reference", "drop_vision", "experts")
 OF_DUMP = (*OF_DUMP_ALONE, "hf_reference", "drop_mtp", "architecture")  # the merge takes all but those before
 ALLOWANCES = ("nan", "config", "vision")  # a checkpoint has no replicas that could differ
 
@@ -54,6 +54,9 @@ class Exported:
 )
 @click.option("--workers", type=click.IntRange(1), help="Processes.  [default: one per core]")
 @click.option("--drop-mtp", is_flag=True, help="Leave out multi-token prediction, and say so in config.json.")
+@click.option(
+    "--drop-vision", is_flag=True, help="Leave out a vision tower, which training may have changed."
+)
 @click.option("--dtype-from-reference", is_flag=True, help="Let the reference narrow router biases.")
 @EXPERTS
 @ARCHITECTURE

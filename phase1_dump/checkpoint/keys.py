@@ -17,6 +17,7 @@ from shardmerge.common.architectures.keys import key_pattern
 from shardmerge.common.rectangle import Shape
 
 EXTRA_STATE = re.compile(r"\._extra_state(?:\d*|/.*)$")  # of Transformer Engine's modules
+QUANTIZER = re.compile(r"\.[a-z_]*_quantizer(?:\.\d+)*\.(?P<value>\w+)$")  # of Model-Optimizer
 PREFIX = re.compile(r"(?:module\.|model\.)+")  # of NeMo, and of modules in modules
 NOT_OF_THE_MODEL = re.compile(
     r"(?:chained_\d+\.)?optimizer\."
@@ -29,7 +30,6 @@ NONE = -1
 MERGE_FIRST = "merge it into the weights before"
 # parts of a key -> what such a key is of
 REFUSED = {
-    re.compile(r"_quantizer\b"): "ranges of Model-Optimizer's quantizers, whose formats are in pickles alone",
     re.compile(r"\blora_|\.lora\.|\.adapters?\."): f"a LoRA adapter: {MERGE_FIRST}",
     re.compile(
         r"(?:^|\.)(?:rm|reward|value|score|v)_?head\b"
@@ -82,8 +82,18 @@ class StoredKey:
 
 
 def is_of_the_model(key: str) -> bool:
-    """Whether a key is of the model: not of an optimizer, random numbers, a data loader or a module's extra state."""
-    return NOT_OF_THE_MODEL.match(key) is None and EXTRA_STATE.search(key) is None
+    """Whether a key is of a parameter: not of an optimizer, random numbers, a data loader, a quantizer, extra state."""
+    return not (NOT_OF_THE_MODEL.match(key) or EXTRA_STATE.search(key) or is_of_quantizer(key))
+
+
+def is_of_quantizer(key: str) -> bool:
+    """Whether a key is of a tensor that a quantizer of Model-Optimizer keeps."""
+    return QUANTIZER.search(key) is not None
+
+
+def without_prefix(key: str, table: Blueprint) -> str:
+    """Return a key without what Bridge or NeMo put before it, or a model that holds other models too."""
+    return table.canonical(PREFIX.sub("", key, count=1) if PREFIX.match(key) else key)
 
 
 def refusal(key: str) -> str | None:
@@ -102,7 +112,7 @@ def stored_key(key: str, shape: Shape, table: Blueprint) -> StoredKey:
     Returns:
         The stored key, without what Bridge or NeMo put before it, or a model that holds other models too.
     """
-    own = table.canonical(PREFIX.sub("", key, count=1) if PREFIX.match(key) else key)
+    own = without_prefix(key, table)
     claimed = table.by_key
     has_layers, has_experts = (
         pattern.search(own) is not None for pattern in (STACKED_LAYERS, STACKED_EXPERTS)

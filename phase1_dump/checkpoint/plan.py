@@ -7,7 +7,7 @@ Parameters are kept as columns, and described again when their share is written.
 from __future__ import annotations
 
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +18,7 @@ import xxhash
 
 from shardmerge.common import canonical_json, dtypes, reference
 from shardmerge.common.architectures import Architecture, Blueprint, Claim, Layout, Tensor, blueprint
+from shardmerge.common.architectures.composites import VISION
 from shardmerge.common.architectures.keys import is_mtp
 from shardmerge.common.errors import (
     ChangedCheckpointError,
@@ -27,27 +28,35 @@ from shardmerge.common.errors import (
     UnsupportedCheckpointError,
 )
 from shardmerge.common.errors.several import raise_problems
+from shardmerge.common.quantization.arithmetic import companions_of
 from shardmerge.common.rectangle import Shape
 from shardmerge.common.reference import Reference
 
 from ..rectangles.bound_table import bound_table
 from ..rectangles.claims import Claimed
 from ..rectangles.experts import respelled
-from ..rectangles.layouts import pieces_of
+from ..rectangles.layouts import LAYOUTS, pieces_of
 from ..rectangles.layouts.box import Box
+from ..rectangles.packed_pieces import Packed
 from ..rectangles.parameter import Parameter
 from ..rectangles.written_dtypes import dtype_chooser
 from ..torch_dist.chunks import ChunkTable, table_of
 from ..torch_dist.folder import METADATA, FileState, Folder, find, iteration_in
-from ..torch_dist.metadata import read_metadata
+from ..torch_dist.metadata import Described, read_metadata
 from ..torch_dist.one_save import hints, wrong_sizes
 from .chunk_files import StoredPart
 from .division import Share, Unit, distributed
-from .keys import NONE, Place, StoredKey, is_of_the_model, refusal, stored_key
+from .keys import NONE, Place, StoredKey, is_of_the_model, refusal, stored_key, without_prefix
 from .numbers import KINDS
+from .packing import Packing, PackingOf
+from .quantizers import Quantizers, find_quantizers, module_of, require_all_claimed
 from .run_config import RUN_CONFIG, Recorded, is_there, recorded_in
 
 SHOWN = 10
+TRAINED = (
+    "If training did not change it, or what it learned may be lost: drop_vision=True (--drop-vision), and in the merge "
+    "--graft vision."
+)
 TOGETHER = (Layout.PART, Layout.PACKED)  # several parameters are one tensor, which is written by one share
 
 
@@ -57,6 +66,7 @@ class Options:
 
     dtype_from_reference: let the reference narrow tensors that are otherwise kept float32.
     drop_mtp: leave out multi-token prediction.
+    drop_vision: leave out what stands beside the language model, though training may have changed it.
     max_share_bytes: size of a share; None chooses by the size of the model.
     experts: how routed experts are spelled; None lets the reference decide.
     architecture: a table of the caller's own, or where it is; None for the one that is known.
@@ -67,6 +77,7 @@ class Options:
     max_share_bytes: int | None = None
     experts: str | None = None
     architecture: str | Architecture | None = None
+    drop_vision: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +95,7 @@ class Plan:
         options: How it is read.
         shares: What is dumped as rank 0, 1, ...
         columns: Of each parameter, in the order of shares: its tensor, layer, expert and half.
+        packing: What packs weights that have quantizers, None for a checkpoint that has none.
         digest: Of everything that decides what a share holds.
         iteration: Of the training, None if no name tells.
         warnings: Signs that files are of several saves.
@@ -100,6 +112,7 @@ class Plan:
     options: Options
     shares: tuple[Share, ...]
     columns: tuple[array[int], array[int], array[int], array[int]]
+    packing: Packing | None
     digest: str
     iteration: int | None
     warnings: tuple[str, ...]
@@ -125,13 +138,16 @@ class Plan:
         return self.table.files_of(sorted(set(self.columns[0][rows.first : rows.end])))
 
 
-def plan_of(checkpoint: Path, hf_reference: Path, options: Options) -> Plan:
+def plan_of(
+    checkpoint: Path, hf_reference: Path, options: Options, packing_of: PackingOf | None = None
+) -> Plan:
     """Plan the dump of a checkpoint.
 
     Args:
         checkpoint: Its directory.
         hf_reference: Hugging Face directory with config.json.
         options: How it is to be read.
+        packing_of: Makes what packs weights with quantizers. None refuses them.
 
     Returns:
         The plan.
@@ -144,25 +160,27 @@ def plan_of(checkpoint: Path, hf_reference: Path, options: Options) -> Plan:
     bound = bound_table(known, options.architecture, options.experts)
     described = read_metadata(folder.open_metadata, folder.metadata.num_bytes, str(folder.path / METADATA))
     raise_problems(_refusals(folder, [*described.tensors, *described.objects]))
-    table = table_of(described, is_of_the_model)
+    quantizers = find_quantizers(folder, described, bound, drop_mtp=options.drop_mtp)
+    beside = _left_beside(folder, described, bound, options)
+    table = table_of(described, lambda key: is_of_the_model(key) and key not in beside)
     raise_problems(_unreadable(folder, table))
-    states = folder.states(
-        {
-            METADATA,
-            *([RUN_CONFIG] if is_there(folder.path) else []),
-            *(table.paths[number] for number in set(table.path.tolist())),
-        }
-    )
+    own_paths = quantizers.paths if quantizers is not None else frozenset[str]()
+    paths = {table.paths[number] for number in set(table.path.tolist())}
+    beside_it = [RUN_CONFIG] if is_there(folder.path) else []
+    states = folder.states({METADATA, *beside_it, *own_paths, *paths})
     if states[METADATA] != folder.metadata:
         raise ChangedCheckpointError(str(folder.path), f"{METADATA} was written to, or replaced")
     recorded = recorded_in(folder.path, drop_mtp=options.drop_mtp)
     raise_problems(wrong_sizes(folder, table, described.columns, states))
     stored = tuple(stored_key(key, shape, bound) for key, shape in zip(table.keys, table.shapes, strict=True))
-    if spelled := respelled(_first_of_each(stored, bound), bound, options.experts):
+    packing = _packing(folder, quantizers, stored, packing_of)
+    if spelled := respelled(list(_first_of_each(stored, bound, packing)), bound, options.experts):
         bound = blueprint(known.config, known.tensors, bound.experts | spelled, bound.architecture)
     params_dtype = _params_dtype(table)
     dtype_of = dtype_chooser(known, params_dtype, dtype_from_reference=options.dtype_from_reference)
-    units = _units(stored, bound, dtype_of, options)
+    units = _units(stored, bound, _Sizes(dtype_of, packing), options)
+    if quantizers is not None:
+        require_all_claimed(quantizers, units.keys, units.attentions)
     shares, order = distributed(units.units, list(map(len, units.rows)), options.max_share_bytes)
     rows = [row for unit in order for row in units.rows[unit]]
     columns = tuple(array("i", [column[row] for row in rows]) for column in units.columns)
@@ -178,6 +196,7 @@ def plan_of(checkpoint: Path, hf_reference: Path, options: Options) -> Plan:
         options,
         shares,
         (columns[0], columns[1], columns[2], columns[3]),
+        packing,
         digest,
         iteration_in(described.saved_as or "") if folder.iteration is None else folder.iteration,
         tuple(hints(folder, described.saved_as, states)),
@@ -185,14 +204,53 @@ def plan_of(checkpoint: Path, hf_reference: Path, options: Options) -> Plan:
     )
 
 
-def _first_of_each(stored: Sequence[StoredKey], bound: Blueprint) -> Iterator[Claimed]:
-    """Yield the first parameter of each stored tensor that the table claims."""
+def _left_beside(folder: Folder, described: Described, bound: Blueprint, options: Options) -> frozenset[str]:
+    """Return the keys of what stands beside the language model.
+
+    A live model says what was frozen, and then leaves it out; no file does, so that here it must be chosen.
+    """
+    keys = [key for key in described.tensors if is_of_the_model(key)]
+    beside = frozenset(key for key in keys if bound.drop_reason(without_prefix(key, bound)) == VISION)
+    if beside and not options.drop_vision:
+        raise UnsupportedCheckpointError(
+            str(folder.path),
+            f"{min(beside)} stands beside the language model, which alone is written",
+            TRAINED,
+        )
+    return beside
+
+
+def _packing(
+    folder: Folder,
+    quantizers: Quantizers | None,
+    stored: Sequence[StoredKey],
+    packing_of: PackingOf | None,
+) -> Packing | None:
+    """Return what packs the weights of a checkpoint, None if it has no quantizers."""
+    if quantizers is None:
+        return None
+    if packing_of is None:
+        raise UnsupportedCheckpointError(str(folder.path), "it has quantizers of Model-Optimizer")
+    parts: dict[str, list[StoredPart]] = defaultdict(list)
+    for tensor, one in enumerate(stored):
+        module = module_of(one.key)
+        if module is not None and not one.leading:
+            parts[module].append(StoredPart(tensor, (), 0, one.shape))
+    return packing_of(quantizers, parts.__getitem__)
+
+
+def _first_of_each(
+    stored: Sequence[StoredKey], bound: Blueprint, packing: Packing | None
+) -> Iterator[Claimed]:
+    """Yield the first parameter of each stored tensor that the table claims, and whether it is to be packed."""
     for tensor, one in enumerate(stored):
         _require_counts(one, bound)
         place = next(iter(one.places()), None)
         claim = bound.claim(one.canonical(place)) if place is not None else None
         if place is not None and claim is not None:
-            yield Claimed(_parameter(tensor, one, place, one.key), claim)
+            parameter = _parameter(tensor, one, place, one.key)
+            row = packing.row_of(parameter.key) if packing is not None else None
+            yield Claimed(parameter, claim, None if row is None else Packed(row, {}, {}))
 
 
 def _refusals(folder: Folder, keys: Sequence[str]) -> Iterator[ShardmergeError]:
@@ -244,13 +302,45 @@ class _Units:
     rows: list[list[int]]
     columns: tuple[list[int], list[int], list[int], list[int]]
     names: list[str]
+    keys: list[str]
+    attentions: set[str]  # those with keys and values, as Megatron calls them
 
 
-def _units(
-    stored: Sequence[StoredKey], bound: Blueprint, dtype_of: Callable[[Tensor], str], options: Options
-) -> _Units:
+@dataclass(frozen=True, slots=True)
+class _Sizes:
+    """Knows what tensors are written as, and so their sizes."""
+
+    dtype_of: Callable[[Tensor], str]
+    packing: Packing | None
+
+    def written(self, claim: Claim, key: str, elements: int) -> tuple[int, str]:
+        """Return how many bytes a parameter becomes, and what tells in which dtypes.
+
+        Args:
+            claim: Its row.
+            key: Its canonical key.
+            elements: How many it has.
+
+        Returns:
+            (bytes, names of its tensors, each with its dtype or format).
+        """
+        row = self.packing.row_of(key) if self.packing is not None else None
+        total, names = 0, list[str]()
+        for tensor in claim.tensors:
+            dtype = self.dtype_of(tensor) if row is None else row.name
+            names.append(f"{tensor.name} {dtype}")
+            if row is None:
+                shape = (elements,) if claim.row.layout in TOGETHER else tensor.shape
+                total += dtypes.byte_size(dtype, shape)
+            else:
+                each = companions_of(tensor.name, tensor.shape, row)
+                total += sum(dtypes.byte_size(kind, shape) for _, shape, kind in each)
+        return total, " ".join(names)
+
+
+def _units(stored: Sequence[StoredKey], bound: Blueprint, sizes: _Sizes, options: Options) -> _Units:
     """Return the units of all parameters. Raises UnclaimedParameterError for those that no row claims or drops."""
-    found = _Units([], [], ([], [], [], []), [])
+    found = _Units([], [], ([], [], [], []), [], [], set())
     number: dict[tuple[int, int, str], int] = {}
     unclaimed: list[ShardmergeError] = []
     for tensor, one in enumerate(stored):
@@ -272,7 +362,8 @@ def _units(
                 continue
             _require_known_order(claim, key)
             _require_fit(claim, one.parameter_shape, bound)
-            _add(found, number, claim, key, (tensor, *place), dtype_of, prod(one.parameter_shape))
+            written = sizes.written(claim, key, prod(one.parameter_shape))
+            _add(found, number, claim, key, (tensor, *place), written)
     raise_problems(unclaimed)
     return found
 
@@ -312,8 +403,7 @@ def _add(
     claim: Claim,
     key: str,
     row: tuple[int, ...],
-    dtype_of: Callable[[Tensor], str],
-    elements: int,
+    written: tuple[int, str],
 ) -> None:
     """Add a parameter to its unit."""
     tensors = claim.tensors
@@ -325,14 +415,15 @@ def _add(
     if at == len(found.units):
         found.units.append(Unit(unit, 0))
         found.rows.append([])
-    num_bytes = sum(
-        dtypes.byte_size(dtype_of(tensor), (elements,) if together else tensor.shape) for tensor in tensors
-    )
+    num_bytes, names = written
     found.units[at] = Unit(unit, found.units[at].num_bytes + num_bytes)
     found.rows[at].append(len(found.columns[0]))
     for column, value in zip(found.columns, row, strict=True):
         column.append(value)
-    found.names.append(" ".join(f"{tensor.name} {dtype_of(tensor)}" for tensor in tensors))
+    found.names.append(names)
+    found.keys.append(key)
+    if LAYOUTS[claim.row.layout].is_attention:
+        found.attentions.add(key.rpartition(".linear_qkv.")[0])
 
 
 def _digest(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from math import prod
 from typing import Any
 
@@ -19,8 +20,9 @@ from shardmerge.common.rectangle import Shape
 
 from ..rectangles.parts import Part, Recipe, SharedPart, boxes_in_order
 from ..source import Holding, Seen, Stream
-from .chunk_files import ChunkFiles
+from .chunk_files import ChunkFiles, StoredPart
 from .numbers import KINDS, Bits, cast, count_narrowed, count_nonfinite, largest_magnitude
+from .packing import Packing
 
 BLOCK_BYTES = 8 << 20
 NOT_ABOVE_ZERO = (
@@ -81,12 +83,13 @@ class _Health:
         return Seen(nonfinite, self.elements > 0 and not self.largest, self.narrowed)
 
 
-def read(holdings: Sequence[Holding], files: ChunkFiles, *, inspect: bool) -> Stream:
+def read(holdings: Sequence[Holding], files: ChunkFiles, packing: Packing | None, *, inspect: bool) -> Stream:
     """Yield the blocks of each holding, then one `Seen`, as `Source.read` describes it.
 
     Args:
-        holdings: of a checkpoint; each has a `Recipe` whose parts are `StoredPart`s.
+        holdings: of a checkpoint; each has a `Recipe` whose parts are `StoredPart`s, or what packs weights made.
         files: where they lie. What was read of them is checked after the last holding.
+        packing: reads holdings with other parts.
         inspect: whether the numbers are inspected; those of norms always are.
 
     Returns:
@@ -95,18 +98,31 @@ def read(holdings: Sequence[Holding], files: ChunkFiles, *, inspect: bool) -> St
     """
     buffers = Buffers()
     try:
-        for holding in holdings:
-            norm = next((part.data.plain_norm for part in holding.recipe.parts), "")
-            health = _Health(holding.rectangle.dtype, norm)
-            for block in _blocks(holding, files, buffers, health):
-                if inspect or norm:
-                    health.look(block)
-                yield memoryview(typing.cast(Any, block.view(np.uint8)))
-            health.require_not_minus_one()
-            yield health.seen() if inspect else Seen()
+        for is_stored, group in groupby(holdings, key=_is_stored):
+            if is_stored or packing is None:
+                yield from _read(list(group), files, buffers, inspect=inspect)
+            else:
+                yield from packing.read(list(group), inspect=inspect)
         files.finish()
     finally:
         files.close()
+
+
+def _is_stored(holding: Holding) -> bool:
+    """Whether all parts of a holding are parameters as they are stored."""
+    return all(isinstance(part.data, StoredPart) for part in holding.recipe.parts)
+
+
+def _read(holdings: Sequence[Holding], files: ChunkFiles, buffers: Buffers, *, inspect: bool) -> Stream:
+    for holding in holdings:
+        norm = next((part.data.plain_norm for part in holding.recipe.parts), "")
+        health = _Health(holding.rectangle.dtype, norm)
+        for block in _blocks(holding, files, buffers, health):
+            if inspect or norm:
+                health.look(block)
+            yield memoryview(typing.cast(Any, block.view(np.uint8)))
+        health.require_not_minus_one()
+        yield health.seen() if inspect else Seen()
 
 
 def _blocks(holding: Holding, files: ChunkFiles, buffers: Buffers, health: _Health) -> Iterator[Bits]:

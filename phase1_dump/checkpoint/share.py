@@ -8,14 +8,17 @@ from importlib.metadata import PackageNotFoundError, version
 
 from shardmerge.common.architectures.digest import table_digest
 from shardmerge.common.manifest import AXES
+from shardmerge.common.manifest_facts import QuantizationFacts
 
 from ..generation import Generation
 from ..rectangles.claims import Claimed, claim_all
 from ..rectangles.experts import spellings_of
 from ..rectangles.holdings import holdings_of
+from ..rectangles.quantization_facts import KVCache, facts_of
 from ..source import Holding, ManifestFacts, Stream
 from ..world import World
 from .chunk_files import ChunkFiles
+from .packing import Packing
 from .plan import Plan
 from .reading import read
 
@@ -37,6 +40,7 @@ class CheckpointShare:
     facts: ManifestFacts
     holdings: tuple[Holding, ...]
     files: ChunkFiles
+    packing: Packing | None = None
     stage_copies: tuple[Holding, ...] = ()
 
     def settle(self) -> None:
@@ -54,7 +58,7 @@ class CheckpointShare:
         Returns:
             A generator.
         """
-        return read(holdings, self.files, inspect=inspect)
+        return read(holdings, self.files, self.packing, inspect=inspect)
 
 
 def share_of(plan: Plan, share: int, run_id: str) -> CheckpointShare:
@@ -69,12 +73,19 @@ def share_of(plan: Plan, share: int, run_id: str) -> CheckpointShare:
         A source. Its numbers have not been read.
 
     Raises:
-        ShardmergeError: shapes are not those of config.json.
+        ShardmergeError: shapes are not those of config.json, or quantizers cannot pack a weight.
+        OSError: a file cannot be read.
     """
     world = _world(share, len(plan.shares))
     (claimed,), drops = claim_all(
         [plan.parameters(share)], plan.blueprint, share, drop_mtp=plan.options.drop_mtp
     )
+    files, caches, packing = ChunkFiles(plan.folder, plan.table, plan.states), list[KVCache](), plan.packing
+    quantization: QuantizationFacts | None = None
+    if packing is not None:
+        claimed, caches = packing.packed(claimed, files, plan.states, share)
+        quantization = facts_of(claimed, caches, packing.producer())
+    scales = [scale for cache in caches for scale in cache.scales]
     centred = bool(plan.blueprint.says("zero_centred_norms").value)
     claimed = [entry if centred else _with_plain_norm(entry) for entry in claimed]
     return CheckpointShare(
@@ -92,9 +103,11 @@ def share_of(plan: Plan, share: int, run_id: str) -> CheckpointShare:
             drops=drops,
             router_bias_dtypes=_router_bias_dtypes(plan, share),
             producer={"shardmerge": _version()},
+            quantization=quantization,
         ),
-        tuple(holdings_of(claimed, plan.blueprint, world, plan.dtype_of)),
-        ChunkFiles(plan.folder, plan.table, plan.states),
+        tuple(holdings_of(claimed, plan.blueprint, world, plan.dtype_of, scales)),
+        files,
+        packing,
     )
 
 

@@ -31,14 +31,17 @@ _WEIGHT = re.compile(r"weight(\d*)$")
 _COMPRESSED = tuple(row for row in FORMATS.values() if row.compressed)
 _COMPRESSED_NAMES = " and ".join(row.name for row in _COMPRESSED)
 BEFORE_COMPRESSING = f"only {_COMPRESSED_NAMES} is written from there: dump the model before mtq.compress"
-_CACHES = ("k_bmm_quantizer", "v_bmm_quantizer")
+CACHES = ("k_bmm_quantizer", "v_bmm_quantizer")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Quantizers:
-    """The quantizers of one live weight. `modelopt` is the name that modelopt gives the format, None for none."""
+    """The quantizers of one weight. `modelopt` is the name that modelopt gives the format, None for none.
 
-    weight: torch.Tensor
+    `weight` is the live one, or answers like a matrix on a CPU when boxes of it are read.
+    """
+
+    weight: Any
     weight_quantizer: Any
     input_quantizer: Any
     modelopt: str | None
@@ -92,7 +95,7 @@ def quantizers_of(model: nn.Module, rank: int) -> Iterator[tuple[str, Quantizers
             ):  # a GroupedQuantizer; a shorter one serves the rest with its last
                 own = held[min(int(local[1] or 0), len(held) - 1)]
             full = f"{prefix}.{name}"
-            yield full, _checked(full, weight, own, getattr(module, "input_quantizer", None), rank)
+            yield full, checked(full, weight, own, getattr(module, "input_quantizer", None), rank)
 
 
 def row_of(quantizers: Quantizers) -> Format | None:
@@ -203,20 +206,33 @@ def kv_cache_of(model: nn.Module, rank: int) -> Iterator[tuple[str, str, tuple[f
     Raises UnsupportedParameterError for another algorithm than FP8, BadScaleError for ranges nobody calibrated.
     """
     for name, module in model.named_modules():
-        if not any(getattr(getattr(module, cache, None), "is_enabled", False) for cache in _CACHES):
-            continue
-        from modelopt.torch.export import quant_utils
+        if any(getattr(getattr(module, cache, None), "is_enabled", False) for cache in CACHES):
+            yield name, *kv_cache_scales(name, module, rank)
 
-        algorithm = quant_utils.get_kv_cache_dtype(module)
-        if algorithm not in KV_CACHES:
-            known = ", ".join(KV_CACHES)
-            raise UnsupportedParameterError(
-                name, f"its KV cache is quantized as {algorithm}; known: {known}", rank
-            )
-        for cache in _CACHES:
-            _require_range(f"{name}.{cache}", getattr(module, cache), rank)
-        k_scale, v_scale = quant_utils.get_kv_cache_scaling_factor(module)
-        yield name, algorithm, (_number(name, k_scale, rank), _number(name, v_scale, rank))
+
+def kv_cache_scales(name: str, core: nn.Module, rank: int) -> tuple[str, tuple[float, float]]:
+    """Name the format of an attention core with KV-cache quantizers on, and compute its scales.
+
+    Args:
+        name: of the core, for messages.
+        core: the core.
+        rank: for messages.
+
+    Returns:
+        (algorithm, (k_scale, v_scale)). Raises as `kv_cache_of`.
+    """
+    from modelopt.torch.export import quant_utils
+
+    algorithm = quant_utils.get_kv_cache_dtype(core)
+    if algorithm not in KV_CACHES:
+        known = ", ".join(KV_CACHES)
+        raise UnsupportedParameterError(
+            name, f"its KV cache is quantized as {algorithm}; known: {known}", rank
+        )
+    for cache in CACHES:
+        _require_range(f"{name}.{cache}", getattr(core, cache), rank)
+    k_scale, v_scale = quant_utils.get_kv_cache_scaling_factor(core)
+    return algorithm, (_number(name, k_scale, rank), _number(name, v_scale, rank))
 
 
 def producer() -> dict[str, str]:
@@ -226,7 +242,22 @@ def producer() -> dict[str, str]:
     return {"name": "modelopt", "version": modelopt.__version__}
 
 
-def _checked(name: str, weight: torch.Tensor, own: Any, inputs: Any, rank: int) -> Quantizers:
+def checked(name: str, weight: Any, own: Any, inputs: Any, rank: int) -> Quantizers:
+    """Require that the quantizers of a weight are of a format that can be written, or off.
+
+    Args:
+        name: of the weight, for messages.
+        weight: the weight.
+        own: its quantizer, of modelopt.
+        inputs: that of its inputs, None if there is none.
+        rank: for messages.
+
+    Returns:
+        The quantizers, with the name of their format.
+
+    Raises:
+        UnsupportedParameterError: modelopt cannot name the format, or shardmerge does not write it.
+    """
     from modelopt.torch.export import quant_utils
 
     bare = Quantizers(weight, own, inputs, None)

@@ -61,7 +61,7 @@ def pack_claims(
         parameter = entry.parameter
         if parameter.name in quantizers:
             if parameter.name not in packed:  # gate and up are two parts of one weight
-                packed[parameter.name] = _by_modelopt(parameter, quantizers[parameter.name], scales, rank)
+                packed[parameter.name] = packed_of(parameter, quantizers[parameter.name], scales, rank)
             own = None if parameter.key.endswith(GATES) else packed[parameter.name]
             done.append(replace(entry, packed=own, has_quantizer=True))
         elif te_class(parameter.data) is not None:
@@ -89,21 +89,43 @@ def kv_caches(model: nn.Module, claimed: Iterable[Claimed], rank: int) -> list[K
     """
     if not is_quantized(model):
         return []
-    attentions = {
-        entry.parameter.name.rpartition(".linear_qkv.")[0]: entry.claim.tensors[0].name.rpartition(
-            ".q_proj."
-        )[0]
-        for entry in claimed
-        if LAYOUTS[entry.claim.row.layout].is_attention
-    }
+    attentions = attention_names((entry.parameter.name, entry) for entry in claimed)
     return [
-        _kv_cache(attentions.get(name.rpartition(".")[0]), name, algorithm, values, rank)
+        kv_cache(attentions.get(name.rpartition(".")[0]), name, algorithm, values, rank)
         for name, algorithm, values in modelopt_weights.kv_cache_of(model, rank)
         if not is_mtp(name) or name.rpartition(".")[0] in attentions  # else it is left out
     ]
 
 
-def _by_modelopt(parameter: Parameter, quantizers: Quantizers, scales: Scales, rank: int) -> Packed | None:
+def attention_names(named: Iterable[tuple[str, Claimed]]) -> dict[str, str]:
+    """Return the Hugging Face name of each attention with keys and values, by what Megatron calls it.
+
+    Args:
+        named: parameters, each with the name or key that modules are called after.
+    """
+    return {
+        name.rpartition(".linear_qkv.")[0]: entry.claim.tensors[0].name.rpartition(".q_proj.")[0]
+        for name, entry in named
+        if LAYOUTS[entry.claim.row.layout].is_attention
+    }
+
+
+def packed_of(parameter: Parameter, quantizers: Quantizers, scales: Scales, rank: int) -> Packed | None:
+    """Pack a weight that has quantizers of modelopt.
+
+    Args:
+        parameter: the weight.
+        quantizers: its quantizers.
+        scales: shares block scales among the tensors of the rank.
+        rank: for messages.
+
+    Returns:
+        The packed form, None if the quantizers are off.
+
+    Raises:
+        UnsupportedParameterError: the weight is not a matrix, or has no range.
+        BadScaleError: a calibrated range cannot be a scale.
+    """
     row = modelopt_weights.row_of(quantizers)
     if row is None:
         return None
@@ -124,9 +146,24 @@ def _by_transformer_engine(entry: Claimed, cache: Cache, *, dequantize: bool) ->
     return replace(entry, packed=Packed(te_format(data), te_parts(data), {}))
 
 
-def _kv_cache(
+def kv_cache(
     attention: str | None, name: str, algorithm: str, values: tuple[float, float], rank: int
 ) -> KVCache:
+    """Name the scales of a quantized KV cache.
+
+    Args:
+        attention: Hugging Face name of its attention, None if it has none with keys and values.
+        name: of the attention core, for messages.
+        algorithm: as modelopt calls it.
+        values: the scales of keys and of values.
+        rank: for messages.
+
+    Returns:
+        What is written of it.
+
+    Raises:
+        UnsupportedParameterError: there is no such attention.
+    """
     if attention is None:
         reason = (
             "its KV cache is quantized, but it is not a grouped-query attention with a projection of keys and one of "

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple
@@ -93,7 +93,7 @@ def read_tensor(read_at: Callable[[int, int], bytes], begin: int, length: int, p
         UnknownInPickleError: Its pickle names what no tensor needs.
         CorruptFileError: Its pickle is damaged.
     """
-    records = _records(read_at, begin, length)
+    records = records_of(read_at, begin, length)
     described = records.get("data.pkl")
     if described is None or described.num_bytes > MAX_PICKLE_BYTES:
         raise ValueError("its archive does not describe a tensor")
@@ -103,16 +103,12 @@ def read_tensor(read_at: Callable[[int, int], bytes], begin: int, length: int, p
     pickle = read_at(described.num_bytes, described.begin)
     if described.crc32 and zlib.crc32(pickle) != described.crc32:
         raise ValueError("its description does not have the CRC-32 that was recorded")
-    tensor = _unpickled(pickle, path)
-    numbers = records.get(f"data/{tensor.key}")
-    if numbers is None:
-        raise ValueError("its archive holds no numbers")
-    return _checked(tensor, numbers)
+    return stored_tensor(_unpickled(pickle, path), records)
 
 
 @dataclass(frozen=True, slots=True)
-class _Tensor:
-    """What `data.pkl` says."""
+class Tensor:
+    """What `data.pkl` says of a tensor."""
 
     key: str
     dtype: str
@@ -122,8 +118,13 @@ class _Tensor:
     strides: Shape
 
 
-def _checked(tensor: _Tensor, numbers: Record) -> StoredTensor:
-    """Return the tensor. Raises ValueError if it reaches beyond its numbers."""
+def stored_tensor(tensor: Tensor, records: Mapping[str, Record]) -> StoredTensor:
+    """Return where the numbers of a tensor lie. Raises ValueError if there are none, or it reaches beyond them."""
+    numbers = records.get(f"data/{tensor.key}")
+    if numbers is None:
+        raise ValueError("its archive holds no numbers")
+    if tensor.dtype not in dtypes.BITS:
+        raise ValueError(f"its numbers are of the kind {tensor.dtype!r:.40}")
     itemsize = dtypes.BITS[tensor.dtype] // 8
     if numbers.num_bytes != tensor.num_elements * itemsize:
         raise ValueError(f"it has {numbers.num_bytes:,} bytes for {tensor.num_elements:,} {tensor.dtype}")
@@ -148,29 +149,31 @@ def _checked(tensor: _Tensor, numbers: Record) -> StoredTensor:
 # ---- data.pkl -----------------------------------------------------------------------------------------------------
 
 
-def _unpickled(pickle: bytes, path: str) -> _Tensor:
+def _unpickled(pickle: bytes, path: str) -> Tensor:
     rest = [pickle]
-    found = Unpickler(lambda _count: rest.pop() if rest else b"", OF_TENSOR, path, persistent=_storage).load()
-    if type(found) is not _Tensor:
+    found = Unpickler(lambda _count: rest.pop() if rest else b"", OF_TENSOR, path, persistent=storage).load()
+    if type(found) is not Tensor:
         raise ValueError("its archive holds something else than a tensor")
     return found
 
 
-def _storage(identity: Any) -> tuple[str, str, int]:
+def storage(identity: Any) -> tuple[str, str, int]:
     """Return (key, dtype, number of elements) of a persistent id of torch. Raises ValueError if it is not one."""
-    kind, storage, key, _device, num_elements = identity
-    word, _, dtype = storage.partition(" ") if type(storage) is str else ("", "", "")
+    kind, numbers, key, _device, num_elements = identity
+    word, _, dtype = numbers.partition(" ") if type(numbers) is str else ("", "", "")
     if kind != "storage" or word != "storage" or type(key) is not str or type(num_elements) is not int:
         raise ValueError("a storage that is not one")
     return key, dtype, num_elements
 
 
-def _rebuilt(arguments: tuple[Any, ...]) -> _Tensor:
+def _rebuilt(arguments: tuple[Any, ...]) -> Tensor:
     """Stand for torch._utils._rebuild_tensor_v2."""
-    storage, first, shape, strides, *_ = arguments
-    if type(storage) is not tuple or len(storage) != 3 or type(first) is not int or first < 0:
+    numbers, first, shape, strides, *_ = arguments
+    if type(numbers) is not tuple or [type(one) for one in numbers] != [str, str, int]:
         raise ValueError("a tensor that is not one")
-    return _Tensor(storage[0], storage[1], storage[2], first, size((shape,)), size((strides,)))
+    if type(first) is not int or first < 0:
+        raise ValueError("a tensor that is not one")
+    return Tensor(numbers[0], numbers[1], numbers[2], first, size((shape,)), size((strides,)))
 
 
 def _rebuilt_parameter(arguments: tuple[Any, ...]) -> Any:
@@ -196,8 +199,17 @@ OF_TENSOR = {
 # ---- the archive --------------------------------------------------------------------------------------------------
 
 
-def _records(read_at: Callable[[int, int], bytes], begin: int, length: int) -> dict[str, Record]:
-    """Return the files of an archive by their names, without the folder that all are in."""
+def records_of(read_at: Callable[[int, int], bytes], begin: int, length: int) -> dict[str, Record]:
+    """Find the files of an archive.
+
+    Args:
+        read_at: Returns so many bytes at an offset: (count, offset).
+        begin: Where the archive begins.
+        length: How many bytes it has.
+
+    Returns:
+        The files by their names, without the folder that all are in. Raises ValueError for what is not an archive.
+    """
     tail_begin = begin + max(0, length - TAIL_BYTES)
     tail = read_at(begin + length - tail_begin, tail_begin)
     if len(tail) != begin + length - tail_begin:

@@ -35,10 +35,6 @@ TORCH_DIST = "torch_dist"
 NESTED = re.compile(rb"\x8c.model\.", re.DOTALL)  # a short text that begins so
 TRACKER_BYTES, BACKEND_BYTES = 64, 1 << 16
 SHOWN = 6
-QUANTIZED = (
-    "it was saved with Model-Optimizer's quantizers, whose formats are in pickles alone. Load it into a model as "
-    "training does, and dump that: shardmerge dump --model-provider"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +67,11 @@ class Folder:
     iteration: int | None
     metadata: FileState
     digest: str
+
+    @property
+    def has_modelopt_state(self) -> bool:
+        """Whether Model-Optimizer saved what it did to the model."""
+        return (self.path / MODELOPT).exists()
 
     def open_metadata(self) -> io.FileIO:
         """Return `.metadata`, opened for reading from its begin. Raises OSError, CorruptFileError."""
@@ -196,9 +197,7 @@ def _iteration(path: Path) -> Path:
 
 
 def _require_torch_dist(folder: Path) -> None:
-    """Raise UnsupportedCheckpointError unless megatron-core saved torch_dist here, finished, without quantizers."""
-    if (folder / MODELOPT).exists():
-        raise UnsupportedCheckpointError(str(folder), QUANTIZED, "")
+    """Raise UnsupportedCheckpointError unless megatron-core saved torch_dist here, finished."""
     if not regular_files.exists(folder / BACKEND, folder):
         if _is_of_torch_alone(folder):
             raise UnsupportedCheckpointError(

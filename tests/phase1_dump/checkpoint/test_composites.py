@@ -1,0 +1,46 @@
+"""A language model beside a vision tower, from disk: the tower is left out if the caller says so, never without."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from shardmerge.common.errors import UnsupportedCheckpointError
+from shardmerge.phase1_dump import dump_checkpoint
+from shardmerge.phase2_merge import merge
+from tests.phase1_dump.checkpoint.test_same_as_live import files, reference_of
+from tests.worlds.families import by_name
+from tests.worlds.gloo import GlooRanks
+from tests.worlds.saving import Spelling, filled, save
+from tests.worlds.topology import Topology
+
+TOPOLOGY = Topology(tp=2, pp=2)
+
+
+def save_and_dump(rank: int, name: str, spelling: Spelling, reference: Path, out: Path) -> None:
+    """Be one rank: save the composite, and dump its language model alive."""
+    from shardmerge.phase1_dump import dump
+
+    chunks = filled(rank, by_name(name), TOPOLOGY)
+    save(chunks, out / "iter_0000007", spelling)
+    dump(chunks, out / "live", hf_reference=reference, run_id="run", step=7, drop_vision=True)
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl", "qwen3_vl_moe"])
+def test_a_composite_from_disk_becomes_what_its_live_model_becomes(
+    name: str, ranks: GlooRanks, tmp_path: Path
+) -> None:
+    reference = reference_of(by_name(name), tmp_path)
+    ranks.run(save_and_dump, TOPOLOGY, name, Spelling(), reference, tmp_path)
+    checkpoint = tmp_path / "iter_0000007"
+
+    with pytest.raises(UnsupportedCheckpointError, match=r"beside the language model.*--drop-vision"):
+        dump_checkpoint(checkpoint, tmp_path / "disk", hf_reference=reference, run_id="run")
+    assert not (tmp_path / "disk").exists()
+
+    dump_checkpoint(checkpoint, tmp_path / "disk", hf_reference=reference, run_id="run", drop_vision=True)
+    for dumped in ("live", "disk"):
+        options = {"hf_reference": reference, "layout": "canonical", "workers": 1, "allow": ["vision"]}
+        merge([tmp_path / dumped], tmp_path / f"of-{dumped}", **options)
+    assert files(tmp_path / "of-disk") == files(tmp_path / "of-live")
