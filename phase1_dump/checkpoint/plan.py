@@ -8,35 +8,26 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
 
-import xxhash
-
-from shardmerge.common import canonical_json, dtypes, reference
-from shardmerge.common.architectures import Architecture, Blueprint, Claim, Layout, Tensor, blueprint
+from shardmerge.common import reference
+from shardmerge.common.architectures import Architecture, Blueprint, Tensor, blueprint
 from shardmerge.common.architectures.composites import VISION
-from shardmerge.common.architectures.keys import is_mtp
 from shardmerge.common.errors import (
     ChangedCheckpointError,
-    MismatchError,
     ShardmergeError,
-    UnclaimedParameterError,
     UnsupportedCheckpointError,
 )
 from shardmerge.common.errors.several import raise_problems
-from shardmerge.common.quantization.arithmetic import companions_of
-from shardmerge.common.rectangle import Shape
 from shardmerge.common.reference import Reference
 
 from ..rectangles.bound_table import bound_table
 from ..rectangles.claims import Claimed
 from ..rectangles.experts import respelled
-from ..rectangles.layouts import LAYOUTS, pieces_of
-from ..rectangles.layouts.box import Box
 from ..rectangles.packed_pieces import Packed
 from ..rectangles.parameter import Parameter
 from ..rectangles.written_dtypes import dtype_chooser
@@ -45,19 +36,18 @@ from ..torch_dist.folder import METADATA, FileState, Folder, find, iteration_in
 from ..torch_dist.metadata import Described, read_metadata
 from ..torch_dist.one_save import hints, wrong_sizes
 from .chunk_files import StoredPart
-from .division import Share, Unit, distributed
+from .division import Share, distributed
 from .keys import NONE, Place, StoredKey, is_of_the_model, refusal, stored_key, without_prefix
 from .numbers import KINDS
 from .packing import Packing, PackingOf
 from .quantizers import Quantizers, find_quantizers, module_of, require_all_claimed
 from .run_config import RUN_CONFIG, Recorded, is_there, recorded_in
+from .units import Sizes, digest_of, require_counts, units_of
 
-SHOWN = 10
 TRAINED = (
     "If training did not change it, or what it learned may be lost: drop_vision=True (--drop-vision), and in the merge "
     "--graft vision."
 )
-TOGETHER = (Layout.PART, Layout.PACKED)  # several parameters are one tensor, which is written by one share
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,12 +154,7 @@ def plan_of(
     beside = _left_beside(folder, described, bound, options)
     table = table_of(described, lambda key: is_of_the_model(key) and key not in beside)
     raise_problems(_unreadable(folder, table))
-    own_paths = quantizers.paths if quantizers is not None else frozenset[str]()
-    paths = {table.paths[number] for number in set(table.path.tolist())}
-    beside_it = [RUN_CONFIG] if is_there(folder.path) else []
-    states = folder.states({METADATA, *beside_it, *own_paths, *paths})
-    if states[METADATA] != folder.metadata:
-        raise ChangedCheckpointError(str(folder.path), f"{METADATA} was written to, or replaced")
+    states = _states(folder, table, quantizers)
     recorded = recorded_in(folder.path, drop_mtp=options.drop_mtp)
     raise_problems(wrong_sizes(folder, table, described.columns, states))
     stored = tuple(stored_key(key, shape, bound) for key, shape in zip(table.keys, table.shapes, strict=True))
@@ -178,13 +163,13 @@ def plan_of(
         bound = blueprint(known.config, known.tensors, bound.experts | spelled, bound.architecture)
     params_dtype = _params_dtype(table)
     dtype_of = dtype_chooser(known, params_dtype, dtype_from_reference=options.dtype_from_reference)
-    units = _units(stored, bound, _Sizes(dtype_of, packing), options)
+    units = units_of(stored, bound, Sizes(dtype_of, packing), drop_mtp=options.drop_mtp)
     if quantizers is not None:
         require_all_claimed(quantizers, units.keys, units.attentions)
     shares, order = distributed(units.units, list(map(len, units.rows)), options.max_share_bytes)
     rows = [row for unit in order for row in units.rows[unit]]
     columns = tuple(array("i", [column[row] for row in rows]) for column in units.columns)
-    digest = _digest(folder, states, bound, shares, units, order)
+    digest = digest_of(folder, states, bound, shares, units, order)
     return Plan(
         folder,
         states,
@@ -202,6 +187,16 @@ def plan_of(
         tuple(hints(folder, described.saved_as, states)),
         recorded,
     )
+
+
+def _states(folder: Folder, table: ChunkTable, quantizers: Quantizers | None) -> dict[str, FileState]:
+    """Return the states of all files that are read. Raises ChangedCheckpointError if `.metadata` is another one now."""
+    paths = {METADATA, *(table.paths[number] for number in set(table.path.tolist()))}
+    paths |= quantizers.paths if quantizers is not None else set()
+    states = folder.states(paths | ({RUN_CONFIG} if is_there(folder.path) else set()))
+    if states[METADATA] != folder.metadata:
+        raise ChangedCheckpointError(str(folder.path), f"{METADATA} was written to, or replaced")
+    return states
 
 
 def _left_beside(folder: Folder, described: Described, bound: Blueprint, options: Options) -> frozenset[str]:
@@ -244,7 +239,7 @@ def _first_of_each(
 ) -> Iterator[Claimed]:
     """Yield the first parameter of each stored tensor that the table claims, and whether it is to be packed."""
     for tensor, one in enumerate(stored):
-        _require_counts(one, bound)
+        require_counts(one, bound)
         place = next(iter(one.places()), None)
         claim = bound.claim(one.canonical(place)) if place is not None else None
         if place is not None and claim is not None:
@@ -289,161 +284,3 @@ def _parameter(tensor: int, stored: StoredKey, place: Place, name: str) -> Param
     origin = (0,) * len(shape)
     where = f"{name}{list(leading)}" if leading else name
     return Parameter(stored.canonical(place), where, part, shape, origin, shape, shape, origin, 0)
-
-
-# ---- units --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class _Units:
-    """What no share may cut: units, the rows of their parameters, and these as columns."""
-
-    units: list[Unit]
-    rows: list[list[int]]
-    columns: tuple[list[int], list[int], list[int], list[int]]
-    names: list[str]
-    keys: list[str]
-    attentions: set[str]  # those with keys and values, as Megatron calls them
-
-
-@dataclass(frozen=True, slots=True)
-class _Sizes:
-    """Knows what tensors are written as, and so their sizes."""
-
-    dtype_of: Callable[[Tensor], str]
-    packing: Packing | None
-
-    def written(self, claim: Claim, key: str, elements: int) -> tuple[int, str]:
-        """Return how many bytes a parameter becomes, and what tells in which dtypes.
-
-        Args:
-            claim: Its row.
-            key: Its canonical key.
-            elements: How many it has.
-
-        Returns:
-            (bytes, names of its tensors, each with its dtype or format).
-        """
-        row = self.packing.row_of(key) if self.packing is not None else None
-        total, names = 0, list[str]()
-        for tensor in claim.tensors:
-            dtype = self.dtype_of(tensor) if row is None else row.name
-            names.append(f"{tensor.name} {dtype}")
-            if row is None:
-                shape = (elements,) if claim.row.layout in TOGETHER else tensor.shape
-                total += dtypes.byte_size(dtype, shape)
-            else:
-                each = companions_of(tensor.name, tensor.shape, row)
-                total += sum(dtypes.byte_size(kind, shape) for _, shape, kind in each)
-        return total, " ".join(names)
-
-
-def _units(stored: Sequence[StoredKey], bound: Blueprint, sizes: _Sizes, options: Options) -> _Units:
-    """Return the units of all parameters. Raises UnclaimedParameterError for those that no row claims or drops."""
-    found = _Units([], [], ([], [], [], []), [], [], set())
-    number: dict[tuple[int, int, str], int] = {}
-    unclaimed: list[ShardmergeError] = []
-    for tensor, one in enumerate(stored):
-        _require_counts(one, bound)
-        for place in one.places():
-            key = one.canonical(place)
-            claim = None if options.drop_mtp and is_mtp(key) else bound.claim(key)
-            if claim is None:
-                if (
-                    not (options.drop_mtp and is_mtp(key))
-                    and bound.drop_reason(key) is None
-                    and len(unclaimed) < SHOWN
-                ):
-                    unclaimed.append(
-                        UnclaimedParameterError(
-                            key, one.parameter_shape, bound.architecture.name, 0, bound.mtp_key
-                        )
-                    )
-                continue
-            _require_known_order(claim, key)
-            _require_fit(claim, one.parameter_shape, bound)
-            written = sizes.written(claim, key, prod(one.parameter_shape))
-            _add(found, number, claim, key, (tensor, *place), written)
-    raise_problems(unclaimed)
-    return found
-
-
-def _require_known_order(claim: Claim, key: str) -> None:
-    """Raise UnsupportedCheckpointError for a parameter whose numbers only the live model can explain."""
-    row = claim.row
-    if row.plain_norm or row.layout is Layout.GATED_QKV:
-        what = "how its norm is stored" if row.plain_norm else "in which order its queries and gates lie"
-        raise UnsupportedCheckpointError(key, f"no file of a checkpoint says {what}")
-
-
-def _require_counts(stored: StoredKey, bound: Blueprint) -> None:
-    """Raise MismatchError unless first dimensions for layers and experts are as many as config.json has."""
-    layers, experts = bound.dimensions["num_layers"], bound.dimensions.get("num_experts", 0)
-    expected = (*((layers,) if stored.has_layers else ()), *((experts,) if stored.has_experts else ()))
-    got = stored.shape[: stored.leading]
-    if got != expected:
-        raise MismatchError(
-            stored.key,
-            "layers and experts in the checkpoint",
-            str(list(got)),
-            f"{list(expected)} by config.json",
-        )
-
-
-def _require_fit(claim: Claim, shape: Shape, bound: Blueprint) -> None:
-    """Raise MismatchError unless a parameter has the shape that config.json gives it."""
-    origin = (0,) * len(shape)
-    for _ in pieces_of(Box(shape, origin, shape), claim, bound.dimensions):
-        pass
-
-
-def _add(
-    found: _Units,
-    number: dict[tuple[int, int, str], int],
-    claim: Claim,
-    key: str,
-    row: tuple[int, ...],
-    written: tuple[int, str],
-) -> None:
-    """Add a parameter to its unit."""
-    tensors = claim.tensors
-    together = claim.row.layout in TOGETHER
-    layer = claim.layer if claim.layer is not None else (-1 if key.startswith("embedding.") else 1 << 30)
-    expert = -1 if claim.expert is None or together else claim.expert
-    unit = (layer, expert, "" if expert >= 0 else tensors[0].name)
-    at = number.setdefault(unit, len(found.units))
-    if at == len(found.units):
-        found.units.append(Unit(unit, 0))
-        found.rows.append([])
-    num_bytes, names = written
-    found.units[at] = Unit(unit, found.units[at].num_bytes + num_bytes)
-    found.rows[at].append(len(found.columns[0]))
-    for column, value in zip(found.columns, row, strict=True):
-        column.append(value)
-    found.names.append(names)
-    found.keys.append(key)
-    if LAYOUTS[claim.row.layout].is_attention:
-        found.attentions.add(key.rpartition(".linear_qkv.")[0])
-
-
-def _digest(
-    folder: Folder,
-    states: Mapping[str, FileState],
-    bound: Blueprint,
-    shares: Sequence[Share],
-    units: _Units,
-    order: Sequence[int],
-) -> str:
-    """Return a digest of everything that decides what a share holds, in which order and dtype.
-
-    Sizes and times of the files are part of it: shares that were read before and after a change are of two attempts,
-    which no merge puts together.
-    """
-    checksum = xxhash.xxh3_128()
-    files = [[name, state.num_bytes, state.written] for name, state in sorted(states.items())]
-    said = [folder.digest, files, bound.architecture.name, bound.dimensions, [share.end for share in shares]]
-    checksum.update(canonical_json.encode(said))
-    for unit in order:
-        for row in units.rows[unit]:
-            checksum.update(f"{units.names[row]}\n".encode())
-    return checksum.hexdigest()

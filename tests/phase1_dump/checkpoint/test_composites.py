@@ -41,6 +41,8 @@ def test_a_composite_from_disk_becomes_what_its_live_model_becomes(
 
     dump_checkpoint(checkpoint, tmp_path / "disk", hf_reference=reference, run_id="run", drop_vision=True)
     for dumped in ("live", "disk"):
-        options = {"hf_reference": reference, "layout": "canonical", "workers": 1, "allow": ["vision"]}
-        merge([tmp_path / dumped], tmp_path / f"of-{dumped}", **options)
+        out = tmp_path / f"of-{dumped}"
+        merge(
+            [tmp_path / dumped], out, hf_reference=reference, layout="canonical", workers=1, allow=["vision"]
+        )
     assert files(tmp_path / "of-disk") == files(tmp_path / "of-live")
