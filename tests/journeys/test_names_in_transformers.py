@@ -13,7 +13,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from shardmerge.common.architectures import ARCHITECTURES, blueprint
+from shardmerge.common.architectures import ARCHITECTURES, TABLES, Architecture, blueprint
 from shardmerge.common.architectures.spelling import asked
 from shardmerge.common.reference import read_config
 from tests.worlds.checkpoints import hf_class
@@ -22,6 +22,8 @@ from tests.worlds.mtp import MTP_FAMILIES, write_bare
 
 # what transformers calls whatever stands beside a language model, of which no table has rows
 BESIDE = ("visual.", "vision_tower.", "mm_projector.", "vision_model", "multi_modal_projector")
+# tables of classes that transformers lacks -> what reads their names
+READ_BY_OTHERS = {"BailingMoeV2ForCausalLM": "vLLM (tests/vllm)"}
 
 
 def spellings(family: Family) -> tuple[str | None, ...]:
@@ -35,6 +37,16 @@ CASES = [
     for family in (*FAMILIES, *MTP_FAMILIES)
     for spelling in spellings(family)
 ]
+
+READ = {ARCHITECTURES[family.architecture].name for family in (*FAMILIES, *MTP_FAMILIES)}
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
+def test_no_table_is_without_a_reader(table: Architecture) -> None:
+    """transformers reads its names here, in each spelling, or has no class of any name of the table."""
+    assert (table.name in READ) != (table.name in READ_BY_OTHERS)
+    if table.name in READ_BY_OTHERS:
+        assert [name for name in (table.name, *table.aliases) if hasattr(transformers, name)] == []
 
 
 @pytest.mark.parametrize(("family", "spelling"), CASES)

@@ -17,6 +17,7 @@ from shardmerge.common.architectures.rows import Row
 from tests.oracles import records
 from tests.oracles.mutations import each_row, is_used
 from tests.oracles.ours import copies, is_dumped, is_merged, published, topologies
+from tests.oracles.settings_cases import CASES
 from tests.oracles.table import MCORE_BRIDGE, ORACLES, SECOND, every_family, recorded_families
 from tests.oracles.test_logits import COMPUTED
 from tests.worlds.checkpoints import read_hf_tensors
@@ -55,6 +56,11 @@ def test_every_family_has_an_oracle_or_a_reason() -> None:
     assert [family.name for family in every_family()] == [*ORACLES]
     assert [name for name, oracle in ORACLES.items() if not oracle.program and not oracle.reason] == []
     assert {path.stem for path in records.RECORDS.iterdir()} == {family.name for family in RECORDED}
+
+
+def test_settings_are_compared_for_every_table_that_a_program_knows() -> None:
+    families = {family.name: ARCHITECTURES[family.architecture].name for family in every_family()}
+    assert {families[name] for name, _ in CASES} == {families[family.name] for family in RECORDED}
 
 
 def test_every_table_is_that_of_a_family() -> None:
