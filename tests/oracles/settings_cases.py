@@ -81,6 +81,7 @@ CASES: tuple[tuple[str, Json], ...] = (
     ("deepseek_v2_lite", {**BASE, "routed_scaling_factor": 1.0}),
     ("kimi_k2", {**AS_PUBLISHED, "rope_parameters": YARN, "max_position_embeddings": 131072}),
     ("kimi_k2", {**AS_PUBLISHED, **BASE, "routed_scaling_factor": 2.827, "num_experts_per_tok": 3}),
+    ("dots1", {}),
     ("glm4_moe", {}),
     (
         "glm4_moe",
