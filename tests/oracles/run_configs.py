@@ -19,7 +19,8 @@ from shardmerge.common.architectures import blueprint
 from shardmerge.common.architectures.settings.vocabulary import agree
 from shardmerge.phase1_dump.settings.recorded import recorded_settings
 from tests.oracles.bridge import stand_in  # first: it installs Transformer Engine's stub
-from tests.oracles.settings import CASES, FAMILIES, WRONG_IN_BRIDGE, provider_of, written
+from tests.oracles.settings import FAMILIES, provider_of, written
+from tests.oracles.settings_cases import CASES, WRONG_IN_ORACLE
 from tests.oracles.table import MCORE_BRIDGE, ORACLES
 
 RECORDS = Path(__file__).parent / "records" / "run_configs"
@@ -39,7 +40,7 @@ def main(names: list[str]) -> int:
             said = blueprint(json.loads((path / "config.json").read_text())).settings()
             wrong = {
                 one: (told[one], said[one].value)
-                for one in told.keys() & said.keys() - WRONG_IN_BRIDGE.get(name, set())
+                for one in told.keys() & said.keys() - WRONG_IN_ORACLE.get(name, set())
                 if not agree(told[one], said[one].value)
             }
             print(
