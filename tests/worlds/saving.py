@@ -47,14 +47,19 @@ class Spelling:
 
 
 def filled(rank: int, family: Family, topology: Topology) -> list[GPTModel]:
-    """Return this rank's chunks, filled by identity. Norms are above zero, as those that are not stored minus one."""
+    """Return this rank's chunks, filled by identity."""
     chunks = build_model(family, topology)
     fill(chunks, family, topology, rank)
+    lift_norms(chunks)
+    return chunks
+
+
+def lift_norms(chunks: list[GPTModel]) -> None:
+    """Make the weights of norms larger than zero, as those are that are not stored minus one."""
     for chunk in chunks:
         for name, parameter in chunk.named_parameters():
             if name.endswith("weight") and parameter.ndim == 1:
                 parameter.data.abs_().add_(2**-7)
-    return chunks
 
 
 def save_filled(rank: int, family: Family, topology: Topology, out: Path, spelling: Spelling) -> None:

@@ -18,7 +18,7 @@ from tests.worlds.fake import build_model
 from tests.worlds.families import Family
 from tests.worlds.filling import fill
 from tests.worlds.quantizing import quantize, recipe
-from tests.worlds.saving import Spelling, save
+from tests.worlds.saving import Spelling, lift_norms, save
 from tests.worlds.topology import Topology
 
 STATES = "modelopt_quantizer_state"
@@ -58,6 +58,7 @@ def save_quantized(rank: int, case: Case, out: Path, reference: Path | None = No
 
     chunks = build_model(case.family, case.topology, te=case.te)
     fill(chunks, case.family, case.topology, rank)
+    lift_norms(chunks)
     if case.preset is None:
         quantize(chunks, case.family, case.topology, rank, case.config, shared_inputs=case.te)
     for chunk in chunks:
