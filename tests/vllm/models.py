@@ -31,9 +31,8 @@ class Loadable:
 def loadable(path: Path, *, drafts: bool) -> Iterator[list[Loadable]]:
     """Build the model of a checkpoint and, where it has multi-token prediction, the one that drafts.
 
-    One process can do that once: vLLM keeps one configuration.
+    One process can do that once: vLLM keeps one configuration. Entered within `torchvision_on_cpu`.
     """
-    _declare_operators()
     _register_config()
     from vllm.config import set_current_vllm_config
     from vllm.distributed import init_distributed_environment, initialize_model_parallel
@@ -71,10 +70,12 @@ def config_of(path: Path) -> dict[str, Any]:
     return config
 
 
-def _declare_operators() -> None:
-    """Let torchvision be imported beside a torch for CPUs, for its processors of images.
+@contextmanager
+def torchvision_on_cpu() -> Iterator[None]:
+    """Let torchvision be imported beside a torch for CPUs, where vLLM wants its processors of images; entered first.
 
-    The wheel on PyPI has its operators for CUDA alone, and its Python part wants two of them declared at import.
+    The wheel on PyPI has its operators for CUDA alone, and its Python part wants two of them declared at import. vLLM
+    looks at a class in a process of its own, where they are not: it does so in this one.
     """
     try:
         import torchvision  # noqa: F401
@@ -83,6 +84,10 @@ def _declare_operators() -> None:
             torch.library.define(
                 f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
             )
+    from vllm.model_executor.models import registry
+
+    with mock.patch.object(registry, "_run_in_subprocess", lambda inspect: inspect()):
+        yield
 
 
 def _register_config() -> None:
@@ -111,7 +116,6 @@ def _without_kernels() -> Iterator[None]:
     from vllm.model_executor.layers.fused_moe.oracle.fp8 import Fp8MoeBackend
     from vllm.model_executor.layers.fused_moe.oracle.nvfp4 import NvFp4MoeBackend
     from vllm.model_executor.layers.quantization import modelopt
-    from vllm.model_executor.models import registry
     from vllm.platforms.cpu import CpuPlatform
 
     attention = CpuPlatform.get_attn_backend_cls
@@ -124,7 +128,6 @@ def _without_kernels() -> Iterator[None]:
     no_kernel = mock.Mock(supports_pre_processed_weights=False)
     plain = unquantized.UnquantizedMoeBackend.TRITON
     replaced: tuple[tuple[Any, str, Any], ...] = (
-        (registry, "_run_in_subprocess", lambda inspect: inspect()),  # where operators are declared
         (CpuPlatform, "get_attn_backend_cls", staticmethod(dense)),
         (moe, "current_platform", platform),
         (unquantized, "select_unquantized_moe_backend", lambda **_: (plain, None)),

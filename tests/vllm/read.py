@@ -7,6 +7,7 @@ parameter as it was merged, and every parameter must be reached. Must not import
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from tests.vllm.models import config_of, loadable
+from tests.vllm.models import config_of, loadable, torchvision_on_cpu
 from tests.vllm.tracing import Trace, trace
 
 PROMPT = [3, 17, 5, 29, 11]
@@ -96,12 +97,15 @@ def _told_in_one_file(path: Path) -> Path:
 
 def generate(path: Path) -> None:
     """Greedy tokens of vLLM and of transformers, both in float32, must be the same."""
-    import transformers
-    from vllm import LLM, SamplingParams
+    with torchvision_on_cpu():
+        import transformers
+        from vllm import LLM, SamplingParams
 
-    engine = LLM(str(path), dtype="float32", enforce_eager=True, max_model_len=64, gpu_memory_utilization=0.1)
-    wanted = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True)
-    found = engine.generate({"prompt_token_ids": PROMPT}, wanted)[0].outputs[0]
+        engine = LLM(
+            str(path), dtype="float32", enforce_eager=True, max_model_len=64, gpu_memory_utilization=0.1
+        )
+        wanted = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True)
+        found = engine.generate({"prompt_token_ids": PROMPT}, wanted)[0].outputs[0]
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     given = torch.tensor([PROMPT])
     expected = model.generate(given, max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=None)[
@@ -122,7 +126,7 @@ def load(path: Path) -> None:
     kind = config["architectures"][0]
     assert bool(mtp) == any(config.get(key) for key in MTP_KEYS) or kind == SILENT
     taken: set[str] = set()
-    with loadable(path, drafts=bool(mtp)) as models:
+    with torchvision_on_cpu(), loadable(path, drafts=bool(mtp)) as models:
         for one in models:
             found = trace(one.model, one.load)
             expected = mtp | SHARED[kind] if one.is_draft else index - mtp
@@ -193,6 +197,7 @@ def _require_all_reached(found: Trace) -> None:
 if __name__ == "__main__":
     if len(sys.argv) == 2:
         sys.exit(main(Path(sys.argv[1])))
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # or operators are not declared where it runs
     if Path(sys.argv[1]).name == RUNS:
         generate(Path(sys.argv[1]))
     else:
