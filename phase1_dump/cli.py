@@ -55,6 +55,14 @@ class Dumped:
             | {"health": manifest.health.as_json(), "drops": manifest.drops}
         )
 
+    def scope(self) -> tuple[list[str], list[str]]:
+        """Return what was checked, and what not."""
+        checked = [
+            "every parameter is claimed by a row of the table, and has the shape that config.json gives it",
+            "whether numbers are finite, and tensors more than zeros: health",
+        ]
+        return checked, ["what other ranks wrote: check and merge do that"]
+
     def text(self) -> str:
         """Return a line on what was written, which is empty on all ranks but the first."""
         if self.manifest.rank:

@@ -77,21 +77,38 @@ class DumpedCheckpoint:
             "written_shares": list(self.written),
             "written_bytes": self.num_bytes,
             "without_crc32": list(self.unchecked),
-            "not_compared": [self.compared] if self.settings is None else [],
             "settings": self.settings,
             "warnings": list(self.warnings),
             "plan": list(self.dry_run),
         }
 
+    def scope(self) -> tuple[list[str], list[str]]:
+        """Return what was checked, and what not."""
+        checked = [
+            "every parameter is claimed by a row of the table, and has the shape that config.json gives it"
+        ]
+        checked += (
+            []
+            if self.dry_run
+            else ["the CRC-32 of every tensor that was read", "sizes and times of all files"]
+        )
+        unchecked = [self.compared] if self.settings is None else []
+        unchecked += [self._without_crc32()] if self.unchecked else []
+        return checked, unchecked
+
+    def _without_crc32(self) -> str:
+        """Return what was not checked, as it cannot be."""
+        tensors = counted(len(self.unchecked), "tensor")
+        return f"{tensors} with chunks without CRC-32, {self.unchecked[0]} first"
+
     def text(self) -> str:
         """Return what a person wants to know."""
         if self.dry_run:
-            return "\n".join(self.dry_run)
+            return "\n".join((*self.dry_run, self.compared))
         shares = counted(self.num_shares, "share")
         lines = [f"wrote {len(self.written)} of {shares}, {show(self.num_bytes)}. All are in {self.out}."]
         if self.unchecked:
-            tensors = counted(len(self.unchecked), "tensor")
-            lines.append(f"not checked: {tensors} with chunks without CRC-32, {self.unchecked[0]} first")
+            lines.append(f"not checked: {self._without_crc32()}")
         return "\n".join((*lines, self.compared))
 
 
@@ -157,7 +174,16 @@ def dump_checkpoint(
         say(progress_to, f"Warning: {warning}.")
     if dry_run:
         lines = tuple(_described(plan, folder))
-        return DumpedCheckpoint(folder, len(plan.shares), (), 0, dry_run=lines, warnings=plan.warnings)
+        return DumpedCheckpoint(
+            folder,
+            len(plan.shares),
+            (),
+            0,
+            dry_run=lines,
+            warnings=plan.warnings,
+            settings=plan.recorded.settings,
+            compared=_compared(plan),
+        )
     require_same(folder, run_id, plan.digest, len(plan.shares))
     open_bytes = sum(plan.shares[share].num_bytes for share in missing(folder, len(plan.shares)))
     free_space.require(folder, open_bytes + SPARE_BYTES if open_bytes else 0)

@@ -126,12 +126,14 @@ def consolidation() -> str:
 
 
 def tree() -> str:
-    """A line for each room: its name and the first sentence of what it says of itself. Those of tests and docs are not entered."""
+    """A line for each room: its name and the first sentence of what it says of itself. Tests and docs are one each."""
     lines = [
         (name, what)
         for folder in FOLDERS
         for name, what in _folder(ROOT / folder, 0)
-        if name.endswith("/") and not name.startswith("    ") and not (folder in ("tests", "docs") and name.startswith(" "))
+        if name.endswith("/")
+        and not name.startswith("    ")
+        and not (folder in ("tests", "docs") and name.startswith(" "))
     ]
     return _aligned(lines)
 

@@ -18,7 +18,7 @@ from .. import places
 from ..errors import OutputExistsError
 from .arguments import DIRECTORY, SIZE
 from .options import ARCHITECTURE, EXPERTS, GRAFT, SET, SET_NEW, TOKENIZER
-from .outcome import HELP, Outcome, reported, talk
+from .outcome import HELP, Outcome, OutcomeWithScope, reported, talk
 from .talk import say
 
 RUN_ID = "export"
@@ -31,16 +31,21 @@ ALLOWANCES = ("nan", "config", "vision")  # a checkpoint has no replicas that co
 class Exported:
     """What both phases did."""
 
-    dumped: Outcome
-    merged: Outcome
+    dumped: OutcomeWithScope
+    merged: OutcomeWithScope
 
     def facts(self) -> dict[str, Any]:
         """Return the facts of both, for --json and --report."""
         return {"dump": self.dumped.facts(), "merge": self.merged.facts()}
 
+    def scope(self) -> tuple[list[str], list[str]]:
+        """Return what both checked, and what either did not."""
+        (dumped, left), (merged, open_) = self.dumped.scope(), self.merged.scope()
+        return [*dumped, *merged], [*left, *open_]
+
     def text(self) -> str:
-        """Return what the merge says."""
-        return self.merged.text()
+        """Return what the merge says, and of what the dump says so that it was not compared."""
+        return "\n".join([self.merged.text(), *self.dumped.scope()[1]])
 
 
 @click.command(context_settings=HELP)

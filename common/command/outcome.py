@@ -58,6 +58,10 @@ class WithScope(Protocol):
     def scope(self) -> tuple[Sequence[str], Sequence[str]]: ...
 
 
+class OutcomeWithScope(Outcome, WithScope, Protocol):
+    """Both."""
+
+
 @runtime_checkable
 class WithExitCode(Protocol):
     """An outcome that the caller wants to see in the exit code, and that is not a refusal."""

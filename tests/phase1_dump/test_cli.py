@@ -16,6 +16,7 @@ from shardmerge.common import reference
 from shardmerge.common.command.group import main
 from shardmerge.common.manifest import read
 from shardmerge.phase1_dump.cli import launched, rank_report
+from tests.dumps.outcomes import facts_of
 from tests.phase1_dump.conftest import References
 
 PROVIDERS = "tests.phase1_dump.providers"
@@ -70,8 +71,10 @@ def test_json_and_report_are_the_same_facts(references: References, tmp_path: Pa
         f"{PROVIDERS}:whole", tmp_path / "out", references.config("llama"), "--json", "--report", str(report)
     )
 
-    facts = json.loads(result.stdout)
+    facts = facts_of(result)
     assert facts == json.loads(report.read_text())
+    assert len(facts["checked"]) == 2
+    assert facts["unchecked"] == ["what other ranks wrote: check and merge do that"]
     assert facts["rank"] == 0
     assert facts["health"] == {"all_zero": [], "nonfinite": []}
     sizes = [path.stat().st_size for path in (tmp_path / "out").rglob("*.safetensors")]
@@ -106,7 +109,7 @@ def test_a_refusal_has_its_own_exit_code_and_facts(references: References, tmp_p
     result = run(f"{PROVIDERS}:whole", tmp_path, reference, "--json")
 
     assert result.exit_code == 5
-    facts = json.loads(result.stdout)
+    facts = facts_of(result)
     assert (facts["error"], facts["architecture"]) == ("UnsupportedArchitectureError", "OtherForCausalLM")
 
 

@@ -10,6 +10,7 @@ from click.testing import CliRunner, Result
 from shardmerge.common.command.export import ALLOWANCES
 from shardmerge.common.command.group import main
 from shardmerge.phase2_merge import options, verify
+from tests.dumps.outcomes import facts_of
 from tests.phase1_dump.checkpoint.conftest import Saved
 
 
@@ -23,6 +24,7 @@ def test_a_checkpoint_becomes_a_hugging_face_directory(saved: Saved, tmp_path: P
 
     assert result.exit_code == 0, result.output
     assert f"Published {tmp_path / 'out'}" in result.stdout
+    assert "Not compared: settings of the model" in result.stdout
     verify(tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"out", saved.path.name}
 
@@ -75,6 +77,23 @@ def test_options_of_both_phases_reach_them(saved: Saved, tmp_path: Path) -> None
     names = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())["weight_map"]
     assert "model.layers.1.mlp.experts.down_proj" in names
     assert len(set(names.values())) > 3
+
+
+def test_json_says_what_either_phase_checked_and_what_not(saved: Saved, tmp_path: Path) -> None:
+    given = ["--checkpoint", str(saved.path), "--hf-reference", str(saved.reference), "--run-id", "run"]
+    command = ["dump", "--out", str(tmp_path / "dump"), *given, "--json"]
+
+    planned = facts_of(CliRunner().invoke(main, [*command, "--dry-run"]))
+    assert not (tmp_path / "dump").exists()
+    dumped = facts_of(CliRunner().invoke(main, command))
+    exported = facts_of(export(saved, tmp_path / "out", "--json"))
+
+    assert set(planned["checked"]) < set(dumped["checked"]) < set(exported["checked"])
+    assert "the CRC-32 of every tensor that was read" in dumped["checked"]
+    assert any("layernorm_zero_centered_gamma" in text for text in planned["unchecked"])
+    assert planned["unchecked"] == dumped["unchecked"]
+    assert set(dumped["unchecked"]) < set(exported["unchecked"])
+    assert facts_of(export(saved, tmp_path / "out", "--json"))["error"] == "OutputExistsError"
 
 
 def test_every_word_of_allow_is_one_of_the_merge() -> None:

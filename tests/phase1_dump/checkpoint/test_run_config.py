@@ -61,7 +61,7 @@ def test_a_config_json_that_is_what_was_recorded_is_accepted(saved: Saved, tmp_p
         "silu",
         "RMSNorm",
     )
-    assert dumped.facts()["not_compared"] == []
+    assert dumped.scope()[1] == []
     assert "Settings of the model that run_config.yaml records (activation," in dumped.text()
     check([tmp_path / "dump"], hf_reference=saved.reference)
 
@@ -142,5 +142,5 @@ def test_without_it_nothing_is_compared_and_that_is_told(saved: Saved, tmp_path:
     dumped = saved.dump(tmp_path / "dump")
 
     assert settings(tmp_path / "dump") is None
-    assert dumped.facts()["not_compared"] == [dumped.compared]
+    assert dumped.scope()[1] == [dumped.compared]
     assert "stand in a pickle, if at all (common.pt)" in dumped.text()
