@@ -156,6 +156,7 @@ def plan_of(
     raise_problems(_unreadable(folder, table))
     states = _states(folder, table, quantizers)
     recorded = recorded_in(folder.path, drop_mtp=options.drop_mtp)
+    _require_norms_as_read(folder, recorded, bound)
     raise_problems(wrong_sizes(folder, table, described.columns, states))
     stored = tuple(stored_key(key, shape, bound) for key, shape in zip(table.keys, table.shapes, strict=True))
     packing = _packing(folder, quantizers, stored, packing_of)
@@ -197,6 +198,22 @@ def _states(folder: Folder, table: ChunkTable, quantizers: Quantizers | None) ->
     if states[METADATA] != folder.metadata:
         raise ChangedCheckpointError(str(folder.path), f"{METADATA} was written to, or replaced")
     return states
+
+
+def _require_norms_as_read(folder: Folder, recorded: Recorded, bound: Blueprint) -> None:
+    """Raise UnsupportedCheckpointError if norms were recorded as stored otherwise than readers take them.
+
+    No choice of the merge could put that right. The route of a live model adds or subtracts the 1.
+    """
+    setting = "zero_centred_norms"
+    stored, read = (recorded.settings or {}).get(setting), bound.says(setting).value
+    if stored is not None and stored != read:
+        kinds = ("as they are", "minus one")
+        raise UnsupportedCheckpointError(
+            str(folder.path),
+            f"{RUN_CONFIG} says that norms are stored {kinds[stored]} (layernorm_zero_centered_gamma), and readers of "
+            f"{bound.architecture.name} take them {kinds[not stored]}",
+        )
 
 
 def _left_beside(folder: Folder, described: Described, bound: Blueprint, options: Options) -> frozenset[str]:

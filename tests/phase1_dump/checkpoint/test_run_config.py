@@ -16,7 +16,7 @@ import yaml
 from shardmerge.common import manifest
 from shardmerge.common.architectures import blueprint
 from shardmerge.common.architectures.settings.vocabulary import agree
-from shardmerge.common.errors import CorruptFileError, ShardmergeError
+from shardmerge.common.errors import CorruptFileError, ShardmergeError, UnsupportedCheckpointError
 from shardmerge.phase1_dump.settings.recorded import recorded_settings
 from shardmerge.phase2_merge import check
 from tests.phase1_dump.checkpoint.conftest import Saved
@@ -85,6 +85,17 @@ def test_a_config_json_that_says_something_else_is_refused_by_its_key(
 
     with pytest.raises(ShardmergeError, match=setting):
         check([tmp_path / "dump"], hf_reference=saved.reference)
+
+
+def test_norms_that_are_stored_otherwise_than_readers_take_them_are_refused(
+    saved: Saved, tmp_path: Path
+) -> None:
+    """The merge could only warn of it."""
+    record(saved, layernorm_zero_centered_gamma=True)
+
+    with pytest.raises(UnsupportedCheckpointError, match=r"stored minus one .* take them as they are"):
+        saved.dump(tmp_path / "dump")
+    assert not (tmp_path / "dump").exists()
 
 
 def test_shares_are_of_one_run_config(saved: Saved, tmp_path: Path) -> None:
