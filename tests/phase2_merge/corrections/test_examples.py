@@ -13,14 +13,16 @@ import pytest
 import transformers
 from click.testing import CliRunner
 
+from shardmerge.common.architectures import blueprint
 from shardmerge.common.command.group import main
+from shardmerge.common.errors import MtpMismatchError
 from tests import generate_docs
 from tests.dumps.dumps import Topology, moe_config
 from tests.dumps.worlds import MakeWorld
 from tests.phase2_merge.proof.config.mtp_dumps import DEEPSEEK, Written, deepseek_shapes
 
 ROOT = generate_docs.ROOT
-LOG = ROOT / "docs" / "log.md"  # tells what did not work, too
+LOG = ROOT / "docs" / "inside" / "log.md"  # tells what did not work, too
 EXAMPLE = re.compile(r"--set(?:-new)? (?:'config\.[^']+'|config\.[\w.+]+=[^\s'`\"()]+)")
 MOE = "Qwen3MoeForCausalLM"
 
@@ -29,8 +31,9 @@ def printed() -> Iterator[str]:
     """Every `--set config.KEY=VALUE` of documents and of our sources, in which help and messages stand."""
     documents = [*ROOT.glob("*.md"), *(path for path in (ROOT / "docs").rglob("*.md") if path != LOG)]
     sources = [path for folder in ("common", "phase2_merge") for path in (ROOT / folder).rglob("*.py")]
-    for path in (*documents, *sources):
-        yield from (found[0].rstrip(".,;:") for found in EXAMPLE.finditer(path.read_text()))
+    of_the_table = MtpMismatchError("", "mtp.fc.weight", "", blueprint(DEEPSEEK).mtp_key)
+    for text in (of_the_table.message(), *(path.read_text() for path in (*documents, *sources))):
+        yield from (found[0].rstrip(".,;:") for found in EXAMPLE.finditer(text))
 
 
 NO_VALUE = ("=VALUE", "=")  # ends what says only how an example is written
