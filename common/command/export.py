@@ -23,7 +23,7 @@ from .talk import say
 
 RUN_ID = "export"
 OF_DUMP_ALONE = ("dtype_from_reference", "drop_vision", "experts")
-OF_DUMP = (*OF_DUMP_ALONE, "hf_reference", "drop_mtp", "architecture")  # the merge takes all but those before
+OF_DUMP = (*OF_DUMP_ALONE, "hf_reference", "drop_mtp", "architecture")  # the last three are of the merge too
 ALLOWANCES = ("nan", "config", "vision")  # a checkpoint has no replicas that could differ
 
 
@@ -44,7 +44,7 @@ class Exported:
         return [*dumped, *merged], [*left, *open_]
 
     def text(self) -> str:
-        """Return what the merge says, and of what the dump says so that it was not compared."""
+        """Return what the merge says, and then what the dump did not check."""
         return "\n".join([self.merged.text(), *self.dumped.scope()[1]])
 
 

@@ -59,7 +59,7 @@ class WithScope(Protocol):
 
 
 class OutcomeWithScope(Outcome, WithScope, Protocol):
-    """Both."""
+    """An outcome that says, beside facts and text, what was checked, and what not."""
 
 
 @runtime_checkable

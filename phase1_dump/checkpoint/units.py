@@ -103,18 +103,13 @@ def units_of(stored: Sequence[StoredKey], bound: Blueprint, sizes: Sizes, *, dro
         require_counts(one, bound)
         for place in one.places():
             key = one.canonical(place)
-            claim = None if drop_mtp and is_mtp(key) else bound.claim(key)
+            if drop_mtp and is_mtp(key):
+                continue
+            claim = bound.claim(key)
             if claim is None:
-                if (
-                    not (drop_mtp and is_mtp(key))
-                    and bound.drop_reason(key) is None
-                    and len(unclaimed) < SHOWN
-                ):
-                    unclaimed.append(
-                        UnclaimedParameterError(
-                            key, one.parameter_shape, bound.architecture.name, 0, bound.mtp_key
-                        )
-                    )
+                if bound.drop_reason(key) is None and len(unclaimed) < SHOWN:
+                    shape, table = one.parameter_shape, bound.architecture.name
+                    unclaimed.append(UnclaimedParameterError(key, shape, table, 0, bound.mtp_key))
                 continue
             _require_known_order(claim, key)
             _require_fit(claim, one.parameter_shape, bound)
