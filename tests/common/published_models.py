@@ -350,7 +350,7 @@ MODELS = (
         TRANSFORMERS,
     ),
     Published(
-        "zai-org/GLM-4.7-Flash, without its step",
+        "zai-org/GLM-4.7-Flash",  # whose metadata.total_size is this number too, and not one of bytes
         config(
             "Glm4MoeLiteForCausalLM",
             2048,
@@ -358,12 +358,14 @@ MODELS = (
             47,
             (20, 20),
             154880,
-            num_nextn_predict_layers=0,
+            num_nextn_predict_layers=1,
             **latent(768, nope=192, value=256),
             **deepseek(64, 1, 1536, 1),
         ),
-        29943393920,
-        TRANSFORMERS,
+        31221488576,
+        HUB,
+        9703,
+        with_copies=True,
     ),
     Published(
         "nvidia/Minitron-4B-Base",
