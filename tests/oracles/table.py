@@ -103,6 +103,7 @@ ORACLES: Final[dict[str, Oracle]] = {
     "qwen3_next_mtp": Oracle(),
     "qwen3_5_mtp": Oracle(),
     "qwen3_5_moe_mtp": Oracle(packed=True),
+    "qwen3_5_vl_mtp": Oracle(),
     "qwen3_5_moe_vl_mtp": Oracle(packed=True),
     "nemotron_h_mtp": Oracle(),
     "nemotron_h_latent_mtp": Oracle(),

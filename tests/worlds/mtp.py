@@ -50,6 +50,7 @@ EXAONE_MOE_MTP = replace(by_name("exaone_moe"), name="exaone_moe_mtp", mtp=Steps
 QWEN3_NEXT_MTP = replace(by_name("qwen3_next"), name="qwen3_next_mtp", mtp=Steps())
 QWEN3_5_MTP = replace(by_name("qwen3_5"), name="qwen3_5_mtp", tied=False, mtp=Steps())
 QWEN3_5_MOE_MTP = replace(by_name("qwen3_5_moe"), name="qwen3_5_moe_mtp", mtp=Steps())
+QWEN3_5_VL_MTP = replace(by_name("qwen3_5_vl"), name="qwen3_5_vl_mtp", tied=False, mtp=Steps())
 QWEN3_5_MOE_VL_MTP = replace(by_name("qwen3_5_moe_vl"), name="qwen3_5_moe_vl_mtp", mtp=Steps())
 
 GLM_MOE_DSA_MTP = replace(by_name("glm_moe_dsa"), name="glm_moe_dsa_mtp", mtp=Steps())
@@ -63,6 +64,7 @@ MTP_FAMILIES = (
     QWEN3_NEXT_MTP,
     QWEN3_5_MTP,
     QWEN3_5_MOE_MTP,
+    QWEN3_5_VL_MTP,
     QWEN3_5_MOE_VL_MTP,
     NEMOTRON_H_MTP,
     NEMOTRON_H_LATENT_MTP,
