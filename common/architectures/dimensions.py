@@ -7,6 +7,9 @@ from typing import Any
 
 from .rows import Config, Layers
 
+# Source: transformers, models/{llama,qwen3,deepseek_v3,nemotron_h}/; vllm/model_executor/models/llama.py
+BIASES = ("attention_bias", "mlp_bias", "qkv_bias", "bias")
+
 
 def common_dimensions(config: Config) -> dict[str, int]:
     """Return the dimensions that every decoder has. `q` and `kv` are rows of the projections."""
@@ -149,6 +152,23 @@ def refuse_true(config: Config, *names: str, false: Iterable[str] = ()) -> None:
 def common_flags(config: Config) -> frozenset[str]:
     """Return {"untied"} unless input and output embeddings are one tensor."""
     return frozenset() if config.get("tie_word_embeddings", False) else frozenset({"untied"})
+
+
+def unbiased_flags(config: Config, *others: str) -> frozenset[str]:
+    """Return the common flags of a decoder whose projections have no biases.
+
+    Args:
+        config: What config.json holds.
+        others: Further keys that must not be true.
+
+    Returns:
+        The flags.
+
+    Raises:
+        ValueError: config.json says that there are biases, which readers would build and find nowhere.
+    """
+    refuse_true(config, *BIASES, *others)
+    return common_flags(config)
 
 
 def set_flags(flags: Mapping[str, Any]) -> frozenset[str]:

@@ -8,6 +8,8 @@ import pytest
 
 from shardmerge.common.architectures import blueprint
 from shardmerge.common.errors import BadInputError
+from tests.common.published_words import DEEPSEEK_V3, DEEPSEEK_V32, GLM_5, QWEN3_30B
+from tests.scale.models import NEMOTRON_3_SUPER
 
 Json = dict[str, Any]
 SIZES: Json = {
@@ -45,12 +47,31 @@ def test_norms_over_all_heads_have_two_keys() -> None:
         config("OlmoeForCausalLM", num_experts=3, attention_bias=True),
         config("NemotronForCausalLM", mlp_bias=True),
         config("Ernie4_5_MoeForCausalLM", moe_num_experts=3, moe_intermediate_size=20, use_bias=True),
+        config("LlamaForCausalLM", attention_bias=True),
+        config("LlamaForCausalLM", mlp_bias=True),
+        config("MistralForCausalLM", attention_bias=True),
+        config("Qwen3ForCausalLM", attention_bias=True),
+        {**QWEN3_30B, "attention_bias": True},
+        {**DEEPSEEK_V3, "attention_bias": True},
+        {**DEEPSEEK_V32, "mlp_bias": True},
+        {**GLM_5, "attention_bias": True},
+        {**NEMOTRON_3_SUPER, "mlp_bias": True},
+        {**NEMOTRON_3_SUPER, "use_bias": True},
     ],
     ids=lambda said: said["architectures"][0],
 )
 def test_biases_that_no_row_has_are_refused(said: Json) -> None:
     with pytest.raises(BadInputError, match="of which the table knows nothing"):
         blueprint(said)
+
+
+def test_layers_that_readers_of_deepseek_would_build_otherwise_are_refused() -> None:
+    """vLLM heeds how often a layer has experts, and multiplies the width of Nemotron-H's shared experts."""
+    with pytest.raises(BadInputError, match="moe_layer_freq = 2"):
+        blueprint(DEEPSEEK_V3 | {"moe_layer_freq": 2})
+    with pytest.raises(BadInputError, match="n_shared_experts = 2"):
+        blueprint(NEMOTRON_3_SUPER | {"n_shared_experts": 2})
+    assert blueprint(DEEPSEEK_V3 | {"moe_layer_freq": 1}).num_tensors()
 
 
 def test_a_clip_of_olmoe_is_a_setting() -> None:

@@ -13,7 +13,14 @@ from ..blocks.experts import EITHER, IN_EITHER
 from ..blocks.mlp import DENSE_MLP, SHARED_EXPERTS, activation
 from ..blocks.mtp import FIRST, LAST, NUMBER, one_step, promising_none, steps_of
 from ..blocks.router import biased_router_settings, router_with_bias
-from ..dimensions import common_dimensions, common_flags, expert_dimensions, integer, set_flags, unless_absent
+from ..dimensions import (
+    common_dimensions,
+    expert_dimensions,
+    integer,
+    set_flags,
+    unbiased_flags,
+    unless_absent,
+)
 from ..keys import HF_LAYER, STEP_LAYER
 from ..rows import Architecture, Config, Layers, MultiTokenPrediction
 from ..settings.says import derived
@@ -33,7 +40,7 @@ def _shared_experts(config: Config) -> int:
 
 
 def _flags(config: Config) -> frozenset[str]:
-    return common_flags(config) | set_flags({"shared_experts": _shared_experts(config)})
+    return unbiased_flags(config) | set_flags({"shared_experts": _shared_experts(config)})
 
 
 def _layers(config: Config) -> Layers:

@@ -22,7 +22,7 @@ from ..blocks.mamba import MAMBA_SETTINGS, mamba
 from ..blocks.mlp import activation, plain_mlp
 from ..blocks.mtp import FIRST, LAST, NUMBER, step_rows, steps_of
 from ..blocks.router import biased_router, biased_router_settings
-from ..dimensions import common_dimensions, common_flags, integer, set_flags
+from ..dimensions import common_dimensions, integer, set_flags, unbiased_flags
 from ..keys import EXPERT, LAYER, STEP_HYBRID_LAYER
 from ..rows import Architecture, Config, Layers, MultiTokenPrediction, Row, Target, same
 from ..settings.says import always, derived, key
@@ -110,12 +110,14 @@ def _dimensions(config: Config) -> dict[str, int]:
 
 
 def _flags(config: Config) -> frozenset[str]:
+    if (config.get("n_shared_experts") or 1) != 1:  # vLLM multiplies the width by it, transformers does not
+        raise ValueError(f"n_shared_experts = {config['n_shared_experts']!r:.40}")
     own = {
         "latent": config.get("moe_latent_size"),
         "shared_experts": config.get("moe_shared_expert_intermediate_size"),
         "conv_bias": config.get("use_conv_bias", True),
     }
-    return common_flags(config) | set_flags(own)
+    return unbiased_flags(config, "use_bias", "mamba_proj_bias") | set_flags(own)
 
 
 def _layers(config: Config) -> Layers:

@@ -11,7 +11,7 @@ from ..blocks.embeddings import EMBEDDINGS, NORMS, TIED, rms_norms
 from ..blocks.experts import EITHER, IN_EITHER
 from ..blocks.mlp import DENSE_MLP, activation
 from ..blocks.router import EXPERTS_PER_TOKEN, plain_router
-from ..dimensions import common_dimensions, common_flags, one_of
+from ..dimensions import common_dimensions, one_of, unbiased_flags
 from ..keys import HF_LAYER
 from ..rows import Architecture, Config, Layers
 from ..settings.says import key
@@ -47,7 +47,7 @@ QWEN3_MOE = Architecture(
     + plain_router(HF_LAYER + "mlp.gate.")
     + IN_EITHER,
     _dimensions,
-    common_flags,
+    unbiased_flags,
     layers_with_experts,
     settings=(
         *rotated_heads(),

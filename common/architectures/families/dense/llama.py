@@ -16,7 +16,7 @@ from ...blocks.attention import (
 )
 from ...blocks.embeddings import EMBEDDINGS, NORMS, TIED, rms_norms
 from ...blocks.mlp import DENSE_MLP, activation
-from ...dimensions import common_dimensions, common_flags, integer, layers_alike
+from ...dimensions import common_dimensions, common_flags, integer, layers_alike, unbiased_flags
 from ...rows import Architecture, Config
 from ...settings.says import derived
 
@@ -39,7 +39,7 @@ LLAMA = Architecture(
     "transformers models/llama/modeling_llama.py",
     DENSE_ROWS,
     common_dimensions,
-    common_flags,
+    unbiased_flags,
     layers_alike("dense"),
     settings=(*DENSE_SETTINGS, derived("sliding_windows", ("sliding_window", "layer_types"), _windows)),
     oracles=("Megatron-Bridge", "Model-Optimizer", "mcore-bridge"),
@@ -49,7 +49,7 @@ MISTRAL = Architecture(
     "transformers models/mistral/modeling_mistral.py: Llama, but a window of 4,096 unless config.json says null",
     DENSE_ROWS,
     common_dimensions,
-    common_flags,
+    unbiased_flags,
     layers_alike("dense"),
     settings=(*DENSE_SETTINGS, window_of_all(switch=None, otherwise=4096)),
     oracles=("Megatron-Bridge", "transformers"),
@@ -69,7 +69,7 @@ QWEN3 = Architecture(
     "transformers models/qwen3/modeling_qwen3.py: q_norm and k_norm per head",
     DENSE_ROWS + HEAD_NORMS,
     common_dimensions,
-    common_flags,
+    unbiased_flags,
     layers_alike("dense"),
     settings=(*DENSE_SETTINGS, WINDOW_BY_LAYER),
     oracles=("Megatron-Bridge", "Model-Optimizer", "mcore-bridge"),

@@ -23,7 +23,7 @@ from ...blocks.mtp import (
     without_steps,
 )
 from ...blocks.router import biased_router, biased_router_settings
-from ...dimensions import common_dimensions, common_flags, expert_dimensions, integer, set_flags
+from ...dimensions import common_dimensions, expert_dimensions, integer, set_flags, unbiased_flags
 from ...keys import HF_LAYER, STEP_LAYER
 from ...rows import Architecture, Config, Layers, MultiTokenPrediction
 from ...settings.says import derived
@@ -41,9 +41,14 @@ def dimensions(config: Config) -> dict[str, int]:
 
 
 def flags(config: Config) -> frozenset[str]:
-    """Return which kind of query there is, and whether there are shared experts and an embedding of the output."""
+    """Return which kind of query there is, and whether there are shared experts and an embedding of the output.
+
+    Raises ValueError for biases, and for dense layers between those with experts, which vLLM would build.
+    """
+    if config.get("moe_layer_freq", 1) not in (None, 1):
+        raise ValueError(f"moe_layer_freq = {config['moe_layer_freq']!r:.40}")
     own = latent_flags(config) | {"shared_experts": config.get("n_shared_experts")}
-    return common_flags(config) | set_flags(own)
+    return unbiased_flags(config) | set_flags(own)
 
 
 def _layers(config: Config) -> Layers:
