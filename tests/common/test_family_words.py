@@ -90,6 +90,15 @@ def test_minimax_says_how_many_channels_rotate_or_which_part() -> None:
         pairs(rotary_dim=2, rope_parameters={"rope_theta": 5e6, "partial_rotary_factor": 4 / 6})
 
 
+def test_attention_of_another_kind_is_not_minimax_m2s() -> None:
+    known: Json = {"use_qk_norm": True, "qk_norm_type": "per_layer", "attn_type_list": [1] * 4}
+    assert blueprint(config("MiniMaxM2ForCausalLM", num_local_experts=3, **known)).num_tensors()
+    others: Json = {"use_qk_norm": False, "qk_norm_type": "per_head", "attn_type_list": [1, 0, 1, 1]}
+    for name, other in others.items():
+        with pytest.raises(BadInputError, match=name):
+            blueprint(config("MiniMaxM2ForCausalLM", num_local_experts=3, **{**known, name: other}))
+
+
 def test_half_of_a_head_of_nemotron_rotates_unless_config_json_says_otherwise() -> None:
     plain = config("NemotronForCausalLM", head_dim=8)
     assert len(setting("rope_frequencies", plain)) == 2

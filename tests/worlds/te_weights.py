@@ -95,7 +95,8 @@ def multiplied_out(tensor: Any) -> torch.Tensor:
     rows, columns = facts["rowwise_data"].shape
     tiles = facts["rowwise_data"].view(torch.float8_e4m3fn).float().view(rows, columns // 32, 32)
     powers = torch.exp2(facts["rowwise_scale_inv"][:rows, : columns // 32].float() - 127)
-    return (tiles * powers[:, :, None]).view(rows, columns).to(tensor.dtype)
+    numbers: torch.Tensor = (tiles * powers[:, :, None]).view(rows, columns)
+    return numbers.to(tensor.dtype)
 
 
 def nvfp4(weight: torch.Tensor) -> Any:

@@ -27,7 +27,10 @@ def _dimensions(config: Config) -> dict[str, int]:
 
 
 def _flags(config: Config) -> frozenset[str]:
-    refuse_true(config, "attention_bias", "shared_intermediate_size")
+    refuse_true(config, "attention_bias", "shared_intermediate_size", false=("use_qk_norm",))
+    known = {"qk_norm_type": "per_layer", "attn_type_list": [1] * config["num_hidden_layers"]}
+    if other := {name: config[name] for name in known if config.get(name, known[name]) != known[name]}:
+        raise ValueError(f"{other!r:.80}")  # as the code beside the published files reads it
     return common_flags(config)
 
 
