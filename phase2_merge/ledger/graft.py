@@ -62,8 +62,7 @@ def graft(
         BadInputError: No tensor's name fits a pattern, or only those of copies do.
         CorruptFileError, OSError: The reference cannot be read.
     """
-    for pattern in patterns:
-        _require_fitting(pattern, reference, copies)
+    require_fitting(reference, patterns, copies)
     if not patterns:
         return ()
     paths = references.weight_files(reference.path)
@@ -77,6 +76,12 @@ def tensors(files: Iterable[GraftedFile]) -> dict[str, ReferenceTensor]:
     """Return dtype and shape of everything that is grafted, by name."""
     rectangles = (placed.rectangle for file in files for placed in file.placed)
     return {one.name: ReferenceTensor(one.dtype, one.global_shape) for one in rectangles}
+
+
+def require_fitting(reference: Reference, patterns: Sequence[str], copies: Mapping[str, str]) -> None:
+    """Raise BadInputError if nothing would be taken by one of the patterns. No bytes are read."""
+    for pattern in patterns:
+        _require_fitting(pattern, reference, copies)
 
 
 def _require_fitting(pattern: str, reference: Reference, copies: Mapping[str, str]) -> None:
