@@ -79,7 +79,16 @@ def tensors(files: Iterable[GraftedFile]) -> dict[str, ReferenceTensor]:
 
 
 def require_fitting(reference: Reference, patterns: Sequence[str], copies: Mapping[str, str]) -> None:
-    """Raise BadInputError if nothing would be taken by one of the patterns. No bytes are read."""
+    """Require that every pattern takes something. No bytes are read.
+
+    Args:
+        reference: Where tensors are taken from.
+        patterns: Names, in which `*`, `?` and `[...]` mean what they mean in file names.
+        copies: Names of tensors that the merge itself makes of others, and the names of these.
+
+    Raises:
+        BadInputError: No tensor's name fits a pattern, or only those of copies do.
+    """
     for pattern in patterns:
         _require_fitting(pattern, reference, copies)
 
