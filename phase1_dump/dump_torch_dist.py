@@ -28,7 +28,6 @@ from .checkpoint.chunk_files import StoredPart
 from .checkpoint.packing import Packing
 from .checkpoint.plan import Options, Plan, plan_of
 from .checkpoint.quantizers import Quantizers
-from .checkpoint.run_config import RUN_CONFIG
 from .generation import Generation
 from .shares.local_processes import Advance, in_processes
 from .shares.same_dump import require_same
@@ -252,7 +251,7 @@ def _compared(plan: Plan) -> str:
     settings = plan.recorded.settings
     if settings is None:
         return NOT_COMPARED.format(plan.recorded.why_not)
-    return COMPARED.format(RUN_CONFIG, ", ".join(sorted(settings)))
+    return COMPARED.format(plan.recorded.file, ", ".join(sorted(settings)))
 
 
 def _described(plan: Plan, out: Path) -> Iterable[str]:

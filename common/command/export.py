@@ -7,6 +7,7 @@ output is published. Both phases are called by name: this module imports neither
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -24,6 +25,7 @@ from .talk import say
 RUN_ID = "export"
 OF_DUMP_ALONE = ("dtype_from_reference", "drop_vision", "experts")
 OF_DUMP = (*OF_DUMP_ALONE, "hf_reference", "drop_mtp", "architecture")  # the last three are of the merge too
+NOT_OF_THE_PROOF = (*OF_DUMP_ALONE, "tokenizer", "verify")
 ALLOWANCES = ("nan", "config", "vision")  # a checkpoint has no replicas that could differ
 
 
@@ -110,6 +112,7 @@ def export(
     dump, processes = places.dump_of_export(out), workers or len(os.sched_getaffinity(0))
     if import_module("shardmerge.phase2_merge.output.publish").is_taken(out) and not dump.is_dir():
         raise OutputExistsError(str(out))
+    _require_sound(dump, options)
     size = {} if max_shard_bytes is None else {"max_shard_bytes": max_shard_bytes}
     try:
         dumped = import_module("shardmerge.phase1_dump").dump_checkpoint(
@@ -134,6 +137,13 @@ def export(
         raise
     _remove(dump)
     return Exported(dumped, merged)
+
+
+def _require_sound(dump: Path, options: Mapping[str, Any]) -> None:
+    """Raise what the merge would raise of its options, before a dump takes an hour."""
+    shared = {name: value for name, value in options.items() if name not in NOT_OF_THE_PROOF}
+    asked = import_module("shardmerge.phase2_merge.options").Asked(dump, **shared)
+    import_module("shardmerge.phase2_merge.commands.merge").require_sound(asked, options["tokenizer"])
 
 
 def _remove(dump: Path) -> None:

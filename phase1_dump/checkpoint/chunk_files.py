@@ -41,6 +41,7 @@ class StoredPart:
         first_row: Where it begins in the dimension after them.
         shape: Its own shape.
         plain_norm: The key of the weight of a norm to which readers add nothing, "" of everything else.
+        added: What is added to every number: 1 to a norm that is stored minus one and that readers take as it is.
     """
 
     tensor: int
@@ -48,6 +49,7 @@ class StoredPart:
     first_row: int
     shape: Shape
     plain_norm: str = ""
+    added: int = 0
 
     def box(self, start: Shape, extent: Shape) -> tuple[Shape, Shape]:
         """Return where a box of the parameter lies in the stored tensor: (offset, shape)."""

@@ -66,6 +66,22 @@ def cast(bits: Bits, source: str, target: str) -> Bits:
     return narrow
 
 
+def plus(bits: Bits, source: str, added: int) -> Bits:
+    """Add an integer to numbers in float32, where that costs bfloat16 nothing.
+
+    Args:
+        bits: Unsigned integers.
+        source: Kind of the numbers.
+        added: The integer.
+
+    Returns:
+        The bits of the sums, as unsigned integers of float32.
+    """
+    wide = _floats(cast(bits, source, "F32"), "F32")
+    sums: Bits = (wide + np.float32(added)).view(KINDS["F32"].unsigned)
+    return sums
+
+
 def count_narrowed(bits: Bits, source: str, target: str) -> int:
     """Return how many numbers a cast changes. NaN that stays NaN is not a change.
 

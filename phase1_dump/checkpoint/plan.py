@@ -41,7 +41,7 @@ from .keys import NONE, Place, StoredKey, is_of_the_model, refusal, stored_key, 
 from .numbers import KINDS
 from .packing import Packing, PackingOf
 from .quantizers import Quantizers, find_quantizers, module_of, require_all_claimed
-from .run_config import RUN_CONFIG, Recorded, is_there, recorded_in
+from .run_config import Recorded, file_there, recorded_in
 from .units import Sizes, digest_of, require_counts, units_of
 
 TRAINED = (
@@ -90,6 +90,7 @@ class Plan:
         iteration: Of the training, None if no name tells.
         warnings: Signs that files are of several saves.
         recorded: What training recorded of the model's settings.
+        beside: How many tensors beside the language model are left out.
     """
 
     folder: Folder
@@ -107,6 +108,7 @@ class Plan:
     iteration: int | None
     warnings: tuple[str, ...]
     recorded: Recorded
+    beside: int
 
     @cached_property
     def dtype_of(self) -> Callable[[Tensor], str]:
@@ -164,7 +166,13 @@ def plan_of(
         bound = blueprint(known.config, known.tensors, bound.experts | spelled, bound.architecture)
     params_dtype = _params_dtype(table)
     dtype_of = dtype_chooser(known, params_dtype, dtype_from_reference=options.dtype_from_reference)
-    units = units_of(stored, bound, Sizes(dtype_of, packing), drop_mtp=options.drop_mtp)
+    units = units_of(
+        stored,
+        bound,
+        Sizes(dtype_of, packing),
+        drop_mtp=options.drop_mtp,
+        own_delta_nets=recorded.own_delta_nets,
+    )
     if quantizers is not None:
         require_all_claimed(quantizers, units.keys, units.attentions)
     shares, order = distributed(units.units, list(map(len, units.rows)), options.max_share_bytes)
@@ -187,6 +195,7 @@ def plan_of(
         iteration_in(described.saved_as or "") if folder.iteration is None else folder.iteration,
         tuple(hints(folder, described.saved_as, states)),
         recorded,
+        len(beside),
     )
 
 
@@ -194,7 +203,7 @@ def _states(folder: Folder, table: ChunkTable, quantizers: Quantizers | None) ->
     """Return the states of all files that are read. Raises ChangedCheckpointError if `.metadata` is another one now."""
     paths = {METADATA, *(table.paths[number] for number in set(table.path.tolist()))}
     paths |= quantizers.paths if quantizers is not None else set()
-    states = folder.states(paths | ({RUN_CONFIG} if is_there(folder.path) else set()))
+    states = folder.states(paths | {file_there(folder.path)} - {""})
     if states[METADATA] != folder.metadata:
         raise ChangedCheckpointError(str(folder.path), f"{METADATA} was written to, or replaced")
     return states
@@ -211,8 +220,8 @@ def _require_norms_as_read(folder: Folder, recorded: Recorded, bound: Blueprint)
         kinds = ("as they are", "minus one")
         raise UnsupportedCheckpointError(
             str(folder.path),
-            f"{RUN_CONFIG} says that norms are stored {kinds[stored]} (layernorm_zero_centered_gamma), and readers of "
-            f"{bound.architecture.name} take them {kinds[not stored]}",
+            f"{recorded.file} says that norms are stored {kinds[stored]} (layernorm_zero_centered_gamma), and readers "
+            f"of {bound.architecture.name} take them {kinds[not stored]}",
         )
 
 

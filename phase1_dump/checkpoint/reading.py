@@ -21,7 +21,7 @@ from shardmerge.common.rectangle import Shape
 from ..rectangles.parts import Part, Recipe, SharedPart, boxes_in_order
 from ..source import Holding, Seen, Stream
 from .chunk_files import ChunkFiles, StoredPart
-from .numbers import KINDS, Bits, cast, count_narrowed, count_nonfinite, largest_magnitude
+from .numbers import KINDS, Bits, cast, count_narrowed, count_nonfinite, largest_magnitude, plus
 from .packing import Packing
 
 BLOCK_BYTES = 8 << 20
@@ -53,6 +53,7 @@ class _Health:
 
     kind: str
     plain_norm: str = ""
+    added: int = 0
     narrowed: int = 0
     not_above_zero: int = 0
     largest: int = 0
@@ -80,7 +81,8 @@ class _Health:
     def seen(self) -> Seen:
         """Return the verdict."""
         nonfinite = (self.nan, self.infinite) if self.nan or self.infinite else None
-        return Seen(nonfinite, self.elements > 0 and not self.largest, self.narrowed)
+        all_zero = self.elements > 0 and not self.largest
+        return Seen(nonfinite, all_zero, self.narrowed, added=self.added)
 
 
 def read(holdings: Sequence[Holding], files: ChunkFiles, packing: Packing | None, *, inspect: bool) -> Stream:
@@ -115,8 +117,10 @@ def _is_stored(holding: Holding) -> bool:
 
 def _read(holdings: Sequence[Holding], files: ChunkFiles, buffers: Buffers, *, inspect: bool) -> Stream:
     for holding in holdings:
-        norm = next((part.data.plain_norm for part in holding.recipe.parts), "")
-        health = _Health(holding.rectangle.dtype, norm)
+        norm, added = next(
+            ((part.data.plain_norm, part.data.added) for part in holding.recipe.parts), ("", 0)
+        )
+        health = _Health(holding.rectangle.dtype, norm, added)
         for block in _blocks(holding, files, buffers, health):
             if inspect or norm:
                 health.look(block)
@@ -142,6 +146,8 @@ def _block(
         part, box = shared[0]
         own = files.dtype(part.data)
         found = _turned(part, box, files, buffers.next(count, own))
+        if part.data.added:  # to a norm, which is one part
+            found, own = plus(found, own, part.data.added), "F32"
         health.narrowed += count_narrowed(found, own, target)
         return np.ascontiguousarray(cast(found, own, target)).reshape(-1)
     flat = buffers.next(count, target)

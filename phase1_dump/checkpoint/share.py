@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 
+from shardmerge.common.architectures.composites import VISION
 from shardmerge.common.architectures.digest import table_digest
 from shardmerge.common.manifest import AXES
 from shardmerge.common.manifest_facts import QuantizationFacts
@@ -87,7 +88,7 @@ def share_of(plan: Plan, share: int, run_id: str) -> CheckpointShare:
         quantization = facts_of(claimed, caches, packing.producer())
     scales = [scale for cache in caches for scale in cache.scales]
     centred = bool(plan.blueprint.says("zero_centred_norms").value)
-    claimed = [entry if centred else _with_plain_norm(entry) for entry in claimed]
+    claimed = [_as_read(entry) if centred else _with_plain_norm(entry) for entry in claimed]
     return CheckpointShare(
         world,
         Generation(run_id, plan.iteration, plan.digest),
@@ -100,7 +101,7 @@ def share_of(plan: Plan, share: int, run_id: str) -> CheckpointShare:
             experts=spellings_of(claimed, plan.blueprint),
             table=table_digest(plan.blueprint.architecture),
             dtype_from_reference=plan.options.dtype_from_reference,
-            drops=drops,
+            drops=drops | _left_beside(plan, share),
             router_bias_dtypes=_router_bias_dtypes(plan, share),
             producer={"shardmerge": _version()},
             quantization=quantization,
@@ -111,6 +112,11 @@ def share_of(plan: Plan, share: int, run_id: str) -> CheckpointShare:
     )
 
 
+def _left_beside(plan: Plan, share: int) -> dict[str, int]:
+    """Return how many tensors beside the language model are left out, by reason. The first share tells it for all."""
+    return {VISION: plan.beside} if plan.beside and share == 0 else {}
+
+
 def _with_plain_norm(entry: Claimed) -> Claimed:
     """Return a claim whose part says that it is a norm to which readers add nothing, if it is."""
     parameter = entry.parameter
@@ -118,6 +124,17 @@ def _with_plain_norm(entry: Claimed) -> Claimed:
         return entry
     data = replace(parameter.data, plain_norm=parameter.key)
     return replace(entry, parameter=replace(parameter, data=data))
+
+
+def _as_read(entry: Claimed) -> Claimed:
+    """Return a claim of a table whose readers add 1 to norms, and whose norms are stored minus one.
+
+    Readers add nothing to a few: the 1 is added here, as it is to those of a live model.
+    """
+    parameter = entry.parameter
+    if not entry.claim.row.plain_norm:
+        return entry
+    return replace(entry, parameter=replace(parameter, data=replace(parameter.data, added=1)))
 
 
 def _world(share: int, shares: int) -> World:

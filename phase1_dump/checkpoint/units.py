@@ -30,6 +30,7 @@ from ..torch_dist.folder import FileState, Folder
 from .division import Share, Unit
 from .keys import StoredKey
 from .packing import Packing
+from .run_config import RUN_CONFIG
 
 SHOWN = 10
 TOGETHER = (Layout.PART, Layout.PACKED)  # several parameters are one tensor, which is written by one share
@@ -79,7 +80,14 @@ class Sizes:
         return total, " ".join(names)
 
 
-def units_of(stored: Sequence[StoredKey], bound: Blueprint, sizes: Sizes, *, drop_mtp: bool) -> Units:
+def units_of(
+    stored: Sequence[StoredKey],
+    bound: Blueprint,
+    sizes: Sizes,
+    *,
+    drop_mtp: bool,
+    own_delta_nets: bool = False,
+) -> Units:
     """Return the units of all parameters.
 
     Args:
@@ -87,6 +95,7 @@ def units_of(stored: Sequence[StoredKey], bound: Blueprint, sizes: Sizes, *, dro
         bound: The table, bound to config.json.
         sizes: What tensors are written as.
         drop_mtp: Multi-token prediction is left out.
+        own_delta_nets: Layers with Gated DeltaNets are known to be megatron-core's own.
 
     Returns:
         The units, in the order of the checkpoint.
@@ -111,7 +120,8 @@ def units_of(stored: Sequence[StoredKey], bound: Blueprint, sizes: Sizes, *, dro
                     shape, table = one.parameter_shape, bound.architecture.name
                     unclaimed.append(UnclaimedParameterError(key, shape, table, 0, bound.mtp_key))
                 continue
-            _require_known_order(claim, key)
+            if not own_delta_nets:
+                _require_known_order(claim, key)
             _require_fit(claim, one.parameter_shape, bound)
             written = sizes.written(claim, key, prod(one.parameter_shape))
             _add(found, number, claim, key, (tensor, *place), written)
@@ -124,7 +134,9 @@ def _require_known_order(claim: Claim, key: str) -> None:
     row = claim.row
     if row.plain_norm or row.layout is Layout.GATED_QKV:
         what = "how its norm is stored" if row.plain_norm else "in which order its queries and gates lie"
-        raise UnsupportedCheckpointError(key, f"no file of a checkpoint says {what}")
+        raise UnsupportedCheckpointError(
+            key, f"no file of this checkpoint says {what}: {RUN_CONFIG} of Megatron-Bridge would"
+        )
 
 
 def require_counts(stored: StoredKey, bound: Blueprint) -> None:

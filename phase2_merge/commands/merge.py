@@ -25,6 +25,7 @@ from ..ledger import parquet
 from ..options import ADOPT, Asked, Uncalibrated, refuse_nested
 from ..output.lock import Lock
 from ..output.publish import building, commit, is_taken
+from ..proof import given
 from ..proof.prove import Proof, prove
 from ..quantization import json_files
 from ..shards import final_proof, parts, resume, run, space
@@ -123,6 +124,21 @@ def merge(
         report = replace(report, late_warnings=warnings)
     stages.end("publishing")
     return finished(report, stages)
+
+
+def require_sound(asked: Asked, tokenizer: Path | None) -> None:
+    """Raise what a merge will raise of what it is given beside a dump. It may be called before there is a dump.
+
+    Args:
+        asked: The options. Nothing is read of `asked.dumps`.
+        tokenizer: Where files of the tokenizer come from, None for the reference.
+
+    Raises:
+        BadInputError: An option makes no sense for this reference, or there is no tokenizer.
+        ShardmergeError: The reference cannot be read; any of the tree.
+        OSError: A file cannot be read.
+    """
+    sidecars.gather(given.read(asked).reference.path, tokenizer)
 
 
 def _write(plan: Plan, held: Lock, options: AssemblyOptions, stages: Stages) -> Written:

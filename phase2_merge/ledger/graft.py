@@ -62,8 +62,7 @@ def graft(
         BadInputError: No tensor's name fits a pattern, or only those of copies do.
         CorruptFileError, OSError: The reference cannot be read.
     """
-    for pattern in patterns:
-        _require_fitting(pattern, reference, copies)
+    require_fitting(reference, patterns, copies)
     if not patterns:
         return ()
     paths = references.weight_files(reference.path)
@@ -77,6 +76,21 @@ def tensors(files: Iterable[GraftedFile]) -> dict[str, ReferenceTensor]:
     """Return dtype and shape of everything that is grafted, by name."""
     rectangles = (placed.rectangle for file in files for placed in file.placed)
     return {one.name: ReferenceTensor(one.dtype, one.global_shape) for one in rectangles}
+
+
+def require_fitting(reference: Reference, patterns: Sequence[str], copies: Mapping[str, str]) -> None:
+    """Require that every pattern takes something. No bytes are read.
+
+    Args:
+        reference: Where tensors are taken from.
+        patterns: Names, in which `*`, `?` and `[...]` mean what they mean in file names.
+        copies: Names of tensors that the merge itself makes of others, and the names of these.
+
+    Raises:
+        BadInputError: No tensor's name fits a pattern, or only those of copies do.
+    """
+    for pattern in patterns:
+        _require_fitting(pattern, reference, copies)
 
 
 def _require_fitting(pattern: str, reference: Reference, copies: Mapping[str, str]) -> None:

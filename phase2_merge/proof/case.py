@@ -5,27 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
-from shardmerge.common import reference as references
-from shardmerge.common.architectures import Blueprint, blueprint, own, spelling
-from shardmerge.common.errors import BadInputError, ShardmergeError
+from shardmerge.common.architectures import Blueprint, blueprint, spelling
+from shardmerge.common.errors import ShardmergeError
 from shardmerge.common.manifest import Manifest
 from shardmerge.common.manifest_facts import Facts
 from shardmerge.common.reference import Reference
 
-from ..corrections.changes import Change, corrected, corrected_facts, refuse_undone
+from ..corrections.changes import Change, corrected_facts
 from ..corrections.record import Recorded, recorded
-from ..corrections.settle import settled_config, settled_facts
-from ..corrections.written import Correction, parse
+from ..corrections.settle import settled_facts
+from ..corrections.written import Correction
 from ..ledger import graft
 from ..ledger import table as ledger
 from ..ledger.fragments import Fragment, fragments
 from ..ledger.rank_directories import discover
 from ..ledger.table import Ledger
-from ..options import MTP, VISION, Asked, as_paths
+from ..options import VISION, Asked, as_paths
 from ..quantization import dropped
 from ..quantization.united import Quantization, united
+from . import given as beside
 from .tensors import verdict
 from .tensors.expected import Expected, expected_tensors
 from .tensors.verdict import Verdict
@@ -114,66 +113,29 @@ class Case:
 
 def read(asked: Asked) -> Case:
     """Read the reference, all manifests, and what is grafted. Raises one error of the tree, OSError."""
-    given = parse(asked.corrections, asked.new_corrections)
-    own_table = None if asked.architecture is None else own.named(asked.architecture)
-    reference = references.read(Path(asked.hf_reference))
-    of_config = settled_config(reference.config, given, own_table)
-    told = recorded("config", reference.config, of_config)
-    reference = replace(reference, config=corrected("config", reference.config, of_config))
-    described = blueprint(reference.config, reference.tensors, table=own_table)
-    copies, left = described.copies(), frozenset[str]()
-    if asked.drop_mtp:
-        left = frozenset(filter(described.is_mtp, reference.tensors))
-        reference = _without_mtp(reference, described, of_config)
-        described = blueprint(reference.config, reference.tensors, table=own_table)
+    given = beside.read(asked)
+    reference, changes, told = given.reference, given.changes, given.told
     ranks = discover(as_paths(asked.dumps))
-    table = ledger.read(ranks, graft.graft(reference, _patterns(asked, reference, described), copies, left))
+    table = ledger.read(ranks, graft.graft(reference, given.patterns, given.copies, given.left))
     manifests = [head.manifest for head in table.heads]
     facts = table.facts()
-    described = blueprint(reference.config, reference.tensors, spelling.told(facts.experts), own_table)
-    of_facts = settled_facts(facts, given)
+    described = blueprint(reference.config, reference.tensors, spelling.told(facts.experts), given.own_table)
+    of_facts = settled_facts(facts, given.corrections)
     told |= recorded("facts", facts.as_json(), of_facts)
     right = tuple(_corrected(manifest, facts, of_facts) for manifest in manifests)
     if asked.drop_mtp:
         right = dropped.without(right, described.is_mtp)
     return Case(
-        asked, reference, described, table, right, ranks.failures, given, (*of_config, *of_facts), told
+        asked,
+        reference,
+        described,
+        table,
+        right,
+        ranks.failures,
+        given.corrections,
+        (*changes, *of_facts),
+        told,
     )
-
-
-def _without_mtp(reference: Reference, described: Blueprint, changes: Sequence[Change]) -> Reference:
-    """Return a reference that holds and promises no multi-token prediction.
-
-    Raises BadInputError for an architecture that has none, and for a correction that promises it.
-    """
-    mtp = described.architecture.mtp
-    if mtp is None:
-        raise BadInputError(
-            f"--drop-mtp: the table of {described.architecture.name} knows no multi-token prediction",
-            "Leave it away.",
-        )
-    tensors = {name: tensor for name, tensor in reference.tensors.items() if not described.is_mtp(name)}
-    config = mtp.without(reference.config)
-    refuse_undone(reference.config, config, changes)
-    return replace(reference, config=config, tensors=tensors)
-
-
-def _patterns(asked: Asked, reference: Reference, described: Blueprint) -> tuple[str, ...]:
-    """Return the patterns of what is grafted, words spelled out. Raises BadInputError if nothing is called so."""
-    words = {
-        MTP: (described.mtp_patterns, "multi-token prediction", "--drop-mtp"),
-        VISION: (described.vision_patterns, "a vision tower", "--allow vision to publish none"),
-    }
-    patterns = [pattern for pattern in asked.grafts if pattern not in words]
-    for word in (word for word in words if word in asked.grafts):
-        patterns_of, what, otherwise = words[word]
-        if not (found := patterns_of(reference.tensors)):
-            raise BadInputError(
-                f"--graft {word}: {reference.path} holds no tensor of {what} of {described.architecture.name}",
-                f"Give a reference with weights that has it, or {otherwise}.",
-            )
-        patterns += found
-    return tuple(patterns)
 
 
 def _corrected(manifest: Manifest, told: Facts, changes: Sequence[Change]) -> Manifest:

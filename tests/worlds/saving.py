@@ -5,7 +5,7 @@ Decides how `sharded_state_dict` is asked and what else is saved beside the mode
 Functions whose first parameter is a rank run inside a `GlooRanks` pool.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,19 +70,24 @@ def save_filled(rank: int, family: Family, topology: Topology, out: Path, spelli
 def save(chunks: list[GPTModel], out: Path, spelling: Spelling) -> None:
     """Save this rank's chunks under `out`. All ranks of the world call it."""
     out.mkdir(parents=True, exist_ok=True)
-    state: dict[str, Any] = {
-        f"model{number}": _described(chunk, spelling) for number, chunk in enumerate(chunks)
-    }
+    state = described(chunks, spelling)
     if spelling.optimizer:
-        state |= {"optimizer": _optimizer(chunks, state), "iteration": 7}
-        state["rng_state"] = ShardedObject(
-            "rng_state",
-            [{"torch_rng_state": torch.get_rng_state()}],
-            (1,),
-            (0,),
-            torch.distributed.get_rank(),
-        )
+        state |= {"optimizer": _optimizer(chunks, state), **beside()}
     dist_checkpointing.save(state, str(out))
+
+
+def described(chunks: Sequence[GPTModel], spelling: Spelling) -> dict[str, Any]:
+    """Return the sharded state of a rank's chunks."""
+    return {f"model{number}": _described(chunk, spelling) for number, chunk in enumerate(chunks)}
+
+
+def beside() -> dict[str, Any]:
+    """Return what training saves beside model and optimizer: random numbers, and the step."""
+    numbers = [{"torch_rng_state": torch.get_rng_state()}]
+    return {
+        "rng_state": ShardedObject("rng_state", numbers, (1,), (0,), torch.distributed.get_rank()),
+        "iteration": 7,
+    }
 
 
 def _described(chunk: GPTModel, spelling: Spelling) -> Any:

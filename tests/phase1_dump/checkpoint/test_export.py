@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner, Result
 
 from shardmerge.common.command.export import ALLOWANCES
@@ -77,6 +78,27 @@ def test_options_of_both_phases_reach_them(saved: Saved, tmp_path: Path) -> None
     names = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())["weight_map"]
     assert "model.layers.1.mlp.experts.down_proj" in names
     assert len(set(names.values())) > 3
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (("--graft", "model.visual.*"), "holds no weights, none of that name"),
+        (("--graft", "mtp"), "holds no tensor of multi-token prediction"),
+        (("--tokenizer", "/nowhere"), "is not a directory"),
+        (("--set", "config.no_such_key=1"), "no_such_key"),
+        (("--drop-mtp",), "knows no multi-token prediction"),
+    ],
+    ids=lambda one: " ".join(one) if isinstance(one, tuple) else "",
+)
+def test_what_the_merge_would_refuse_is_refused_before_the_dump(
+    saved: Saved, tmp_path: Path, wrong: tuple[str, ...], says: str
+) -> None:
+    result = export(saved, tmp_path / "out", *wrong)
+
+    assert result.exit_code == 2, result.output
+    assert says in result.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {saved.path.name}
 
 
 def test_json_says_what_either_phase_checked_and_what_not(saved: Saved, tmp_path: Path) -> None:

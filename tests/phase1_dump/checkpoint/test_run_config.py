@@ -155,3 +155,72 @@ def test_without_it_nothing_is_compared_and_that_is_told(saved: Saved, tmp_path:
     assert settings(tmp_path / "dump") is None
     assert dumped.scope()[1] == [dumped.compared]
     assert "stand in a pickle, if at all (common.pt)" in dumped.text()
+
+
+MODELOPT = Path(__file__).parent / "saved_by_older" / "modelopt-0.41.0.yaml"
+
+
+def record_of_modelopt(saved: Saved, **changes: object) -> None:
+    """Put the file that Model-Optimizer 0.41 wrote of this model beside the checkpoint, with other values."""
+    said = yaml.safe_load(MODELOPT.read_text()) | changes
+    (saved.path / "modelopt_run_config.yaml").write_text(yaml.dump(said))
+
+
+def test_what_modelopt_recorded_is_compared_too(saved: Saved, tmp_path: Path) -> None:
+    record_of_modelopt(saved)
+    dumped = saved.dump(tmp_path / "dump")
+
+    told = settings(tmp_path / "dump")
+    assert told is not None
+    assert (told["head_dim"], told["experts_per_token"], told["activation"], told["norm_eps"]) == (
+        12,
+        2,
+        "silu",
+        1e-6,
+    )
+    assert "rope_frequencies" not in told  # the base is not a field of TransformerConfig
+    assert "that modelopt_run_config.yaml records (activation," in dumped.text()
+    check([tmp_path / "dump"], hf_reference=saved.reference)
+
+    record_of_modelopt(saved, layernorm_epsilon="0.0003")
+    saved.dump(tmp_path / "wrong", max_share_bytes=None)
+    with pytest.raises(ShardmergeError, match="rms_norm_eps"):
+        check([tmp_path / "wrong"], hf_reference=saved.reference)
+    record_of_modelopt(saved, layernorm_zero_centered_gamma=True)
+    with pytest.raises(
+        UnsupportedCheckpointError, match=r"modelopt_run_config\.yaml says .* stored minus one"
+    ):
+        saved.dump(tmp_path / "refused")
+
+
+def test_what_bridge_recorded_goes_before_what_modelopt_did(saved: Saved, tmp_path: Path) -> None:
+    record(saved)
+    record_of_modelopt(saved, layernorm_epsilon="0.0003")
+
+    assert "rope_frequencies" in (saved.dump(tmp_path / "dump", dry_run=True).settings or {})
+
+
+@pytest.mark.parametrize(
+    "text", ["(" * 9999, "__import__('os').system('touch HACKED')", "<function x at 0x1>" * 2]
+)
+def test_a_text_that_is_not_plain_stays_a_text(
+    saved: Saved, tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    record_of_modelopt(saved, activation_func=text)
+
+    told = saved.dump(tmp_path / "dump", dry_run=True).settings
+    assert told is not None
+    assert told.get("activation") != "silu"
+    assert not (tmp_path / "HACKED").exists()
+
+
+def test_what_nemo_recorded_is_not_compared_and_that_is_told(saved: Saved, tmp_path: Path) -> None:
+    """Its fields are those that were given: a head's width may be null there, and is not in the model."""
+    nemo = tmp_path / "nemo"
+    (nemo / "context").mkdir(parents=True)
+    (nemo / "context" / "model.yaml").write_text("config: {kv_channels: null}\n")
+    saved.path.rename(nemo / "weights")
+
+    dumped = Saved(nemo, saved.reference).dump(tmp_path / "dump", dry_run=True)
+    assert "they stand in context/model.yaml" in dumped.text()

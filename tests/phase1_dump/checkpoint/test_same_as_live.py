@@ -121,7 +121,7 @@ def test_what_only_the_live_model_can_explain_is_refused(name: str, ranks: GlooR
     reference = reference_of(family, tmp_path)
     ranks.run(save_filled, SINGLE, family, SINGLE, tmp_path / "iter_0000007", Spelling())
 
-    with pytest.raises(UnsupportedCheckpointError, match="no file of a checkpoint says") as caught:
+    with pytest.raises(UnsupportedCheckpointError, match="no file of this checkpoint says") as caught:
         dump_checkpoint(tmp_path / "iter_0000007", tmp_path / "disk", hf_reference=reference, run_id="run")
     assert caught.value.exit_code == 5
 
