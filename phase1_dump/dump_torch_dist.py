@@ -29,6 +29,7 @@ from .checkpoint.packing import Packing
 from .checkpoint.plan import Options, Plan, plan_of
 from .checkpoint.quantizers import Quantizers
 from .checkpoint.run_config import RUN_CONFIG
+from .fragments.attempts import clear_all_ended
 from .generation import Generation
 from .shares.local_processes import Advance, in_processes
 from .shares.same_dump import require_same
@@ -233,6 +234,7 @@ def _outcome(plan: Plan, out: Path, run_id: str, taken: Sequence[Taken]) -> Dump
     if left:
         files = sorted({name for share in left for name in plan.files_of(share)})
         raise MissingSharesError(str(out), left, len(plan.shares), tuple(files))
+    clear_all_ended(out)
     # once more: somebody may have begun when there was nothing to see
     require_same(out, run_id, plan.digest, len(plan.shares))
     return DumpedCheckpoint(
