@@ -17,6 +17,8 @@ from pathlib import Path
 # DUMP/.rank-00003.TOKEN.partial/rank-00003/  what it has written; this folder becomes DUMP/rank-00003
 # DUMP/.rank-00003.TOKEN.tmp/                 the same before it holds its record, or while it is being removed
 # DUMP/rank-00003.failed.json                 rank 3 failed, and why
+# DUMP/.contents-DIGEST.bin                   while it is dumped: what the description of a large checkpoint says
+# DUMP/.contents.lock                         held by who reads that description for all others
 # OUT.dump/                                   the dump of a checkpoint that `export` makes and removes
 # OUT.partial/                                an output that is being written
 # OUT/model-00001-of-00002.safetensors        shards, or model.safetensors if there is only one
@@ -36,6 +38,7 @@ RANK = re.compile(r"rank-([0-9]{5,7})")
 RANK_FAILED = re.compile(r"rank-([0-9]{5,7})\.failed\.json")
 RANK_PARTIAL = re.compile(r"\.rank-([0-9]{5,7})\.[0-9a-f]{16}\.partial")
 OWNER = "owner.json"  # in the folder of an attempt
+CONTENTS = re.compile(r"\.contents(?:\.lock|-[0-9a-f]{32}\.bin)")
 FRAGMENT = re.compile(rf"(?:{WHOLE}|{SPLIT})-[0-9]{{5,}}\.safetensors")
 
 # ---- any Hugging Face directory
@@ -148,6 +151,22 @@ def is_of_attempt(name: str) -> bool:
 def rank_failed(dump: Path, rank: int) -> Path:
     """Return where a rank records that it failed, so that nobody waits for it."""
     return dump / f"{rank_name(rank)}.failed.json"
+
+
+def contents(dump: Path, identity: str) -> Path:
+    """Return where is written down what a large checkpoint holds; `identity` is what that depends on."""
+    return dump / f".contents-{identity}.bin"
+
+
+def contents_lock(dump: Path) -> Path:
+    """Return what is locked by who writes that down."""
+    return dump / ".contents.lock"
+
+
+def is_of_contents(name: str) -> bool:
+    """Whether a file of this name is one of those, or was to become one."""
+    parts = TEMPORARY.fullmatch(name)
+    return CONTENTS.fullmatch(parts["name"] if parts else name) is not None
 
 
 def fragment(kind: str, number: int) -> str:

@@ -26,10 +26,12 @@ from shardmerge.common.errors.wording import counted
 
 from .checkpoint.chunk_files import StoredPart
 from .checkpoint.packing import Packing
-from .checkpoint.plan import Options, Plan, plan_of
+from .checkpoint.plan import Options, Plan, plan_of, read_contents
 from .checkpoint.quantizers import Quantizers
+from .fragments.attempts import clear_all_ended
 from .generation import Generation
 from .shares.local_processes import Advance, in_processes
+from .shares.read_once import forget, reading_once
 from .shares.same_dump import require_same
 from .shares.take import Taken, missing, take
 
@@ -168,6 +170,7 @@ def dump_checkpoint(
         Path(hf_reference),
         Options(dtype_from_reference, drop_mtp, max_share_bytes, experts, architecture, drop_vision),
         _packing_of,
+        read_contents if dry_run else reading_once(folder),
     )
     for warning in plan.warnings:
         say(progress_to, f"Warning: {warning}.")
@@ -232,6 +235,8 @@ def _outcome(plan: Plan, out: Path, run_id: str, taken: Sequence[Taken]) -> Dump
     if left:
         files = sorted({name for share in left for name in plan.files_of(share)})
         raise MissingSharesError(str(out), left, len(plan.shares), tuple(files))
+    clear_all_ended(out)
+    forget(out)
     # once more: somebody may have begun when there was nothing to see
     require_same(out, run_id, plan.digest, len(plan.shares))
     return DumpedCheckpoint(

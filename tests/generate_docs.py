@@ -40,6 +40,7 @@ DESCRIPTIONS = {
     "docs/inside": "How it is built, for those who change it",
     "docs/reference": "What it says and promises: commands, functions, formats, errors, guarantees",
     "tests/fuzz/corpus": "Inputs by target: sound ones, and those that once found a defect",
+    "tests/dumps/saved/files": "A small checkpoint as two versions save it: `python -m tests.dumps.saved.record`",
     "tests/oracles/confirmed.json": "Records that mcore-bridge's export equals: written by `make test-oracles`",
     "tests/oracles/adapters.json": "Keys of models with LoRA adapters: written by `make test-oracles`",
     "tests/oracles/records": "What other programs export, by family: written by `make test-oracles`",
@@ -63,7 +64,11 @@ Small models of every architecture, on every topology that fits them. Beside the
 and one of 1,024 ranks through dump and merge, rank by rank in one process, and compares values.
 """
 UNLISTED = {"__init__.py", "py.typed"}
-CLOSED = {"tests/fuzz/corpus", "tests/oracles/records"}  # folders whose files are not listed
+CLOSED = {
+    "tests/dumps/saved/files",
+    "tests/fuzz/corpus",
+    "tests/oracles/records",
+}  # folders whose files are not listed
 MAX_DESCRIPTION = 110
 
 

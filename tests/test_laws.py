@@ -37,7 +37,7 @@ ROOMS = {
         "cli": {"dump_model", "dump_torch_dist", "fragments", "preflight", "source"},
         "dump_torch_dist": {"checkpoint", "fragments", "generation", "quantized_checkpoint", "shares"},
         "quantized_checkpoint": {"checkpoint", "quantization", "rectangles", "source", "sources", "torch_dist"},
-        "shares": {"checkpoint", "fragments"},
+        "shares": {"checkpoint", "fragments", "torch_dist"},
         "preflight": set(),
         "providers": set(),
         "dump_model": {"fragments", "generation", "sources", "source", "world"},

@@ -147,13 +147,8 @@ def _require_sound(dump: Path, options: Mapping[str, Any]) -> None:
 
 
 def _remove(dump: Path) -> None:
-    """Remove a dump: files that phase one can have written, and the folders that are empty then."""
+    """Remove the dump, and say if that is not possible: the output is published all the same."""
     try:
-        for folder in [path for path in dump.iterdir() if places.RANK.fullmatch(path.name) and path.is_dir()]:
-            for path in folder.iterdir():
-                if places.is_of_rank(path.name):
-                    path.unlink()
-            folder.rmdir()
-        dump.rmdir()
+        import_module("shardmerge.phase1_dump.shares.remove").remove(dump)
     except OSError as error:
         say(talk(), f"{dump} is not needed any more and could not be removed: {error}")

@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
+from typing import TypeAlias
 
 from shardmerge.common import reference
 from shardmerge.common.architectures import Architecture, Blueprint, Tensor, blueprint
-from shardmerge.common.architectures.composites import VISION
 from shardmerge.common.errors import (
     ChangedCheckpointError,
-    ShardmergeError,
     UnsupportedCheckpointError,
 )
 from shardmerge.common.errors.several import raise_problems
@@ -31,23 +30,17 @@ from ..rectangles.experts import respelled
 from ..rectangles.packed_pieces import Packed
 from ..rectangles.parameter import Parameter
 from ..rectangles.written_dtypes import dtype_chooser
-from ..torch_dist.chunks import ChunkTable, table_of
+from ..torch_dist.chunks import ChunkTable
 from ..torch_dist.folder import METADATA, FileState, Folder, find, iteration_in
-from ..torch_dist.metadata import Described, read_metadata
 from ..torch_dist.one_save import hints, wrong_sizes
 from .chunk_files import StoredPart
+from .contents import Contents, contents_of
 from .division import Share, distributed
-from .keys import NONE, Place, StoredKey, is_of_the_model, refusal, stored_key, without_prefix
-from .numbers import KINDS
+from .keys import NONE, Place, StoredKey, stored_key
 from .packing import Packing, PackingOf
-from .quantizers import Quantizers, find_quantizers, module_of, require_all_claimed
+from .quantizers import Quantizers, module_of, require_all_claimed
 from .run_config import Recorded, file_there, recorded_in
 from .units import Sizes, digest_of, require_counts, units_of
-
-TRAINED = (
-    "If training did not change it, or what it learned may be lost: drop_vision=True (--drop-vision), and in the merge "
-    "--graft vision."
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +61,9 @@ class Options:
     experts: str | None = None
     architecture: str | Architecture | None = None
     drop_vision: bool = False
+
+
+ReadContents: TypeAlias = Callable[[Folder, Blueprint, Options], Contents]
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,8 +126,30 @@ class Plan:
         return self.table.files_of(sorted(set(self.columns[0][rows.first : rows.end])))
 
 
+def read_contents(folder: Folder, bound: Blueprint, options: Options) -> Contents:
+    """Read what a checkpoint holds.
+
+    Args:
+        folder: Where it lies.
+        bound: The table of the architecture.
+        options: How it is to be read.
+
+    Returns:
+        What it holds.
+
+    Raises:
+        ShardmergeError: it is damaged, not whole, or holds what cannot be exported from disk.
+        OSError: a file cannot be read.
+    """
+    return contents_of(folder, bound, drop_mtp=options.drop_mtp, drop_vision=options.drop_vision)
+
+
 def plan_of(
-    checkpoint: Path, hf_reference: Path, options: Options, packing_of: PackingOf | None = None
+    checkpoint: Path,
+    hf_reference: Path,
+    options: Options,
+    packing_of: PackingOf | None = None,
+    read: ReadContents = read_contents,
 ) -> Plan:
     """Plan the dump of a checkpoint.
 
@@ -140,6 +158,7 @@ def plan_of(
         hf_reference: Hugging Face directory with config.json.
         options: How it is to be read.
         packing_of: Makes what packs weights with quantizers. None refuses them.
+        read: Returns what the checkpoint holds, read now or by another process before.
 
     Returns:
         The plan.
@@ -150,16 +169,12 @@ def plan_of(
     folder = find(checkpoint)
     known = reference.read(hf_reference)
     bound = bound_table(known, options.architecture, options.experts)
-    described = read_metadata(folder.open_metadata, folder.metadata.num_bytes, str(folder.path / METADATA))
-    raise_problems(_refusals(folder, [*described.tensors, *described.objects]))
-    quantizers = find_quantizers(folder, described, bound, drop_mtp=options.drop_mtp)
-    beside = _left_beside(folder, described, bound, options)
-    table = table_of(described, lambda key: is_of_the_model(key) and key not in beside)
-    raise_problems(_unreadable(folder, table))
+    contents = read(folder, bound, options)
+    table, quantizers = contents.table, contents.quantizers
     states = _states(folder, table, quantizers)
     recorded = recorded_in(folder.path, drop_mtp=options.drop_mtp)
     _require_norms_as_read(folder, recorded, bound)
-    raise_problems(wrong_sizes(folder, table, described.columns, states))
+    raise_problems(wrong_sizes(folder, table, contents.ends, states))
     stored = tuple(stored_key(key, shape, bound) for key, shape in zip(table.keys, table.shapes, strict=True))
     packing = _packing(folder, quantizers, stored, packing_of)
     if spelled := respelled(list(_first_of_each(stored, bound, packing)), bound, options.experts):
@@ -192,10 +207,10 @@ def plan_of(
         (columns[0], columns[1], columns[2], columns[3]),
         packing,
         digest,
-        iteration_in(described.saved_as or "") if folder.iteration is None else folder.iteration,
-        tuple(hints(folder, described.saved_as, states)),
+        iteration_in(contents.saved_as or "") if folder.iteration is None else folder.iteration,
+        tuple(hints(folder, contents.saved_as, states)),
         recorded,
-        len(beside),
+        contents.beside,
     )
 
 
@@ -223,22 +238,6 @@ def _require_norms_as_read(folder: Folder, recorded: Recorded, bound: Blueprint)
             f"{recorded.file} says that norms are stored {kinds[stored]} (layernorm_zero_centered_gamma), and readers "
             f"of {bound.architecture.name} take them {kinds[not stored]}",
         )
-
-
-def _left_beside(folder: Folder, described: Described, bound: Blueprint, options: Options) -> frozenset[str]:
-    """Return the keys of what stands beside the language model.
-
-    A live model says what was frozen, and then leaves it out; no file does, so that here it must be chosen.
-    """
-    keys = [key for key in described.tensors if is_of_the_model(key)]
-    beside = frozenset(key for key in keys if bound.drop_reason(without_prefix(key, bound)) == VISION)
-    if beside and not options.drop_vision:
-        raise UnsupportedCheckpointError(
-            str(folder.path),
-            f"{min(beside)} stands beside the language model, which alone is written",
-            TRAINED,
-        )
-    return beside
 
 
 def _packing(
@@ -272,26 +271,6 @@ def _first_of_each(
             parameter = _parameter(tensor, one, place, one.key)
             row = packing.row_of(parameter.key) if packing is not None else None
             yield Claimed(parameter, claim, None if row is None else Packed(row, {}, {}))
-
-
-def _refusals(folder: Folder, keys: Sequence[str]) -> Iterator[ShardmergeError]:
-    """Yield a problem for each kind of keys that cannot be exported from disk, naming the first."""
-    seen: set[str] = set()
-    for key in keys:
-        what = refusal(key) if is_of_the_model(key) else None
-        if what is not None and what not in seen:
-            seen.add(what)
-            yield UnsupportedCheckpointError(str(folder.path), f"{key} is of {what}")
-
-
-def _unreadable(folder: Folder, table: ChunkTable) -> Iterator[ShardmergeError]:
-    if not table.keys:
-        yield UnsupportedCheckpointError(str(folder.path), "it holds no parameters of a model")
-    for key, dtype in zip(table.keys, table.dtypes, strict=True):
-        if dtype not in KINDS:
-            yield UnsupportedCheckpointError(
-                str(folder.path), f"{key} has dtype {dtype}, and {', '.join(KINDS)} are supported"
-            )
 
 
 def _params_dtype(table: ChunkTable) -> str:

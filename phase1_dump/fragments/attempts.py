@@ -56,6 +56,18 @@ def clear_ended(out: Path, rank: int) -> None:
             discard(entry, rank)
 
 
+def clear_all_ended(out: Path) -> None:
+    """Remove what killed processes left of their attempts at any rank. Raises OSError if `out` cannot be listed.
+
+    One that was killed when its rank had just got its name leaves a record, and nobody takes that rank again.
+    """
+    partial = [places.RANK_PARTIAL.fullmatch(name) for name in os.listdir(out)]
+    going = [places.TEMPORARY.fullmatch(name) for name in os.listdir(out)]
+    names = [places.RANK.fullmatch(found["name"]) for found in going if found]
+    for rank in sorted({int(found[1]) for found in (*partial, *names) if found}):
+        clear_ended(out, rank)
+
+
 def begin(folder: Path, rank: int, owner: Owner) -> None:
     """Make the folder of an attempt. It holds its owner's record from the moment that it has its name.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple
@@ -265,10 +265,7 @@ def _entry(directory: bytes, at: int) -> tuple[str, Record, int]:
     at += ENTRY.size
     name = directory[at : at + name_bytes].decode()
     extra = directory[at + name_bytes : at + name_bytes + extra_bytes]
-    wide = iter(_wide_numbers(extra))
-    unpacked, packed, offset = (
-        next(wide) if value == WIDE else value for value in (unpacked, packed, offset)
-    )
+    unpacked, packed, offset = _widened((unpacked, packed, offset), _wide_numbers(extra))
     if packed != unpacked:
         raise ValueError("its archive is compressed")
     return (
@@ -278,10 +275,21 @@ def _entry(directory: bytes, at: int) -> tuple[str, Record, int]:
     )
 
 
+def _widened(values: Sequence[int], wide: Sequence[int]) -> tuple[int, ...]:
+    """Return numbers, those that stand elsewhere from there. Raises ValueError if fewer do."""
+    if len(wide) < sum(value == WIDE for value in values):
+        raise ValueError("the directory of its archive lacks numbers")
+    rest = iter(wide)
+    return tuple(next(rest) if value == WIDE else value for value in values)
+
+
 def _wide_numbers(extra: bytes) -> tuple[int, ...]:
+    """Return the numbers in the fields of an entry that do not fit into it."""
     at = 0
     while at + 4 <= len(extra):
         kind, length = struct.unpack_from("<2H", extra, at)
+        if at + 4 + length > len(extra):
+            raise ValueError("the directory of its archive is cut")
         if kind == WIDE_EXTRA:
             return struct.unpack_from(f"<{length // 8}Q", extra, at + 4)
         at += 4 + length

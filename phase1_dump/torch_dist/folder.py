@@ -100,11 +100,14 @@ class Folder:
         return states
 
     def require_unchanged(self, states: Mapping[str, FileState]) -> None:
-        """Raise ChangedCheckpointError unless `.metadata` and these files are what they were. Only it is read."""
+        """Raise ChangedCheckpointError unless `.metadata` and these files are what they were. Only it is read.
+
+        Raises OSError if that cannot be seen: a file system that fails for a moment is not another checkpoint.
+        """
         try:
             now = self.states(states)
             digest = digest_of(self.path)
-        except (OSError, CorruptFileError, UnfinishedCheckpointError) as error:
+        except (FileNotFoundError, NotADirectoryError, CorruptFileError, UnfinishedCheckpointError) as error:
             raise ChangedCheckpointError(str(self.path), str(error)) from None
         for name, state in states.items():
             if now[name] != state:

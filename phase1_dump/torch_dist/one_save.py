@@ -16,9 +16,8 @@ import numpy as np
 from shardmerge.common.errors import BadChunkError, CorruptFileError, ShardmergeError
 from shardmerge.common.errors.wording import counted
 
-from .chunks import ChunkTable
+from .chunks import ChunkTable, Integers
 from .folder import METADATA, FileState, Folder, iteration_in
-from .metadata import Columns
 
 CHUNKS = ".distcp"
 SECOND = 1_000_000_000
@@ -27,19 +26,16 @@ PAUSE = 3600 * SECOND  # no save and no copy writes nothing for so long
 
 
 def wrong_sizes(
-    folder: Folder, table: ChunkTable, columns: Columns, states: Mapping[str, FileState]
+    folder: Folder, table: ChunkTable, ends: Integers, states: Mapping[str, FileState]
 ) -> Iterator[ShardmergeError]:
     """Yield a problem for each file of another size than its entries in `.metadata` have, optimizer state included.
 
     Args:
         folder: Of the checkpoint.
         table: The tensors of the model.
-        columns: All entries of all files.
+        ends: Where the last entry of each file of the table ends.
         states: Of the files that hold tensors of the model.
     """
-    ends = np.zeros(len(columns.paths.of), np.int64)
-    path = np.asarray(columns.path, np.int64)
-    np.maximum.at(ends, path, np.asarray(columns.begin, np.int64) + np.asarray(columns.length, np.int64))
     for number in np.unique(table.path).tolist():
         name, end = table.paths[number], int(ends[number])
         has = states[name].num_bytes

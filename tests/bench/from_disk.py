@@ -5,9 +5,10 @@ What needs torch or many megabytes runs in a process of its own: `python -m test
 
 from __future__ import annotations
 
-import io
+import json
 import os
 import pickle
+import resource
 import subprocess
 import sys
 import time
@@ -15,6 +16,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from tests.worlds.families import Experts, Family
 
 from .dumping import bench_family, cheap_model, write_reference
 from .line import MIB, Bound, Line, mib, of_time, times_as_fast
@@ -28,7 +31,19 @@ TIME = Bound(1.1, "at most 1.1")
 MEMORY = Bound(500 * MIB, "under 500 MiB")
 FASTER = Bound(2.0, "at least 2", at_least=True)
 A_TENTH = Bound(0.1, "at most 0.1")
-CHUNKS = 1_000_000
+MANY = Family(
+    "many",
+    "Qwen3MoeForCausalLM",
+    qk_norm=True,
+    layers=48,
+    hidden=2200,
+    heads=22,
+    groups=2,
+    head_channels=100,
+    experts=Experts(num_experts=128, width=440),
+)
+RANKS, PER_TENSOR = 256, 55
+CHUNKS = 48 * 128 * 3 * PER_TENSOR
 SEVERAL = 3  # times as large, whose dump may take no more memory
 
 
@@ -45,7 +60,7 @@ def lines(gib: float, folder: Path) -> Iterator[Line]:
             yield _memory(f"dump from disk, {size:g} GiB", _dumped(made, here / "out"))
             remove(here / "out")
         remove(made)
-    yield _many_chunks(here)
+    yield from _many_chunks(here)
     remove(here)
 
 
@@ -83,15 +98,20 @@ def _memory(what: str, run: Ran, cache: str = "") -> Line:
     return Line(what, cache, mib(peak), "largest process", "", peak, MEMORY, mib(peak))
 
 
-def _many_chunks(here: Path) -> Line:
-    here.mkdir(exist_ok=True)
-    _own("many", str(here / "many"))
-    run = _watched(
-        [sys.executable, "-W", "ignore", "-m", "tests.bench.from_disk", "read", str(here / "many")]
-    )
-    peer = f"{(here / 'many').stat().st_size / 1e6:.0f} MB, read in {run.seconds:.0f} s"
-    what = f"description of {CHUNKS:,} chunks"
-    return Line(what, "", mib(run.parent_peak_bytes), peer, "", run.parent_peak_bytes, MEMORY)
+def _many_chunks(here: Path) -> Iterator[Line]:
+    """The process that reads the description, and one that is started apart and reads what the first wrote down."""
+    made = here / "many"
+    _own("many", str(made))
+    size = (made / "iter_0000001" / ".metadata").stat().st_size / 1e6
+    for who in ("the first process", "another process"):
+        began = time.perf_counter()
+        own, child = json.loads(_own("plan", str(made), str(here / "planned")))
+        what, took = f"plan of {CHUNKS:,} chunks, {who}", f"{time.perf_counter() - began:.0f} s"
+        yield Line(what, "", mib(own), f".metadata: {size:.0f} MB, {took}", "", own, MEMORY, mib(own))
+        if child:
+            yield Line(what, "", mib(child), "its child, which reads .metadata", "", child, None, mib(child))
+    remove(made)
+    remove(here / "planned")
 
 
 def _dumped(made: Path, out: Path) -> Ran:
@@ -127,8 +147,10 @@ def _watched(command: list[str]) -> Ran:
     return Ran(seconds, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024)
 
 
-def _own(*arguments: str) -> None:
-    subprocess.run([sys.executable, "-W", "ignore", "-m", "tests.bench.from_disk", *arguments], check=True)
+def _own(*arguments: str) -> str:
+    """Run a function below in a process of its own. Returns what it prints."""
+    command = [sys.executable, "-W", "ignore", "-m", "tests.bench.from_disk", *arguments]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 # ---- what runs in a process of its own ----------------------------------------------------------------------------
@@ -173,8 +195,8 @@ def dcp(checkpoint: str, out: str) -> None:
     save_file(tensors, Path(out) / "model.safetensors")
 
 
-def many(path: str) -> None:
-    """Describe a checkpoint of a million chunks with torch's own classes."""
+def many(folder: str) -> None:
+    """Describe a checkpoint of a million chunks with torch's own classes. Its files have no bytes but their sizes."""
     import torch
     from torch.distributed.checkpoint.filesystem import _StorageInfo
     from torch.distributed.checkpoint.metadata import (
@@ -185,30 +207,57 @@ def many(path: str) -> None:
         TensorStorageMetadata,
     )
 
-    per_tensor, storage = 8, {}
-    tensors: dict[str, Any] = {}
-    for number in range(CHUNKS // per_tensor):
-        key, chunks = f"decoder.layers.{number}.self_attention.linear_proj.weight", []
-        for row in range(per_tensor):
-            offset = torch.Size([512 * row, 0])
-            chunks.append(ChunkStorageMetadata(offset, torch.Size([512, 7168])))
-            place = _StorageInfo(f"__{number % 2048}_0.distcp", number * 7_340_921, 7_340_921)
-            storage[MetadataIndex(key, offset)] = place
+    write_reference(MANY, Path(folder) / "hf")
+    checkpoint = Path(folder) / "iter_0000001"
+    checkpoint.mkdir()
+    (checkpoint / "metadata.json").write_text('{"sharded_backend": "torch_dist"}')
+    storage, tensors = {}, dict[str, Any]()
+    ends = dict.fromkeys((f"__{rank}_0.distcp" for rank in range(RANKS)), 0)
+    for number, (key, (rows, columns)) in enumerate(_routed(MANY)):
+        chunks, part = [], rows // PER_TENSOR
+        for row in range(PER_TENSOR):
+            offset = torch.Size([part * row, 0])
+            chunks.append(ChunkStorageMetadata(offset, torch.Size([part, columns])))
+            path, length = f"__{(number + row) % RANKS}_0.distcp", 2 * part * columns + 1200
+            storage[MetadataIndex(key, offset)] = _StorageInfo(path, ends[path], length)
+            ends[path] += length
         properties = TensorProperties(dtype=torch.bfloat16)
-        tensors[key] = TensorStorageMetadata(properties, torch.Size([512 * per_tensor, 7168]), chunks)
-    with open(path, "wb") as file:
+        tensors[key] = TensorStorageMetadata(properties, torch.Size([rows, columns]), chunks)
+    for path, end in ends.items():
+        with open(checkpoint / path, "wb") as file:
+            file.truncate(end)
+    with open(checkpoint / ".metadata", "wb") as file:
         pickle.dump(Metadata(tensors, storage_data=storage), file)
+    assert len(storage) == CHUNKS
 
 
-def read(path: str) -> None:
-    """Read that description, and prove that it is whole."""
-    from shardmerge.phase1_dump.torch_dist.chunks import table_of
-    from shardmerge.phase1_dump.torch_dist.metadata import read_metadata
+def _routed(family: Family) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Yield the weights of routed experts, and their shapes."""
+    assert family.experts is not None
+    width, hidden = family.experts.width, family.hidden
+    for layer in range(family.layers):
+        for expert in range(family.experts.num_experts):
+            begin = f"decoder.layers.{layer}.mlp.experts.experts.{expert}."
+            yield f"{begin}linear_fc1.weight_w", (width, hidden)
+            yield f"{begin}linear_fc1.weight_v", (width, hidden)
+            yield f"{begin}linear_fc2.weight", (hidden, width)
 
-    described = read_metadata(lambda: io.FileIO(path), os.stat(path).st_size, path)
-    assert len(table_of(described, lambda _key: True).keys) == len(described.tensors)
+
+def plan(made: str, out: str) -> None:
+    """Plan the dump of a checkpoint as every process does. Prints the peak memory of this one, and of its child."""
+    from shardmerge.phase1_dump.checkpoint.plan import Options, plan_of
+    from shardmerge.phase1_dump.shares.read_once import reading_once
+
+    planned = plan_of(
+        Path(made) / "iter_0000001", Path(made) / "hf", Options(), None, reading_once(Path(out))
+    )
+    assert sum(1 for _ in planned.parameters(0)) > 0
+    used = (
+        resource.getrusage(who).ru_maxrss * 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    print(json.dumps(list(used)))
 
 
 if __name__ == "__main__":
-    known: dict[str, Callable[..., None]] = {"make": make, "dcp": dcp, "many": many, "read": read}
+    known: dict[str, Callable[..., None]] = {"make": make, "dcp": dcp, "many": many, "plan": plan}
     known[sys.argv[1]](*sys.argv[2:])

@@ -18,14 +18,14 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
-from shardmerge import common, phase2_merge
+from shardmerge import common, phase1_dump, phase2_merge
 
 from . import sound as sounds
 from .sound import Sound
 from .targets import TARGETS, Target
 from .verdict import judge
 
-OWN = tuple(f"{folder}/" for package in (common, phase2_merge) for folder in package.__path__)
+OWN = tuple(f"{folder}/" for package in (common, phase1_dump, phase2_merge) for folder in package.__path__)
 CORPUS = Path(__file__).parent / "corpus"
 SUFFIX = ".bin"
 FINDING = "finding-"  # how names of inputs begin that found a defect once: these always stay

@@ -28,7 +28,18 @@ HANG_SECONDS = 30
 MEMORY_MB = 4_096
 LONGEST = 1 << 15
 FRESH = 0.3  # how often a mutation begins with a sound input
-PACKAGES = ("shardmerge.common", "shardmerge.phase2_merge")
+CHECKPOINTS = (
+    "checkpoint",
+    "torch_dist",
+    "shares",
+    "fragments",
+    "rectangles",
+)  # what of phase one needs no torch
+PACKAGES = (
+    "shardmerge.common",
+    "shardmerge.phase2_merge",
+    *(f"shardmerge.phase1_dump.{room}" for room in CHECKPOINTS),
+)
 
 
 def main() -> None:

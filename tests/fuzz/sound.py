@@ -16,7 +16,7 @@ from typing import Any
 
 from shardmerge.common import places
 from shardmerge.phase2_merge import merge, merge_part
-from tests.dumps import dumps
+from tests.dumps import dumps, saved
 
 from .verdict import NotAllowedError
 
@@ -111,6 +111,11 @@ class Sound:
         return self.folder / "published"
 
     @property
+    def saved(self) -> Path:
+        """A checkpoint that megatron-core saved, and the reference of its model."""
+        return self.folder / "saved"
+
+    @property
     def quantized(self) -> Path:
         """A checkpoint of which one matrix is NVFP4, as another program might write it."""
         return self.folder / "quantized"
@@ -143,6 +148,7 @@ def make(folder: Path) -> Sound:
     dumps.write_dump(sound.one_rank, dense, dumps.cuts_of(dense, alone), alone, **facts)
     _write_weights(sound.weights, dense)
     _write_quantized(sound.quantized)
+    saved.copy(sound.saved)
     return sound
 
 

@@ -13,8 +13,10 @@ from pathlib import Path
 
 from shardmerge.common import canonical_json, places
 from shardmerge.common.processes import owner
+from shardmerge.phase1_dump.torch_dist.folder import METADATA
+from tests.dumps import saved
 
-from . import parquet_recipes, readers
+from . import checkpoint_readers, parquet_recipes, pickle_mutations, readers
 from .file_mutations import (
     Mutation,
     joined,
@@ -29,11 +31,14 @@ from .file_mutations import (
 from .sound import CONFIG_DECLARATIONS, DECLARATIONS, Sound
 from .verdict import Read, Refusals
 
+RUN_CONFIGS = Path(__file__).parents[1] / "oracles" / "records" / "run_configs"
 BY_NAME: dict[str, Mutation] = {
     "*/manifest.json": json_file(repaired_manifest),
     f"*{places.RECEIPTS}/*.json": json_file(repaired_receipt),
     "*.json": json_file(),
     "*.safetensors": safetensors_file,
+    METADATA: pickle_mutations.pickled,
+    "*.distcp": pickle_mutations.archived,
 }
 
 
@@ -126,7 +131,61 @@ def _settings(sound: Sound) -> list[bytes]:
     return ["\n".join(texts[:2]).encode(), "\n".join(texts[2:]).encode(), *(text.encode() for text in texts)]
 
 
+def _metadata(sound: Sound) -> list[bytes]:
+    del sound
+    return [saved.description(version) for version in saved.VERSIONS]
+
+
+def _archives(sound: Sound) -> list[bytes]:
+    """Return the archives of all tensors' chunks, of both versions."""
+    del sound
+    found = [archive for version in saved.VERSIONS for archive in saved.archives(version)]
+    return [archive for archive in found if b"_rebuild_tensor_v2" in archive]
+
+
+def _states(sound: Sound) -> list[bytes]:
+    del sound
+    return [state for version in saved.VERSIONS for state in saved.states(version)]
+
+
+def _run_configs(sound: Sound) -> list[bytes]:
+    del sound
+    return [path.read_bytes() for path in sorted(RUN_CONFIGS.glob("*.yaml"))[::6]]
+
+
 TARGETS: dict[str, Target] = {
+    "checkpoint": Target(
+        "a file of a torch_dist checkpoint, for dump --checkpoint",
+        checkpoint_readers.checkpoint_files,
+        _files(lambda sound: sound.saved / saved.ITERATION, METADATA, "*.json", "*.distcp"),
+        named(BY_NAME),
+    ),
+    "checkpoint_metadata": Target(
+        ".metadata, compared with Python's unpickler",
+        checkpoint_readers.metadata,
+        _metadata,
+        pickle_mutations.pickled,
+    ),
+    "checkpoint_archive": Target(
+        "the archive of a chunk, compared with zipfile",
+        checkpoint_readers.archive,
+        _archives,
+        pickle_mutations.archived,
+        refusals=(ValueError,),  # who reads it knows the tensor, and names it
+    ),
+    "checkpoint_state": Target(
+        "what a module saved beside its parameters (_extra_state)",
+        checkpoint_readers.state,
+        _states,
+        pickle_mutations.archived,
+        refusals=(ValueError,),  # who reads it knows the module, and names it
+    ),
+    "run_config": Target(
+        "run_config.yaml",
+        checkpoint_readers.recorded,
+        _run_configs,
+        pickle_mutations.lines,
+    ),
     "dump": Target(
         "a file of a dump or its reference, for check and inspect",
         readers.dump_files,

@@ -69,6 +69,8 @@ def _judge_out(stage: Stage, ends: Ends, out: Contents | None, *, leftovers: boo
         out = _without_leftovers(out, others)
         if out in allowed:
             return
+    if stage.scene.ranks and (ends.failed or ends.perhaps) and _is_of_whole_ranks(out or {}, others):
+        return
     if out in others:
         yield Problem(MISLED, "a command said that it failed, and did all of its work")
         return
@@ -103,6 +105,26 @@ def _is_mixed_of(out: Contents, allowed: Sequence[Contents | None]) -> bool:
         return True
     paths = set(lasting).union(*known)
     return JOURNAL in out and all(any(one.get(path) == lasting.get(path) for one in known) for path in paths)
+
+
+def _is_of_whole_ranks(out: Contents, allowed: Sequence[Contents | None]) -> bool:
+    """Whether each rank in a dump is as in one of several dumps, and all else there belongs to attempts at ranks."""
+    known = [ranks_in(one) for one in allowed if one is not None]
+    ours = all(
+        places.RANK.fullmatch(name) or places.RANK_FAILED.fullmatch(name) or name.startswith(".rank-")
+        for name in {path.partition("/")[0] for path in out}
+    )
+    return ours and all(any(one.get(rank) == held for one in known) for rank, held in ranks_in(out).items())
+
+
+def ranks_in(dump: Contents) -> dict[str, Contents]:
+    """Return the folders of ranks in a dump, each with what it holds by path."""
+    ranks: dict[str, Contents] = {}
+    for path, content in dump.items():
+        name, _, below = path.partition("/")
+        if places.RANK.fullmatch(name):
+            ranks.setdefault(name, {})[below] = content
+    return ranks
 
 
 def _judge_rest(stage: Stage, tree: Tree) -> Iterable[Problem]:
@@ -151,7 +173,7 @@ def judge_rerun(
     wanted = [stage.outcome([*order, step, *finish]) for order in orders(ends.certain, perhaps)]
     out, rest = stage.out(tree), stage.rest(tree)
     for outcome in wanted:
-        if (rerun.code, out, rest) == (outcome.code, outcome.out, outcome.rest):
+        if rerun.code in (0, outcome.code) and (out, rest) == (outcome.out, outcome.rest):
             return _judge_litter(tree, outcome.tree)
     if rerun.code and (rerun.code, out) not in [(outcome.code, outcome.out) for outcome in wanted]:
         return [Problem(BLOCKED, f"run again, it ends with {rerun.code}: {_last_line(rerun)}")]

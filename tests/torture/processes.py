@@ -24,8 +24,16 @@ from typing import Any, TypeAlias
 from . import shim
 from .shim import Strike, Watch
 
-PACKAGES = ("shardmerge.common", "shardmerge.phase2_merge")
+PACKAGES = (
+    "shardmerge.common",
+    "shardmerge.phase2_merge",
+    "shardmerge.phase1_dump.checkpoint",
+    "shardmerge.phase1_dump.torch_dist",
+    "shardmerge.phase1_dump.shares",
+)
 ALSO = (
+    "shardmerge.phase1_dump.cli",
+    "shardmerge.phase1_dump.dump_torch_dist",
     "pyarrow.parquet",
     "xxhash",
     "multiprocessing.forkserver",

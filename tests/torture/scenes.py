@@ -13,7 +13,8 @@ from pathlib import Path
 
 from shardmerge.common import durable
 from shardmerge.common.command.group import main
-from tests.dumps import dumps
+from shardmerge.phase1_dump import dump_checkpoint
+from tests.dumps import dumps, saved
 from tests.dumps.dumps import Topology
 
 from . import live
@@ -37,7 +38,7 @@ class Step:
     def command(self, folder: Path) -> Callable[[], None]:
         """What a child runs."""
         name, *rest = self.words
-        if name == "dump":
+        if name == "dump" and rest[0].isdecimal():
             return lambda: dump_rank(folder / "dump", int(rest[0]))
         if name == "dump-beside":
             return lambda: dump_rank_beside(folder / "dump", int(rest[0]))
@@ -45,8 +46,15 @@ class Step:
             return live.dumping(folder / "dump")
         if name in BY_HAND:
             return lambda: BY_HAND[name](folder)
+        if name == "export":
+            wait_for_nobody()
         words = [name, *(word.replace("@", f"{folder}/") for word in rest)]
         return lambda: main(words, prog_name="shardmerge")
+
+
+def wait_for_nobody() -> None:
+    """Let an export end where another one has a share and does not go on: it waits longer than anybody does here."""
+    dump_checkpoint.__kwdefaults__ = (dump_checkpoint.__kwdefaults__ or {}) | {"patience": 0.0}
 
 
 def _add_notes(folder: Path) -> None:
@@ -101,6 +109,12 @@ def dump(rank: int) -> Step:
     return Step(("dump", str(rank)))
 
 
+def from_disk(*words: str, limit: str, size: str) -> Step:
+    """A command that reads the checkpoint that megatron-core saved."""
+    given = ("--checkpoint", f"@{saved.ITERATION}", "--hf-reference", "@hf")
+    return Step((*words, *given, limit, size))
+
+
 @dataclass(frozen=True, slots=True)
 class Scene:
     """A command and its surroundings.
@@ -119,6 +133,7 @@ class Scene:
         out: What appears, below the folder.
         own: What may change: paths that begin so.
         piecewise: Each file of `out` is old or new, where a command did not end.
+        ranks: `out` is a dump that one command writes rank by rank: each is whole or absent, where it did not end.
         processes: Whether the command starts others.
         link_error, lock_error: Of every hard link and every lock, 0 where they succeed; NO_LOCK where they only say so.
         unsynced: The dump was copied, and nobody asked for it to be on disk.
@@ -138,6 +153,7 @@ class Scene:
     out: str = "out"
     own: tuple[str, ...] = ("out", "out.partial")
     piecewise: bool = False
+    ranks: bool = False
     processes: bool = False
     link_error: int = 0
     lock_error: int = 0
@@ -158,6 +174,11 @@ THETA, OTHER_THETA = (("--set", f"config.rope_theta={number}") for number in (5,
 PUBLISHED = (merge(),)
 RANK = "dump/rank-00000"
 RANKS = tuple(f"dump/{name}" for name in ("rank-00000", ".rank-00000", "rank-00001", ".rank-00001"))
+DUMPED = ("dump", "--out", "@dump", "--run-id", "run", "--wait", "0")
+SHARES, SHARDS = ({"limit": f"--max-{name}-size", "size": "1kB"} for name in ("share", "shard"))
+FROM_DISK, BY_TWO = (from_disk(*DUMPED, *more, **SHARES) for more in ((), ("--workers", "2")))
+EXPORT = from_disk("export", "@out", "--workers", "1", **SHARDS)
+OF_EXPORT = ("out", "out.partial", "out.dump")
 
 ALONE = (
     Scene("merge-adopt", merge(), ADOPTED),
@@ -188,6 +209,10 @@ ALONE = (
     Scene("dump-resume", dump(0), out=RANK, own=RANKS, receipts=0),
     Scene("dump-beside", BESIDE, out=RANK, own=RANKS, finish=(dump(1),), processes=True, stride=2),
     Scene("dump-beside-resume", BESIDE, out=RANK, own=RANKS, receipts=0, processes=True, stride=5),
+    Scene("dump-disk", FROM_DISK, out="dump", own=("dump",), ranks=True),
+    Scene("dump-disk-two-workers", BY_TWO, out="dump", own=("dump",), ranks=True, processes=True, stride=7),
+    Scene("export", EXPORT, own=OF_EXPORT),
+    Scene("export-resume", EXPORT, own=OF_EXPORT, receipts=0),
 )  # fmt: skip
 
 OTHER_ONE = merge("--part", "1/2", dump="dump2")
@@ -212,6 +237,8 @@ TOGETHER = (
     Scene("merge+person", merge(), ADOPTED, beside=Step(("replace-fragment",)), own=("out", "out.partial", "dump")),
     Scene("dump+same-rank", dump(0), out=RANK, own=RANKS, beside=dump(0), finish=(dump(1),)),
     Scene("dump+other-rank", dump(0), out=RANK, own=RANKS, beside=dump(1)),
+    Scene("dump-disk+dump-disk", FROM_DISK, out="dump", own=("dump",), ranks=True, beside=FROM_DISK),
+    Scene("export+export", EXPORT, own=OF_EXPORT, beside=EXPORT),
 )  # fmt: skip
 WITHOUT_LOCKS = tuple(
     replace(scene, name=f"{scene.name}-{name}", lock_error=error)
@@ -241,6 +268,9 @@ def furnish(folder: Path, scene: Scene) -> None:
         (reference / "tokenizer.json").rename(reference / more)
     (folder / "bystander").mkdir()
     (folder / "bystander" / NOTES).write_text("mine\n")
+    if "--checkpoint" in scene.step.words:
+        saved.copy(folder)
+        return
     if scene.step.words[0] in ("dump", "dump-beside", "dump-live"):
         (folder / "dump").mkdir()
         return

@@ -6,6 +6,7 @@ shares' records can tell them apart.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -24,6 +25,7 @@ from shardmerge.common.errors import (
 )
 from shardmerge.phase1_dump.checkpoint.plan import Options, plan_of
 from shardmerge.phase1_dump.shares.take import take
+from shardmerge.phase1_dump.torch_dist import folder
 from shardmerge.phase2_merge import check
 from tests.phase1_dump.checkpoint.conftest import SHARE_BYTES, Saved
 
@@ -190,3 +192,23 @@ def test_what_becomes_of_a_checkpoint_afterwards_is_no_matter(saved: Saved, tmp_
 
     assert not take(plan, tmp_path / "dump", "run", advance=lambda _: None).problems
     assert not is_refused(tmp_path / "dump", saved)
+
+
+def test_a_file_system_that_fails_for_a_moment_is_not_another_checkpoint(
+    saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had been recorded as one, and then the dump could never be finished."""
+    sound, asked = folder.state_of, list[Path]()
+
+    def failing(path: Path) -> folder.FileState:
+        asked.append(path)
+        if len(asked) == 40:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return sound(path)
+
+    monkeypatch.setattr(folder, "state_of", failing)
+    with pytest.raises(OSError, match="Input/output error"):
+        saved.dump(tmp_path / "dump")
+
+    saved.dump(tmp_path / "dump")
+    check([tmp_path / "dump"], hf_reference=saved.reference)
