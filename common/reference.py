@@ -26,6 +26,10 @@ DOWNLOAD = "Copy or download it again."
 MODEL_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 ANY = "Give a Hugging Face directory of the same model: config.json and the tokenizer are enough, weights are optional."
+OF_A_REFERENCE = (
+    "Give --hf-reference a Hugging Face directory of the same model: config.json and the tokenizer are enough, weights "
+    "are optional."
+)
 PLAIN_FLOATS = ("BF16", "F16", "F32", "F64")
 
 
@@ -106,14 +110,14 @@ def _snapshot(model_id: str, cache: Path) -> Path | None:
     return path if COMMIT.fullmatch(commit) and (path / CONFIG).is_file() else None
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """Return the config.json of a directory, with its keys in order.
+def read_config(path: Path, do: str = OF_A_REFERENCE) -> dict[str, Any]:
+    """Return the config.json of a directory, with its keys in order. `do` is what to do if there is none.
 
     Raises MissingConfigError, BadInputError (it is not JSON), CorruptFileError (it is not a plausible file), OSError.
     """
     config_path = path / CONFIG
     if not regular_files.exists(config_path, path):
-        raise MissingConfigError(str(path))
+        raise MissingConfigError(str(path), do)
     try:
         return canonical_json.read_object(config_path, path, plausible_sizes.CONFIG)
     except ValueError as error:

@@ -26,12 +26,10 @@ def not_a_directory(path: Path, do: str) -> BadInputError:
 @dataclass(eq=False)
 class MissingConfigError(UsageError):
     path: str
+    do: str
 
     def message(self) -> str:
-        return (
-            f"{self.path} holds no config.json. Give --hf-reference a Hugging Face directory of the same model: "
-            "config.json and the tokenizer are enough, weights are optional."
-        )
+        return f"{self.path} holds no config.json. {self.do}"
 
 
 @dataclass(eq=False)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -34,17 +35,33 @@ from ..proof import generations
 Array: TypeAlias = NDArray[Any]
 # as the summary shows them; a manifest has an order of its own
 MOST_SECONDS = 1e6  # that a stall can be believed to have lasted
+INCOMPLETE = 1  # the exit code of --exit-code, as that of `diff`
 AXES = ("pp", "tp", "cp", "dp", "ep", "etp", "edp")
 
 
-def inspect(path: str | Path) -> Inspection:
+def inspect(path: str | Path, *, exit_code: bool = False) -> Inspection:
     """Look at `path`: a dump, or a directory with safetensors.
 
     Of a dump, ranks whose manifest cannot be read are told among the problems, if any other can be.
 
-    Raises BadInputError if it is neither, and what reading manifests and headers raises.
+    Args:
+        path: What to look at.
+        exit_code: Let the outcome say 1 if anything is missing or wrong, as far as is seen without reading tensors.
+
+    Returns:
+        What was seen.
+
+    Raises:
+        BadInputError: It is neither.
+        ShardmergeError: What reading manifests and headers raises.
     """
-    path = Path(path)
+    seen = _look(Path(path))
+    complete, _ = seen.verdict()
+    return replace(seen, exit_code=seen.exit_code or INCOMPLETE) if exit_code and not complete else seen
+
+
+def _look(path: Path) -> Inspection:
+    """Look at a dump or a directory."""
     if not path.is_dir():
         raise not_a_directory(path, "Give a dump or a Hugging Face directory.")
     if references.weight_files(path):
@@ -171,7 +188,7 @@ def _summed(keys: Array, sizes: Array) -> dict[int, int]:
 
 
 def _output(path: Path) -> Inspection:
-    config = references.read_config(path)
+    config = references.read_config(path, references.DOWNLOAD)
     shards = {file.name: references.read_header(file, path) for file in references.weight_files(path)}
     entries = [entry for header in shards.values() for entry in header.entries]
     dtypes: Counter[str] = Counter()
