@@ -14,7 +14,7 @@ import click
 
 from shardmerge import phase2_merge
 from shardmerge.common.command.arguments import DIRECTORY, SIZE
-from shardmerge.common.command.options import ARCHITECTURE, GRAFT, SET, SET_NEW, TOKENIZER
+from shardmerge.common.command.options import ARCHITECTURE, GRAFT, HF_REFERENCE, SET, SET_NEW, TOKENIZER
 from shardmerge.common.command.outcome import HELP, Outcome, refuse_unwritable, reported, talk
 from shardmerge.common.errors import BadInputError
 
@@ -68,12 +68,7 @@ def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="Read and check every byte, or only sizes and headers.",
         ),
-        click.option(
-            "--hf-reference",
-            type=DIRECTORY,
-            required=True,
-            help="Hugging Face directory of the same model: config.json and tokenizer, weights optional.",
-        ),
+        HF_REFERENCE,
     ):
         command = option(command)
     return command
@@ -172,7 +167,8 @@ def merge(
 @click.option(
     "--hf-reference",
     type=DIRECTORY,
-    help="Where config.json and sidecars come from.  [default: those of OUT stay]",
+    help="Where config.json and sidecars come from, a directory or an id in the Hub's cache.  [default: those of OUT "
+    "stay]",
 )
 @TOKENIZER
 @SET

@@ -126,14 +126,14 @@ def consolidation() -> str:
 
 
 def tree() -> str:
-    """A line for each room: its name and the first sentence of what it says of itself. Tests and docs are one each."""
+    """A line for each room of both phases, and one for each other folder: its name and its own first sentence."""
     lines = [
         (name, what)
         for folder in FOLDERS
         for name, what in _folder(ROOT / folder, 0)
         if name.endswith("/")
         and not name.startswith("    ")
-        and not (folder in ("tests", "docs") and name.startswith(" "))
+        and not (name.startswith(" ") and not folder.startswith("phase"))
     ]
     return _aligned(lines)
 
