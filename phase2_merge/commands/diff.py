@@ -63,7 +63,7 @@ class Difference:
 
     def scope(self) -> tuple[list[str], list[str]]:
         """Return what was compared, and what not."""
-        now = "whether recorded checksums are those of the bytes that are there now"
+        now = "whether recorded checksums are those of the bytes that are there now (check, verify)"
         return [self._how()], [now] if self.by_checksums else []
 
     def text(self) -> str:
@@ -74,7 +74,9 @@ class Difference:
             (f"Only in {self.a}", self.only_a),
             (f"Only in {self.b}", self.only_b),
         )
+        _, unchecked = self.scope()
         lines = [f"Same bytes: {self.equal:,}. Compared by {self._how()}."]
+        lines += [f"NOT checked: {text}." for text in unchecked]
         for what, names in kinds:
             lines += _lines(what, names)
         layers = ", ".join(f"{layer}: {count:,}" for layer, count in self.by_layer.items())

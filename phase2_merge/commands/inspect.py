@@ -15,11 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardmerge.common import reference as references
-from shardmerge.common.architectures import architecture_of
+from shardmerge.common.architectures import architecture_of, blueprint
 from shardmerge.common.dtypes import DTYPES
-from shardmerge.common.errors import BadInputError, CorruptFileError, ShardmergeError, not_a_directory
+from shardmerge.common.errors import (
+    BadInputError,
+    CorruptFileError,
+    ShardmergeError,
+    UnsupportedArchitectureError,
+    not_a_directory,
+)
 from shardmerge.common.manifest import Manifest
 from shardmerge.common.places import MANIFESTS
+from shardmerge.common.safetensors_header import Entry
 
 from ..inspection.coverage import LayerCover, cover
 from ..inspection.report import Inspection, Ranks
@@ -195,7 +202,9 @@ def _output(path: Path) -> Inspection:
     for entry in entries:
         dtypes[entry.dtype] += entry.end - entry.begin
     names = Counter(entry.name for entry in entries)
-    layers = cover({name: float(count) for name, count in names.items()})
+    dimensions = _dimensions(config, {entry.name: entry for entry in entries})
+    shares = {name: float(count) for name, count in names.items()}
+    layers = cover(shares, dimensions.get("num_layers", 0), dimensions.get("num_experts", 0))
     return Inspection(
         path=str(path),
         kind="output",
@@ -210,6 +219,14 @@ def _output(path: Path) -> Inspection:
         layers=layers,
         problems=(*journal.interrupted(path), *_held_twice(names), *_undrawn(names, layers)),
     )
+
+
+def _dimensions(config: Mapping[str, Any], entries: Mapping[str, Entry]) -> Mapping[str, int]:
+    """Return the dimensions that config.json says, none where there is no table of its architecture."""
+    try:
+        return blueprint(config, entries).dimensions
+    except (UnsupportedArchitectureError, BadInputError):
+        return {}
 
 
 def _undrawn(names: Iterable[str], layers: tuple[LayerCover, ...]) -> Iterator[str]:

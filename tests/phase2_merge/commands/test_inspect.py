@@ -258,6 +258,18 @@ def test_the_exit_code_says_what_the_verdict_says_if_it_is_asked(world: MakeWorl
     assert facts["verdict"].startswith("All 2 ranks are there" if spoil is None else "Not complete: ")
 
 
+def test_a_last_expert_and_a_last_layer_that_no_file_holds_are_seen_by_config_json(world: MakeWorld) -> None:
+    """Nothing in the names of the others shows that there was one more."""
+    one = world(config=moe_config()).write(weights=True)
+    path = one.reference / "config.json"
+    config = json.loads(path.read_text())
+    assert inspect(one.reference).verdict()[0]
+    path.write_text(json.dumps(config | {"num_experts": 5, "num_hidden_layers": 3}))
+    seen = inspect(one.reference)
+    assert (seen.layers[1].experts, seen.layers[2].rest) == ((FULL,) * 4 + (NONE,), NONE)
+    assert not seen.verdict()[0]
+
+
 def test_one_rank_is_not_called_all(world: MakeWorld) -> None:
     assert inspect(world().write().dump).verdict()[1].startswith("The only rank is there, every layer")
 
