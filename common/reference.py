@@ -17,6 +17,7 @@ from typing import Any
 from . import canonical_json, plausible_sizes, regular_files, safetensors_header
 from .errors import BadInputError, CorruptFileError, MissingConfigError, not_a_directory, printable
 from .errors.files import AGAIN as DUMP_AGAIN
+from .errors.usage import OF_A_REFERENCE
 from .places import CONFIG, INDEX, SINGLE
 from .safetensors_header import Header
 
@@ -26,10 +27,6 @@ DOWNLOAD = "Copy or download it again."
 MODEL_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 ANY = "Give a Hugging Face directory of the same model: config.json and the tokenizer are enough, weights are optional."
-OF_A_REFERENCE = (
-    "Give --hf-reference a Hugging Face directory of the same model: config.json and the tokenizer are enough, weights "
-    "are optional."
-)
 PLAIN_FLOATS = ("BF16", "F16", "F32", "F64")
 
 

@@ -17,7 +17,7 @@ from click.shell_completion import CompletionItem
 
 from ..errors import BadInputError
 from .libraries import missing_library
-from .outcome import HELP, not_printed
+from .outcome import HELP, INTERRUPTED, not_printed
 
 # numpy's library of linear algebra starts a thread per core, and each spins for a while; nothing here needs it
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -75,6 +75,14 @@ class LazyGroup(click.Group):
             return super().main(*args, **extra)
         except OSError as error:
             sys.exit(not_printed(error))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command. Ctrl-C while its libraries are imported ends it as it would later."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            ctx.exit(INTERRUPTED)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(SUBCOMMANDS)

@@ -321,6 +321,15 @@ def test_colours_go_where_they_are_wanted(world: MakeWorld, name: str, value: st
     assert "#" in found.stdout
 
 
+def test_ctrl_c_while_a_command_is_imported_ends_it_as_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("shardmerge.common.command.group.load", interrupted)
+    found = run("check", "dump")
+    assert (found.exit_code, found.output) == (130, "Interrupted.\n")
+
+
 def test_a_script_may_call_merge_at_its_top_level(world: MakeWorld) -> None:
     """Workers do not run the script again, and its main module is as it was."""
     one = world(Topology(tp=2)).write()
