@@ -40,7 +40,7 @@ def require_writable(path: Path, folder: Path) -> None:
     there = next(place for place in (absolute, *absolute.parents) if os.path.lexists(place))
     if not there.is_dir():
         why = "is not a directory"
-    elif os.access(there, os.W_OK | os.X_OK, effective_ids=True):
+    elif os.access(there, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
         return
     else:
         why = "is read-only, or this user may not write there"
