@@ -21,8 +21,9 @@ def write(path: Path, data: bytes) -> None:
     try:
         _write(path, data)
     except OSError as error:
-        error.filename, error.filename2 = str(path), None
-        raise
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
 
 
 def _write(path: Path, data: bytes) -> None:
