@@ -130,7 +130,7 @@ clean:  ## Remove everything that git ignores: environments, caches, outputs
 # need its Python classes put $(VENV)/te-python on the path.
 $(STAMP): pyproject.toml $(wildcard .constraints/*.txt)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-	    echo "shardmerge needs Python 3.11 or newer, and '$(PYTHON)' is none." \
+	    echo "shardmerge needs Python 3.11 or newer, and '$(PYTHON)' is not one." \
 	         "Name one: make setup PYTHON=python3.11" >&2; exit 2; }
 	@echo "[1/4] environment $(VENV) with $$($(PYTHON) --version)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

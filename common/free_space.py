@@ -1,11 +1,14 @@
-"""How much may still be written to a folder, also to one that is not there yet; refuses what surely does not fit."""
+"""Whether files can be written to a folder, also to one that is not there yet, and how much fits; refuses the rest.
+
+Looks, and writes nothing: what a file system refuses all the same is an error of whoever writes.
+"""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from .errors import NoRoomError
+from .errors import BadInputError, NoRoomError
 
 
 def nearest(folder: Path) -> Path:
@@ -21,6 +24,27 @@ def free_bytes(folder: int | Path) -> int:
     """
     space = os.statvfs(folder)
     return space.f_bavail * space.f_frsize
+
+
+def require_writable(path: Path, folder: Path) -> None:
+    """Refuse a place where nothing can be written, before anything is done for it.
+
+    Args:
+        path: What is to appear there, as it was given.
+        folder: The folder that takes files for it; it need not be there yet.
+
+    Raises:
+        BadInputError: The folder, or the nearest thing above it that exists, surely takes no files of this user.
+    """
+    absolute = folder.absolute()
+    there = next(place for place in (absolute, *absolute.parents) if os.path.lexists(place))
+    if not there.is_dir():
+        why = "is not a directory"
+    elif os.access(there, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+        return
+    else:
+        why = "is read-only, or this user may not write there"
+    raise BadInputError(f"{path} cannot be written: {there} {why}", "Give another place.")
 
 
 def require(folder: Path, num_bytes: int) -> None:

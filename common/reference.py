@@ -17,6 +17,7 @@ from typing import Any
 from . import canonical_json, plausible_sizes, regular_files, safetensors_header
 from .errors import BadInputError, CorruptFileError, MissingConfigError, not_a_directory, printable
 from .errors.files import AGAIN as DUMP_AGAIN
+from .errors.usage import OF_A_REFERENCE
 from .places import CONFIG, INDEX, SINGLE
 from .safetensors_header import Header
 
@@ -106,14 +107,14 @@ def _snapshot(model_id: str, cache: Path) -> Path | None:
     return path if COMMIT.fullmatch(commit) and (path / CONFIG).is_file() else None
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """Return the config.json of a directory, with its keys in order.
+def read_config(path: Path, do: str = OF_A_REFERENCE) -> dict[str, Any]:
+    """Return the config.json of a directory, with its keys in order. `do` is what to do if there is none.
 
     Raises MissingConfigError, BadInputError (it is not JSON), CorruptFileError (it is not a plausible file), OSError.
     """
     config_path = path / CONFIG
     if not regular_files.exists(config_path, path):
-        raise MissingConfigError(str(path))
+        raise MissingConfigError(str(path), do)
     try:
         return canonical_json.read_object(config_path, path, plausible_sizes.CONFIG)
     except ValueError as error:

@@ -20,7 +20,7 @@ from shardmerge.common import reference
 from shardmerge.common.architectures import own
 from shardmerge.common.command.arguments import DIRECTORY, SIZE
 from shardmerge.common.command.libraries import missing_library
-from shardmerge.common.command.options import ARCHITECTURE, EXPERTS
+from shardmerge.common.command.options import ARCHITECTURE, EXPERTS, HF_REFERENCE
 from shardmerge.common.command.outcome import HELP, CallersError, reported, talk
 from shardmerge.common.command.talk import say
 from shardmerge.common.errors import BadInputError, ShardmergeError
@@ -68,7 +68,7 @@ class Dumped:
         if self.manifest.rank:
             return ""
         size, wrote = self.manifest.world_size, len(self.manifest.columns)
-        return f"rank 0 of {size} wrote {wrote} rectangles to {self.out / rank_name(0)}"
+        return f"rank 0 of {size:,} wrote {counted(wrote, 'rectangle')} to {self.out / rank_name(0)}"
 
 
 def rank_report(path: Path) -> Path:
@@ -80,12 +80,7 @@ def rank_report(path: Path) -> Path:
 @click.command(context_settings=HELP)
 @click.option("--model-provider", metavar="MODULE:FUNCTION", help="Function that returns this rank's model.")
 @click.option("--checkpoint", type=DIRECTORY, help="torch_dist checkpoint to dump instead of a model.")
-@click.option(
-    "--hf-reference",
-    required=True,
-    type=DIRECTORY,
-    help="Directory with config.json, or a model's id in the Hub's cache.",
-)
+@HF_REFERENCE
 @click.option(
     "--out",
     required=True,

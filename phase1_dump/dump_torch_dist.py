@@ -165,6 +165,7 @@ def dump_checkpoint(
     """
     folder = Path(out)
     Generation(run_id, None, "plan")  # refuses a run id that cannot be
+    free_space.require_writable(folder, folder)
     plan = plan_of(
         Path(checkpoint),
         Path(hf_reference),

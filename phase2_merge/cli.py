@@ -14,8 +14,8 @@ import click
 
 from shardmerge import phase2_merge
 from shardmerge.common.command.arguments import DIRECTORY, SIZE
-from shardmerge.common.command.options import ARCHITECTURE, GRAFT, SET, SET_NEW, TOKENIZER
-from shardmerge.common.command.outcome import HELP, Outcome, reported, talk
+from shardmerge.common.command.options import ARCHITECTURE, GRAFT, HF_REFERENCE, SET, SET_NEW, TOKENIZER
+from shardmerge.common.command.outcome import HELP, Outcome, refuse_unwritable, reported, talk
 from shardmerge.common.errors import BadInputError
 
 from .options import ADOPT, ALLOW_CONFIG, ALLOWANCES, LAYOUTS, UNCALIBRATED
@@ -26,6 +26,13 @@ BREAK_LOCK = click.option(
     is_flag=True,
     help="Take the lock of OUT from commands on other hosts, once they are known to have ended.",
 )
+
+
+def _writable(_: click.Context, parameter: click.Parameter, file: Path | None) -> Path | None:
+    """Return the file of an option. Raises click.BadParameter if it surely cannot be written."""
+    if file is not None:
+        refuse_unwritable(file, parameter.opts[0])
+    return file
 
 
 def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -61,12 +68,7 @@ def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="Read and check every byte, or only sizes and headers.",
         ),
-        click.option(
-            "--hf-reference",
-            type=DIRECTORY,
-            required=True,
-            help="Hugging Face directory of the same model: config.json and tokenizer, weights optional.",
-        ),
+        HF_REFERENCE,
     ):
         command = option(command)
     return command
@@ -165,7 +167,8 @@ def merge(
 @click.option(
     "--hf-reference",
     type=DIRECTORY,
-    help="Where config.json and sidecars come from.  [default: those of OUT stay]",
+    help="Where config.json and sidecars come from, a directory or an id in the Hub's cache.  [default: those of OUT "
+    "stay]",
 )
 @TOKENIZER
 @SET
@@ -226,14 +229,18 @@ def verify(out: Path, how: Any, *, scan: bool, architecture: str | None) -> Outc
     "--html",
     metavar="FILE",
     type=click.Path(dir_okay=False, path_type=Path),
+    callback=_writable,
     help="Write a page of it too: the map, sizes, problems, in one file.",
 )
+@click.option(
+    "--exit-code", is_flag=True, help="Exit with 1 if anything is missing or wrong, as far as can be seen."
+)
 @reported
-def inspect(path: Path, html: Path | None) -> Outcome:
+def inspect(path: Path, html: Path | None, *, exit_code: bool) -> Outcome:
     """Show what PATH holds: a dump, also one in progress, or a Hugging Face directory.
 
-    Ranks done, running and failed, topology, sizes, dtypes, what was dropped, and a map of layers x experts. Judges
-    nothing: that is what `check` and `verify` are for.
+    Ranks done, running and failed, topology, sizes, dtypes, what was dropped, and a map of layers x experts. Reads no
+    tensor: that is what `check` and `verify` are for. Exits with 0 whatever it sees, unless a manifest cannot be read.
 
     \b
     Example:
@@ -241,7 +248,7 @@ def inspect(path: Path, html: Path | None) -> Outcome:
     """
     from .inspection.page import WithPage
 
-    inspection = phase2_merge.inspect(path)
+    inspection = phase2_merge.inspect(path, exit_code=exit_code)
     return inspection if html is None else WithPage(inspection, html)
 
 

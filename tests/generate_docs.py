@@ -44,6 +44,7 @@ DESCRIPTIONS = {
     "tests/oracles/confirmed.json": "Records that mcore-bridge's export equals: written by `make test-oracles`",
     "tests/oracles/adapters.json": "Keys of models with LoRA adapters: written by `make test-oracles`",
     "tests/oracles/records": "What other programs export, by family: written by `make test-oracles`",
+    "tests/phase1_dump/checkpoint/saved_by_older": "What older programs saved: made by `older.py` and `older_modelopt.py` beside it",
     "tests/torture/shim.c": "Stands between a process and libc: counts file-system calls, and strikes one",
     "docs/reference/matrix.json": "What the last full test run compared, by architecture and topology",
     "docs/guide/inspect.png": "The page of `shardmerge inspect --html`, of a dump with three ranks missing",
@@ -67,6 +68,7 @@ UNLISTED = {"__init__.py", "py.typed"}
 CLOSED = {
     "tests/dumps/saved/files",
     "tests/fuzz/corpus",
+    "tests/phase1_dump/checkpoint/saved_by_older",
     "tests/oracles/records",
 }  # folders whose files are not listed
 MAX_DESCRIPTION = 110
@@ -131,14 +133,14 @@ def consolidation() -> str:
 
 
 def tree() -> str:
-    """A line for each room: its name and the first sentence of what it says of itself. Tests and docs are one each."""
+    """A line for each room of both phases, and one for each other folder: its name and its own first sentence."""
     lines = [
         (name, what)
         for folder in FOLDERS
         for name, what in _folder(ROOT / folder, 0)
         if name.endswith("/")
         and not name.startswith("    ")
-        and not (folder in ("tests", "docs") and name.startswith(" "))
+        and not (name.startswith(" ") and not folder.startswith("phase"))
     ]
     return _aligned(lines)
 

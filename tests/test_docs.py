@@ -69,6 +69,24 @@ def test_commands_in_documents_exist(document: Path) -> None:
             assert verb in verbs, f"{document.name}: make {verb}"
 
 
+def test_options_that_messages_name_exist() -> None:
+    """Those of other programs are listed: a hint that names an option which is gone is worse than none."""
+    of_others = {"--exclude", "--load", "--ckpt-step", "--dist-ckpt-strictness"}  # hf download, Megatron-LM
+    commands = generate_docs.commands().values()
+    known = {option for command in commands for parameter in command.params for option in parameter.opts} | {
+        "--help"
+    }
+    named = {
+        (option, str(path.relative_to(ROOT)))
+        for package in ("common", "phase1_dump", "phase2_merge")
+        for path in (ROOT / package).rglob("*.py")
+        for text in _texts(ast.parse(path.read_text()))
+        for option in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", text)
+    }
+    assert len(named) > 20
+    assert {one for one in named if one[0] not in known | of_others} == set()
+
+
 def test_python_in_the_readme_calls_what_exists() -> None:
     blocks = [
         text for language, text in BLOCK.findall((ROOT / "README.md").read_text()) if language == "python"
@@ -142,6 +160,19 @@ def _example() -> Any:
         producer={"shardmerge": "0.1.0"},
     )
     return json.loads(manifest.encode(made))
+
+
+def _texts(tree: ast.Module) -> Iterator[str]:
+    """All texts of a module but docstrings."""
+    documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    first = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, documented) and node.body and isinstance(node.body[0], ast.Expr)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in first:
+            yield node.value
 
 
 def _shell_commands(text: str) -> Iterator[list[str]]:

@@ -18,7 +18,7 @@ import click
 from .. import places
 from ..errors import OutputExistsError
 from .arguments import DIRECTORY, SIZE
-from .options import ARCHITECTURE, EXPERTS, GRAFT, SET, SET_NEW, TOKENIZER
+from .options import ARCHITECTURE, EXPERTS, GRAFT, HF_REFERENCE, SET, SET_NEW, TOKENIZER
 from .outcome import HELP, Outcome, OutcomeWithScope, reported, talk
 from .talk import say
 
@@ -53,12 +53,7 @@ class Exported:
 @click.command(context_settings=HELP)
 @click.argument("out", metavar="OUT", type=DIRECTORY)
 @click.option("--checkpoint", required=True, type=DIRECTORY, help="torch_dist checkpoint.")
-@click.option(
-    "--hf-reference",
-    required=True,
-    type=DIRECTORY,
-    help="Hugging Face directory of the same model: config.json and tokenizer, weights optional.",
-)
+@HF_REFERENCE
 @click.option("--workers", type=click.IntRange(1), help="Processes.  [default: one per core]")
 @click.option("--drop-mtp", is_flag=True, help="Leave out multi-token prediction, and say so in config.json.")
 @click.option(

@@ -7,15 +7,17 @@ this module imports neither phase.
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from importlib import import_module
+from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
 from ..errors import BadInputError
 from .libraries import missing_library
-from .outcome import HELP
+from .outcome import HELP, INTERRUPTED, not_printed
 
 # numpy's library of linear algebra starts a thread per core, and each spins for a while; nothing here needs it
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -51,13 +53,36 @@ SUBCOMMANDS = {
         "shardmerge.phase2_merge.cli:inspect", "Show what a dump or an output holds, also in progress."
     ),
     "diff": Subcommand(
-        "shardmerge.phase2_merge.cli:diff", "Name the tensors that differ between two dumps or outputs."
+        "shardmerge.phase2_merge.cli:diff", "Name the tensors that differ between two of dump and checkpoint."
     ),
 }
 
 
 class LazyGroup(click.Group):
     """A click group that finds its commands in SUBCOMMANDS."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run a command line. What click itself cannot print, such as help, is an error and no traceback.
+
+        Args:
+            args: See click.Group.
+            extra: Likewise.
+
+        Returns:
+            Nothing, unless it is called with standalone_mode=False.
+        """
+        try:
+            return super().main(*args, **extra)
+        except OSError as error:
+            sys.exit(not_printed(error))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command. Ctrl-C while its libraries are imported ends it as it would later."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            ctx.exit(INTERRUPTED)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(SUBCOMMANDS)

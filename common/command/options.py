@@ -12,6 +12,13 @@ ARCHITECTURE = click.option(
     metavar="MODULE:TABLE",
     help="Table of a model of your own, as my_lab.tables:MY_MOE.  [default: that of the architecture in config.json]",
 )
+HF_REFERENCE = click.option(
+    "--hf-reference",
+    type=DIRECTORY,
+    required=True,
+    help="Hugging Face directory of the same model, or its id in the Hub's cache: config.json and tokenizer, weights "
+    "optional.",
+)
 EXPERTS = click.option(
     "--experts",
     type=click.Choice([spelling.value for spelling in Spelling]),

@@ -100,7 +100,7 @@ def reported(
     @functools.wraps(run)
     def command(*, as_json: bool, report: Path | None, quiet: bool, **options: Any) -> None:
         if report is not None:
-            _refuse_unwritable(report)
+            refuse_unwritable(report, "--report")
         click.get_current_context().meta[QUIET] = quiet
         end = _identified(_run(lambda: run(**options)))
         wrong = list(_errors_of_printing(end, as_json=as_json, quiet=quiet))
@@ -133,16 +133,16 @@ def talk() -> TextIO | None:
     return None if context and context.meta.get(QUIET) else sys.stderr
 
 
-def _refuse_unwritable(report: Path) -> None:
-    """Say before hours of work that a report cannot be written, not after. Raises click.BadParameter."""
-    folder, where = report.absolute().parent, printable.one_line(str(report))
+def refuse_unwritable(file: Path, option: str) -> None:
+    """Say before hours of work that the file of an option cannot be written, not after. Raises click.BadParameter."""
+    folder, where = file.absolute().parent, printable.one_line(str(file))
     if not folder.is_dir():
-        reason = f"{printable.one_line(str(report.parent))} is not a directory."
-    elif not os.access(report if report.exists() else folder, os.W_OK):
+        reason = f"{printable.one_line(str(file.parent))} is not a directory."
+    elif not os.access(file if file.exists() else folder, os.W_OK):
         reason = f"{where} cannot be written."
     else:
         return
-    raise click.BadParameter(reason, param_hint="--report")
+    raise click.BadParameter(reason, param_hint=option)
 
 
 def _errors_of_printing(end: End, *, as_json: bool, quiet: bool) -> Iterator[OSError]:
@@ -167,12 +167,24 @@ def _print(text: str, stream: TextIO | None) -> list[OSError]:
         click.echo(text, file=stream, color=None if _may_colour() else False)
     except OSError as error:
         if stream is not None:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, stream.fileno())
-            os.close(nowhere)
+            _forget(stream)
         error.filename = name
         return [error]
     return []
+
+
+def _forget(stream: TextIO) -> None:
+    """Let what a stream still holds go nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+def not_printed(error: OSError) -> int:
+    """Say that a text of click's own, such as help, could not be printed. Returns the exit code of the command."""
+    _forget(sys.stdout)
+    _print(printable.lines(f"Error: {error}"), sys.stderr)
+    return FAILED
 
 
 def _may_colour() -> bool:

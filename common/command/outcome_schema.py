@@ -21,7 +21,7 @@ SCHEMA: dict[str, Any] = {
         "checked": {
             "type": "array",
             "items": {"type": "string"},
-            "description": "What was looked at, in words. Empty for a refusal.",
+            "description": "What was looked at, in words. Empty for a refusal; architectures looks at nothing.",
         },
         "unchecked": {
             "type": "array",

@@ -52,10 +52,10 @@ class Progress:
 
     def _show(self, stream: TextIO, now: float) -> None:
         rate = self.done_bytes / (now - self.started)
-        remaining = max(0, self.total_bytes - self.done_bytes) / rate if rate else 0.0
+        left = f", {max(0, self.total_bytes - self.done_bytes) / rate:.0f} s left" if rate else ""
         text = (
             f"{self.label}: {self.done_bytes / GB:.1f} of {self.total_bytes / GB:.1f} GB, "
-            f"{rate / GB:.2f} GB/s, {remaining:.0f} s left"
+            f"{rate / GB:.2f} GB/s{left}"
         )
         _write(stream, f"\r{text:<78}" if rewrites_lines(stream) else f"{text}\n")
 

@@ -17,20 +17,28 @@ STREAMS = (1, 2)  # the output and the errors of this process, which /dev/stdout
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write a file that the user named. Raises OSError, which names it."""
-    with durable.naming(path):
-        try:
-            there = os.stat(path)
-        except FileNotFoundError:
-            there = None
-        if there is not None and (stream := _stream(there)) is not None:
-            sys.stdout.flush()
-            durable.write_all(stream, memoryview(data))
-        elif there is not None and not stat.S_ISREG(there.st_mode):
-            with open(path, "wb", buffering=0) as file:
-                durable.write_all(file.fileno(), memoryview(data))
-        else:
-            durable.write_file(Path(os.path.realpath(path)), data)
+    """Write a file that the user named. Raises OSError, which names it, and no temporary file beside it."""
+    try:
+        _write(path, data)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        there = os.stat(path)
+    except FileNotFoundError:
+        there = None
+    if there is not None and (stream := _stream(there)) is not None:
+        sys.stdout.flush()
+        durable.write_all(stream, memoryview(data))
+    elif there is not None and not stat.S_ISREG(there.st_mode):
+        with open(path, "wb", buffering=0) as file:
+            durable.write_all(file.fileno(), memoryview(data))
+    else:
+        durable.write_file(Path(os.path.realpath(path)), data)
 
 
 def _stream(there: os.stat_result) -> int | None:

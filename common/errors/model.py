@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .exit_codes import SHOWN, ConflictError, UnsupportedError, UsageError
+from .wording import counted
 
 PAGE = "docs/contribute/architecture.md"
 
@@ -146,7 +147,7 @@ class AdapterError(UnsupportedError):
         shown = ", ".join(self.parameters[:SHOWN])
         more = f" and {len(self.parameters) - SHOWN:,} more" if len(self.parameters) > SHOWN else ""
         return (
-            f"Rank {self.rank} has {len(self.parameters):,} parameters that are of LoRA adapters or wrapped by them: "
+            f"Rank {self.rank} has {counted(len(self.parameters), 'parameter')} of LoRA adapters or wrapped by them: "
             f"{shown}{more}. Without its adapters the checkpoint would be another model. Nothing was written. Merge "
             "them into the weights first: LoRAMerge of megatron-bridge, or merge_and_unload of the PEFT model that "
             "mcore-bridge made."

@@ -23,15 +23,19 @@ def not_a_directory(path: Path, do: str) -> BadInputError:
     return BadInputError(f"{path} {'is not a directory' if os.path.lexists(path) else 'does not exist'}", do)
 
 
+OF_A_REFERENCE = (
+    "Give --hf-reference a Hugging Face directory of the same model: config.json and the tokenizer are enough, weights "
+    "are optional."
+)
+
+
 @dataclass(eq=False)
 class MissingConfigError(UsageError):
     path: str
+    do: str = OF_A_REFERENCE
 
     def message(self) -> str:
-        return (
-            f"{self.path} holds no config.json. Give --hf-reference a Hugging Face directory of the same model: "
-            "config.json and the tokenizer are enough, weights are optional."
-        )
+        return f"{self.path} holds no config.json. {self.do}"
 
 
 @dataclass(eq=False)

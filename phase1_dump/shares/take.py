@@ -90,11 +90,9 @@ def take(
         now = free, len(left), [_state(attempt.folder) for share in left for attempt in _attempts(out, share)]
         if now != before:
             deadline, before = time.monotonic() + patience, now
-        if free is not None:
-            _write(plan, out, run_id, free, taken, advance)
-        elif time.monotonic() >= deadline:
+        if time.monotonic() >= deadline:
             break
-        else:
+        if free is None or not _write(plan, out, run_id, free, taken, advance):
             time.sleep(min(LOOK_EVERY_SECONDS, patience))
     return taken
 
@@ -119,8 +117,8 @@ def _attempts(out: Path, share: int) -> list[Attempt]:
 
 def _write(
     plan: Plan, out: Path, run_id: str, share: int, taken: Taken, advance: Callable[[int], None]
-) -> None:
-    """Write one share, unless somebody else turns out to have it."""
+) -> bool:
+    """Write one share, unless somebody else turns out to have it. Returns whether it is written, or failed."""
     try:
         source = share_of(plan, share, run_id)
         forget_failure(out, share)
@@ -133,7 +131,7 @@ def _write(
         )
     except (OutputExistsError, OutputLockedError) as error:
         if not is_complete(out, share) and not os.path.lexists(out / places.rank_name(share)):
-            return  # another process was faster
+            return False  # another process was faster
         if not is_complete(out, share):
             taken.problems[share] = error
     except ShardmergeError as error:
@@ -143,6 +141,7 @@ def _write(
         taken.shares.append(share)
         taken.num_bytes += sum(file.num_bytes for file in manifest.files)
         taken.unchecked |= source.files.unchecked
+    return True
 
 
 def _state(folder: Path) -> tuple[int, int]:

@@ -22,6 +22,7 @@ from shardmerge.common.errors import (
     UnfinishedCheckpointError,
     UnsupportedCheckpointError,
 )
+from shardmerge.common.errors.wording import counted
 from shardmerge.common.reference import stays_inside
 
 METADATA, BACKEND = ".metadata", "metadata.json"
@@ -95,7 +96,8 @@ class Folder:
         if missing:
             shown = ", ".join(missing[:SHOWN]) + (", ..." if len(missing) > SHOWN else "")
             raise UnfinishedCheckpointError(
-                str(self.path), f"{len(missing)} files that .metadata names are missing: {shown}"
+                str(self.path),
+                f"{counted(len(missing), 'file')} that .metadata names cannot be found: {shown}",
             )
         return states
 

@@ -15,6 +15,7 @@ from typing import Any, TextIO
 from shardmerge.common.command.byte_count import show
 from shardmerge.common.command.progress import Progress
 from shardmerge.common.errors import SHOWN
+from shardmerge.common.errors.wording import counted
 
 from ..ledger.names import grouped, layer_label, layer_of
 from .tensor_cells import Tensor, read
@@ -33,6 +34,7 @@ class Difference:
         retyped: Of those with another dtype or shape.
         partial: Of those of which one side holds a part only.
         only_a, only_b: Of those that one side does not have.
+        by_checksums: Of how many tensors a recorded checksum of one side or both was taken for their bytes.
         read_bytes: How many bytes were read, because no checksums were recorded of the same pieces.
         exit_code: 1 if they differ and the caller asked for that.
     """
@@ -45,6 +47,7 @@ class Difference:
     partial: tuple[str, ...]
     only_a: tuple[str, ...]
     only_b: tuple[str, ...]
+    by_checksums: int
     read_bytes: int
     exit_code: int = 0
 
@@ -60,7 +63,8 @@ class Difference:
 
     def scope(self) -> tuple[list[str], list[str]]:
         """Return what was compared, and what not."""
-        return [self._how()], ["whether recorded checksums are those of the bytes that are there now"]
+        now = "whether recorded checksums are those of the bytes that are there now (check, verify)"
+        return [self._how()], [now] if self.by_checksums else []
 
     def text(self) -> str:
         kinds = (
@@ -70,16 +74,21 @@ class Difference:
             (f"Only in {self.a}", self.only_a),
             (f"Only in {self.b}", self.only_b),
         )
+        _, unchecked = self.scope()
         lines = [f"Same bytes: {self.equal:,}. Compared by {self._how()}."]
+        lines += [f"NOT checked: {text}." for text in unchecked]
         for what, names in kinds:
             lines += _lines(what, names)
         layers = ", ".join(f"{layer}: {count:,}" for layer, count in self.by_layer.items())
         return "\n".join([*lines, *([f"Differing tensors by layer: {layers}."] if layers else [])])
 
     def _how(self) -> str:
-        if not self.read_bytes:
-            return "recorded checksums"
-        return f"recorded checksums, and {show(self.read_bytes)} that were read where none fit"
+        """Return in words by what tensors were compared."""
+        recorded = f"recorded checksums of {counted(self.by_checksums, 'tensor')}"
+        read = f"{show(self.read_bytes)} that were read"
+        if self.by_checksums and self.read_bytes:
+            return f"{recorded}, and {read} where no checksums of the same pieces are recorded"
+        return read if self.read_bytes else recorded
 
 
 def diff(a: str | Path, b: str | Path, *, exit_code: bool = False, talk: TextIO | None = None) -> Difference:
@@ -103,10 +112,12 @@ def diff(a: str | Path, b: str | Path, *, exit_code: bool = False, talk: TextIO 
     common = sorted(in_a.keys() & in_b.keys())
     progress = Progress("comparing", sum(in_a[name].num_bytes() for name in common), talk)
     kinds: dict[str, str] = {}
-    read_bytes = 0
+    by_checksums = read_bytes = 0
     for name in common:
         kinds[name], count = _kind(in_a[name], in_b[name])
         read_bytes += count
+        all_bytes = in_a[name].num_bytes() + in_b[name].num_bytes()
+        by_checksums += kinds[name] in {"equal", "differing"} and count < all_bytes
         progress.advance(in_a[name].num_bytes())
     progress.close()
     chosen = {
@@ -121,6 +132,7 @@ def diff(a: str | Path, b: str | Path, *, exit_code: bool = False, talk: TextIO 
         equal=sum(kind == "equal" for kind in kinds.values()),
         only_a=only_a,
         only_b=only_b,
+        by_checksums=by_checksums,
         read_bytes=read_bytes,
         exit_code=DIFFERENT if exit_code and differ else 0,
         **chosen,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,11 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardmerge.common import reference as references
-from shardmerge.common.architectures import architecture_of
+from shardmerge.common.architectures import architecture_of, blueprint
 from shardmerge.common.dtypes import DTYPES
-from shardmerge.common.errors import BadInputError, CorruptFileError, ShardmergeError, not_a_directory
+from shardmerge.common.errors import (
+    BadInputError,
+    CorruptFileError,
+    ShardmergeError,
+    UnsupportedArchitectureError,
+    not_a_directory,
+)
 from shardmerge.common.manifest import Manifest
 from shardmerge.common.places import MANIFESTS
+from shardmerge.common.safetensors_header import Entry
 
 from ..inspection.coverage import LayerCover, cover
 from ..inspection.report import Inspection, Ranks
@@ -34,17 +42,33 @@ from ..proof import generations
 Array: TypeAlias = NDArray[Any]
 # as the summary shows them; a manifest has an order of its own
 MOST_SECONDS = 1e6  # that a stall can be believed to have lasted
+INCOMPLETE = 1  # the exit code of --exit-code, as that of `diff`
 AXES = ("pp", "tp", "cp", "dp", "ep", "etp", "edp")
 
 
-def inspect(path: str | Path) -> Inspection:
+def inspect(path: str | Path, *, exit_code: bool = False) -> Inspection:
     """Look at `path`: a dump, or a directory with safetensors.
 
     Of a dump, ranks whose manifest cannot be read are told among the problems, if any other can be.
 
-    Raises BadInputError if it is neither, and what reading manifests and headers raises.
+    Args:
+        path: What to look at.
+        exit_code: Let the outcome say 1 if anything is missing or wrong, as far as is seen without reading tensors.
+
+    Returns:
+        What was seen.
+
+    Raises:
+        BadInputError: It is neither.
+        ShardmergeError: What reading manifests and headers raises.
     """
-    path = Path(path)
+    seen = _look(Path(path))
+    complete, _ = seen.verdict()
+    return replace(seen, exit_code=seen.exit_code or INCOMPLETE) if exit_code and not complete else seen
+
+
+def _look(path: Path) -> Inspection:
+    """Look at a dump or a directory."""
     if not path.is_dir():
         raise not_a_directory(path, "Give a dump or a Hugging Face directory.")
     if references.weight_files(path):
@@ -171,14 +195,16 @@ def _summed(keys: Array, sizes: Array) -> dict[int, int]:
 
 
 def _output(path: Path) -> Inspection:
-    config = references.read_config(path)
+    config = references.read_config(path, references.DOWNLOAD)
     shards = {file.name: references.read_header(file, path) for file in references.weight_files(path)}
     entries = [entry for header in shards.values() for entry in header.entries]
     dtypes: Counter[str] = Counter()
     for entry in entries:
         dtypes[entry.dtype] += entry.end - entry.begin
     names = Counter(entry.name for entry in entries)
-    layers = cover({name: float(count) for name, count in names.items()})
+    dimensions = _dimensions(config, {entry.name: entry for entry in entries})
+    shares = {name: float(count) for name, count in names.items()}
+    layers = cover(shares, dimensions.get("num_layers", 0), dimensions.get("num_experts", 0))
     return Inspection(
         path=str(path),
         kind="output",
@@ -193,6 +219,14 @@ def _output(path: Path) -> Inspection:
         layers=layers,
         problems=(*journal.interrupted(path), *_held_twice(names), *_undrawn(names, layers)),
     )
+
+
+def _dimensions(config: Mapping[str, Any], entries: Mapping[str, Entry]) -> Mapping[str, int]:
+    """Return the dimensions that config.json says, none where there is no table of its architecture."""
+    try:
+        return blueprint(config, entries).dimensions
+    except (UnsupportedArchitectureError, BadInputError):
+        return {}
 
 
 def _undrawn(names: Iterable[str], layers: tuple[LayerCover, ...]) -> Iterator[str]:

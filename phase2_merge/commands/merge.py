@@ -11,7 +11,7 @@ from typing import TextIO
 
 import numpy as np
 
-from shardmerge.common import canonical_json, durable, places
+from shardmerge.common import canonical_json, durable, free_space, places
 from shardmerge.common.architectures import Architecture
 from shardmerge.common.command.talk import say
 from shardmerge.common.dtypes import DTYPES
@@ -94,8 +94,7 @@ def merge(
     """
     stages, out = Stages(), Path(os.path.abspath(out))
     refuse_nested(dumps, out)
-    if exists := is_taken(out):
-        refuse_other(out)
+    exists = _was_published(out)
     asked = Asked(
         dumps, hf_reference, allow, uncalibrated, corrections, grafts, drop_mtp, new_corrections, architecture
     )
@@ -139,6 +138,15 @@ def require_sound(asked: Asked, tokenizer: Path | None) -> None:
         OSError: A file cannot be read.
     """
     sidecars.gather(given.read(asked).reference.path, tokenizer)
+
+
+def _was_published(out: Path) -> bool:
+    """Whether shardmerge published `out` before. Raises OutputExistsError, or BadInputError if nothing can be there."""
+    if is_taken(out):
+        refuse_other(out)
+        return True
+    free_space.require_writable(out, places.partial(out))
+    return False
 
 
 def _write(plan: Plan, held: Lock, options: AssemblyOptions, stages: Stages) -> Written:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from shardmerge.common import places
+from shardmerge.common import free_space, places
 from shardmerge.common.architectures import Architecture
 from shardmerge.common.command.byte_count import show
 from shardmerge.common.errors import OutputExistsError
@@ -28,7 +28,7 @@ from ..shards.assembly_options import AssemblyOptions
 from ..shards.parts import MergePart, PartRecord
 from ..shards.plan import MAX_SHARD_BYTES, Adopted, Assembled, Plan, plan_shards
 from .metadata import published_plan
-from .report import Verification
+from .report import PROVED, Verification
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +42,17 @@ class PartReport:
     kept_shards: int
     adoption: Adoption
     seconds: float
+    verification: Verification = "full"
 
     def facts(self) -> dict[str, Any]:
         return asdict(self)
+
+    def scope(self) -> tuple[list[str], list[str]]:
+        """Return what was checked, and what not."""
+        checked, this = [*PROVED], "the checksum of every rectangle of this part"
+        if self.verification == "size":
+            return checked, [this]
+        return [*checked, this], ["the bytes of other parts"]
 
     def text(self) -> str:
         already = f" ({self.kept_shards:,} were there already)" if self.kept_shards else ""
@@ -101,6 +109,8 @@ def merge_part(
     """
     started, out, this = time.monotonic(), Path(os.path.abspath(out)), parts.parse(part)
     refuse_nested(dumps, out)
+    if not is_taken(out):
+        free_space.require_writable(out, places.partial(out))
     asked = Asked(
         dumps, hf_reference, allow, uncalibrated, corrections, grafts, drop_mtp, new_corrections, architecture
     )
@@ -122,6 +132,7 @@ def merge_part(
         kept_shards=kept_shards,
         adoption=adoption,
         seconds=round(time.monotonic() - started, 3),
+        verification=verify,
     )
 
 

@@ -56,6 +56,14 @@ class MetadataReport:
     def facts(self) -> dict[str, Any]:
         return asdict(self)
 
+    def scope(self) -> tuple[list[str], list[str]]:
+        """Return what was checked, and what not."""
+        checked = [
+            "config.json and what is declared of a quantization, against the names, shapes and dtypes of the ledger",
+            "sizes of all shards",
+        ]
+        return checked, ["the bytes of tensors (verify)"]
+
     def text(self) -> str:
         what = f"Rewrote {', '.join(self.changed)}" if self.changed else "Nothing to change"
         shards = f"{counted(self.num_shards, 'shard')} with {counted(self.num_tensors, 'tensor')}"

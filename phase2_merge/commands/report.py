@@ -32,6 +32,11 @@ MTP_LINES = {
     "dropped": "Multi-token prediction: none, and config.json says so (--drop-mtp).",
 }
 EXPERT_LINE = "Routed experts of {}: {}."
+PROVED = (
+    "every expected tensor is there, whole, once, in its dtype and shape",
+    "sizes and headers of all fragments",
+    "config.json against the dimensions of the model that was dumped",
+)
 HOW_VERIFIED = {
     "full": "Every byte was read and has its checksum.",
     "size": "Bytes were NOT read: only sizes and headers were verified (--verify size).",
@@ -85,11 +90,7 @@ class CheckReport:
 
     def scope(self) -> tuple[list[str], tuple[str, ...]]:
         """Return what was checked, and what not."""
-        checked = [
-            "every expected tensor is there, whole, once, in its dtype and shape",
-            "sizes and headers of all fragments",
-            "config.json against the dimensions of the model that was dumped",
-        ]
+        checked = [*PROVED]
         checked += ["the checksum of every rectangle"] if self.verification == "full" else []
         checked += [f"of config.json {', '.join(self.config.settings)}"] if self.config.settings else []
         return checked, self.unchecked
@@ -101,8 +102,9 @@ class CheckReport:
         """Return two lines about the dump."""
         tensors = f"{counted(self.num_tensors, 'tensor')}, {counted(self.num_parameters, 'parameter')}"
         size = f"{tensors}, {show(self.total_bytes)}"
+        step = "" if self.step is None else f", step {self.step}"
         return [
-            f"Whole: {self.architecture}, run {self.run_id}, step {self.step}, {counted(self.world_size, 'rank')}.",
+            f"Whole: {self.architecture}, run {self.run_id}{step}, {counted(self.world_size, 'rank')}.",
             f"{size} in {counted(self.num_rectangles, 'rectangle')}. {HOW_VERIFIED[self.verification]}",
         ]
 
@@ -172,7 +174,7 @@ class MergeReport:
         verb = "Would publish" if self.dry_run else "Published"
         lines = [
             *self.check.lines(),
-            f"{verb} {self.out}: {shards}, in {self.seconds:.1f} s.",
+            f"{verb} {self.out}: {shards}{'' if self.dry_run else f', in {self.seconds:.1f} s'}.",
             self._written(),
             f"Beside the shards: config.json, {', '.join(self.sidecars) or 'and nothing of the reference'}.",
         ]

@@ -37,7 +37,8 @@ from shardmerge.common.errors import (
     raise_problems,
 )
 from shardmerge.common.errors.files import AGAIN
-from shardmerge.common.places import INDEX, SHARDS, SINGLE
+from shardmerge.common.manifest_facts import Facts
+from shardmerge.common.places import INDEX, MANIFESTS, SHARDS, SINGLE
 from shardmerge.common.rectangle import Shape
 from shardmerge.common.reference import PLAIN_FLOATS
 from shardmerge.common.safetensors_header import Entry, Header
@@ -96,6 +97,13 @@ class Directory:
         is_ours = records.are_there(self.path) and published.is_output(self.path)
         return published.read_report(self.path) if is_ours else None
 
+    @cached_property
+    def facts(self) -> Facts | None:
+        """What the dump said of the model, corrected as its merge was told to; None if no merge reported here."""
+        if self.report is None:
+            return None
+        return corrected_facts(published.read_facts(self.path), record.replayed(self.report.corrections))
+
 
 def verify(
     out: str | Path,
@@ -137,7 +145,9 @@ def _verify(
     """Do what `verify` says, after which an error is told what else is known."""
     if not out.is_dir():
         raise not_a_directory(out, "Give a Hugging Face directory.")
-    config = references.read_config(out)
+    if any(out.glob(MANIFESTS)):
+        raise BadInputError(f"{out} is a dump, which readers do not load", "Prove it with shardmerge check.")
+    config = references.read_config(out, references.DOWNLOAD)
     files = references.weight_files(out)
     if not files:
         raise BadInputError(f"{out} holds neither {INDEX} nor {SINGLE}", "Give a directory with safetensors.")
@@ -164,6 +174,7 @@ def _verify(
         has_index=regular_files.exists(out / INDEX, out),
         is_quantized=directory.declared != (None, None),
         is_ours=directory.report is not None,
+        settings=_compared(directory),
         warnings=warnings,
     )
 
@@ -174,6 +185,14 @@ def _name_of_table(directory: Directory) -> str:
         return directory.table().architecture.name
     except (UnsupportedArchitectureError, BadInputError):
         return ""
+
+
+def _compared(directory: Directory) -> tuple[str, ...]:
+    """Return the names of the settings of config.json that were compared with what the model computed."""
+    report, facts = directory.report, directory.facts
+    if report is None or facts is None or not _name_of_table(directory):
+        return ()
+    return settings.compared(directory.table(), facts, mtp=report.mtp).settings
 
 
 def _of_this(directory: Directory, problems: Sequence[ShardmergeError]) -> Iterator[ShardmergeError]:
@@ -327,10 +346,9 @@ def _check_settings(directory: Directory) -> Findings:
 
 def _differing(directory: Directory, table: Blueprint) -> Findings:
     """Compare config.json with what the model computes, as far as a merge recorded it. What it allowed is a warning."""
-    report = directory.report
-    if report is None:
+    report, facts = directory.report, directory.facts
+    if report is None or facts is None:
         return Findings(tuple(table.unreadable_settings()))
-    facts = corrected_facts(published.read_facts(directory.path), record.replayed(report.corrections))
     if other := tuple(shapes.against_table(table.architecture, facts)):
         return Findings(other)
     return settings.allowed_before(settings.differences(table, facts, mtp=report.mtp), report.warnings)

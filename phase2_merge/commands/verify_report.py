@@ -24,6 +24,7 @@ class VerifyReport:
         scanned: Whether all numbers were looked at.
         table: The architecture whose table says which tensors there must be; empty without one.
         has_index, is_quantized, is_ours: Whether there is an index, a declared quantization, the records of a merge.
+        settings: Names of what of config.json was compared with what the dump says that the model computes.
         warnings: What is strange and stops nobody.
     """
 
@@ -39,6 +40,7 @@ class VerifyReport:
     has_index: bool
     is_quantized: bool
     is_ours: bool
+    settings: tuple[str, ...]
     warnings: tuple[str, ...]
 
     def facts(self) -> dict[str, Any]:
@@ -56,9 +58,9 @@ class VerifyReport:
             ),
             (self.is_quantized, "what is declared of the quantization", ""),
             (
-                self.is_ours,
-                "config.json against what the model computed when it was dumped",
-                "whether config.json computes what the model did (no merge is recorded here)",
+                bool(self.settings),
+                f"{counted(len(self.settings), 'setting')} of config.json against the model that was dumped",
+                self._not_told(),
             ),
             (bool(self.checksums_compared), f"the bytes of {counted(self.checksums_compared, 'tensor')}", ""),
             (not self.without_checksum, "", self._not_compared()),
@@ -66,6 +68,10 @@ class VerifyReport:
         )
         checked = [text for holds, text, _ in parts if holds and text]
         return checked, [text for holds, _, text in parts if not holds and text]
+
+    def _not_told(self) -> str:
+        why = "the dump did not tell that" if self.is_ours else "no merge is recorded here"
+        return f"whether config.json computes what the model did ({why})"
 
     def _not_compared(self) -> str:
         why = "--verify size" if self.verification == "size" else "no checksum of them is recorded"

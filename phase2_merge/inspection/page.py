@@ -50,6 +50,9 @@ class WithPage:
     def facts(self) -> dict[str, Any]:
         return self.inspection.facts()
 
+    def scope(self) -> tuple[list[str], list[str]]:
+        return self.inspection.scope()
+
     def text(self) -> str:
         return self.inspection.text()
 

@@ -81,7 +81,7 @@ class Inspection:
 
     `sizes` are bytes by rank or by shard, `head` is run, step and the like, `topology` sizes by axis. `stalls` are the
     seconds for which each rank's training stood still, of ranks that were dumped beside it. `exit_code` is that of a
-    damaged file if a manifest could not be read.
+    damaged file if a manifest could not be read, and 1 if anything else was seen to be wrong and the caller asked.
     """
 
     path: str
@@ -115,7 +115,8 @@ class Inspection:
             wrong.append(counted(len(self.problems), "problem"))
         if wrong:
             return False, f"Not complete: {', '.join(wrong)}."
-        ranks = f"all {counted(self.ranks.world_size, 'rank')} are there, " if self.kind == "dump" else ""
+        many = self.ranks.world_size
+        ranks = f"{f'all {many:,} ranks are' if many > 1 else 'the only rank is'} there, " if many else ""
         proof = "check" if self.kind == "dump" else "verify"
         seen = f"{ranks}every layer and expert is whole".capitalize()
         return (
@@ -124,12 +125,21 @@ class Inspection:
         )
 
     def facts(self) -> dict[str, Any]:
-        facts = asdict(self) | {"total_bytes": self.total_bytes}
+        complete, verdict = self.verdict()
+        facts = asdict(self) | {"total_bytes": self.total_bytes, "complete": complete, "verdict": verdict}
         del facts["exit_code"]
         facts["ranks"]["running"] = self.ranks.running
         for name in ("writers", "failed", "damaged"):
             facts["ranks"][name] = {str(rank): text for rank, text in facts["ranks"][name].items()}
         return facts
+
+    def scope(self) -> tuple[list[str], list[str]]:
+        """Return what was looked at, and what not."""
+        if self.kind == "dump":
+            return ["all manifests", "names, shapes and sizes of all fragments"], [
+                "the bytes of tensors (check)"
+            ]
+        return ["headers of all files", "names and shapes of tensors"], ["the bytes of tensors (verify)"]
 
     def text(self) -> str:
         lines = self.lines()
@@ -137,7 +147,8 @@ class Inspection:
             lines += [LEGEND, *drawn(self.layers)]
         more = len(self.problems) - SHOWN
         lines += [f"Problem: {one_line(text)}" for text in self.problems[:SHOWN]]
-        return "\n".join(lines + ([f"... and {more} more (--report FILE holds all)"] if more > 0 else []))
+        lines += [f"... and {more} more (--report FILE holds all)"] if more > 0 else []
+        return "\n".join([*lines, self.verdict()[1]])
 
     def lines(self) -> list[str]:
         """Return all lines but those of the map and of the problems."""

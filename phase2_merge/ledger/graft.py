@@ -16,6 +16,7 @@ import xxhash
 from shardmerge.common import durable, regular_files
 from shardmerge.common import reference as references
 from shardmerge.common.errors import BadInputError
+from shardmerge.common.errors.wording import counted
 from shardmerge.common.manifest import FragmentFile, Placed
 from shardmerge.common.rectangle import Rectangle
 from shardmerge.common.reference import Reference, ReferenceTensor
@@ -97,7 +98,9 @@ def _require_fitting(pattern: str, reference: Reference, copies: Mapping[str, st
     """Raise BadInputError if nothing would be taken by a pattern."""
     fitting = [name for name in reference.tensors if fnmatchcase(name, pattern)]
     if not fitting:
-        held = f"holds {len(reference.tensors):,} tensors" if reference.tensors else "holds no weights"
+        held = (
+            f"holds {counted(len(reference.tensors), 'tensor')}" if reference.tensors else "holds no weights"
+        )
         raise BadInputError(
             f"--graft {pattern}: {reference.path} {held}, none of that name",
             "Give a reference with weights, and a name of them or a pattern such as 'model.visual.*'.",

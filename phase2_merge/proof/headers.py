@@ -19,6 +19,7 @@ import xxhash
 from shardmerge.common import durable, regular_files, safetensors_header
 from shardmerge.common.dtypes import DTYPES
 from shardmerge.common.errors import CorruptFileError, Findings
+from shardmerge.common.errors.wording import counted
 from shardmerge.common.safetensors_header import METADATA, Header
 
 from ..disk.read_many import announced, read_many
@@ -176,7 +177,9 @@ def _check_entries(ledger: Ledger, fragment: Fragment, header: Header) -> None:
                 path, f"its header has {_described(held)}, the manifest {_described(want)}"
             )
     if len(got) != len(fragment.rows):
-        raise CorruptFileError(path, f"it holds {len(got)} tensors, the manifest names {len(fragment.rows)}")
+        raise CorruptFileError(
+            path, f"it holds {counted(len(got), 'tensor')}, the manifest names {len(fragment.rows)}"
+        )
     if header.metadata.get("format") != "pt":
         raise CorruptFileError(path, 'its header lacks __metadata__ {"format": "pt"}, which readers require')
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from shardmerge.common.errors import Findings, NonFiniteError
+from shardmerge.common.errors.wording import counted
 
 from ..ledger.names import expert_of, grouped, layer_label, layer_of, ranges
 from ..ledger.rows import BoolArray
@@ -57,7 +58,7 @@ def _rounded_norms(case: Case) -> Iterator[str]:
     counts: Counter[str] = Counter()
     for manifest in case.manifests:
         counts.update(manifest.health.shifted_norms or {})
-    told = [f"1 was {what} {counts[how]:,} elements" for how, what in SHIFTS.items() if counts[how]]
+    told = [f"1 was {what} {counted(counts[how], 'element')}" for how, what in SHIFTS.items() if counts[how]]
     if counts["rounded"]:
         readers = (
             f"readers of {case.blueprint.architecture.name} take them otherwise than the model stores them"

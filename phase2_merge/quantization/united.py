@@ -21,6 +21,7 @@ from shardmerge.common.errors import (
     UncalibratedError,
     UnsupportedQuantizationError,
 )
+from shardmerge.common.errors.wording import counted
 from shardmerge.common.manifest import Manifest
 from shardmerge.common.manifest_facts import QuantizationFacts
 from shardmerge.common.quantization.arithmetic import companions_of, module_of
@@ -186,7 +187,7 @@ def _is_bad(value: Any) -> bool:
 def _bad_blocks(quantized: QuantizedRanks) -> Iterator[ShardmergeError]:
     for rank, facts in quantized:
         for name, count in sorted((facts.bad_scales or {}).items()):
-            yield BadScaleError(name, f"zero, negative or not finite in {count:,} elements", (rank,))
+            yield BadScaleError(name, f"zero, negative or not finite in {counted(count, 'element')}", (rank,))
 
 
 def _unmixable(formats: set[str]) -> Iterator[ShardmergeError]:

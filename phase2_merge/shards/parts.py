@@ -97,7 +97,8 @@ def _numbers(plan: Plan, count: int) -> dict[str, int]:
 def generation_of(plan: Plan) -> str:
     """Return which dump a plan is of, in words."""
     manifest = plan.ledger.heads[0].manifest
-    return f"run {manifest.run_id}, step {manifest.step}, attempt {manifest.attempt}"
+    step = "" if manifest.step is None else f" step {manifest.step},"
+    return f"run {manifest.run_id},{step} attempt {manifest.attempt}"
 
 
 def write(folder: Path, record: PartRecord) -> None:

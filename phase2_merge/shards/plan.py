@@ -17,6 +17,7 @@ import numpy as np
 import xxhash
 
 from shardmerge.common import canonical_json, places, safetensors_header
+from shardmerge.common.command.byte_count import show
 from shardmerge.common.dtypes import DTYPES, byte_size
 from shardmerge.common.errors import BadInputError
 from shardmerge.common.places import rank_name
@@ -175,8 +176,8 @@ def _refuse_unknown(layout: str, min_shard_bytes: int, max_shard_bytes: int) -> 
         raise BadInputError(f"layout {layout}", f"Known: {', '.join(LAYOUTS)}.")
     if min_shard_bytes > max_shard_bytes:
         raise BadInputError(
-            f"min_shard_bytes {min_shard_bytes:,} is above max_shard_bytes {max_shard_bytes:,}",
-            "Joined shards cannot be larger than the largest.",
+            f"the smallest shard is to have {show(min_shard_bytes)}, the largest {show(max_shard_bytes)}",
+            "Give a smaller --min-shard-size, or a larger --max-shard-size.",
         )
 
 

@@ -32,6 +32,7 @@ class Space:
         needed_bytes: Of all files that are to be written, less what those have already that they replace.
         free_bytes: What this user may still write there.
         copied_bytes: Bytes of fragments that are copied, by the reason why they cannot be linked.
+        linked_bytes: Of fragments against whose links nothing is known.
         at_most: Files there may share blocks with the dump, and then need less.
     """
 
@@ -39,12 +40,19 @@ class Space:
     needed_bytes: int
     free_bytes: int
     copied_bytes: dict[str, int]
+    linked_bytes: int
     at_most: bool
 
     def lines(self) -> list[str]:
-        """Return what is needed and free, and then why bytes are copied that could be linked elsewhere."""
+        """Return what is needed and free, what is linked, and why bytes are copied that could be linked elsewhere."""
         needed = f"{'At most ' if self.at_most else ''}{show(self.needed_bytes)} will be written"
-        return [f"{needed}, {show(self.free_bytes)} are free in {self.folder}.", *self.copies()]
+        linked = f"{show(self.linked_bytes)} will be linked, not copied."
+        linked_lines = [linked] if self.linked_bytes else []
+        return [
+            f"{needed}, {show(self.free_bytes)} are free in {self.folder}.",
+            *linked_lines,
+            *self.copies(),
+        ]
 
     def copies(self) -> list[str]:
         """Return a sentence for each reason why bytes are copied."""
@@ -87,6 +95,7 @@ def needed(plan: Plan, shards: Sequence[Adopted | Assembled], folder: Path) -> S
         needed_bytes=max(0, assembled + copied.total() - in_place),
         free_bytes=here.free_bytes,
         copied_bytes=dict(copied),
+        linked_bytes=sum(shard.num_bytes for shard in shards) - assembled - copied.total(),
         at_most=any(here.may_share_blocks(mount) for mount in mounts.values()),
     )
 

@@ -11,7 +11,7 @@ import pytest
 from shardmerge.common import errors as tree
 from shardmerge.common.errors import ProblemsFoundError, ShardmergeError, raise_problems
 from shardmerge.common.errors.several import fair_shares
-from shardmerge.common.errors.wording import first_ranks
+from shardmerge.common.errors.wording import counted, first_ranks, of_ranks
 from tests.documents.errors_page import leaves, sample
 
 LEAVES = [kind for kind in leaves() if kind is not ProblemsFoundError]
@@ -105,6 +105,12 @@ def test_one_problem_is_raised_as_itself_and_none_not_at_all() -> None:
     raise_problems([])
     with pytest.raises(tree.OverlapError):
         raise_problems([tree.OverlapError("w", (0, 1), "here")])
+
+
+def test_one_of_a_thing_is_not_several_and_no_rank_is_not_named() -> None:
+    assert [counted(number, "shard") for number in (0, 1, 2000)] == ["0 shards", "1 shard", "2,000 shards"]
+    assert [of_ranks(ranks) for ranks in ((), (3,), (0, 1))] == ["", " (rank 3)", " (ranks 0, 1)"]
+    assert "Rank 0 has 1 parameter of LoRA" in tree.AdapterError(("a",), 0).message()
 
 
 def test_many_ranks_are_counted() -> None:

@@ -51,6 +51,18 @@ def test_a_terminal_gets_one_line_that_rewrites_itself(clock: list[float]) -> No
     assert stream.getvalue().count("\n") == 1
 
 
+def test_the_time_that_is_left_is_never_negative_and_not_told_before_anything_is_done(
+    clock: list[float],
+) -> None:
+    stream = StringIO()
+    progress = Progress("merging", 10**9, stream, started=1000.0)
+    for clock[0], num_bytes in ((1040.0, 0), (1080.0, 2 * 10**9)):
+        progress.advance(num_bytes)
+    assert stream.getvalue() == (
+        "merging: 0.0 of 1.0 GB, 0.00 GB/s\nmerging: 2.0 of 1.0 GB, 0.03 GB/s, 0 s left\n"
+    )
+
+
 def test_no_stream_is_silent(clock: list[float]) -> None:
     progress = Progress("merging", 10**9, None, started=1000.0)
     run(progress, clock, seconds=100, step=1)

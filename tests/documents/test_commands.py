@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shlex
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -57,6 +60,21 @@ def _run(block: Block, folder: Path, environment: Mapping[str, str]) -> None:
             run(block, folder, {**environment, "SLURM_ARRAY_TASK_ID": str(job)})
     else:
         run(block, folder, environment)
+
+
+def test_the_message_on_the_first_page_is_what_the_command_says(tmp_path: Path) -> None:
+    """Of the small model that stands for the one on the page, without the last of its four ranks."""
+    sandbox.qwen3_moe(tmp_path)
+    shutil.rmtree(tmp_path / sandbox.DUMP / "rank-00003")
+    ((command, said),) = (
+        block.text.splitlines()
+        for block in blocks(ROOT / "README.md", "text")
+        if block.text.startswith("$ shardmerge")
+    )
+    words = [sys.executable, "-m", *shlex.split(command.removeprefix("$ "))]
+    ended = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (3, "", f"{said}\n")
+    assert not (tmp_path / sandbox.TUNED).exists()
 
 
 def test_what_a_page_uploads_is_the_model_alone(tmp_path: Path) -> None:

@@ -61,6 +61,12 @@ def shell(command: str, one: World, **environment: str) -> subprocess.CompletedP
         (["merge", "dump", "dump", "--hf-reference", "reference"], "dump is the DUMP"),
         (["merge", "dump", ".", "--hf-reference", "reference"], "the DUMP dump lies inside OUT"),
         (["merge", "dump", "dump/out", "--hf-reference", "reference", "--part", "1/2"], "lies inside the DUMP dump"),
+        (["merge", "dump", "afile/out", "--hf-reference", "reference"], "afile is not a directory"),
+        (["merge", "dump", "afile/out", "--hf-reference", "reference", "--dry-run"], "afile is not a directory"),
+        (["merge", "dump", "afile/out", "--hf-reference", "reference", "--part", "1/2"], "afile/out cannot be written"),
+        (["merge", "dump", "out", "--hf-reference", "reference", "--min-shard-size", "10GB"], "the largest 5.0 GB"),
+        (["verify", "dump"], "dump is a dump, which readers do not load. Prove it with shardmerge check."),
+        (["inspect", "dump", "--html", "nothing/page.html"], "Invalid value for --html: nothing is not a directory."),
     ],
 )  # fmt: skip
 def test_what_cannot_be_meant_is_refused_in_a_sentence(
@@ -68,10 +74,11 @@ def test_what_cannot_be_meant_is_refused_in_a_sentence(
 ) -> None:
     one = world().write()
     (one.folder / "empty").mkdir()
+    (one.folder / "afile").write_text("")
     monkeypatch.chdir(one.folder)
     found = run(*arguments)
     assert (found.exit_code, says in found.stderr) == (2, True), found.stderr
-    assert {path.name for path in one.folder.iterdir()} == {"dump", "reference", "empty"}
+    assert {path.name for path in one.folder.iterdir()} == {"dump", "reference", "empty", "afile"}
     assert {path.name for path in one.dump.iterdir()} == {"rank-00000"}
 
 
@@ -142,6 +149,38 @@ def test_what_is_not_an_empty_folder_is_not_taken(world: MakeWorld, kind: str) -
 
 
 @pytest.fixture
+def read_only(tmp_path: Path) -> Iterator[Path]:
+    """A file system that takes no files, with an empty folder and a published output."""
+    folder = tmp_path / "read-only"
+    (folder / "empty").mkdir(parents=True)
+    commands: tuple[list[str | Path], ...] = (
+        ["mount", "--bind", folder, folder],
+        ["mount", "-o", "remount,ro,bind", folder],
+    )
+    try:
+        for command in commands:
+            if subprocess.run(command, capture_output=True, check=False).returncode:
+                pytest.skip("needs the right to mount")
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], capture_output=True, check=False)
+
+
+@pytest.mark.parametrize("out", ["out", "empty"])
+@pytest.mark.parametrize("how", [[], ["--dry-run"], ["--part", "1/1"]], ids=str)
+def test_a_read_only_place_is_refused_before_the_dump_is_read(
+    world: MakeWorld, read_only: Path, out: str, how: list[str]
+) -> None:
+    one = world().write()
+    (one.rank(0) / "manifest.json").write_text("damaged")
+    found = run("merge", one.dump, read_only / out, "--hf-reference", one.reference, *how)
+    assert found.exit_code == 2
+    assert found.stderr.startswith(
+        f"Error: {read_only / out} cannot be written: {read_only} is read-only, or "
+    )
+
+
+@pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
     """A file system of its own with 256 KiB."""
     folder = tmp_path / "small"
@@ -192,6 +231,7 @@ def test_a_dry_run_tells_what_will_be_linked_and_what_copied(world: MakeWorld, s
             run("merge", one.dump, out, "--hf-reference", one.reference, "--dry-run", "--json").stdout
         )
         assert sum(told["space"]["copied_bytes"].values()) == copied == told["copied_bytes"]
+        assert told["space"]["linked_bytes"] == whole - copied
         assert told["space"]["needed_bytes"] == size - whole + copied
         assert not out.exists()
         small_or_not = merge(one.dump, out, hf_reference=one.reference, workers=1)
@@ -228,7 +268,13 @@ def run_part_of(one: World, part: str) -> None:
         ("shardmerge check dump --hf-reference reference | true; exit ${PIPESTATUS[0]}", 1, "Broken pipe: 'stdout'"),
         ("shardmerge check dump --hf-reference reference >&-", 1, "Bad file descriptor: 'stdout'"),
         ("shardmerge check nothing --hf-reference reference 2> /dev/full", 2, ""),
-        ("shardmerge check dump --hf-reference reference --report /proc/report.json", 1, "No such file"),
+        ("shardmerge check dump --hf-reference reference --report /proc/x.json", 1, "directory: '/proc/x.json'. Ev"),
+        ("shardmerge inspect dump --html /proc/page.html", 1, "directory: '/proc/page.html'. Everything"),
+        ("shardmerge --help > /dev/full", 1, "Error: [Errno 28] No space left on device"),
+        ("shardmerge --version > /dev/full", 1, "Error: [Errno 28] No space left on device"),
+        ("shardmerge merge --help > /dev/full", 1, "Error: [Errno 28] No space left on device"),
+        ("shardmerge.phase1_dump --help > /dev/full", 1, "Error: [Errno 28] No space left on device"),
+        ("shardmerge merge --no-such-option 2> /dev/full", 1, ""),
     ],
 )  # fmt: skip
 def test_what_takes_no_output_is_an_error_and_no_traceback(
@@ -247,6 +293,14 @@ def test_a_merge_whose_log_is_on_a_full_disk_publishes(world: MakeWorld) -> None
     found = shell("shardmerge merge dump out --hf-reference reference --workers 1 2> /dev/full", one)
     assert found.returncode == 0
     assert dumps.load(one.out) == one.model.tensors
+
+
+def test_a_dry_run_says_what_will_be_linked_and_takes_no_seconds_to_publish(world: MakeWorld) -> None:
+    one = world().write()
+    told = run("merge", one.dump, one.out, "--hf-reference", one.reference, "--dry-run").stdout
+    size = sum(len(data) for _, _, data in one.model.tensors.values())
+    assert f"Would publish {one.out}: 1 shard, 1 adopted.\n" in told
+    assert f"{size / 1000:.1f} KB will be linked, not copied.\n" in told
 
 
 def test_quiet_prints_errors_only(world: MakeWorld) -> None:
@@ -268,6 +322,15 @@ def test_colours_go_where_they_are_wanted(world: MakeWorld, name: str, value: st
     assert found.returncode == 0
     assert ("\x1b[32m#" in found.stdout) is coloured
     assert "#" in found.stdout
+
+
+def test_ctrl_c_while_a_command_is_imported_ends_it_as_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("shardmerge.common.command.group.load", interrupted)
+    found = run("check", "dump")
+    assert (found.exit_code, found.output) == (130, "Interrupted.\n")
 
 
 def test_a_script_may_call_merge_at_its_top_level(world: MakeWorld) -> None:

@@ -24,10 +24,7 @@ from shardmerge.common.manifest_facts import Facts
 
 from ..case import Case
 
-UNKNOWN = (
-    "The dump does not say what the model computes with, as those of older versions: config.json was compared with "
-    "shapes alone."
-)
+UNKNOWN = "The dump does not say what the model computes with: config.json was compared with shapes and dtypes alone."
 PADDED = "vocab_size, of which megatron-core knows a padded number only"
 
 

@@ -23,7 +23,7 @@ from shardmerge.common.errors import (
     UncoveredTensorError,
     UnexpectedTensorError,
 )
-from shardmerge.common.errors.wording import first_ranks
+from shardmerge.common.errors.wording import counted, first_ranks
 from shardmerge.common.rectangle import place
 from shardmerge.common.reference import PLAIN_FLOATS
 
@@ -293,7 +293,7 @@ def _judge_pieces(
     if not lacking:
         return None
     absent = gaps.missing(boxes, expected.shape)
-    what = f"{lacking:,} elements" if absent is None else gaps.show(absent)
+    what = counted(lacking, "element") if absent is None else gaps.show(absent)
     ranks = rows.ranks_of(members)
     present = f"{gaps.show(sorted(boxes))} by rank {first_ranks(ranks)}"
     return UncoveredTensorError(expected.name, expected.shape, what, present, ranks)

@@ -12,6 +12,8 @@ from click.testing import CliRunner
 
 from shardmerge.common.command.group import main
 from shardmerge.common.errors import MissingSharesError, NoRoomError, OutputExistsError
+from shardmerge.phase1_dump.checkpoint.plan import Options, plan_of
+from shardmerge.phase1_dump.shares.take import take
 from shardmerge.phase2_merge import check
 from tests.phase1_dump.checkpoint.conftest import SHARE_BYTES, Saved
 
@@ -115,6 +117,26 @@ def test_the_command_needs_no_torch(saved: Saved, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["written_shares"] == [0]
     whole(tmp_path / "dump", saved)
+
+
+@pytest.mark.parametrize("command", ["dump", "dry run", "export"])
+def test_a_place_that_takes_no_files_is_refused_at_once(saved: Saved, tmp_path: Path, command: str) -> None:
+    """Nobody is waited for: a file where the dump should be was taken for another process that is faster."""
+    given = ["--checkpoint", saved.path, "--hf-reference", saved.reference]
+    dump = ["dump", *given, "--run-id", "run", *(["--dry-run"] if command == "dry run" else [])]
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file/below"):
+        words = ["export", place / "out", *given] if command == "export" else [*dump, "--out", place]
+        found = CliRunner().invoke(main, [str(word) for word in words])
+        assert found.exit_code == 2
+        assert f"cannot be written: {tmp_path / 'file'} is not a directory" in found.stderr
+
+
+def test_a_share_that_others_always_have_is_waited_for_and_no_longer(saved: Saved, tmp_path: Path) -> None:
+    plan = plan_of(saved.path, saved.reference, Options(max_share_bytes=SHARE_BYTES))
+    (tmp_path / "file").write_text("")  # it appeared after the place was looked at
+    taken = take(plan, tmp_path / "file", "run", advance=lambda _: None, patience=0.2)
+    assert (taken.shares, taken.problems) == ([], {})
 
 
 def test_room_is_looked_for_before_anything_is_written(saved: Saved, tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ def test_a_block_scale_that_is_none_is_recorded_and_stops_the_merge(
     found = caught.value.problems if isinstance(caught.value, ProblemsFoundError) else [caught.value]
     (error,) = (one for one in found if isinstance(one, BadScaleError))
     assert error.tensor == "model.layers.1.mlp.experts.3.down_proj.weight_scale_inv"
-    assert error.value == "zero, negative or not finite in 1 elements"
+    assert error.value == "zero, negative or not finite in 1 element"
     assert (error.ranks, caught.value.exit_code) == ((1,), 4)
     assert not (tmp_path / "out").exists()
 

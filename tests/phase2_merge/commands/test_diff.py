@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from shardmerge.common.command.byte_count import show
 from shardmerge.common.command.group import main
 from shardmerge.common.errors import BadInputError
 from shardmerge.phase2_merge import diff, merge
@@ -63,6 +64,14 @@ def test_a_dump_with_cuts_its_output_and_a_plain_copy_are_the_same(world: MakeWo
     for a, b in itertools.permutations((one.dump, one.out, plain), 2):
         found = diff(a, b)
         assert (found.equal, found.differing, found.partial) == (len(one.model.tensors), (), ())
+    size = show(2 * sum(len(data) for _, _, data in one.model.tensors.values()))
+    assert diff(plain, plain).scope() == ([f"{size} that were read"], [])
+    checked, unchecked = diff(one.dump, one.dump).scope()
+    assert checked == [f"recorded checksums of {len(one.model.tensors)} tensors"]
+    assert unchecked == [
+        "whether recorded checksums are those of the bytes that are there now (check, verify)"
+    ]
+    assert f"NOT checked: {unchecked[0]}.\n" in diff(one.dump, one.dump).text() + "\n"
     spoiled = min(plain.glob("*.safetensors"))
     data = bytearray(spoiled.read_bytes())
     data[-1] ^= 1

@@ -233,6 +233,47 @@ def test_a_rank_that_cannot_be_read_hides_no_other(world: MakeWorld, tmp_path: P
     assert '<td colspan="3">damaged: 1</td>' in text
 
 
+@pytest.mark.parametrize("spoil", [None, "fragment", "rank", "expert", "manifest"])
+def test_the_exit_code_says_what_the_verdict_says_if_it_is_asked(world: MakeWorld, spoil: str | None) -> None:
+    """A manifest that cannot be read is an error all the same: no map shows what it said."""
+    one = world(Topology(tp=2), moe_config())
+    if spoil == "expert":
+        del one.cuts["model.layers.1.mlp.experts.2.up_proj.weight"]
+    one.write()
+    if spoil == "fragment":
+        next(one.rank(1).glob("*.safetensors")).unlink()
+    elif spoil == "rank":
+        shutil.rmtree(one.rank(1))
+    elif spoil == "manifest":
+        (one.rank(1) / "manifest.json").write_text("{}")
+    plain, asked = (
+        CliRunner().invoke(main, ["inspect", str(one.dump), "--json", *how]) for how in ([], ["--exit-code"])
+    )
+    code = 4 if spoil == "manifest" else 0
+    assert (plain.exit_code, asked.exit_code) == (code, code or int(spoil is not None))
+    facts = json.loads(asked.stdout)
+    assert (facts["complete"], facts["ok"]) == (spoil is None, spoil is None)
+    shown = CliRunner().invoke(main, ["inspect", str(one.dump)]).stdout
+    assert shown.splitlines()[-1] == facts["verdict"]
+    assert facts["verdict"].startswith("All 2 ranks are there" if spoil is None else "Not complete: ")
+
+
+def test_a_last_expert_and_a_last_layer_that_no_file_holds_are_seen_by_config_json(world: MakeWorld) -> None:
+    """Nothing in the names of the others shows that there was one more."""
+    one = world(config=moe_config()).write(weights=True)
+    path = one.reference / "config.json"
+    config = json.loads(path.read_text())
+    assert inspect(one.reference).verdict()[0]
+    path.write_text(json.dumps(config | {"num_experts": 5, "num_hidden_layers": 3}))
+    seen = inspect(one.reference)
+    assert (seen.layers[1].experts, seen.layers[2].rest) == ((FULL,) * 4 + (NONE,), NONE)
+    assert not seen.verdict()[0]
+
+
+def test_one_rank_is_not_called_all(world: MakeWorld) -> None:
+    assert inspect(world().write().dump).verdict()[1].startswith("The only rank is there, every layer")
+
+
 def test_a_map_of_512_experts_and_108_layers_is_small_and_has_an_axis() -> None:
     layers = tuple(
         LayerCover(

@@ -11,7 +11,7 @@ import pytest
 
 from shardmerge.common import errors as tree
 from shardmerge.common.errors import ProblemsFoundError, ShardmergeError
-from shardmerge.phase2_merge import verify
+from shardmerge.phase2_merge import inspect, verify
 from tests.dumps import dumps
 from tests.dumps.dumps import Topology, dense_config
 from tests.dumps.worlds import MakeWorld
@@ -194,6 +194,14 @@ def test_a_directory_without_weights(world: MakeWorld) -> None:
 
 def test_a_directory_without_config(tmp_path: Path) -> None:
     refusal(tmp_path, tree.MissingConfigError, 2)
+
+
+def test_a_checkpoint_without_config_is_told_about_no_option_of_other_commands(foreign: Path) -> None:
+    (foreign / "config.json").unlink()
+    for command in (verify, inspect):
+        with pytest.raises(tree.MissingConfigError) as error:
+            command(foreign)
+        assert error.value.message() == f"{foreign} holds no config.json. Copy or download it again."
 
 
 def test_an_index_that_is_none(foreign: Path) -> None:

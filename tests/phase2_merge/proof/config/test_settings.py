@@ -62,14 +62,18 @@ def test_ranks_that_tell_the_same_in_other_words_agree(world: MakeWorld) -> None
 
 
 def test_a_dump_that_tells_nothing_is_a_warning(world: MakeWorld) -> None:
-    """As those of older versions: everything else is proven as before."""
+    """Everything else is proven as before, and verify does not say that it compared what nobody told."""
     one = telling(world, lambda _: None)
     report = one.check()
     assert [UNKNOWN in text for text in report.warnings] == [True]
     assert "of config.json" not in report.text()
     assert "what config.json says that shows in no shape" in report.text()
     one.merge()
-    assert verify(one.out).warnings == ()
+    verified = verify(one.out)
+    assert verified.warnings == ()
+    checked, unchecked = verified.scope()
+    assert not [text for text in checked if "the model that was dumped" in text]
+    assert "whether config.json computes what the model did (the dump did not tell that)" in unchecked
     assert metadata(one.out).warnings == ()
 
 
@@ -102,7 +106,9 @@ def test_all_that_nobody_can_read_is_told_beside_what_else_is_wrong(world: MakeW
 def test_facts_that_were_corrected_are_what_verify_compares(world: MakeWorld) -> None:
     one = telling(world, lambda _: {"norm_eps": 0.5})
     one.merge(corrections=[f"facts.settings.norm_eps={EPS}"])
-    assert verify(one.out).warnings == ()
+    verified = verify(one.out)
+    assert (verified.settings, verified.warnings) == (("norm_eps",), ())
+    assert "1 setting of config.json against the model that was dumped" in verified.scope()[0]
 
 
 def test_what_config_json_was_allowed_to_say_twice_stays_allowed(world: MakeWorld) -> None:
