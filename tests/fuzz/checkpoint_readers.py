@@ -9,24 +9,34 @@ import io
 import pickle
 import shutil
 import zipfile
+from random import Random
 from typing import Any, Self, TypeAlias, cast
 
+import xxhash
+
+from shardmerge.common import reference
+from shardmerge.common.errors import CorruptFileError
 from shardmerge.common.rectangle import Shape
 from shardmerge.phase1_dump import dump_checkpoint
-from shardmerge.phase1_dump.checkpoint import run_config
+from shardmerge.phase1_dump.checkpoint import contents_file, run_config
 from shardmerge.phase1_dump.checkpoint.keys import is_of_the_model
+from shardmerge.phase1_dump.checkpoint.plan import Options, read_contents
+from shardmerge.phase1_dump.rectangles.bound_table import bound_table
 from shardmerge.phase1_dump.torch_dist.archives import read_tensor
 from shardmerge.phase1_dump.torch_dist.chunks import table_of
+from shardmerge.phase1_dump.torch_dist.folder import find
 from shardmerge.phase1_dump.torch_dist.metadata import Columns, Described, read_metadata
 from shardmerge.phase1_dump.torch_dist.module_states import Place, StateReader, places_of
 from shardmerge.phase1_dump.torch_dist.names import DTYPES
 from shardmerge.phase2_merge import check
 from tests.dumps import saved
 
-from .file_mutations import split
+from . import json_mutations
+from .file_mutations import RAW, Blind, split
 from .sound import Files, Sound
 from .verdict import NotAllowedError, Read
 
+IDENTITY = "0" * 32
 BEFORE = 100  # bytes before an archive in its file
 PLACE = ("relative_path", "offset", "length")
 # by key the dtype, shape and chunks of a tensor; and the entries of files
@@ -87,10 +97,55 @@ def recorded(sound: Sound) -> Read:
     return read
 
 
+def contents(sound: Sound) -> Read:
+    """What one process wrote down of a description: whoever reads it finds every chunk, or takes it for nothing."""
+    folder = sound.folder / "contents"
+    folder.mkdir(exist_ok=True)
+
+    def read(data: bytes) -> object:
+        (folder / "file").write_bytes(data)
+        found = contents_file.read(folder / "file", folder, IDENTITY)
+        if found is None:
+            raise CorruptFileError("file", "it is made anew")
+        table = found.table
+        for tensor, shape in enumerate(table.shapes):
+            _ = list(table.touching(tensor, (0,) * len(shape), shape))
+        return table.files_of(range(len(table.keys)))
+
+    return read
+
+
+def written_contents(sound: Sound) -> list[bytes]:
+    """Return what is written down of the description of a sound checkpoint."""
+    checkpoint, path = find(sound.saved / saved.ITERATION), sound.folder / "written"
+    bound = bound_table(reference.read(sound.saved / "hf"), None, None)
+    contents_file.write(path, read_contents(checkpoint, bound, Options()), IDENTITY)
+    return [path.read_bytes()]
+
+
+def mutated_contents(data: bytes, rng: Random, blind: Blind) -> bytes:
+    """Change the head of such a file, or a number in it; lengths and the digest mostly fit again."""
+    at = 8 + int.from_bytes(data[:8], "little")
+    if rng.random() < RAW or not 8 < at < len(data) - 16:
+        return blind(data)
+    head, numbers = data[8:at], bytearray(data[at:-16])
+    if rng.random() < 0.5 or len(numbers) < 8:
+        try:
+            head = json_mutations.mutated(head, rng)
+        except ValueError:
+            return blind(data)
+    else:
+        begin = 8 * rng.randrange(len(numbers) // 8)
+        value = rng.choice((*json_mutations.INTEGERS, rng.randrange(30))) % (1 << 64)
+        numbers[begin : begin + 8] = value.to_bytes(8, "little")
+    whole = len(head).to_bytes(8, "little") + head + numbers
+    return whole + xxhash.xxh3_128_digest(whole)
+
+
 def checkpoint_files(sound: Sound) -> Read:
     """A file of a checkpoint, for `dump --checkpoint`: it changes nothing there, and what it writes can be checked."""
     files = Files(sound.saved / saved.ITERATION)
-    out, reference = sound.folder / "dumped", sound.saved / "hf"
+    out, hf = sound.folder / "dumped", sound.saved / "hf"
 
     def read(data: bytes) -> object:
         name, content = split(data)
@@ -99,9 +154,9 @@ def checkpoint_files(sound: Sound) -> Read:
         try:
             with files.holding(name, content) as folder:
                 dumped = dump_checkpoint(
-                    folder, out, hf_reference=reference, run_id="fuzz", max_share_bytes=8_000, patience=0.0
+                    folder, out, hf_reference=hf, run_id="fuzz", max_share_bytes=8_000, patience=0.0
                 )
-                check([out], hf_reference=reference)
+                check([out], hf_reference=hf)
                 return dumped
         finally:
             shutil.rmtree(out, ignore_errors=True)

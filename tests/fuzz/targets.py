@@ -180,6 +180,12 @@ TARGETS: dict[str, Target] = {
         pickle_mutations.archived,
         refusals=(ValueError,),  # who reads it knows the module, and names it
     ),
+    "checkpoint_contents": Target(
+        "what one process wrote down of a description for all others",
+        checkpoint_readers.contents,
+        checkpoint_readers.written_contents,
+        checkpoint_readers.mutated_contents,
+    ),
     "run_config": Target(
         "run_config.yaml",
         checkpoint_readers.recorded,
