@@ -44,7 +44,7 @@ DESCRIPTIONS = {
     "tests/oracles/confirmed.json": "Records that mcore-bridge's export equals: written by `make test-oracles`",
     "tests/oracles/adapters.json": "Keys of models with LoRA adapters: written by `make test-oracles`",
     "tests/oracles/records": "What other programs export, by family: written by `make test-oracles`",
-    "tests/phase1_dump/checkpoint/saved_by_older": "What older programs saved; `older.py` and `older_modelopt.py` make it",
+    "tests/phase1_dump/checkpoint/saved_by_older": "What older programs saved, as `older.py` tells",
     "tests/torture/shim.c": "Stands between a process and libc: counts file-system calls, and strikes one",
     "docs/reference/matrix.json": "What the last full test run compared, by architecture and topology",
     "docs/guide/inspect.png": "The page of `shardmerge inspect --html`, of a dump with three ranks missing",
