@@ -367,5 +367,5 @@ def test_small_fragments_are_joined_and_large_ones_stay(world: MakeWorld) -> Non
 
 
 def test_a_least_size_above_the_largest_is_refused(world: MakeWorld) -> None:
-    with pytest.raises(BadInputError, match="above max_shard_bytes"):
+    with pytest.raises(BadInputError, match="smallest shard is to have 501 B, the largest 500 B"):
         world().write().merge(min_shard_bytes=501, max_shard_bytes=500)
