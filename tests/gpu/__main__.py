@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean, median
+from threading import Timer
 from typing import Any, TypeAlias
 
 Figure: TypeAlias = dict[str, Any]
@@ -47,13 +48,13 @@ def run(gpus: int, options: Sequence[str], limit: float) -> list[Figure]:
     figures = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        began = time.monotonic()
+        alarm = Timer(max(limit, 0), process.terminate)
+        alarm.start()
         for line in process.stdout:
             print(line, end="", flush=True)
             if "FIGURE " in line:
                 figures.append(json.loads(line.split("FIGURE ", 1)[1]))
-            if time.monotonic() - began > limit:
-                process.terminate()
+        alarm.cancel()
     return figures
 
 
@@ -116,7 +117,10 @@ def of_steps(figures: Sequence[Figure]) -> Lines:
         quiet = median(step for one in own for step in one["beside_busy"])
         count = sum(len(one["busy"]) for one in own)
         for name, what in (
-            ("busy", f"training step while the child writes to {place} with {streams} threads, {count} steps"),
+            (
+                "busy",
+                f"training step while the child writes to {place} with {streams} threads, {count} steps",
+            ),
             ("idle", f"the same, while nothing is written, {count} steps"),
         ):
             ratios = [median(one[name]) / median(one[f"beside_{name}"]) for one in own]

@@ -90,7 +90,12 @@ def both_models(recipe: str, family: Family, topology: Topology, device: torch.d
 
     plain = build_model(family, topology, te=True, device=str(device))
     if device.type == "cuda":
-        own = {"fp8": RECIPES[recipe], "fp8_recipe": recipe, "fp8_param": True, "use_cpu_initialization": False}
+        own = {
+            "fp8": RECIPES[recipe],
+            "fp8_recipe": recipe,
+            "fp8_param": True,
+            "use_cpu_initialization": False,
+        }
         chunks = build_model(family, topology, te=True, device=str(device), **own)
     else:
         chunks = build_model(family, topology, te=True)
@@ -100,7 +105,9 @@ def both_models(recipe: str, family: Family, topology: Topology, device: torch.d
     with torch.no_grad():
         for held, meant in zip(_tensors(chunks), _tensors(plain), strict=True):
             if type(held) in (nn.Parameter, torch.Tensor) and held.ndim == 1:
-                held.uniform_(0.5, 1.5, generator=generator)  # norms and biases of routers, which begin as constants
+                held.uniform_(
+                    0.5, 1.5, generator=generator
+                )  # norms and biases of routers, which begin as constants
             meant.copy_(meant_by(held))
     return chunks, plain
 

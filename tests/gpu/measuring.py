@@ -212,7 +212,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="floors,stalls,steps")
     parser.add_argument("--places", default="fast,disk", help="of floors and steps")
-    parser.add_argument("--streams", default="0", help="threads of the child beside steps, in turns; 0: as always")
+    parser.add_argument(
+        "--streams", default="0", help="threads of the child beside steps, in turns; 0: as always"
+    )
     parser.add_argument("--sequences", type=int, default=8, help="of a training step")
     given = parser.parse_args(arguments)
     from .worlds import world
