@@ -23,7 +23,6 @@ import torch.distributed as dist
 from .contestants import Floor, bare_copy, blocks_of
 from .models import SMALL, Size, build, of_bytes, train_step, write_reference
 
-WRITERS = (1, 2, 4, 8)
 SEQUENCE = 2048  # tokens
 STALLS, WARM_UP_STEPS, QUIET_STEPS, MOST_STEPS, CYCLES = 8, 12, 8, 60, 4
 
@@ -96,12 +95,12 @@ def learn_owned(bench: Bench) -> None:
     bench.clear(out)
 
 
-def floors(bench: Bench, places: list[str]) -> None:
+def floors(bench: Bench, places: list[str], writers: list[int]) -> None:
     """Floors and the dump in turns, on every place."""
     blocks = blocks_of(list(bench.model.parameters()), bench.owned_bytes)
-    by_writers = {number: Floor(number, bench.device) for number in WRITERS}
+    by_writers = {number: Floor(number, bench.device) for number in writers}
     for place in places:
-        names = [*map(str, WRITERS), "dump"]
+        names = [*map(str, writers), "dump"]
         for number in range(bench.rounds):
             for name in names[number % len(names) :] + names[: number % len(names)]:
                 out = bench.fresh(place)
@@ -229,7 +228,7 @@ def main(arguments: list[str]) -> None:
         learn_owned(bench)
         todo, places = given.only.split(","), given.places.split(",")
         if "floors" in todo:
-            floors(bench, places)
+            floors(bench, places, [int(one) for one in given.writers.split(",")])
         if "stalls" in todo:
             stalls(bench, places)
         if "steps" in todo:
