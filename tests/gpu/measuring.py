@@ -210,6 +210,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--fast", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="floors,stalls,steps")
+    parser.add_argument("--writers", default="1,2,4,8", help="of a floor, in turns")
     parser.add_argument("--places", default="fast,disk", help="of floors and steps")
     parser.add_argument(
         "--streams", default="0", help="threads of the child beside steps, in turns; 0: as always"
