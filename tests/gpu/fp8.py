@@ -104,10 +104,11 @@ def both_models(recipe: str, family: Family, topology: Topology, device: torch.d
     generator = torch.Generator(device).manual_seed(7)  # the same on all ranks, as what they all hold must be
     with torch.no_grad():
         for held, meant in zip(_tensors(chunks), _tensors(plain), strict=True):
+            # drawn anew on all ranks alike: norms and biases begin as constants, and routers differ before training
             if type(held) in (nn.Parameter, torch.Tensor) and held.ndim == 1:
-                held.uniform_(
-                    0.5, 1.5, generator=generator
-                )  # norms and biases of routers, which begin as constants
+                held.uniform_(0.5, 1.5, generator=generator)
+            elif type(held) in (nn.Parameter, torch.Tensor):
+                held.normal_(0, 0.02, generator=generator)
             meant.copy_(meant_by(held))
     return chunks, plain
 

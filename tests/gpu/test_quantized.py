@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from shardmerge.phase2_merge import merge
-from tests.demo.compare import differing
 from tests.gpu.conftest import started
 from tests.gpu.quantized import EXPORTED
 from tests.worlds.checkpoints import read_hf_tensors
@@ -49,7 +48,9 @@ def test_what_is_packed_is_what_modelopt_exports_from_the_same_device(name: str,
         merge(
             [tmp_path / device / "there"], tmp_path / f"{device}-hf", hf_reference=tmp_path / "hf", workers=1
         )
-        assert differing(tmp_path / f"{device}-hf", tmp_path / f"{device}-modelopt") == []
+        ours, theirs = (read_hf_tensors(tmp_path / f"{device}-{who}") for who in ("hf", "modelopt"))
+        assert ours.keys() == theirs.keys()
+        assert [key for key in ours if not _same(ours[key], theirs[key])] == []
     on_cpu, on_gpu = seen.values()
     assert on_gpu["dtypes"] == on_cpu["dtypes"]
     assert on_gpu["scalars"]["names"] == on_cpu["scalars"]["names"]
@@ -59,3 +60,9 @@ def test_what_is_packed_is_what_modelopt_exports_from_the_same_device(name: str,
         int((a[key].view(torch.uint8) != b[key].view(torch.uint8)).sum()) for key in a if a[key].ndim
     )
     assert different < 1e-3 * sum(tensor.nbytes for tensor in a.values())
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether dtype and bytes are the same; modelopt writes scales of inputs as vectors of one element."""
+    same = a.dtype == b.dtype and a.numel() == b.numel()
+    return same and torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))

@@ -24,16 +24,12 @@ pytestmark = pytest.mark.gpu
 
 TWO = [Topology(ep=2, dp=2), Topology(tp=2, etp=2), Topology(pp=2)]
 FOUR = [Topology(tp=2, ep=2, dp=2), Topology(pp=2, ep=2, dp=2)]
-MEGATRON_LM = "megatron_lm"
 Oracle = Callable[[str], Path]
 
 
 @pytest.fixture(scope="session")
 def oracle(tmp_path_factory: pytest.TempPathFactory) -> Oracle:
-    """The folder of a family's checkpoint, made once by a process that sees no GPU, or made elsewhere.
-
-    MEGATRON_LM is the folder that Megatron-LM saved a checkpoint to, of the first family.
-    """
+    """The folder of a family's checkpoint, made once by a process that sees no GPU, or made elsewhere."""
     made: dict[str, Path] = {}
 
     def folder(name: str) -> Path:
@@ -41,9 +37,6 @@ def oracle(tmp_path_factory: pytest.TempPathFactory) -> Oracle:
             made[name] = tmp_path_factory.mktemp(name)
             if elsewhere := os.environ.get("SHARDMERGE_ORACLES"):
                 shutil.copytree(Path(elsewhere) / name, made[name], dirs_exist_ok=True)
-            elif name == MEGATRON_LM:
-                given = [str(folder("qwen3_moe") / "hf"), str(made[name])]
-                started(["-m", "tests.phase1_dump.megatron_lm", *given], CUDA_VISIBLE_DEVICES="")
             else:
                 started(["-m", "tests.gpu.oracle", name, str(made[name])], CUDA_VISIBLE_DEVICES="")
         return made[name]
@@ -117,23 +110,6 @@ def merged(dump: Path, reference: Path) -> dict[str, Any]:
     """Every tensor of the checkpoint that a dump becomes."""
     merge([dump], dump.with_suffix(".hf"), hf_reference=reference, workers=1)
     return read_hf_tensors(dump.with_suffix(".hf"))
-
-
-def test_a_training_run_of_megatron_lm_becomes_the_checkpoint_that_it_began_with(
-    oracle: Oracle, tmp_path: Path
-) -> None:
-    """Its arguments build a model of Transformer Engine, TP 2 with experts at EP 2; its own code loads the weights."""
-    reference, dump = oracle("qwen3_moe") / "hf", tmp_path / "dump"
-    started(
-        [
-            *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "shardmerge.phase1_dump"),
-            *("--model-provider", "tests.gpu.megatron_lm:model", "--hf-reference", str(oracle("qwen3_moe") / "config")),
-            *("--out", str(dump), "--run-id", "run", "--step", "70"),
-        ],
-        CUDA_DEVICE_MAX_CONNECTIONS="1", MEGATRON_LM_CHECKPOINT=str(oracle(MEGATRON_LM)),
-    )  # fmt: skip
-    assert len([*dump.glob("rank-*")]) == 2
-    require_as_before(dump, reference, tmp_path / "out")
 
 
 def test_a_rank_that_is_stopped_keeps_nobody_waiting(launch: Launch, oracle: Oracle, tmp_path: Path) -> None:

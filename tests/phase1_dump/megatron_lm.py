@@ -55,7 +55,7 @@ ON_A_CPU = """
 
 def model() -> Any:
     """The provider of a rank, as the guide has it: the arguments of training, but for the cut."""
-    return provided(f"{MODEL} {ON_A_CPU} {CUT}")
+    return _provided(f"{MODEL} {ON_A_CPU} {CUT}")
 
 
 def model_of_their_own() -> Any:
@@ -63,12 +63,12 @@ def model_of_their_own() -> Any:
     unsaid = (
         "--qk-layernorm --moe-router-dtype fp32 --norm-epsilon 1e-6 --swiglu --disable-bias-linear --bf16"
     )
-    return provided(
+    return _provided(
         f"{unsaid} --moe-token-dispatcher-type allgather {ON_A_CPU} --use-checkpoint-args", own_builder
     )
 
 
-def provided(arguments: str, build: Callable[..., Any] | None = None) -> Any:
+def _provided(arguments: str, build: Callable[..., Any] | None = None) -> Any:
     prepare()
     device = mock.Mock(return_value=SimpleNamespace(major=10))  # some arguments depend on it
     mock.patch.object(torch.cuda, "get_device_properties", device).start()
