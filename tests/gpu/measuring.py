@@ -202,7 +202,7 @@ def modelopt(bench: Bench) -> None:
         bench.clear(out)
 
 
-def main(arguments: list[str]) -> None:
+def parsed(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--gb", type=float, default=22.8)
     parser.add_argument("--small", action="store_true")
@@ -216,7 +216,11 @@ def main(arguments: list[str]) -> None:
         "--streams", default="0", help="threads of the child beside steps, in turns; 0: as always"
     )
     parser.add_argument("--sequences", type=int, default=8, help="of a training step")
-    given = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str]) -> None:
+    given = parsed(arguments)
     from .worlds import world
 
     with world() as device:
