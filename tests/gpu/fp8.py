@@ -90,7 +90,7 @@ def both_models(recipe: str, family: Family, topology: Topology, device: torch.d
 
     plain = build_model(family, topology, te=True, device=str(device))
     if device.type == "cuda":
-        own = {
+        own: dict[str, Any] = {
             "fp8": RECIPES[recipe],
             "fp8_recipe": recipe,
             "fp8_param": True,
@@ -122,14 +122,16 @@ def _tensors(chunks: Any) -> Iterator[torch.Tensor]:
 
 def meant_by(tensor: Any) -> torch.Tensor:
     """What a parameter stands for, as Transformer Engine says; its stub on a CPU says nothing."""
+    found: torch.Tensor = tensor
     if type(tensor) in (nn.Parameter, torch.Tensor):
-        return tensor
+        return found
     if tensor.is_cuda:
-        found: torch.Tensor = tensor.dequantize()
+        found = tensor.dequantize()
         return found
     held = tensor.get_metadata()
     if "rowwise_data" not in held:
-        return held["data"].view(torch.float8_e4m3fn).float() * held["fp8_scale_inv"]
+        found = held["data"].view(torch.float8_e4m3fn).float() * held["fp8_scale_inv"]
+        return found
     return in_full(held["rowwise_data"].view(torch.float8_e4m3fn), held["rowwise_scale_inv"])
 
 
