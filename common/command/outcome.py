@@ -16,7 +16,6 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, TextIO, runtime_checkable
@@ -25,6 +24,7 @@ import click
 
 from .. import canonical_json
 from ..errors import ShardmergeError, printable
+from ..versions import version_of
 from . import termination, written_files
 
 INTERRUPTED = 130
@@ -120,7 +120,7 @@ def _identified(end: End) -> End:
     info = click.get_current_context().info_name
     own = {
         "schema_version": 1,
-        "shardmerge": version("shardmerge"),
+        "shardmerge": version_of("shardmerge"),
         "command": info,
         "ok": end.exit_code == 0,
     }

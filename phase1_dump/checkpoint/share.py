@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 
 from shardmerge.common.architectures.composites import VISION
 from shardmerge.common.architectures.digest import table_digest
 from shardmerge.common.manifest import AXES
 from shardmerge.common.manifest_facts import QuantizationFacts
+from shardmerge.common.versions import version_of
 
 from ..generation import Generation
 from ..rectangles.claims import Claimed, claim_all
@@ -103,7 +103,7 @@ def share_of(plan: Plan, share: int, run_id: str) -> CheckpointShare:
             dtype_from_reference=plan.options.dtype_from_reference,
             drops=drops | _left_beside(plan, share),
             router_bias_dtypes=_router_bias_dtypes(plan, share),
-            producer={"shardmerge": _version()},
+            producer={"shardmerge": version_of("shardmerge")},
             quantization=quantization,
         ),
         tuple(holdings_of(claimed, plan.blueprint, world, plan.dtype_of, scales)),
@@ -149,10 +149,3 @@ def _router_bias_dtypes(plan: Plan, share: int) -> dict[str, int]:
             name = TORCH_NAMES[plan.table.dtypes[parameter.data.tensor]]
             counts[name] = counts.get(name, 0) + 1
     return counts
-
-
-def _version() -> str:
-    try:
-        return version("shardmerge")
-    except PackageNotFoundError:
-        return "unknown"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from shardmerge.common.architectures import Architecture, Blueprint, blueprint
 from shardmerge.common.architectures.digest import table_digest
 from shardmerge.common.architectures.keys import is_mtp
 from shardmerge.common.reference import Reference
+from shardmerge.common.versions import version_of
 
 from ..generation import Generation
 from ..quantization import modelopt
@@ -158,7 +158,7 @@ def live_model(
         options.dtype_from_reference,
         drops | beside,
         bias_dtypes,
-        {name: _version(name) for name in PRODUCERS},
+        {name: version_of(name) for name in PRODUCERS},
         facts_of(claimed, caches, _producer(claimed, caches)),
     )
     scales = [scale for cache in caches for scale in cache.scales]
@@ -210,11 +210,4 @@ def _producer(claimed: Sequence[Claimed], caches: Sequence[KVCache]) -> dict[str
     """Return whom the JSON files of a quantized checkpoint name as producer: modelopt if it has quantizers."""
     if caches or any(one.has_quantizer for one in claimed):
         return modelopt.producer()
-    return {"name": "shardmerge", "version": _version("shardmerge")}
-
-
-def _version(program: str) -> str:
-    try:
-        return version(program)
-    except PackageNotFoundError:
-        return "unknown"
+    return {"name": "shardmerge", "version": version_of("shardmerge")}

@@ -14,7 +14,8 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
+from threading import Timer
 from typing import Any, TypeAlias
 
 Figure: TypeAlias = dict[str, Any]
@@ -47,13 +48,13 @@ def run(gpus: int, options: Sequence[str], limit: float) -> list[Figure]:
     figures = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        began = time.monotonic()
+        alarm = Timer(max(limit, 0), process.terminate)
+        alarm.start()
         for line in process.stdout:
             print(line, end="", flush=True)
             if "FIGURE " in line:
                 figures.append(json.loads(line.split("FIGURE ", 1)[1]))
-            if time.monotonic() - began > limit:
-                process.terminate()
+        alarm.cancel()
     return figures
 
 
@@ -110,15 +111,22 @@ def of_stalls(figures: Sequence[Figure]) -> Lines:
 
 
 def of_steps(figures: Sequence[Figure]) -> Lines:
-    for place in sorted({one["place"] for one in of_kind(figures, "steps")}):
-        own = [one for one in of_kind(figures, "steps") if one["place"] == place and one["busy"]]
-        if own:
-            quiet = median(step for one in own for step in one["quiet"])
-            busy = [step for one in own for step in one["busy"]]
-            ratios = [median(one["busy"]) / median(one["quiet"]) for one in own]
-            what = f"training step while the child writes to {place}, {len(busy)} steps"
-            value = f"{median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
-            yield what, f"without: {quiet * 1000:.0f} ms", value, str(STEP_BOUND)
+    found = [one for one in of_kind(figures, "steps") if one["busy"]]
+    for place, streams in sorted({(one["place"], one["streams"]) for one in found}):
+        own = [one for one in found if (one["place"], one["streams"]) == (place, streams)]
+        quiet = median(step for one in own for step in one["beside_busy"])
+        count = sum(len(one["busy"]) for one in own)
+        for name, what in (
+            (
+                "busy",
+                f"training step while the child writes to {place} with {streams} threads, {count} steps",
+            ),
+            ("idle", f"the same, while nothing is written, {count} steps"),
+        ):
+            ratios = [median(one[name]) / median(one[f"beside_{name}"]) for one in own]
+            means = [mean(one[name]) / mean(one[f"beside_{name}"]) for one in own]
+            told = f"{_ratio(ratios)}; of means {_ratio(means)}"
+            yield what, f"without: {quiet * 1000:.0f} ms", told, str(STEP_BOUND) if name == "busy" else ""
 
 
 def of_peers(figures: Sequence[Figure]) -> Lines:
@@ -127,6 +135,10 @@ def of_peers(figures: Sequence[Figure]) -> Lines:
         beside = f"{found['modelopt']['seconds'] / one['seconds']:.1f} times as fast as Model-Optimizer"
         what = f"{name}, {one['GB']:.1f} GB written by all ranks"
         yield what, beside, f"{one['seconds']:.1f} s, {one['above_MB']:.0f} MB of host memory a rank", ""
+
+
+def _ratio(ratios: Sequence[float]) -> str:
+    return f"{median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
 
 
 def _spread(seconds: Sequence[float]) -> str:

@@ -56,18 +56,23 @@ def started(command: list[str], **environment: str) -> str:
         [sys.executable, "-W", "ignore", *command], cwd=ROOT, env=os.environ | {"PYTHONPATH": path} | environment,
         capture_output=True, text=True, timeout=LIMIT_S, check=False,
     )  # fmt: skip
-    assert found.returncode == 0, found.stdout[-2000:] + found.stderr[-6000:]
+    assert found.returncode == 0, found.stdout[-2000:] + found.stderr[-12000:]
     return found.stdout
 
 
 @pytest.fixture(scope="session")
 def launch() -> Launch:
-    """`launch(job, folder, topology, *more)`: run a job of `jobs` on real ranks; what each rank saw, in their order."""
+    """`launch(job, folder, topology, *more)`: run a job of `jobs` on real ranks; what each rank saw, in their order.
 
-    def launched(job: str, folder: Path, topology: Topology, *more: str) -> list[Facts]:
+    With `sharing`, several ranks use one GPU where there are fewer than ranks.
+    """
+
+    def launched(
+        job: str, folder: Path, topology: Topology, *more: str, sharing: bool = False
+    ) -> list[Facts]:
         import torch
 
-        if torch.cuda.is_available() and torch.cuda.device_count() < topology.world_size:
+        if torch.cuda.is_available() and not sharing and torch.cuda.device_count() < topology.world_size:
             pytest.skip(f"needs {topology.world_size} GPUs")
         sizes = {name: size for name, size in asdict(topology).items() if size != getattr(Topology(), name)}
         ranks = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={topology.world_size}"]

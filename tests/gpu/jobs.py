@@ -21,6 +21,7 @@ import torch.distributed as dist
 
 from tests.worlds.topology import Topology
 
+from .fp8 import fp8
 from .worlds import world
 
 Facts: TypeAlias = dict[str, Any]
@@ -138,7 +139,7 @@ def trained(device: torch.device, topology: Topology, folder: Path, how: str) ->
     return facts
 
 
-JOBS: dict[str, Callable[..., Facts]] = {"whole": whole, "stopped": stopped, "trained": trained}
+JOBS: dict[str, Callable[..., Facts]] = {"whole": whole, "stopped": stopped, "trained": trained, "fp8": fp8}
 
 
 def main(job: str, folder: str, topology: str, *more: str) -> None:

@@ -23,8 +23,8 @@ import torch.distributed as dist
 from .contestants import Floor, bare_copy, blocks_of
 from .models import SMALL, Size, build, of_bytes, train_step, write_reference
 
-WRITERS = (1, 2, 4, 8)
-STALLS, WARM_UP_STEPS, QUIET_STEPS, MOST_STEPS = 8, 15, 12, 60
+SEQUENCE = 2048  # tokens
+STALLS, WARM_UP_STEPS, QUIET_STEPS, MOST_STEPS, CYCLES = 8, 12, 8, 60, 4
 
 
 @dataclass(slots=True)
@@ -37,6 +37,7 @@ class Bench:
     reference: Path
     places: dict[str, Path]
     rounds: int
+    batch: tuple[int, int]  # sequences, and tokens of each
     owned_bytes: int = 0
     count: int = 0
 
@@ -94,12 +95,12 @@ def learn_owned(bench: Bench) -> None:
     bench.clear(out)
 
 
-def floors(bench: Bench, places: list[str]) -> None:
+def floors(bench: Bench, places: list[str], writers: list[int]) -> None:
     """Floors and the dump in turns, on every place."""
     blocks = blocks_of(list(bench.model.parameters()), bench.owned_bytes)
-    by_writers = {number: Floor(number, bench.device) for number in WRITERS}
+    by_writers = {number: Floor(number, bench.device) for number in writers}
     for place in places:
-        names = [*map(str, WRITERS), "dump"]
+        names = [*map(str, writers), "dump"]
         for number in range(bench.rounds):
             for name in names[number % len(names) :] + names[: number % len(names)]:
                 out = bench.fresh(place)
@@ -140,32 +141,41 @@ def stalls(bench: Bench, places: list[str]) -> None:
         bench.clear(out)
 
 
-def steps(bench: Bench, place: str) -> None:
-    """Seconds of training steps while nothing is written, and while the child writes."""
-    length = min(2048, bench.size.vocab)
-    tokens = torch.randint(0, bench.size.vocab, (2, length), device=bench.device)
+def steps(bench: Bench, place: str, streams: list[int]) -> None:
+    """Seconds of training steps while the child writes, with so many threads, and while nothing is written.
+
+    Quiet steps stand on both sides, as a machine becomes faster or slower. As many steps again, beside which nothing is
+    written, stand between quiet ones too: how far their ratio is from 1 tells what a measurement of this kind can see.
+    """
+    from shardmerge.phase1_dump import dump_in_background
+
+    tokens = torch.randint(0, bench.size.vocab, bench.batch, device=bench.device)
 
     def step() -> float:
         began = time.perf_counter()
         train_step(bench.model, tokens)
-        return time.perf_counter() - began
+        return bench.slowest(time.perf_counter() - began)
 
-    for _ in range(WARM_UP_STEPS):
-        step()
-    for cycle in range(4):
-        quiet = [bench.slowest(step()) for _ in range(QUIET_STEPS)]
-        out = bench.fresh(place)
-        dumping, busy = bench.dump_async(out), list[float]()
-        began = time.perf_counter()
-        while len(busy) < MOST_STEPS and not bench.slowest(float(dumping.done())):
-            busy.append(bench.slowest(step()))
-        whole = time.perf_counter() - began
-        dumping.wait()
-        quiet += [
-            bench.slowest(step()) for _ in range(QUIET_STEPS)
-        ]  # a machine that becomes faster proves nothing
-        bench.tell(what="steps", place=place, cycle=cycle, quiet=quiet, busy=busy, writing=round(whole, 2))
-        bench.clear(out)
+    def several(number: int) -> list[float]:
+        return [step() for _ in range(number)]
+
+    several(WARM_UP_STEPS)
+    for cycle in range(CYCLES):
+        for number in streams:
+            dump_in_background.STREAMS = number or dump_in_background.STREAMS
+            out, quiet, busy = bench.fresh(place), several(QUIET_STEPS), list[float]()
+            began, dumping = time.perf_counter(), bench.dump_async(out)
+            while len(busy) < MOST_STEPS and not bench.slowest(float(dumping.done())):
+                busy.append(step())
+            writing = time.perf_counter() - began
+            dumping.wait()
+            bench.clear(out)
+            between = several(QUIET_STEPS)
+            idle, after = several(len(busy)), several(QUIET_STEPS)
+            bench.tell(
+                what="steps", place=place, streams=dump_in_background.STREAMS, cycle=cycle, writing=round(writing, 2),
+                busy=busy, beside_busy=quiet + between, idle=idle, beside_idle=between + after,
+            )  # fmt: skip
 
 
 def modelopt(bench: Bench) -> None:
@@ -192,7 +202,7 @@ def modelopt(bench: Bench) -> None:
         bench.clear(out)
 
 
-def main(arguments: list[str]) -> None:
+def parsed(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--gb", type=float, default=22.8)
     parser.add_argument("--small", action="store_true")
@@ -200,24 +210,35 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--fast", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="floors,stalls,steps")
+    parser.add_argument("--writers", default="1,2,4,8", help="of a floor, in turns")
     parser.add_argument("--places", default="fast,disk", help="of floors and steps")
-    given = parser.parse_args(arguments)
+    parser.add_argument(
+        "--streams", default="0", help="threads of the child beside steps, in turns; 0: as always"
+    )
+    parser.add_argument("--sequences", type=int, default=8, help="of a training step")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str]) -> None:
+    given = parsed(arguments)
     from .worlds import world
 
     with world() as device:
         size = SMALL if given.small else of_bytes(given.gb * 1e9)
         reference = write_reference(size, given.disk / f"reference-{os.getpid()}")
         model = build(size, dist.get_world_size(), device)
-        bench = Bench(model, size, device, reference, {"fast": given.fast, "disk": given.disk}, given.rounds)
+        where = {"fast": given.fast, "disk": given.disk}
+        batch = (given.sequences, min(SEQUENCE, size.vocab))
+        bench = Bench(model, size, device, reference, where, given.rounds, batch)
         learn_owned(bench)
         todo, places = given.only.split(","), given.places.split(",")
         if "floors" in todo:
-            floors(bench, places)
+            floors(bench, places, [int(one) for one in given.writers.split(",")])
         if "stalls" in todo:
             stalls(bench, places)
         if "steps" in todo:
             for place in places:
-                steps(bench, place)
+                steps(bench, place, [int(one) for one in given.streams.split(",")])
         if "modelopt" in todo:
             modelopt(bench)
 

@@ -16,7 +16,8 @@ import pytest
 
 from shardmerge.phase2_merge import merge
 from tests.gpu.conftest import Launch, started
-from tests.worlds.checkpoints import read_hf_tensors
+from tests.gpu.fp8 import FAMILIES, IN_BLOCKS, RECIPES, in_full
+from tests.worlds.checkpoints import read_hf_tensors, write_config
 from tests.worlds.topology import Topology
 
 pytestmark = pytest.mark.gpu
@@ -36,8 +37,8 @@ def oracle(tmp_path_factory: pytest.TempPathFactory) -> Oracle:
             made[name] = tmp_path_factory.mktemp(name)
             if elsewhere := os.environ.get("SHARDMERGE_ORACLES"):
                 shutil.copytree(Path(elsewhere) / name, made[name], dirs_exist_ok=True)
-                return made[name]
-            started(["-m", "tests.gpu.oracle", name, str(made[name])], CUDA_VISIBLE_DEVICES="")
+            else:
+                started(["-m", "tests.gpu.oracle", name, str(made[name])], CUDA_VISIBLE_DEVICES="")
         return made[name]
 
     return folder
@@ -72,13 +73,43 @@ def _same(a: Any, b: Any) -> bool:
 def test_what_ranks_dump_beside_training_is_what_they_were_filled_with(
     name: str, topology: Topology, launch: Launch, oracle: Oracle, tmp_path: Path
 ) -> None:
+    """Where there are fewer GPUs than ranks, these share them and speak through gloo, which has no flight recorder."""
     folder = oracle(name)
-    seen = launch("whole", folder, topology, name)
+    seen = launch("whole", folder, topology, name, sharing=True)
     assert all(one["same"] for one in seen)
     assert any("TEGroupedMLP" in one["mlps"] for one in seen)
     assert [one["before"] for one in seen] == [one["after"] for one in seen]  # NCCL's flight recorder
     for way in ("here", "there"):
         require_as_before(folder / topology.name / way, folder / "hf", tmp_path / way)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_fp8_parameters_of_ranks_are_what_they_stand_for(name: str, launch: Launch, tmp_path: Path) -> None:
+    """Every recipe, dequantized; in blocks also as it is. The expected model holds what Transformer Engine says."""
+    import torch
+
+    reference = write_config(FAMILIES[name], tmp_path / "config")
+    seen = launch("fp8", tmp_path, Topology(ep=2, dp=2), name)
+    for recipe in RECIPES:
+        kind = "Float8BlockwiseQTensor" if recipe == IN_BLOCKS else "Float8Tensor"
+        assert all(one["classes"][recipe][kind] > 5 for one in seen)
+        plain, found = (merged(tmp_path / recipe / way, reference) for way in ("plain", "dequantized"))
+        assert found.keys() == plain.keys()
+        assert [key for key in plain if not _same(found[key], plain[key])] == []
+    numbers = merged(tmp_path / IN_BLOCKS / "numbers", reference)
+    scales = {key: numbers.pop(key) for key in list(numbers) if key.endswith("_scale_inv")}
+    assert len(scales) > 10
+    assert numbers.keys() == plain.keys()
+    for key, scale in scales.items():
+        weight = key.removesuffix("_scale_inv")
+        numbers[weight] = in_full(numbers[weight], scale).to(torch.bfloat16)
+    assert [key for key in plain if not _same(numbers[key], plain[key])] == []
+
+
+def merged(dump: Path, reference: Path) -> dict[str, Any]:
+    """Every tensor of the checkpoint that a dump becomes."""
+    merge([dump], dump.with_suffix(".hf"), hf_reference=reference, workers=1)
+    return read_hf_tensors(dump.with_suffix(".hf"))
 
 
 def test_a_rank_that_is_stopped_keeps_nobody_waiting(launch: Launch, oracle: Oracle, tmp_path: Path) -> None:

@@ -15,9 +15,10 @@ def stall(number: int, bare: float, call: float) -> dict[str, Any]:
     return {"ranks": 2, "what": "stall", "number": number, "bare": bare, "call": call}
 
 
-def steps(cycle: int, quiet: float, busy: float) -> dict[str, Any]:
-    given = {"ranks": 2, "what": "steps", "place": "disk", "cycle": cycle}
-    return given | {"quiet": [quiet] * 3, "busy": [busy] * 5}
+def steps(cycle: int, quiet: float, busy: float, idle: float) -> dict[str, Any]:
+    given = {"ranks": 2, "what": "steps", "place": "disk", "streams": 2, "cycle": cycle}
+    beside = {"beside_busy": [quiet] * 3, "beside_idle": [quiet] * 3}
+    return given | beside | {"busy": [busy] * 5, "idle": [idle] * 4 + [idle + 0.05]}
 
 
 def line(lines: list[str], what: str) -> str:
@@ -42,5 +43,8 @@ def test_the_worst_stall_but_the_first_is_judged() -> None:
 
 
 def test_steps_are_compared_within_their_cycle() -> None:
-    lines = list(table([steps(0, 0.10, 0.11), steps(1, 0.20, 0.202), steps(2, 0.10, 0.10)]))
-    assert "without: 100 ms | 1.010 (1.000 to 1.100) | 1.02" in line(lines, "training step")
+    figures = [steps(0, 0.10, 0.11, 0.1), steps(1, 0.20, 0.202, 0.2), steps(2, 0.10, 0.10, 0.1)]
+    lines = list(table(figures))
+    beside = "without: 100 ms | 1.010 (1.000 to 1.100); of means 1.010 (1.000 to 1.100) | 1.02"
+    assert beside in line(lines, "training step while the child writes to disk with 2 threads, 15 steps")
+    assert "1.000 (1.000 to 1.000); of means 1.100 (1.050 to 1.100) | " in line(lines, "nothing is written")

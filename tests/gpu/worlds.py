@@ -1,6 +1,6 @@
-"""Real ranks under torchrun: NCCL and CUDA where there is a device, else gloo and Transformer Engine's stub.
+"""Real ranks under torchrun: NCCL and CUDA where each has a device, else gloo; without any, Transformer Engine's stub.
 
-The second is for rehearsals. Must not know models.
+NCCL lets no two ranks use one device, gloo does. The stub is for rehearsals. Must not know models.
 """
 
 from __future__ import annotations
@@ -61,9 +61,12 @@ def world(**parallel: Any) -> Iterator[torch.device]:
 def _begin() -> torch.device:
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if torch.cuda.is_available():
-        torch.cuda.set_device(local)
-        device = torch.device("cuda", local)
-        dist.init_process_group("nccl", device_id=device)
+        device = torch.device("cuda", local % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+        if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > torch.cuda.device_count():
+            dist.init_process_group("gloo")
+        else:
+            dist.init_process_group("nccl", device_id=device)
         return device
     if folder := os.environ.get("TE_PATH"):
         from tests.worlds.te_stub import install

@@ -82,13 +82,14 @@ def build_model(
     device: str = "cpu",
     dtype: torch.dtype = torch.bfloat16,
     vocab_rows: int | None = None,
+    **own: Any,
 ) -> list[GPTModel]:
     """Build this rank's model chunks: one, or one per virtual stage.
 
-    `vocab_rows` replaces megatron's padded vocabulary. Weights are random; with `te` the stub of `te_stub`
-    must have been installed before megatron was imported.
+    `vocab_rows` replaces megatron's padded vocabulary, and `own` are more options of TransformerConfig. Weights are
+    random; with `te` the stub of `te_stub` must have been installed before megatron was imported.
     """
-    config = transformer_config(family, topology, te=te, dtype=dtype)
+    config = transformer_config(family, topology, te=te, dtype=dtype, **own)
     rows = vocab_rows or family.padded_vocab(topology.tp)
     stages = list(range(topology.vpp)) if topology.vpp > 1 else [None]
     return [_build_chunk(family, topology, config, rows, te, stage).to(device) for stage in stages]

@@ -47,9 +47,12 @@ ACTIVATIONS: dict[str, dict[str, Any]] = {
 
 
 def transformer_config(
-    family: Family, topology: Topology, *, te: bool = False, dtype: torch.dtype = torch.bfloat16
+    family: Family, topology: Topology, *, te: bool = False, dtype: torch.dtype = torch.bfloat16, **own: Any
 ) -> TransformerConfig:
-    """Return the megatron config; with `te` the experts are grouped (TEGroupedMLP), else a SequentialMLP."""
+    """Return the megatron config; with `te` the experts are grouped (TEGroupedMLP), else a SequentialMLP.
+
+    `own` are options of TransformerConfig that win over those of the family, such as FP8 parameters.
+    """
     options = _model_options(family) | _parallel_options(topology, dtype)
     options["transformer_impl"] = "transformer_engine" if te else "local"
     if family.experts is not None:
@@ -59,6 +62,7 @@ def transformer_config(
         options |= hybrid_options(family.mamba, family.experts)
     if family.delta is not None:
         options |= delta_options(family.delta)
+    options |= own
     if family.latent is None:
         config = TransformerConfig(**options, multi_latent_attention=False)
         if family.experts is not None and family.experts.score:
