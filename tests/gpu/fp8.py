@@ -122,17 +122,15 @@ def _tensors(chunks: Any) -> Iterator[torch.Tensor]:
 
 def meant_by(tensor: Any) -> torch.Tensor:
     """What a parameter stands for, as Transformer Engine says; its stub on a CPU says nothing."""
-    found: torch.Tensor = tensor
     if type(tensor) in (nn.Parameter, torch.Tensor):
-        return found
-    if tensor.is_cuda:
+        found: torch.Tensor = tensor
+    elif tensor.is_cuda:
         found = tensor.dequantize()
-        return found
-    held = tensor.get_metadata()
-    if "rowwise_data" not in held:
+    elif "rowwise_data" not in (held := tensor.get_metadata()):
         found = held["data"].view(torch.float8_e4m3fn).float() * held["fp8_scale_inv"]
-        return found
-    return in_full(held["rowwise_data"].view(torch.float8_e4m3fn), held["rowwise_scale_inv"])
+    else:
+        found = in_full(held["rowwise_data"].view(torch.float8_e4m3fn), held["rowwise_scale_inv"])
+    return found
 
 
 def in_full(numbers: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
