@@ -22,6 +22,7 @@ from ..fragments.write_rank import write_planned
 from .arriving import AbandonedError, Arrived, Arriving
 from .messages import Abandon, Begin, Channel, Complete, Done, Failed, Filled, Freed, Job, Memory
 from .shared_memory import SharedMemory
+from .writer_process import LEFT_TO_THE_PARENT
 
 LOOK_EVERY_SECONDS = 0.5
 NICE = 10  # training goes first
@@ -122,8 +123,9 @@ def _portable(error: Exception) -> Exception:
 
 def main(file: int, parent: int) -> None:
     """Be the child of `parent`, which holds the other end of the socket `file`."""
-    for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+    for one in LEFT_TO_THE_PARENT:
         signal.signal(one, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, LEFT_TO_THE_PARENT)
     os.nice(NICE)
     child = Child(Channel(socket.socket(fileno=file)), parent)
     threading.Thread(target=child.listen, daemon=True).start()

@@ -6,6 +6,7 @@ Must not know what is written.
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from dataclasses import dataclass
 from .messages import Channel, Done, Failed, Freed, Message
 
 ENDS_WITHIN_SECONDS = 10.0
+# sent to a whole job: what becomes of it, the parent decides
+LEFT_TO_THE_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 # a program of its own: multiprocessing would import the training script, and with it torch, a second time
 PROGRAM = """import sys; sys.path[:] = {path!r}
 from shardmerge.phase1_dump.background.child import main; main({file}, {parent})"""
@@ -29,16 +32,23 @@ class WriterProcess:
 
     @classmethod
     def started(cls) -> WriterProcess:
-        """Start a process, which ends when this one has ended."""
+        """Start a process, which ends when this one has ended.
+
+        Signals wait until it ignores them: one that came while its interpreter starts would end it.
+        """
         ours, theirs = socket.socketpair()
         path = [entry for entry in sys.path if isinstance(entry, str)]
         program = PROGRAM.format(path=path, file=theirs.fileno(), parent=os.getpid())
-        with theirs:
-            process = subprocess.Popen(
-                [sys.executable, "-c", program],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-            )
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, LEFT_TO_THE_PARENT)
+        try:
+            with theirs:
+                process = subprocess.Popen(
+                    [sys.executable, "-c", program],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return cls(process, Channel(ours))
 
     def runs(self) -> bool:

@@ -11,7 +11,16 @@ import sys
 import time
 from pathlib import Path
 
-WAYS = ("returns", "raises", "waits", "killed", "exits-hard", "killed-beside-a-fork")
+WAYS = (
+    "returns",
+    "raises",
+    "waits",
+    "killed",
+    "exits-hard",
+    "killed-beside-a-fork",
+    "told-to-end",
+    "terminated",
+)
 
 
 def main(way: str, folder: Path, reference: Path) -> None:
@@ -28,7 +37,7 @@ def main(way: str, folder: Path, reference: Path) -> None:
         writer = background_of(os.getpid()).writer
         assert writer is not None
         print(writer.process.pid, flush=True)
-        if way.startswith(("killed", "exits")):
+        if way.startswith(("killed", "exits", "t")):
             os.kill(writer.process.pid, signal.SIGSTOP)
         if way == "killed-beside-a-fork" and not os.fork():
             time.sleep(30)  # as a process of a data loader, which holds everything open that its parent had
@@ -38,8 +47,16 @@ def main(way: str, folder: Path, reference: Path) -> None:
         dumping.wait()
     elif way == "raises":
         raise KeyError("training failed")
+    elif way == "told-to-end":  # by the scheduler, before requeue; the handler is as Megatron-LM's
+        signals = list[int]()
+        signal.signal(signal.SIGTERM, lambda number, _frame: signals.append(number))
+        os.killpg(0, signal.SIGTERM)
+        os.kill(writer.process.pid, signal.SIGCONT)
+        assert signals
     elif way == "exits-hard":
         os._exit(7)
+    elif way == "terminated":
+        os.killpg(0, signal.SIGTERM)
     elif way.startswith("killed"):
         os.kill(os.getpid(), signal.SIGKILL)
 

@@ -27,7 +27,7 @@ def ended(way: str, out: Path, reference: Path) -> tuple[int, int]:
     """The exit code of the process, and the process id of its writer."""
     command = [sys.executable, "-W", "ignore", "-m", "tests.phase1_dump.background.ending", way]
     process = subprocess.Popen(
-        [*command, str(out), str(reference)], cwd=ROOT, stdout=subprocess.PIPE, text=True,
+        [*command, str(out), str(reference)], cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     with process:
@@ -43,10 +43,11 @@ def wait_for_the_end_of(process: int) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize(("way", "code"), [("returns", 0), ("raises", 1), ("waits", 0)])
+@pytest.mark.parametrize(("way", "code"), [("returns", 0), ("raises", 1), ("waits", 0), ("told-to-end", 0)])
 def test_an_interpreter_that_ends_finishes_its_dump(
     way: str, code: int, references: References, tmp_path: Path
 ) -> None:
+    """Also one that SIGTERM, sent to the whole job before it is requeued, told to end after its step."""
     found, writer = ended(way, tmp_path, references.config("qwen3_moe"))
     assert found == code
     wait_for_the_end_of(writer)
@@ -56,7 +57,12 @@ def test_an_interpreter_that_ends_finishes_its_dump(
 
 @pytest.mark.parametrize(
     ("way", "code"),
-    [("killed", -signal.SIGKILL), ("exits-hard", 7), ("killed-beside-a-fork", -signal.SIGKILL)],
+    [
+        ("killed", -signal.SIGKILL),
+        ("exits-hard", 7),
+        ("killed-beside-a-fork", -signal.SIGKILL),
+        ("terminated", -signal.SIGTERM),
+    ],
 )
 def test_a_process_that_is_killed_takes_its_writer_along_and_the_rank_may_be_dumped_again(
     way: str, code: int, references: References, tmp_path: Path
