@@ -47,18 +47,23 @@ def main(way: str, folder: Path, reference: Path) -> None:
         dumping.wait()
     elif way == "raises":
         raise KeyError("training failed")
-    elif way == "told-to-end":  # by the scheduler, before requeue; the handler is as Megatron-LM's
-        signals = list[int]()
-        signal.signal(signal.SIGTERM, lambda number, _frame: signals.append(number))
-        os.killpg(0, signal.SIGTERM)
-        os.kill(writer.process.pid, signal.SIGCONT)
-        assert signals
+    elif way == "told-to-end":
+        _end_as_told(writer.process.pid)
     elif way == "exits-hard":
         os._exit(7)
     elif way == "terminated":
         os.killpg(0, signal.SIGTERM)
     elif way.startswith("killed"):
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _end_as_told(writer: int) -> None:
+    """A scheduler tells the whole job, before it is requeued; the handler is as Megatron-LM's."""
+    signals = list[int]()
+    signal.signal(signal.SIGTERM, lambda number, _frame: signals.append(number))
+    os.killpg(0, signal.SIGTERM)
+    os.kill(writer, signal.SIGCONT)
+    assert signals
 
 
 if __name__ == "__main__":
