@@ -44,7 +44,7 @@ from .sources.process_groups import world_of
 from .sources.refusals import refuse_foreign, refuse_uninitialized
 
 HUGE_PAGE = 2 << 20  # sizes of the shared memory are multiples of it
-STREAMS = 2  # of the child: more would write faster, and take memory bandwidth and processors from training
+STREAMS = 1  # of the child: with two a training step takes 2 % longer (docs/inside/performance.md)
 
 
 @dataclass(slots=True)
