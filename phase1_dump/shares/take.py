@@ -90,10 +90,11 @@ def take(
         now = free, len(left), [_state(attempt.folder) for share in left for attempt in _attempts(out, share)]
         if now != before:
             deadline, before = time.monotonic() + patience, now
+        if free is not None and _write(plan, out, run_id, free, taken, advance):
+            continue
         if time.monotonic() >= deadline:
             break
-        if free is None or not _write(plan, out, run_id, free, taken, advance):
-            time.sleep(min(LOOK_EVERY_SECONDS, patience))
+        time.sleep(min(LOOK_EVERY_SECONDS, patience))
     return taken
 
 

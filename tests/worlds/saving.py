@@ -118,7 +118,9 @@ def _optimizer(chunks: list[GPTModel], state: Mapping[str, Any]) -> Any:
         parameter.grad = None
     with mock.patch.object(torch, "tensor", on_cpu(torch.tensor)):
         optimizer = FP32Optimizer(adam, OptimizerConfig(optimizer="adam", lr=0.0), lambda *_: None)
-    of_chunks = {key: value for one in state.values() for key, value in one.items()}
+    of_chunks = {  # virtual stages use the same names
+        f"{chunk}.{key}": value for chunk, held in state.items() for key, value in held.items()
+    }
     return optimizer.sharded_state_dict(of_chunks)
 
 
