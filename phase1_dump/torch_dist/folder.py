@@ -85,7 +85,7 @@ class Folder:
         """
         states: dict[str, FileState] = {}
         missing: list[str] = []
-        for name in sorted(names):
+        for name in sorted(set(names)):
             if not stays_inside(name):
                 raise CorruptFileError(str(self.path / METADATA), f"{name!r:.80} is not the name of a file")
             path = self.path / name

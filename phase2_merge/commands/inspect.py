@@ -38,6 +38,7 @@ from ..ledger.read import readable
 from ..ledger.table import Ledger
 from ..output import journal
 from ..proof import generations
+from ..proof.config import settings
 
 Array: TypeAlias = NDArray[Any]
 # as the summary shows them; a manifest has an order of its own
@@ -106,7 +107,8 @@ def _dump(path: Path, rest: Unfinished) -> Inspection:
     drops: Counter[str] = Counter()
     for manifest in manifests:
         drops.update(manifest.drops)
-    problems = [error.message() for error in generations.disagreements(manifests)]
+    mixed = (*generations.disagreements(ledger.manifests()), *settings.disagreements(manifests))
+    problems = [error.message() for error in mixed]
     problems += [f"rank {rank}: {why}" for rank, why in damaged.items()]
     problems += _other_sizes(ledger)
     shares = _shares(ledger)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from shardmerge.common.manifest import Manifest
 from shardmerge.common.manifest_facts import Facts
 
 from .columns import COLUMNS, GEOMETRY, Arrays, join
@@ -52,6 +53,14 @@ class Ledger:
         every = [head.manifest.facts for head in self.heads]
         settings, experts = _united(one.settings for one in every), _united(one.experts for one in every)
         return replace(every[0], settings=settings, experts=experts)
+
+    def manifests(self) -> tuple[Manifest, ...]:
+        """Return the manifests, each with the settings and spellings of experts that any rank tells."""
+        told = self.facts()
+        return tuple(
+            replace(one, facts=replace(one.facts, settings=told.settings, experts=told.experts))
+            for one in (head.manifest for head in self.heads)
+        )
 
     def name_ids(self, names: Sequence[str]) -> IntArray:
         """Return the place of each of these names in `self.names`, -1 for a tensor that is in no manifest."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from shardmerge.common.architectures import Blueprint, blueprint, spelling
 from shardmerge.common.errors import ShardmergeError
 from shardmerge.common.manifest import Manifest
-from shardmerge.common.manifest_facts import Facts
 from shardmerge.common.reference import Reference
 
 from ..corrections.changes import Change, corrected_facts
@@ -117,12 +116,13 @@ def read(asked: Asked) -> Case:
     reference, changes, told = given.reference, given.changes, given.told
     ranks = discover(as_paths(asked.dumps))
     table = ledger.read(ranks, graft.graft(reference, given.patterns, given.copies, given.left))
-    manifests = [head.manifest for head in table.heads]
     facts = table.facts()
     described = blueprint(reference.config, reference.tensors, spelling.told(facts.experts), given.own_table)
     of_facts = settled_facts(facts, given.corrections)
     told |= recorded("facts", facts.as_json(), of_facts)
-    right = tuple(_corrected(manifest, facts, of_facts) for manifest in manifests)
+    right = tuple(
+        replace(manifest, facts=corrected_facts(manifest.facts, of_facts)) for manifest in table.manifests()
+    )
     if asked.drop_mtp:
         right = dropped.without(right, described.is_mtp)
     return Case(
@@ -136,12 +136,3 @@ def read(asked: Asked) -> Case:
         (*changes, *of_facts),
         told,
     )
-
-
-def _corrected(manifest: Manifest, told: Facts, changes: Sequence[Change]) -> Manifest:
-    """Return a manifest with its facts as they should be, and with the settings and spellings that any rank told.
-
-    The file and its digest stay as they are.
-    """
-    facts = replace(manifest.facts, settings=told.settings, experts=told.experts)
-    return replace(manifest, facts=corrected_facts(facts, changes))

@@ -72,7 +72,8 @@ def test_a_file_that_is_missing(saved: Saved, tmp_path: Path) -> None:
     _, path, _, _ = saved.place(QKV)
     path.unlink()
 
-    with pytest.raises(UnfinishedCheckpointError, match=f"missing: {path.name}") as caught:
+    said = f"1 file that .metadata names cannot be found: {path.name}"
+    with pytest.raises(UnfinishedCheckpointError, match=said) as caught:
         saved.dump(tmp_path / "dump")
     assert caught.value.exit_code == 3
 

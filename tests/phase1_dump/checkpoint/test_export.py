@@ -85,7 +85,7 @@ def test_options_of_both_phases_reach_them(saved: Saved, tmp_path: Path) -> None
     [
         (("--graft", "model.visual.*"), "holds no weights, none of that name"),
         (("--graft", "mtp"), "holds no tensor of multi-token prediction"),
-        (("--tokenizer", "/nowhere"), "is not a directory"),
+        (("--tokenizer", "/nowhere"), "/nowhere does not exist"),
         (("--set", "config.no_such_key=1"), "no_such_key"),
         (("--drop-mtp",), "knows no multi-token prediction"),
     ],
