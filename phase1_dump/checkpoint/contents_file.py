@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import mmap
 import os
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from shardmerge.common import canonical_json, durable, regular_files
 from shardmerge.common.architectures import Blueprint
 from shardmerge.common.architectures.digest import table_digest
 from shardmerge.common.errors import CorruptFileError
+from shardmerge.common.versions import version_of
 
 from ..torch_dist.chunks import MAX_DIMS, ChunkTable, Integers
 from ..torch_dist.folder import Folder
@@ -32,19 +32,21 @@ DIGEST_BYTES = 16
 READ_BYTES = 1 << 20
 
 
-def identity_of(folder: Folder, bound: Blueprint, *, drop_vision: bool) -> str:
+def identity_of(folder: Folder, bound: Blueprint, *, drop_mtp: bool, drop_vision: bool) -> str:
     """Return what the contents of a checkpoint depend on, as a digest.
 
     Args:
         folder: Where it lies; the digest of its description is known.
         bound: The table of the architecture.
+        drop_mtp: Quantizers of multi-token prediction are left out.
         drop_vision: What stands beside the language model is left out.
 
     Returns:
         32 hexadecimal digits.
     """
     table = bound.architecture
-    said = [FORMAT, _version(), folder.digest, table.name, table_digest(table), drop_vision]
+    program = version_of("shardmerge")
+    said = [FORMAT, program, folder.digest, table.name, table_digest(table), drop_mtp, drop_vision]
     return xxhash.xxh3_128_hexdigest(canonical_json.encode(said))
 
 
@@ -175,10 +177,3 @@ def _require_in_range(found: dict[str, Integers], tensors: int, paths: int, name
     wrong += [name for name, end in limits.items() if found[name].size and int(found[name].max()) >= end]
     if wrong or found["first"][0] or (np.diff(found["first"]) < 0).any():
         raise ValueError("numbers that refer to nothing")
-
-
-def _version() -> str:
-    try:
-        return version("shardmerge")
-    except PackageNotFoundError:
-        return "unknown"

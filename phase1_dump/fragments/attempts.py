@@ -61,10 +61,12 @@ def clear_all_ended(out: Path) -> None:
 
     One that was killed when its rank had just got its name leaves a record, and nobody takes that rank again.
     """
-    partial = [places.RANK_PARTIAL.fullmatch(name) for name in os.listdir(out)]
-    going = [places.TEMPORARY.fullmatch(name) for name in os.listdir(out)]
-    names = [places.RANK.fullmatch(found["name"]) for found in going if found]
-    for rank in sorted({int(found[1]) for found in (*partial, *names) if found}):
+    entries = os.listdir(out)
+    partial = map(places.RANK_PARTIAL.fullmatch, entries)
+    going = (
+        places.RANK.fullmatch(found["name"]) for found in map(places.TEMPORARY.fullmatch, entries) if found
+    )
+    for rank in sorted({int(found[1]) for found in (*partial, *going) if found}):
         clear_ended(out, rank)
 
 

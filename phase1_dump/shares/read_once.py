@@ -54,7 +54,9 @@ def _read(out: Path, large_bytes: int, folder: Folder, bound: Blueprint, options
     if folder.metadata.num_bytes < large_bytes or folder.has_modelopt_state:
         return read_contents(folder, bound, options)
     durable.make_folder(out)
-    identity = contents_file.identity_of(folder, bound, drop_vision=options.drop_vision)
+    identity = contents_file.identity_of(
+        folder, bound, drop_mtp=options.drop_mtp, drop_vision=options.drop_vision
+    )
     path = places.contents(out, identity)
     with _alone(places.contents_lock(out)):
         found = contents_file.read(path, out, identity)

@@ -9,12 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from html import escape
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from shardmerge.common.command.byte_count import show
 from shardmerge.common.errors import printable
+from shardmerge.common.versions import version_of
 
 from . import map_drawing
 from .report import Inspection
@@ -64,7 +64,7 @@ class WithPage:
 def page(inspection: Inspection, looked_at: datetime) -> str:
     """Return the whole page, as HTML. `looked_at` is when the inspection was made."""
     title = f"{inspection.kind.capitalize()} {inspection.path}"
-    when = f"Looked at on {looked_at:%Y-%m-%d at %H:%M UTC} by shardmerge {version('shardmerge')}."
+    when = f"Looked at on {looked_at:%Y-%m-%d at %H:%M UTC} by shardmerge {version_of('shardmerge')}."
     parts = [
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>',
         f"<style>{STYLE}</style></head><body><h1>{escape(title)}</h1>",

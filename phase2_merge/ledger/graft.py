@@ -52,7 +52,7 @@ def graft(
 
     Args:
         reference: Where they are taken from.
-        patterns: Names, in which `*`, `?` and `[...]` mean what they mean in file names.
+        patterns: Names, in which `*`, `?` and `[...]` mean what they mean in file names; each fits (`require_fitting`).
         copies: Names of tensors that the merge itself makes of others, and the names of these. None is taken.
         but: Names of tensors that are not taken, whatever the patterns say.
 
@@ -60,10 +60,8 @@ def graft(
         The files, and what is taken of each.
 
     Raises:
-        BadInputError: No tensor's name fits a pattern, or only those of copies do.
         CorruptFileError, OSError: The reference cannot be read.
     """
-    require_fitting(reference, patterns, copies)
     if not patterns:
         return ()
     paths = references.weight_files(reference.path)
@@ -91,11 +89,10 @@ def require_fitting(reference: Reference, patterns: Sequence[str], copies: Mappi
         BadInputError: No tensor's name fits a pattern, or only those of copies do.
     """
     for pattern in patterns:
-        _require_fitting(pattern, reference, copies)
+        _require_one(pattern, reference, copies)
 
 
-def _require_fitting(pattern: str, reference: Reference, copies: Mapping[str, str]) -> None:
-    """Raise BadInputError if nothing would be taken by a pattern."""
+def _require_one(pattern: str, reference: Reference, copies: Mapping[str, str]) -> None:
     fitting = [name for name in reference.tensors if fnmatchcase(name, pattern)]
     if not fitting:
         held = (

@@ -1,4 +1,4 @@
-"""Dumps without bytes are whole in every other respect, and checking the largest stays within its bounds."""
+"""Dumps without bytes are whole in every other respect, and checking the largest stays within its bound of memory."""
 
 from __future__ import annotations
 

@@ -57,9 +57,11 @@ def contents(copies: tuple[Path, Path]) -> tuple[Contents, str]:
     """What the checkpoint holds, read from its description, and what that depends on."""
     checkpoint, hf = copies
     folder, bound = find(checkpoint), bound_table(reference.read(hf), None, None)
-    return read_contents(folder, bound, Options()), contents_file.identity_of(
-        folder, bound, drop_vision=False
-    )
+    return read_contents(folder, bound, Options()), identity(folder, bound)
+
+
+def identity(folder: Folder, bound: Blueprint, *, drop_mtp: bool = False, drop_vision: bool = False) -> str:
+    return contents_file.identity_of(folder, bound, drop_mtp=drop_mtp, drop_vision=drop_vision)
 
 
 def said(held: Contents) -> list[object]:
@@ -124,14 +126,21 @@ def test_processes_that_start_together_read_the_description_once(
 
 
 def test_what_was_written_down_is_what_was_read(copies: tuple[Path, Path], tmp_path: Path) -> None:
-    held, identity = contents(copies)
-    contents_file.write(tmp_path / "file", held, identity)
+    held, own = contents(copies)
+    contents_file.write(tmp_path / "file", held, own)
 
-    found = contents_file.read(tmp_path / "file", tmp_path, identity)
+    found = contents_file.read(tmp_path / "file", tmp_path, own)
     assert found is not None
     assert said(found) == said(held)
-    assert contents_file.read(tmp_path / "file", tmp_path, identity[::-1]) is None
-    assert contents_file.read(tmp_path / "none", tmp_path, identity) is None
+    assert contents_file.read(tmp_path / "file", tmp_path, own[::-1]) is None
+    assert contents_file.read(tmp_path / "none", tmp_path, own) is None
+
+
+def test_contents_depend_on_what_is_left_out(copies: tuple[Path, Path]) -> None:
+    """Without steps of multi-token prediction a checkpoint may have no quantizers, and with them some."""
+    folder, bound = find(copies[0]), bound_table(reference.read(copies[1]), None, None)
+    left_out: tuple[dict[str, bool], ...] = ({}, {"drop_mtp": True}, {"drop_vision": True})
+    assert len({identity(folder, bound, **options) for options in left_out}) == 3
 
 
 SPOILED: dict[str, Callable[[bytes], bytes]] = {
@@ -192,14 +201,14 @@ def test_where_the_child_is_killed_the_description_is_read_here(
 
 def test_numbers_that_refer_to_nothing_are_no_contents(copies: tuple[Path, Path], tmp_path: Path) -> None:
     """Under a digest that fits."""
-    held, identity = contents(copies)
+    held, own = contents(copies)
     for name in ("offset", "size", "path", "begin", "length"):
         column = getattr(held.table, name)
         sound = int(column[3])
         for wrong in (-1, *((1 << 40,) if name in ("offset", "size", "path") else ())):
             column[3] = wrong
-            contents_file.write(tmp_path / "file", held, identity)
-            assert contents_file.read(tmp_path / "file", tmp_path, identity) is None
+            contents_file.write(tmp_path / "file", held, own)
+            assert contents_file.read(tmp_path / "file", tmp_path, own) is None
         column[3] = sound
-    contents_file.write(tmp_path / "file", held, identity)
-    assert contents_file.read(tmp_path / "file", tmp_path, identity) is not None
+    contents_file.write(tmp_path / "file", held, own)
+    assert contents_file.read(tmp_path / "file", tmp_path, own) is not None
