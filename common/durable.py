@@ -12,10 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import places
+from . import file_systems, places
 
-# of one call: from 2 MiB on Linux 6.18 took up to 8 times as long on ext4; each call costs a turn of the interpreter
-WRITE_BYTES = 1 << 20
+# of one call. Each costs a turn of the interpreter; but from 2 MiB on, Linux 6.18 took up to 8 times as long on ext4
+WRITE_BYTES, LARGE_WRITE_BYTES = 1 << 20, 4 << 20
+# file systems whose pages grow with a write, or that may lie over such a one, by their names in mountinfo
+GROWING_PAGES = {"", "btrfs", "ext4", "overlay", "xfs"}
 WRITEBACK_BYTES = 8 << 20  # written since the kernel was last asked to start
 
 
@@ -85,11 +87,25 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
-def write_all(file: int, data: memoryview) -> None:
-    """Write everything at the file's position, a little at a time. The kernel may take less than it is given."""
+def write_all(file: int, data: memoryview, call_bytes: int = WRITE_BYTES) -> None:
+    """Write everything at the file's position, a little at a time.
+
+    Args:
+        file: An open file.
+        data: What to write.
+        call_bytes: How many bytes each call is given. The kernel may take less.
+
+    Raises:
+        OSError: It cannot be written.
+    """
     done = 0
     while done < len(data):
-        done += os.write(file, data[done : done + WRITE_BYTES])
+        done += os.write(file, data[done : done + call_bytes])
+
+
+def call_bytes(file: int) -> int:
+    """Return how many bytes to write to an open file with one call, where many threads write."""
+    return WRITE_BYTES if file_systems.kind_of(file) in GROWING_PAGES else LARGE_WRITE_BYTES
 
 
 @dataclass(slots=True)
@@ -101,12 +117,13 @@ class Appending:
     """
 
     file: int
+    call_bytes: int = WRITE_BYTES
     written: int = 0
     started: int = 0
 
     def write(self, data: memoryview) -> None:
         """Write all of `data`. Raises OSError."""
-        write_all(self.file, data)
+        write_all(self.file, data, self.call_bytes)
         self.wrote(len(data))
 
     def wrote(self, num_bytes: int) -> None:

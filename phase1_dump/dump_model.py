@@ -13,6 +13,7 @@ from torch import nn
 
 from shardmerge.common.architectures import Architecture
 from shardmerge.common.manifest import Manifest
+from shardmerge.common.processes import garbage_collector
 from shardmerge.common.reference import Reference
 
 from .fragments.failed_ranks import forget_failure, record_failure
@@ -24,7 +25,7 @@ from .sources.modules import unwrap
 from .sources.process_groups import world_of
 from .sources.refusals import refuse_foreign, refuse_uninitialized
 
-STAGING_BYTES = 192 << 20
+STAGING_BYTES = 240 << 20
 
 
 def dump(
@@ -51,7 +52,7 @@ def dump(
     """Write what this rank owns of a live model to `out/rank-NNNNN`. Call it on every rank, in any order.
 
     No collective is entered, and nothing stands under its final name until it is complete. Host memory above the
-    model is `staging_bytes`, or two of the largest rows for each of at most twelve threads if that is more.
+    model is `staging_bytes`, or one of the largest rows for each of at most fifteen threads if that is more.
 
     Args:
         model: a module, or the list of this rank's virtual pipeline chunks, wrapped (DDP, Float16Module) or not.
@@ -103,17 +104,18 @@ def dump(
             architecture=architecture,
             staging_bytes=staging_bytes,
         )
-        source = live_model(chunks, world, generation, hf_reference, options)
-        try:
-            return write_rank(
-                source,
-                folder,
-                max_fragment_bytes=max_fragment_bytes,
-                check_replicas=check_replicas,
-                quiet=quiet,
-            )
-        finally:
-            source.release()
+        with garbage_collector.paused():
+            source = live_model(chunks, world, generation, hf_reference, options)
+            try:
+                return write_rank(
+                    source,
+                    folder,
+                    max_fragment_bytes=max_fragment_bytes,
+                    check_replicas=check_replicas,
+                    quiet=quiet,
+                )
+            finally:
+                source.release()
     except Exception as error:
         record_failure(folder, world.rank, run_id, error)
         if on_error == "record":

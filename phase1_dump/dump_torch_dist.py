@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from shardmerge.common import free_space, places
+from shardmerge.common import file_systems, places
 from shardmerge.common.architectures import Architecture
 from shardmerge.common.command.byte_count import show
 from shardmerge.common.command.libraries import missing_library
@@ -165,7 +165,7 @@ def dump_checkpoint(
     """
     folder = Path(out)
     Generation(run_id, None, "plan")  # refuses a run id that cannot be
-    free_space.require_writable(folder, folder)
+    file_systems.require_writable(folder, folder)
     plan = plan_of(
         Path(checkpoint),
         Path(hf_reference),
@@ -189,7 +189,7 @@ def dump_checkpoint(
         )
     require_same(folder, run_id, plan.digest, len(plan.shares))
     open_bytes = sum(plan.shares[share].num_bytes for share in missing(folder, len(plan.shares)))
-    free_space.require(folder, open_bytes + SPARE_BYTES if open_bytes else 0)
+    file_systems.require(folder, open_bytes + SPARE_BYTES if open_bytes else 0)
     progress = Progress("dump", open_bytes, progress_to)
     first = process * len(plan.shares) // max(1, processes)
     work = functools.partial(_take, plan, folder, run_id, first, workers, patience)

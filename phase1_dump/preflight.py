@@ -9,7 +9,7 @@ import os
 from math import prod
 from pathlib import Path
 
-from shardmerge.common import durable, free_space, places
+from shardmerge.common import durable, file_systems, places
 from shardmerge.common.architectures import Architecture, Blueprint, blueprint
 from shardmerge.common.command.byte_count import show
 from shardmerge.common.errors import BadInputError, OutputExistsError
@@ -52,5 +52,5 @@ def table_of(known: Reference, architecture: Architecture | None) -> Blueprint:
 def warning_of_room(out: Path, table: Blueprint) -> str | None:
     """Return a warning if a dump of the whole model would not fit. Its ranks may each have a disk of their own."""
     num_bytes = BYTES_OF_ELEMENT * sum(prod(family.shape) * len(family.names) for family in table.families())
-    free_bytes = free_space.free_bytes(out)
+    free_bytes = file_systems.free_bytes(out)
     return None if num_bytes <= free_bytes else WITHOUT_ROOM.format(show(num_bytes), show(free_bytes), out)

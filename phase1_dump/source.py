@@ -117,9 +117,10 @@ class Source(Protocol):
         The blocks of a holding are together the `rectangle.num_bytes` bytes of its elements in row order, cast to
         `rectangle.dtype`. How large a block is, the source decides; a rectangle without elements may have none.
 
-        A block is a flat memoryview of bytes: a view of the source's own memory, or of one of its two buffers. **It
-        stays valid until the block after the next is asked for.** A caller that hands blocks to another thread
-        therefore waits until block n - 1 is written before it asks for block n + 1; the source waits for nobody.
+        A block is a flat memoryview of bytes: a view of the source's own memory, or of one of its buffers. **It stays
+        valid until the block after the next is asked for; where several streams are read, only until the next is.** A
+        caller that hands blocks to another thread therefore waits until block n - 1 is written before it asks for
+        block n + 1; the source waits for nobody.
 
         Args:
             holdings: some of `holdings` and `stage_copies`. The source may prepare what comes later in the list.

@@ -143,7 +143,7 @@ def write_fragment(
         ThreadPoolExecutor(1) if streams == 1 else _Here() as thread,
         closing(source.read(fragment.holdings, streams=streams)) as stream,
     ):
-        end = NamedFile(path, durable.Appending(file.fileno()))
+        end = NamedFile(path, durable.Appending(file.fileno(), durable.call_bytes(file.fileno())))
         end.write(memoryview(fragment.head))
         queue = WriteQueue(end.write, thread, progress)
         try:

@@ -335,6 +335,8 @@ def _compute(
             scale = _scale(quantizers, weight)
         if companion.is_scale:
             return scale.to(TORCH[companion.dtype])
+        if row.scales is ScaleSource.RANGE and weight.is_cuda:
+            return divided(weight, scale)
         if row.scales is ScaleSource.BLOCK_RANGES and 1 in scale.shape:
             return _single_block_row(weight, scale, row.block)
         second = calibrated if "weight_scale_2" in row.scalars else None
@@ -384,6 +386,15 @@ def _of_blocks(calibrated: torch.Tensor | None, row: Format, rows: slice, column
         slice(s.start // by, -(-s.stop // by)) for s, by in zip((rows, columns), row.block, strict=True)
     )
     return calibrated[by_row, by_column]
+
+
+def divided(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Pack [n, k] in E4M3 by a float32 scalar, as modelopt does on a CPU, where its export of Megatron models divides.
+
+    Its own function would not do so on a GPU: torch rounds a scalar that lies there to the dtype of the weight before
+    it divides (PyTorch, BinaryDivTrueKernel.cu), and one number in a hundred comes out otherwise.
+    """
+    return (weight.float() / scale).to(weight.dtype).to(torch.float8_e4m3fn)
 
 
 def _single_block_row(weight: torch.Tensor, scale: torch.Tensor, block: tuple[int, int]) -> torch.Tensor:

@@ -66,12 +66,13 @@ def _elements_of_block(holding: Holding, max_bytes: int, dtype: torch.dtype) -> 
     return max_bytes // dtype.itemsize
 
 
+@torch.no_grad()
 def _block(parts: tuple[Part, ...], offset: Shape, shape: Shape, dtype: torch.dtype) -> torch.Tensor:
     found = [(part, part.shared(offset, shape)) for part in parts]
     filling = [(part, box) for part, box in found if box is not None]
     if len(filling) == 1:
         part, box = filling[0]
-        return _view(part, box).to(dtype).contiguous().reshape(-1)
+        return _flat(_view(part, box), dtype)
     block = torch.empty(shape, dtype=dtype, device=parts[0].data.device)
     for part, box in filling:
         each = zip(box.target, box.extent, box.step, strict=True)
@@ -80,11 +81,21 @@ def _block(parts: tuple[Part, ...], offset: Shape, shape: Shape, dtype: torch.dt
     return block.reshape(-1)
 
 
+def _flat(view: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return the elements as a contiguous 1-D tensor of a dtype.
+
+    Operations that would do nothing are not called: each lets go of the interpreter, which other streams want too.
+    """
+    cast = view if view.dtype == dtype else view.to(dtype)
+    return (cast if cast.is_contiguous() else cast.contiguous()).view(-1)
+
+
 def _view(part: Part, box: SharedPart) -> torch.Tensor:
     """Return the elements of a part in a box, as they lie in the Hugging Face tensor: a view of the live tensor."""
-    live = part.data.detach()
+    live = part.data
     if part.turn is None:
-        found: torch.Tensor = live[_slices(part.source, box.skipped, box.extent)]
+        is_all = box.extent == tuple(live.shape) and isinstance(live, torch.Tensor)
+        found: torch.Tensor = live if is_all else live[_slices(part.source, box.skipped, box.extent)]
         return found
     axes = [axis for axis in part.turn.axes if axis is not None]
     skipped = [at for at, axis in zip(box.skipped, part.turn.axes, strict=True) if axis is not None]

@@ -39,9 +39,9 @@ class Health:
             return
         magnitudes = _magnitudes(block, self.encoding)
         if block.numel() == 1:
-            self.extremes.append(magnitudes.reshape(1))  # there are many scalars
+            self.extremes.append(magnitudes.reshape(()))  # there are many scalars
         else:
-            self.extremes += (one.reshape(1) for one in torch.aminmax(magnitudes))
+            self.extremes += torch.aminmax(magnitudes)
         if self.is_scale:
             self.invalid_scales.append(_is_invalid_scale(block, self.encoding).sum())
 
@@ -49,7 +49,7 @@ class Health:
         """Return (every element is finite, there are elements and all are zero). Waits for the device once."""
         if not self.extremes:
             return True, False
-        values = torch.cat(self.extremes).tolist()
+        values = torch.hstack(self.extremes).tolist()
         if self.encoding is Encoding.FLOAT:
             return all(map(isfinite, values)), not any(values)
         is_zero = (
@@ -71,7 +71,7 @@ def bring_to_host(healths: Sequence[Health]) -> None:
                 by_kind[found[0].device, found[0].dtype].append(health)
         for kind in by_kind.values():
             sizes = [len(getattr(health, name)) for health in kind]
-            together = torch.cat([one.reshape(1) for health in kind for one in getattr(health, name)]).cpu()
+            together = torch.hstack([one for health in kind for one in getattr(health, name)]).cpu()
             for health, found in zip(kind, together.split(sizes), strict=True):
                 setattr(health, name, [found] if name == "extremes" else list(found))
 

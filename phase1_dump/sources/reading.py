@@ -22,7 +22,7 @@ from ..source import Holding, Seen, Stream
 from .ahead import Ahead, SingleThreaded, computing_ahead
 from .blocks import blocks_of, planned
 from .health import Health, count_nonfinite, narrowed_elements
-from .host_memory.host_buffers import HostBuffers, Pair
+from .host_memory.host_buffers import HostBuffers, StreamBuffers
 from .module_words import Shifted
 
 AHEAD_SHARE = 4  # blocks computed ahead take a quarter of the memory of the buffers beside them
@@ -52,10 +52,12 @@ class Reader:
         Returns:
             A generator, which ends its threads when it is closed.
         """
-        with self.buffers.taken(streams) as pair, on_device(holdings) as is_gpu:
+        with self.buffers.taken(streams) as buffers, on_device(holdings) as is_gpu:
+            if is_gpu:
+                buffers.make()
             ahead_bytes = self.buffers.num_bytes // (AHEAD_SHARE * streams)
             with computing_ahead(ahead_bytes, self.single, streams) as ahead:
-                events = _events(holdings, pair, ahead, inspect=inspect)
+                events = _events(holdings, buffers, ahead, inspect=inspect)
                 turn: AbstractContextManager[object] = self.turn if is_gpu else nullcontext()
                 while True:
                     with turn:
@@ -65,13 +67,13 @@ class Reader:
                     yield event
 
 
-def _events(holdings: Sequence[Holding], pair: Pair, ahead: Ahead, *, inspect: bool) -> Stream:
-    for holding, health, blocks in computed(holdings, pair.block_bytes, ahead):
+def _events(holdings: Sequence[Holding], buffers: StreamBuffers, ahead: Ahead, *, inspect: bool) -> Stream:
+    for holding, health, blocks in computed(holdings, buffers.block_bytes, ahead):
         for block in blocks:
             if inspect:
                 health.look(block)
-            yield pair.host(block)
-        yield seen(holding, health, pair.block_bytes) if inspect else Seen()
+            yield buffers.host(block)
+        yield seen(holding, health, buffers.block_bytes) if inspect else Seen()
 
 
 @contextmanager

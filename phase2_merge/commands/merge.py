@@ -11,7 +11,7 @@ from typing import TextIO
 
 import numpy as np
 
-from shardmerge.common import canonical_json, durable, free_space, places
+from shardmerge.common import canonical_json, durable, file_systems, places
 from shardmerge.common.architectures import Architecture
 from shardmerge.common.command.talk import say
 from shardmerge.common.dtypes import DTYPES
@@ -145,7 +145,7 @@ def _was_published(out: Path) -> bool:
     if is_taken(out):
         refuse_other(out)
         return True
-    free_space.require_writable(out, places.partial(out))
+    file_systems.require_writable(out, places.partial(out))
     return False
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from shardmerge.common import free_space, places
+from shardmerge.common import file_systems, places
 from shardmerge.common.architectures import Architecture
 from shardmerge.common.command.byte_count import show
 from shardmerge.common.errors import OutputExistsError
@@ -110,7 +110,7 @@ def merge_part(
     started, out, this = time.monotonic(), Path(os.path.abspath(out)), parts.parse(part)
     refuse_nested(dumps, out)
     if not is_taken(out):
-        free_space.require_writable(out, places.partial(out))
+        file_systems.require_writable(out, places.partial(out))
     asked = Asked(
         dumps, hf_reference, allow, uncalibrated, corrections, grafts, drop_mtp, new_corrections, architecture
     )

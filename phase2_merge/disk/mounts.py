@@ -1,16 +1,15 @@
 """On which mount a folder lies, how much is free there, and whether files of another folder can be linked into it.
 
-Only looks: nothing is written to find out. Source: proc_pid_mountinfo(5), proc_pid_fdinfo(5), link(2).
+Only looks: nothing is written to find out. Source: link(2).
 """
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
-from shardmerge.common.free_space import free_bytes, nearest
+from shardmerge.common import file_systems
 
 # file systems on which no two files share blocks, by their names in mountinfo; others may be able to
 NEVER_SHARE = {
@@ -52,35 +51,15 @@ class Mount:
 
 def mount_of(folder: Path) -> Mount:
     """Return where a folder lies, or will lie once it is made. Raises OSError."""
-    there = nearest(folder)
+    there = file_systems.nearest(folder)
     opened = os.open(there, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        number = _mount_number(opened)
         return Mount(
             folder=there,
             device=os.fstat(opened).st_dev,
-            mount=number,
-            kind=_kinds().get(number, "") if number is not None else "",
-            free_bytes=free_bytes(opened),
+            mount=file_systems.mount_number(opened),
+            kind=file_systems.kind_of(opened),
+            free_bytes=file_systems.free_bytes(opened),
         )
     finally:
         os.close(opened)
-
-
-def _mount_number(opened: int) -> int | None:
-    """Return the number of the mount that an open file is on."""
-    try:
-        lines = Path(f"/proc/self/fdinfo/{opened}").read_text().splitlines()
-    except OSError:  # not Linux, or no /proc
-        return None
-    return next((int(line.split()[1]) for line in lines if line.startswith("mnt_id:")), None)
-
-
-@cache
-def _kinds() -> dict[int, str]:
-    """Return the kind of file system of each mount that this process sees."""
-    try:
-        lines = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
-    except OSError:
-        return {}
-    return {int(line.split()[0]): line.partition(" - ")[2].split()[0] for line in lines}

@@ -10,7 +10,7 @@ from shardmerge.common.rectangle import Rectangle
 from shardmerge.phase1_dump.generation import Generation
 from shardmerge.phase1_dump.rectangles.parts import Part, Recipe
 from shardmerge.phase1_dump.source import Holding, ManifestFacts
-from shardmerge.phase1_dump.sources.host_memory.host_buffers import HostBuffers, Pair
+from shardmerge.phase1_dump.sources.host_memory.host_buffers import HostBuffers, StreamBuffers
 from shardmerge.phase1_dump.sources.live_model import LiveModel
 from shardmerge.phase1_dump.sources.reading import Reader
 from shardmerge.phase1_dump.world import World
@@ -50,16 +50,15 @@ def box_of(
 class Copying(HostBuffers):
     """Copies every block to the buffer whose turn it is, as from a GPU."""
 
-    def new_pair(self, block_bytes: int) -> Pair:
-        return CopyingPair(block_bytes)
+    def new_buffers(self, block_bytes: int, count: int) -> StreamBuffers:
+        return CopyingBuffers(block_bytes, count)
 
 
-class CopyingPair(Pair):
-    """Two such buffers, of ordinary memory."""
+class CopyingBuffers(StreamBuffers):
+    """Such buffers, of ordinary memory."""
 
     def host(self, block: torch.Tensor) -> memoryview:
-        flat = block.view(torch.uint8)
-        return super().host(self.next_buffer(flat.numel())[: flat.numel()].copy_(flat))
+        return super().host(self.next_buffer(block.nbytes).elements(block.dtype, block.numel()).copy_(block))
 
 
 def source_of(holdings: Sequence[Holding], buffers: HostBuffers) -> LiveModel:

@@ -20,42 +20,44 @@ MAX_BLOCK_BYTES = 16 << 20  # a larger one would only make the first write wait
 
 
 @dataclass(slots=True)
-class Pair:
-    """Two buffers of one stream, which blocks are copied to in turn. Each is made larger if a single row needs that.
+class StreamBuffers:
+    """`count` buffers of one stream, which blocks are copied to in turn; larger ones if a single row needs that.
 
-    A buffer is filled again with the block after the next: until then the caller has written its bytes, as
+    A buffer is filled again with the `count`-th block after: until then the caller has written its bytes, as
     `Source.read` demands.
     """
 
     block_bytes: int
+    count: int
     buffers: list[PinnedMemory] = field(default_factory=list)
     turn: int = 0
 
     def host(self, block: torch.Tensor) -> memoryview:
         """Return the bytes of a contiguous block in host memory, complete when this returns.
 
-        What lies in host memory already is not copied. From a GPU the copy is asynchronous, and an event behind it is
-        waited for: a block must never be handed on before it has arrived.
+        What lies in host memory already is not copied. From a GPU the copy is asynchronous, and the stream is waited
+        for: a block must never be handed on before it has arrived.
         """
-        flat = block.view(torch.uint8)
-        if block.device.type != "cpu":
-            staged = self.next_buffer(flat.numel())[: flat.numel()]
-            staged.copy_(flat, non_blocking=True)
-            copied = torch.cuda.Event()
-            copied.record(torch.cuda.current_stream(block.device))
-            copied.synchronize()
-            flat = staged
-        return memoryview(cast(Any, flat.numpy()))
+        if block.device.type == "cpu":
+            return memoryview(cast(Any, block.view(torch.uint8).numpy()))
+        buffer = self.next_buffer(block.nbytes)
+        buffer.elements(block.dtype, block.numel()).copy_(block, non_blocking=True)
+        torch.cuda.current_stream(block.device).synchronize()
+        return memoryview(buffer.map)[: block.nbytes]
 
-    def next_buffer(self, num_bytes: int) -> torch.Tensor:
-        """Return the buffer whose turn it is, as a tensor of at least so many bytes."""
-        while len(self.buffers) < 2:
-            self.buffers.append(self.allocated(max(num_bytes, self.block_bytes)))
-        self.turn = 1 - self.turn
+    def next_buffer(self, num_bytes: int) -> PinnedMemory:
+        """Return the buffer whose turn it is, of at least so many bytes."""
+        self.make()
+        self.turn = (self.turn + 1) % self.count
         if num_bytes > self.buffers[self.turn].num_bytes:
             self.buffers[self.turn].release()
             self.buffers[self.turn] = self.allocated(num_bytes)
-        return self.buffers[self.turn].tensor
+        return self.buffers[self.turn]
+
+    def make(self) -> None:
+        """Have all buffers, so that the first blocks need not wait for them."""
+        while len(self.buffers) < self.count:
+            self.buffers.append(self.allocated(self.block_bytes))
 
     def allocated(self, num_bytes: int) -> PinnedMemory:
         """Return new host memory, pinned."""
@@ -64,37 +66,47 @@ class Pair:
 
 @dataclass(slots=True)
 class HostBuffers:
-    """Pairs of buffers for the streams of one source, at most `num_bytes` together unless single rows are larger.
+    """Buffers for the streams of one source, at most `num_bytes` together unless single rows are larger.
+
+    A stream alone has two, of which one is written while the other is filled. Each of several has one, twice as
+    large: what they have to do for every block costs more than their waiting, in which others write.
 
     Used as a context manager; its end gives the memory back.
     """
 
     num_bytes: int
-    pairs: list[Pair] = field(default_factory=list)  # that no stream uses now
+    unused: list[StreamBuffers] = field(default_factory=list)
     lock: Lock = field(default_factory=Lock)
 
     def block_bytes(self, streams: int) -> int:
         """Return how large a block of one of so many streams should be."""
-        return max(1, min(self.num_bytes // (2 * streams), MAX_BLOCK_BYTES))
+        return max(1, min(self.num_bytes // (_buffers_of_each(streams) * streams), MAX_BLOCK_BYTES))
 
     @contextmanager
-    def taken(self, streams: int) -> Iterator[Pair]:
-        """Yield two buffers for one of so many streams. Nobody else has them meanwhile."""
+    def taken(self, streams: int) -> Iterator[StreamBuffers]:
+        """Yield the buffers of one of so many streams. Nobody else has them meanwhile."""
         with self.lock:
-            pair = self.pairs.pop() if self.pairs else self.new_pair(self.block_bytes(streams))
+            found = next((one for one in self.unused if one.count == _buffers_of_each(streams)), None)
+            if found is not None:
+                self.unused.remove(found)
+        buffers = found or self.new_buffers(self.block_bytes(streams), _buffers_of_each(streams))
         try:
-            yield pair
+            yield buffers
         finally:
             with self.lock:
-                self.pairs.append(pair)
+                self.unused.append(buffers)
 
-    def new_pair(self, block_bytes: int) -> Pair:
+    def new_buffers(self, block_bytes: int, count: int) -> StreamBuffers:
         """Return buffers that allocate when they are first used."""
-        return Pair(block_bytes)
+        return StreamBuffers(block_bytes, count)
 
     def release(self) -> None:
         """Give all memory back. No stream may be open."""
-        for pair in self.pairs:
-            for buffer in pair.buffers:
+        for stream in self.unused:
+            for buffer in stream.buffers:
                 buffer.release()
-        self.pairs.clear()
+        self.unused.clear()
+
+
+def _buffers_of_each(streams: int) -> int:
+    return 2 if streams == 1 else 1

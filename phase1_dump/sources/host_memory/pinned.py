@@ -6,7 +6,8 @@ Memory that torch pins itself stays with the process for ever. Without a GPU not
 from __future__ import annotations
 
 import mmap
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,6 +20,15 @@ class PinnedMemory:
     map: mmap.mmap
     tensor: torch.Tensor
     is_registered: bool = False
+    typed: dict[torch.dtype, torch.Tensor] = field(default_factory=dict)
+
+    def elements(self, dtype: torch.dtype, count: int) -> torch.Tensor:
+        """Return the first elements of the memory as a tensor of a dtype."""
+        if dtype not in self.typed:
+            whole = self.num_bytes // dtype.itemsize * dtype.itemsize
+            self.typed[dtype] = self.tensor[:whole].view(dtype)
+        found = self.typed[dtype]
+        return found if found.numel() == count else found[:count]
 
     @property
     def num_bytes(self) -> int:
@@ -28,7 +38,10 @@ class PinnedMemory:
     @classmethod
     def allocated(cls, num_bytes: int) -> PinnedMemory:
         """Return new memory of this process. Raises RuntimeError if CUDA refuses to register it."""
-        return cls.of(mmap.mmap(-1, max(1, num_bytes)))
+        memory = mmap.mmap(-1, max(1, num_bytes))
+        with suppress(OSError):  # advice: without huge pages registering takes longer
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        return cls.of(memory)
 
     @classmethod
     def of(cls, memory: mmap.mmap) -> PinnedMemory:
@@ -48,4 +61,5 @@ class PinnedMemory:
             runtime: Any = torch.cuda.cudart()
             torch.cuda.check_error(int(runtime.cudaHostUnregister(self.tensor.data_ptr())))
             self.is_registered = False
+        self.typed.clear()
         self.tensor = torch.empty(0, dtype=torch.uint8)

@@ -61,9 +61,9 @@ def test_no_stream_uses_the_memory_of_another_and_all_is_given_back(tmp_path: Pa
             met.wait(30)
 
     write_fragments(tmp_path, fragments, source, progress, 3)
-    assert [buffer.num_bytes for pair in buffers.pairs for buffer in pair.buffers] == [60_000 // 6] * 6
+    assert [buffer.num_bytes for one in buffers.unused for buffer in one.buffers] == [60_000 // 3] * 3
     source.release()
-    assert buffers.pairs == []
+    assert buffers.unused == []
     assert torch.get_num_threads() == threads
     found = {name: raw(tensor) for path in tmp_path.iterdir() for name, tensor in load_file(path).items()}
     assert found == {one.rectangle.name: raw(one.recipe.parts[0].data) for one in held}
@@ -106,13 +106,15 @@ def test_what_a_caller_raises_ends_all(tmp_path: Path) -> None:
         write_fragments(tmp_path, fragments, source_of(held, HostBuffers(10_000)), progress, 3)
 
 
-def test_a_large_rank_is_spread_over_twelve_files_and_a_small_one_is_not(
+def test_a_large_rank_is_spread_over_so_many_files_and_a_small_one_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(plan, "MIN_PARALLEL_BYTES", 20_000)
     for count, files in ((1, 1), (8, 1), (9, 2), (96, 12), (192, 12)):
         held = [whole(f"t{number:03}", numbers(10, 125, seed=number)) for number in range(count)]
         assert len(plan_fragments(held, 10**9, 12)) == files
+    uneven = [whole("large", numbers(10, 4001)), *held]
+    assert len(plan_fragments(uneven, 10**9, 12)) == 12  # a file more would be written when all others are
     assert len(plan_fragments(held, 10**9)) == 1
     assert len(plan_fragments(held, 5_000, 12)) == 96
     parts = [fragment.header.file_bytes for fragment in plan_fragments(held, 10**9, 12)]

@@ -57,8 +57,8 @@ def test_a_block_stays_until_the_block_after_the_next_is_asked_for() -> None:
 def test_a_row_larger_than_a_buffer_makes_that_buffer_larger() -> None:
     buffers, rows = Copying(32), numbers(3, 100)
     assert events([whole("a", rows)], buffers) == [*(raw(row) for row in rows), Seen()]
-    (pair,) = buffers.pairs
-    assert [buffer.num_bytes for buffer in pair.buffers] == [200, 200]
+    (own,) = buffers.unused
+    assert [buffer.num_bytes for buffer in own.buffers] == [200, 200]
 
 
 def test_closing_a_stream_before_its_end_ends_its_threads() -> None:

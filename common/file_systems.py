@@ -1,11 +1,13 @@
-"""Whether files can be written to a folder, also to one that is not there yet, and how much fits; refuses the rest.
+"""What a file system says before anything is written: its kind, its room, and whether a folder takes files at all.
 
-Looks, and writes nothing: what a file system refuses all the same is an error of whoever writes.
+Looks, and writes nothing: what a file system refuses all the same is an error of whoever writes. Source:
+proc_pid_mountinfo(5), proc_pid_fdinfo(5).
 """
 
 from __future__ import annotations
 
 import os
+from functools import cache
 from pathlib import Path
 
 from .errors import BadInputError, NoRoomError
@@ -53,3 +55,28 @@ def require(folder: Path, num_bytes: int) -> None:
     free = free_bytes(there)
     if num_bytes > free:
         raise NoRoomError(str(there), num_bytes, free)
+
+
+def mount_number(opened: int) -> int | None:
+    """Return the number of the mount that an open file is on. None where the kernel does not tell."""
+    try:
+        lines = Path(f"/proc/self/fdinfo/{opened}").read_text().splitlines()
+    except OSError:  # not Linux, or no /proc
+        return None
+    return next((int(line.split()[1]) for line in lines if line.startswith("mnt_id:")), None)
+
+
+def kind_of(opened: int) -> str:
+    """Return what mountinfo calls the file system of an open file, as `ext4`. Empty where the kernel does not tell."""
+    number = mount_number(opened)
+    return "" if number is None else _kinds().get(number, "")
+
+
+@cache
+def _kinds() -> dict[int, str]:
+    """Return the kind of file system of each mount that this process sees."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return {}
+    return {int(line.split()[0]): line.partition(" - ")[2].split()[0] for line in lines}
