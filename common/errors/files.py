@@ -163,9 +163,12 @@ class MissingSharesError(IncompleteError):
     def message(self) -> str:
         more = len(self.files) - SHOWN_FILES
         files = ", ".join(self.files[:SHOWN_FILES]) + (f" and {more} more" if more > 0 else "")
-        shares = ", ".join(map(str, self.shares[:SHOWN_FILES]))
+        shares, verb = (
+            ", ".join(map(str, self.shares[:SHOWN_FILES])),
+            "is" if len(self.shares) == 1 else "are",
+        )
         return (
-            f"{len(self.shares)} of {counted(self.num_shares, 'share')} are not in {self.dump} (rank directories "
+            f"{len(self.shares)} of {counted(self.num_shares, 'share')} {verb} not in {self.dump} (rank directories "
             f"{shares}"
             f"{', ...' if len(self.shares) > SHOWN_FILES else ''}), which need the files {files}. Give the same "
             "command again, with any number of processes: what is complete is kept."

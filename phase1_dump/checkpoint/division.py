@@ -33,7 +33,7 @@ class Share:
 def distributed(
     units: Sequence[Unit], rows: Sequence[int], max_bytes: int | None
 ) -> tuple[tuple[Share, ...], tuple[int, ...]]:
-    """Give units to shares in their order, as many to each as fit.
+    """Give units to shares in their order: to each so many that it has its part of all bytes, or as many as fit.
 
     Args:
         units: All units.
@@ -44,17 +44,15 @@ def distributed(
         The shares, and the order of the units.
     """
     order = sorted(range(len(units)), key=lambda unit: units[unit].place)
-    most = max_bytes or _share_bytes(sum(unit.num_bytes for unit in units))
+    enough = most = max_bytes or MAX_SHARE_BYTES
+    if max_bytes is None:  # a share more, with what is left, would be written when all others are
+        enough = min(most, max(MIN_SHARE_BYTES, -(-sum(unit.num_bytes for unit in units) // SHARES)))
     shares: list[Share] = []
     first = end = num_bytes = 0
     for unit in order:
-        if end > first and num_bytes + units[unit].num_bytes > most:
+        if end > first and (num_bytes >= enough or num_bytes + units[unit].num_bytes > most):
             shares.append(Share(first, end, num_bytes))
             first, num_bytes = end, 0
         end += rows[unit]
         num_bytes += units[unit].num_bytes
     return (*shares, Share(first, end, num_bytes)), tuple(order)
-
-
-def _share_bytes(total: int) -> int:
-    return min(MAX_SHARE_BYTES, max(MIN_SHARE_BYTES, -(-total // SHARES)))

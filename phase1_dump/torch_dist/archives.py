@@ -8,11 +8,13 @@ Source: torch.serialization; PKWARE APPNOTE 4.3.
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from typing import Any, NamedTuple
+
+from isal import isal_zlib
 
 from shardmerge.common import dtypes
 from shardmerge.common.rectangle import Shape
@@ -101,7 +103,7 @@ def read_tensor(read_at: Callable[[int, int], bytes], begin: int, length: int, p
     if order is not None and read_at(order.num_bytes, order.begin) != LITTLE_ENDIAN:
         raise ValueError("its numbers are not little-endian")
     pickle = read_at(described.num_bytes, described.begin)
-    if described.crc32 and zlib.crc32(pickle) != described.crc32:
+    if described.crc32 and isal_zlib.crc32(pickle) != described.crc32:
         raise ValueError("its description does not have the CRC-32 that was recorded")
     return stored_tensor(_unpickled(pickle, path), records)
 
@@ -149,7 +151,9 @@ def stored_tensor(tensor: Tensor, records: Mapping[str, Record]) -> StoredTensor
 # ---- data.pkl -----------------------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=256)
 def _unpickled(pickle: bytes, path: str) -> Tensor:
+    """Return what a pickle describes. Experts of one shape have the same, byte for byte."""
     rest = [pickle]
     found = Unpickler(lambda _count: rest.pop() if rest else b"", OF_TENSOR, path, persistent=storage).load()
     if type(found) is not Tensor:

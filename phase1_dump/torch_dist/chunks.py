@@ -78,13 +78,13 @@ class ChunkTable:
             offset: Where the box begins.
             shape: Its size.
         """
-        rows = slice(int(self.first[tensor]), int(self.first[tensor + 1]))
-        ndim = len(offset)
-        low, size = self.boxes[self.offset[rows], :ndim], self.boxes[self.size[rows], :ndim]
-        high = low + size
-        shares = (high > np.array(offset)) & (low < np.array(offset) + np.array(shape))
-        for row in np.flatnonzero(shares.all(axis=1)):
-            yield self.chunk(rows.start + int(row), ndim)
+        rows = np.arange(self.first[tensor], self.first[tensor + 1])
+        for dimension, (begin, size) in enumerate(zip(offset, shape, strict=True)):
+            low = self.boxes[self.offset[rows], dimension]
+            high = low + self.boxes[self.size[rows], dimension]
+            rows = rows[(high > begin) & (low < begin + size)]
+        for row in rows.tolist():
+            yield self.chunk(row, len(offset))
 
     def files_of(self, tensors: Sequence[int]) -> tuple[str, ...]:
         """Return the names of the files that hold chunks of these tensors, sorted."""

@@ -5,9 +5,10 @@ Source: zlib, crc32.c (`crc32_combine`): appending n bytes multiplies a checksum
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 from functools import lru_cache
+
+from isal import isal_zlib
 
 POLYNOMIAL = 0xEDB88320  # bits reversed: the highest bit is x^0
 ONE = 1 << 31
@@ -29,10 +30,10 @@ class Runs:
         if self._runs and self._runs[-1][1] == begin:
             first, _, crc = self._runs[-1]
             if not any(first < other[1] and other[0] < end for other in self._runs[:-1]):
-                self._runs[-1] = (first, end, zlib.crc32(data, crc))
+                self._runs[-1] = (first, end, isal_zlib.crc32(data, crc))
             return
         if not any(begin < run[1] and run[0] < end for run in self._runs):
-            self._runs.append((begin, end, zlib.crc32(data)))
+            self._runs.append((begin, end, isal_zlib.crc32(data)))
 
     def gaps(self, num_bytes: int) -> Iterator[tuple[int, int]]:
         """Yield (begin, end) of what was not taken of so many bytes."""

@@ -8,9 +8,10 @@ Source: modelopt/torch/opt/plugins/megatron.py (`_modelopt_get_extra_state`).
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
+
+from isal import isal_zlib
 
 from shardmerge.common.errors import BadChunkError, MissingChunksError, ShardmergeError
 from shardmerge.common.errors.several import raise_problems
@@ -144,6 +145,6 @@ def _records(archive: bytes) -> dict[str, Record]:
 def _bytes(archive: bytes, record: Record, place: Place, key: str) -> bytes:
     """Return the bytes of a file in an archive. Raises BadChunkError for a CRC-32 that is another one."""
     found = archive[record.begin : record.begin + record.num_bytes]
-    if record.crc32 and zlib.crc32(found) != record.crc32:
+    if record.crc32 and isal_zlib.crc32(found) != record.crc32:
         raise BadChunkError(key, place.path, f"its bytes do not have the CRC-32 {record.crc32:#010x}")
     return found

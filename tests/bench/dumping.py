@@ -151,7 +151,10 @@ def run(gib: float, kind: str, rank: int, device: str, reference: Path, out: Pat
 
 
 def cheap_model(family: Family, topology: Topology, device: str) -> Any:
-    """The rank's chunks without megatron's random initialisation, which would take longer than all rounds."""
+    """The rank's chunks without megatron's random initialisation, which would take longer than all rounds.
+
+    Weights of norms are above zero, as trained ones are.
+    """
     import torch
 
     from tests.worlds.fake import build_model
@@ -159,10 +162,10 @@ def cheap_model(family: Family, topology: Topology, device: str) -> Any:
     with mock.patch.object(torch.nn.init, "normal_", lambda tensor, *_args, **_kwargs: tensor):
         chunks = build_model(family, topology, device=device)
     pattern = torch.randn(1 << 20, device=device)
-    for parameter in chunks[0].parameters():
-        flat = parameter.data.view(-1)
-        for at in range(0, flat.numel(), pattern.numel()):
-            flat[at : at + pattern.numel()].copy_(pattern[: flat.numel() - at])
+    for name, parameter in chunks[0].named_parameters():
+        flat, values = parameter.data.view(-1), pattern.abs() + 0.5 if "norm" in name else pattern
+        for at in range(0, flat.numel(), values.numel()):
+            flat[at : at + values.numel()].copy_(values[: flat.numel() - at])
     return chunks
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint on disk: its dump beside cp, its export beside torch's own load and save, and the memory of both.
+"""A checkpoint on disk: its dump beside cp, its export beside those of others, and the memory of all.
 
 What needs torch or many megabytes runs in a process of its own: `python -m tests.bench.from_disk NAME ARGUMENTS`.
 """
@@ -27,6 +27,10 @@ from .watching import SHARDMERGE, Ran
 
 WORKERS = "2"
 OURS, CP, DCP = "ours", "cp", "torch.distributed.checkpoint's load and save_file"
+BRIDGE = "Megatron-Bridge's export"
+ROOT = Path(__file__).parents[2]
+# where make test-oracles puts it, and what it runs in
+BRIDGE_PYTHON, BRIDGE_PACKAGES = ROOT / ".venv-peers" / "bin" / "python", ROOT / "build" / "bridge"
 TIME = Bound(1.1, "at most 1.1")
 MEMORY = Bound(500 * MIB, "under 500 MiB")
 FASTER = Bound(2.0, "at least 2", at_least=True)
@@ -44,27 +48,25 @@ MANY = Family(
 )
 RANKS, PER_TENSOR = 256, 55
 CHUNKS = 48 * 128 * 3 * PER_TENSOR
-SEVERAL = 3  # times as large, whose dump may take no more memory
+LARGE_GIB = 12.0  # whose dump may take no more memory, and beside which the start of Python does not count
 
 
 def lines(gib: float, folder: Path) -> Iterator[Line]:
     """Dump and export of one checkpoint, dump of one that is larger, and a million chunks."""
     here = folder / "from-disk"
-    for size in (gib, SEVERAL * gib):
+    for size in (gib, LARGE_GIB):
         made = here / f"{size:g}"
         _own("make", str(size), str(made))
+        yield from _against_cp(made, size)
         if size == gib:
-            yield from _against_cp(made)
-            yield from _against_dcp(made)
-        else:
-            yield _memory(f"dump from disk, {size:g} GiB", _dumped(made, here / "out"))
-            remove(here / "out")
+            yield from _against_exports(made, gib)
         remove(made)
     yield from _many_chunks(here)
     remove(here)
 
 
-def _against_cp(made: Path) -> Iterator[Line]:
+def _against_cp(made: Path, gib: float) -> Iterator[Line]:
+    """The bound is that of a large one: of a small one the start of Python and the plan are a part of its time."""
     contestants = {
         OURS: Contestant(made / "iter_0000001", partial(_dumped, made)),
         CP: Contestant(made / "iter_0000001", partial(copied, made / "iter_0000001")),
@@ -72,25 +74,27 @@ def _against_cp(made: Path) -> Iterator[Line]:
     for cache in (WARM, COLD):
         turns = take_turns(cache, made, contestants)
         value = turns.ratio(OURS, CP)
-        what = f"dump from disk, {WORKERS} processes"
-        peak = mib(turns.parent_peak(OURS))
-        yield Line(what, cache, turns.told(OURS), f"cp: {turns.told(CP)}", of_time(value), value, TIME, peak)
+        what = f"dump from disk, {gib:g} GiB, {WORKERS} processes"
+        bound, peak = TIME if gib >= LARGE_GIB else None, mib(turns.parent_peak(OURS))
+        yield Line(what, cache, turns.told(OURS), f"cp: {turns.told(CP)}", of_time(value), value, bound, peak)
         yield _memory(what, turns.runs[OURS][0], cache)
 
 
-def _against_dcp(made: Path) -> Iterator[Line]:
-    contestants = {
-        OURS: Contestant(made / "iter_0000001", partial(_exported, made)),
-        DCP: Contestant(made / "iter_0000001", partial(_loaded, made)),
-    }
+def _against_exports(made: Path, gib: float) -> Iterator[Line]:
+    works = {OURS: partial(_exported, made), DCP: partial(_loaded, made)}
+    if (BRIDGE_PACKAGES / ".installed").exists():
+        works[BRIDGE] = partial(_bridged, gib, made)
+    else:
+        yield Line("export", peer=f"{BRIDGE}: not run, as make test-oracles installs it")
+    contestants = {name: Contestant(made / "iter_0000001", work) for name, work in works.items()}
     for cache in (WARM, COLD):
         turns = take_turns(cache, made, contestants, rounds=1)
-        value = 1 / turns.ratio(OURS, DCP)
-        peer = f"{DCP}: {turns.told(DCP)}"
-        yield Line("export", cache, turns.told(OURS), peer, times_as_fast(value), value, FASTER)
-        ours, theirs = turns.parent_peak(OURS), turns.parent_peak(DCP)
-        told = f"{ours / theirs:.2f} x its memory"
-        yield Line("export", cache, mib(ours), f"{DCP}: {mib(theirs)}", told, ours / theirs, A_TENTH)
+        for peer in [name for name in contestants if name != OURS]:
+            value, told = 1 / turns.ratio(OURS, peer), f"{peer}: {turns.told(peer)}"
+            yield Line("export", cache, turns.told(OURS), told, times_as_fast(value), value, FASTER)
+            ours, theirs = turns.parent_peak(OURS), turns.parent_peak(peer)
+            share = f"{ours / theirs:.2f} x its memory"
+            yield Line("export", cache, mib(ours), f"{peer}: {mib(theirs)}", share, ours / theirs, A_TENTH)
 
 
 def _memory(what: str, run: Ran, cache: str = "") -> Line:
@@ -105,9 +109,10 @@ def _many_chunks(here: Path) -> Iterator[Line]:
     size = (made / "iter_0000001" / ".metadata").stat().st_size / 1e6
     for who in ("the first process", "another process"):
         began = time.perf_counter()
-        own, child = json.loads(_own("plan", str(made), str(here / "planned")))
+        own, child, worker = json.loads(_own("plan", str(made), str(here / "planned")))
         what, took = f"plan of {CHUNKS:,} chunks, {who}", f"{time.perf_counter() - began:.0f} s"
         yield Line(what, "", mib(own), f".metadata: {size:.0f} MB, {took}", "", own, MEMORY, mib(own))
+        yield Line(what, "", mib(worker), "a worker that it forks", "", worker, MEMORY, mib(worker))
         if child:
             yield Line(what, "", mib(child), "its child, which reads .metadata", "", child, None, mib(child))
     remove(made)
@@ -133,6 +138,12 @@ def _loaded(made: Path, out: Path) -> Ran:
     began = time.perf_counter()
     sync(out)
     return Ran(run.seconds + time.perf_counter() - began, run.cpu_s, run.parent_peak_bytes)
+
+
+def _bridged(gib: float, made: Path, out: Path) -> Ran:
+    command = [str(BRIDGE_PYTHON), "-W", "ignore", "-m", "tests.bench.from_bridge", str(gib)]
+    path = os.pathsep.join((".ns", ".", str(BRIDGE_PACKAGES)))
+    return _watched(["env", f"PYTHONPATH={path}", *command, str(made / "iter_0000001"), str(out)])
 
 
 def _watched(command: list[str]) -> Ran:
@@ -244,18 +255,33 @@ def _routed(family: Family) -> Iterator[tuple[str, tuple[int, int]]]:
 
 
 def plan(made: str, out: str) -> None:
-    """Plan the dump of a checkpoint as every process does. Prints the peak memory of this one, and of its child."""
+    """Plan the dump of a checkpoint as every process does, and describe a share in each of two workers.
+
+    Prints the peak memory of this process, of the child that read the description, and of the larger worker.
+    """
+    from shardmerge.common.command.progress import Progress
     from shardmerge.phase1_dump.checkpoint.plan import Options, plan_of
+    from shardmerge.phase1_dump.shares.local_processes import in_processes
     from shardmerge.phase1_dump.shares.read_once import reading_once
 
     planned = plan_of(
         Path(made) / "iter_0000001", Path(made) / "hf", Options(), None, reading_once(Path(out))
     )
     assert sum(1 for _ in planned.parameters(0)) > 0
-    used = (
+    used = [
         resource.getrusage(who).ru_maxrss * 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    )
-    print(json.dumps(list(used)))
+    ]
+    workers = in_processes(partial(_described, planned), 2, Progress("", 0, None))
+    print(json.dumps([*used, max(workers)]))
+
+
+def _described(planned: Any, number: int, _advance: Callable[[int], None]) -> int:
+    """Describe a share. Returns the peak memory of this process."""
+    from shardmerge.phase1_dump.checkpoint.share import share_of
+
+    assert share_of(planned, number, "b").holdings
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ SHARED = {  # what drafts reads these of the model too
     "Qwen3NextForCausalLM": {"model.embed_tokens.weight", "lm_head.weight"},
     "Qwen3_5ForCausalLM": {"model.embed_tokens.weight", "lm_head.weight"},
     "Qwen3_5MoeForCausalLM": {"model.embed_tokens.weight", "lm_head.weight"},
+    "Qwen3_5ForConditionalGeneration": {"model.language_model.embed_tokens.weight", "lm_head.weight"},
 }
 SILENT = "Qwen3NextForCausalLM"  # its published config.json does not say that there is multi-token prediction
 MTP_KEYS = ("num_nextn_predict_layers", "mtp_num_hidden_layers")
@@ -124,7 +125,8 @@ def load(path: Path) -> None:
     config = config_of(path)
     mtp = {name for name in index if _is_mtp(name, config)}
     kind = config["architectures"][0]
-    assert bool(mtp) == any(config.get(key) for key in MTP_KEYS) or kind == SILENT
+    language = config.get("text_config", config)
+    assert bool(mtp) == any(language.get(key) for key in MTP_KEYS) or kind == SILENT
     taken: set[str] = set()
     with torchvision_on_cpu(), loadable(path, drafts=bool(mtp)) as models:
         for one in models:
