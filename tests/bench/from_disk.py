@@ -15,19 +15,21 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+from shardmerge.common import durable
 from tests.worlds.families import Experts, Family
 
 from .dumping import bench_family, cheap_model, write_reference
 from .line import MIB, Bound, Line, mib, of_time, times_as_fast
 from .peers import copied
-from .rounds import COLD, WARM, Contestant, remove, sync, take_turns
+from .rounds import COLD, ROUNDS, WARM, Contestant, remove, sync, take_turns
 from .watching import SHARDMERGE, Ran
 
 WORKERS = "2"
 OURS, CP, DCP = "ours", "cp", "torch.distributed.checkpoint's load and save_file"
-BRIDGE = "Megatron-Bridge's export"
+BRIDGE, PLAIN = "Megatron-Bridge's export", "two processes that only write as much"
 ROOT = Path(__file__).parents[2]
 # where make test-oracles puts it, and what it runs in
 BRIDGE_PYTHON, BRIDGE_PACKAGES = ROOT / ".venv-peers" / "bin" / "python", ROOT / "build" / "bridge"
@@ -66,17 +68,26 @@ def lines(gib: float, folder: Path) -> Iterator[Line]:
 
 
 def _against_cp(made: Path, gib: float) -> Iterator[Line]:
-    """The bound is that of a large one: of a small one the start of Python and the plan are a part of its time."""
-    contestants = {
-        OURS: Contestant(made / "iter_0000001", partial(_dumped, made)),
-        CP: Contestant(made / "iter_0000001", partial(copied, made / "iter_0000001")),
-    }
+    """Beside cp and beside what the disk takes, which is not always less. The bound is that of a large checkpoint.
+
+    It is a bound on what grows with the bytes: without the start of Python and the plan.
+    """
+    works = {OURS: partial(_dumped, made), CP: partial(copied, made / "iter_0000001")}
+    works[PLAIN] = partial(_plainly_written, sum(path.stat().st_size for path in made.rglob("*.distcp")))
+    contestants = {name: Contestant(made / "iter_0000001", work) for name, work in works.items()}
+    start = median(_dumped(made, made / "nothing", "--dry-run").seconds for _ in range(ROUNDS))
     for cache in (WARM, COLD):
         turns = take_turns(cache, made, contestants)
         value = turns.ratio(OURS, CP)
         what = f"dump from disk, {gib:g} GiB, {WORKERS} processes"
         bound, peak = TIME if gib >= LARGE_GIB else None, mib(turns.parent_peak(OURS))
-        yield Line(what, cache, turns.told(OURS), f"cp: {turns.told(CP)}", of_time(value), value, bound, peak)
+        yield Line(what, cache, turns.told(OURS), f"cp: {turns.told(CP)}", of_time(value), memory=peak)
+        value = turns.ratio(OURS, PLAIN)
+        yield Line(what, cache, turns.told(OURS), f"{PLAIN}: {turns.told(PLAIN)}", of_time(value))
+        rounds = zip(turns.runs[OURS], turns.runs[CP], turns.runs[PLAIN], strict=True)
+        value = median((ours.seconds - start) / max(cp.seconds, plain.seconds) for ours, cp, plain in rounds)
+        told = f"without {start:.2f} s of start and plan: the slower of these"
+        yield Line(what, cache, "", told, of_time(value), value, bound)
         yield _memory(what, turns.runs[OURS][0], cache)
 
 
@@ -119,9 +130,13 @@ def _many_chunks(here: Path) -> Iterator[Line]:
     remove(here / "planned")
 
 
-def _dumped(made: Path, out: Path) -> Ran:
-    given = ("--checkpoint", str(made / "iter_0000001"), "--hf-reference", str(made / "hf"))
+def _dumped(made: Path, out: Path, *more: str) -> Ran:
+    given = ("--checkpoint", str(made / "iter_0000001"), "--hf-reference", str(made / "hf"), *more)
     return _watched([*SHARDMERGE, "dump", *given, "--out", str(out), "--run-id", "b", "--workers", WORKERS])
+
+
+def _plainly_written(num_bytes: int, out: Path) -> Ran:
+    return _watched([sys.executable, "-m", "tests.bench.from_disk", "plain", str(num_bytes), str(out)])
 
 
 def _exported(made: Path, out: Path) -> Ran:
@@ -188,6 +203,21 @@ def make(gib: str, folder: str) -> None:
             save(cheap_model(family, SINGLE, "cpu"), Path(folder) / "iter_0000001", Spelling())
         finally:
             leave_model_parallel()
+
+
+def plain(num_bytes: str, folder: str) -> None:
+    """Write so many bytes, half of them in a child: eight files, whose writing begins early, and which are durable."""
+    block, each = memoryview(os.urandom(1 << 20) * 8), int(num_bytes) // 8
+    Path(folder).mkdir()
+    child = os.fork()
+    for number in range(4):
+        with open(Path(folder) / f"{bool(child):d}-{number}", "xb", buffering=0) as file:
+            end = durable.Appending(file.fileno())
+            for at in range(0, each, len(block)):
+                end.write(block[: each - at])
+            os.fsync(file.fileno())
+    if child:
+        assert not os.waitpid(child, 0)[1]
 
 
 def dcp(checkpoint: str, out: str) -> None:
@@ -285,5 +315,7 @@ def _described(planned: Any, number: int, _advance: Callable[[int], None]) -> in
 
 
 if __name__ == "__main__":
-    known: dict[str, Callable[..., None]] = {"make": make, "dcp": dcp, "many": many, "plan": plan}
+    known: dict[str, Callable[..., None]] = {
+        "make": make, "dcp": dcp, "many": many, "plan": plan, "plain": plain,
+    }  # fmt: skip
     known[sys.argv[1]](*sys.argv[2:])
