@@ -6,6 +6,9 @@ A reader therefore sees a file whole or not at all, also after a power cut. A fa
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +22,8 @@ WRITE_BYTES, LARGE_WRITE_BYTES = 1 << 20, 4 << 20
 # file systems whose pages grow with a write, or that may lie over such a one, by their names in mountinfo
 GROWING_PAGES = {"", "btrfs", "ext4", "overlay", "xfs"}
 WRITEBACK_BYTES = 8 << 20  # written since the kernel was last asked to start
+PAGE = 4096
+CANNOT_BYPASS = {errno.EINVAL, errno.EOPNOTSUPP}  # no O_DIRECT here, or only in larger units than a page
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -132,3 +137,59 @@ class Appending:
         if self.written - self.started >= WRITEBACK_BYTES:
             os.posix_fadvise(self.file, self.started, self.written - self.started, os.POSIX_FADV_DONTNEED)
             self.started = self.written
+
+
+@dataclass(slots=True)
+class Uncached(Appending):
+    """An `Appending` that passes the page cache, where its file system and what is written let it (O_DIRECT).
+
+    A checkpoint of terabytes would push everything else out of memory, and finding pages for it costs more time than
+    the disk needs. Only whole pages can pass, from memory that begins on one, to a place in the file that does; all
+    else is appended as usual. A file system may take the flag and use the cache all the same: it is asked to write
+    back early too. Source: open(2), "O_DIRECT".
+
+    `direct`: the flag is on. `can`: the file system has not refused it yet.
+    """
+
+    direct: bool = False
+    can: bool = True
+
+    def write(self, data: memoryview) -> None:
+        """Write all of `data`. Raises OSError."""
+        while data and self._may_pass(data):
+            try:
+                count = os.write(self.file, data)
+            except OSError as error:
+                if error.errno not in CANNOT_BYPASS:
+                    raise
+                self.can = False
+            else:
+                self.wrote(count)
+                data = data[count:]
+        if data:
+            self._switch(on=False)
+            Appending.write(self, data)
+
+    def _may_pass(self, data: memoryview) -> bool:
+        if not self.can or (len(data) | self.written | _address(data)) % PAGE:
+            return False
+        self._switch(on=True)
+        return self.direct
+
+    def _switch(self, *, on: bool) -> None:
+        if on == self.direct:
+            return
+        flags = fcntl.fcntl(self.file, fcntl.F_GETFL) & ~os.O_DIRECT
+        try:
+            fcntl.fcntl(self.file, fcntl.F_SETFL, flags | (os.O_DIRECT if on else 0))
+        except OSError as error:
+            if error.errno not in CANNOT_BYPASS:
+                raise
+            self.can = False
+        else:
+            self.direct = on
+
+
+def _address(data: memoryview) -> int:
+    """Return where in memory some bytes begin; 1 of those that are read-only, whose place ctypes does not tell."""
+    return 1 if data.readonly else ctypes.addressof(ctypes.c_char.from_buffer(data))

@@ -15,9 +15,9 @@ from typing import Any
 
 from . import canonical_json, durable, regular_files
 from .dtypes import BITS, byte_size
+from .durable import PAGE
 from .errors import BadInputError, CorruptFileError, printable
 
-PAGE = 4096
 METADATA = {"format": "pt"}
 MAX_HEADER_BYTES = 100_000_000
 MAX_DIMS = 64  # numpy's limit; more would only make long products

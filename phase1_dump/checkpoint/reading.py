@@ -6,6 +6,7 @@ known by these: training moves the weights of a plain norm away from 1, and hard
 
 from __future__ import annotations
 
+import mmap
 import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -33,7 +34,10 @@ NOT_ABOVE_ZERO = (
 
 @dataclass(slots=True)
 class Buffers:
-    """Two buffers that blocks are read into in turn: one is filled again with the block after the next."""
+    """Two buffers that blocks are read into in turn: one is filled again with the block after the next.
+
+    They begin on pages, so that they can be written past the page cache.
+    """
 
     memory: list[Bits] = field(default_factory=lambda: [np.empty(0, np.uint8), np.empty(0, np.uint8)])
     turn: int = 0
@@ -43,7 +47,8 @@ class Buffers:
         self.turn = 1 - self.turn
         num_bytes = count * KINDS[kind].itemsize
         if self.memory[self.turn].nbytes < num_bytes:
-            self.memory[self.turn] = np.empty(max(num_bytes, BLOCK_BYTES), np.uint8)
+            memory = mmap.mmap(-1, max(num_bytes, BLOCK_BYTES))
+            self.memory[self.turn] = np.frombuffer(memory, np.uint8)
         return self.memory[self.turn][:num_bytes].view(KINDS[kind].unsigned)
 
 

@@ -52,6 +52,8 @@ def write_fragments(
     source: Source,
     progress: Progress,
     streams: int,
+    *,
+    past_the_cache: bool = False,
 ) -> list[list[Written]]:
     """Write and fsync all files.
 
@@ -61,6 +63,7 @@ def write_fragments(
         source: what delivers the holdings' bytes; with more than one stream it is read by that many threads.
         progress: called with the number of bytes each time some are handed to a writing thread.
         streams: how many are written at the same time; with 1 no thread is started.
+        past_the_cache: write whole pages past the page cache.
 
     Returns:
         For each fragment what was learnt about each of its holdings.
@@ -70,12 +73,23 @@ def write_fragments(
         RuntimeError: the source did not deliver what a fragment holds.
     """
     if streams == 1:
-        return [write_fragment(folder, fragment, source, progress) for fragment in fragments]
+        return [
+            write_fragment(folder, fragment, source, progress, past_the_cache=past_the_cache)
+            for fragment in fragments
+        ]
     stop = Event()
     with ThreadPoolExecutor(streams, "fragment") as pool:
         try:
             writing = [
-                pool.submit(write_fragment, folder, fragment, source, _until(stop, progress), streams)
+                pool.submit(
+                    write_fragment,
+                    folder,
+                    fragment,
+                    source,
+                    _until(stop, progress),
+                    streams,
+                    past_the_cache=past_the_cache,
+                )
                 for fragment in fragments
             ]
             wait(writing, return_when=FIRST_EXCEPTION)

@@ -67,6 +67,7 @@ def write_rank(
     quiet: bool = False,
     advance: Callable[[int], None] | None = None,
     most_streams: int = FILES_AT_ONCE,
+    past_the_cache: bool = False,
 ) -> Manifest:
     """Write what a source owns to `out/rank-NNNNN`: fragments, then the manifest, under a temporary name.
 
@@ -78,6 +79,7 @@ def write_rank(
         quiet: show no progress.
         advance: called with numbers of bytes that are written, by which somebody else shows progress.
         most_streams: how many streams of the source may be read at once.
+        past_the_cache: write whole pages past the page cache, as of a source that is itself larger than memory.
 
     Returns:
         The manifest, which is the mark that the rank is complete.
@@ -94,7 +96,13 @@ def write_rank(
     )
     source.settle()
     return write_planned(
-        source, plan, out, streams_for(plan.fragments, most_streams), quiet=quiet, advance=advance
+        source,
+        plan,
+        out,
+        streams_for(plan.fragments, most_streams),
+        quiet=quiet,
+        advance=advance,
+        past_the_cache=past_the_cache,
     )
 
 
@@ -106,6 +114,7 @@ def write_planned(
     *,
     quiet: bool = False,
     advance: Callable[[int], None] | None = None,
+    past_the_cache: bool = False,
 ) -> Manifest:
     """Write a plan to `out/rank-NNNNN`. The source must have settled.
 
@@ -116,6 +125,7 @@ def write_planned(
         streams: how many fragments are written at the same time.
         quiet: show no progress.
         advance: called with numbers of bytes that are written, by which somebody else shows progress.
+        past_the_cache: write whole pages past the page cache.
 
     Returns:
         The manifest, which is the mark that the rank is complete.
@@ -127,7 +137,14 @@ def write_planned(
     rank = source.world.rank
     progress = _progress(plan.num_bytes, rank, quiet=quiet)
     with building(out, rank) as partial:
-        written = write_fragments(partial, plan.fragments, source, advance or progress.advance, streams)
+        written = write_fragments(
+            partial,
+            plan.fragments,
+            source,
+            advance or progress.advance,
+            streams,
+            past_the_cache=past_the_cache,
+        )
         replicas = hashed(plan.replicas, source)
         manifest = manifest_of(source, plan.fragments, written, replicas)
         durable.write_file(partial / MANIFEST, manifests.encode(manifest))

@@ -118,7 +118,13 @@ class _Here(Executor):
 
 
 def write_fragment(
-    folder: Path, fragment: PlannedFragment, source: Source, progress: Progress, streams: int = 1
+    folder: Path,
+    fragment: PlannedFragment,
+    source: Source,
+    progress: Progress,
+    streams: int = 1,
+    *,
+    past_the_cache: bool = False,
 ) -> list[Written]:
     """Write and fsync one file.
 
@@ -129,6 +135,7 @@ def write_fragment(
         progress: called with the number of bytes each time some are handed to the writing thread. What it raises ends
             the writing.
         streams: how many fragments are written at the same time.
+        past_the_cache: write whole pages past the page cache, if blocks of the source begin on pages.
 
     Returns:
         What was learnt about each holding, in the order of the fragment.
@@ -143,7 +150,8 @@ def write_fragment(
         ThreadPoolExecutor(1) if streams == 1 else _Here() as thread,
         closing(source.read(fragment.holdings, streams=streams)) as stream,
     ):
-        end = NamedFile(path, durable.Appending(file.fileno(), durable.call_bytes(file.fileno())))
+        kind = durable.Uncached if past_the_cache else durable.Appending
+        end = NamedFile(path, kind(file.fileno(), durable.call_bytes(file.fileno())))
         end.write(memoryview(fragment.head))
         queue = WriteQueue(end.write, thread, progress)
         try:

@@ -129,6 +129,7 @@ def _write(
             max_fragment_bytes=max(1, plan.shares[share].num_bytes),
             advance=advance,
             most_streams=1,
+            past_the_cache=True,
         )
     except (OutputExistsError, OutputLockedError) as error:
         if not is_complete(out, share) and not os.path.lexists(out / places.rank_name(share)):

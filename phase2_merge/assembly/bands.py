@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shardmerge.common import durable
-from shardmerge.common.safetensors_header import PAGE
+from shardmerge.common.durable import PAGE
 
-from ..disk.uncached import Bytes, Uncached, aligned
+from ..disk.uncached import Bytes, Growing, aligned
 
 CLONE_BYTES = 1 << 20  # of one run: less is written sooner than cloned, and would leave a file of many pieces
 
@@ -61,7 +61,7 @@ class Band:
 class BandedFile:
     """A file that grows at its end, and the two bands of memory on their way to it."""
 
-    end: Uncached
+    end: Growing
     thread: ThreadPoolExecutor
     bands: tuple[Band, Band]
     turn: int = 0
@@ -113,7 +113,7 @@ class BandedFile:
         self.flush()
         self.bands[1 - self.turn].wait()
         last = self.bands[self.turn]
-        self.end.finish(last.data[: last.used].data)
+        self.end.write(last.data[: last.used].data)
 
     def _write(self, band: Band, pages: int) -> None:
         """Hash all that was added, and write or reflink the first `pages` bytes. Runs in the thread."""
@@ -139,13 +139,13 @@ def writing(file: int, head: bytes, band_bytes: int) -> Iterator[BandedFile]:
     Raises:
         OSError: Writing or fsync fails.
     """
-    end = durable.Appending(file)
+    end = durable.Uncached(file)
     end.write(memoryview(head))
     size = band_bytes + PAGE
     bands = Band(aligned(size)), Band(aligned(size))
     try:
         with ThreadPoolExecutor(1) as thread:
-            shard = BandedFile(Uncached(end), thread, bands)
+            shard = BandedFile(Growing(end), thread, bands)
             yield shard
             shard.drain()
     finally:

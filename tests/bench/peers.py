@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from shardmerge.common.safetensors_header import PAGE
+from shardmerge.common.durable import PAGE
 
 from .rounds import files, sync
 from .watching import Ran, ran

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import itertools
+import mmap
 import os
+import random
 from pathlib import Path
 
 import pytest
@@ -98,3 +102,41 @@ def test_the_kernel_is_asked_once_for_what_was_appended_since_it_was_asked_last(
             end.write(memoryview(bytes(size)))
     first = durable.WRITEBACK_BYTES + 1
     assert asked == [(0, first), (first, durable.WRITEBACK_BYTES)]
+
+
+def test_whole_pages_pass_the_cache_wherever_they_can_and_every_byte_arrives_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From memory that begins on a page and from other, to places that do and to others."""
+    page, seen, system = durable.PAGE, list[tuple[int, bool]](), os.write
+
+    def written(file: int, data: memoryview) -> int:
+        seen.append((len(data), bool(fcntl.fcntl(file, fcntl.F_GETFL) & os.O_DIRECT)))
+        return system(file, data)
+
+    memory = mmap.mmap(-1, 40 * page)
+    memory[:] = random.Random(1).randbytes(40 * page)
+    pages = memoryview(memory)
+    cuts = [0, 3, 3 + 2, 5 + 1]  # in pages, of memory that begins on one
+    pieces = [
+        pages[a * page : b * page] for a, b in itertools.pairwise(cuts)
+    ]  # at places on pages: they pass
+    pieces += [
+        pages[10 : 10 + page],
+        pages[7 * page : 7 * page + 17],
+    ]  # memory between pages; less than a page
+    pieces += [
+        pages[8 * page : 10 * page],
+        pages[10 * page : 11 * page - 17],
+    ]  # a place between pages; less than one
+    pieces += [pages[12 * page : 14 * page], memoryview(bytes(page)), pages[15 * page : 15 * page + 5]]
+    monkeypatch.setattr(os, "write", written)
+    with open(tmp_path / "file", "wb", buffering=0) as file:
+        end = durable.Uncached(file.fileno())
+        for piece in pieces:
+            end.write(piece)
+    monkeypatch.undo()
+    assert (tmp_path / "file").read_bytes() == b"".join(pieces)
+    passed = [(3 * page, True), (2 * page, True), (page, True), (page, False), (17, False)]
+    passed += [(2 * page, False), (page - 17, False), (2 * page, True), (page, False), (5, False)]
+    assert seen == passed

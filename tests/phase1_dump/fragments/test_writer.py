@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import resource
@@ -243,6 +244,31 @@ def test_a_staging_buffer_is_never_filled_again_before_it_was_written(
     write_fragment(tmp_path, fragment, source_of(held, Copying(100_000)), lambda _: None)
     found = load_file(tmp_path / fragment.name)
     assert [name for name in tensors if raw(found[name]) != raw(tensors[name])] == []
+
+
+def test_past_the_page_cache_go_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of whole pages pass, those of the last, smaller tensors do not."""
+    held = [whole(f"t{n}", numbers(rows, 2048, seed=n)) for n, rows in enumerate((7, 8, 3))]
+    held += [whole("small", numbers(3, 5000)), whole("vector", numbers(13))]
+    (fragment,) = plan_fragments(held, 1 << 30)
+    passed, real = dict[bool, int](), os.write
+
+    def write(file: int, data: memoryview) -> int:
+        direct = bool(fcntl.fcntl(file, fcntl.F_GETFL) & os.O_DIRECT)
+        passed[direct] = passed.get(direct, 0) + len(data)
+        return real(file, data)
+
+    monkeypatch.setattr(os, "write", write)
+    found = []
+    for past_the_cache in (True, False):
+        folder = tmp_path / str(past_the_cache)
+        folder.mkdir()
+        source = source_of(held, Copying(4 * 4096))
+        learnt = write_fragment(folder, fragment, source, lambda _: None, past_the_cache=past_the_cache)
+        found.append((learnt, (folder / fragment.name).read_bytes()))
+    assert found[0] == found[1]
+    assert passed[True] == 16 * 4096  # a page alone, at the end of two tensors, is small, and joined
+    assert sum(passed.values()) == 2 * len(found[0][1])
 
 
 class InTurn(Executor):

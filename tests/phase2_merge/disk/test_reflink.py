@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import xxhash
 
-from shardmerge.common.safetensors_header import PAGE
+from shardmerge.common.durable import PAGE
 from shardmerge.phase2_merge import merge
 from shardmerge.phase2_merge.assembly import bands as output
 from shardmerge.phase2_merge.assembly.assemble import assemble

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from shardmerge.common import durable
-from shardmerge.common.safetensors_header import PAGE
-from shardmerge.phase2_merge.disk.uncached import Uncached, aligned
+from shardmerge.common.durable import PAGE
+from shardmerge.phase2_merge.disk.uncached import aligned
 
 PAGES = 3
 
@@ -34,11 +34,11 @@ def write(file: int, data: bytes) -> bool:
     """Pages one way, the rest the other; whether the pages passed the cache."""
     memory = aligned(len(data))
     memory[:] = np.frombuffer(data, np.uint8)
-    end, pages = Uncached(durable.Appending(file)), len(data) // PAGE * PAGE
+    end, pages = durable.Uncached(file), len(data) // PAGE * PAGE
     end.write(memory[:PAGE].data)
     end.write(memory[PAGE:pages].data)
     passed = end.direct
-    end.finish(memory[pages:].data)
+    end.write(memory[pages:].data)
     return passed
 
 
