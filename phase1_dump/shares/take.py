@@ -14,6 +14,7 @@ from pathlib import Path
 
 from shardmerge.common import places
 from shardmerge.common.errors import OutputExistsError, OutputLockedError, ShardmergeError
+from shardmerge.common.processes import memory
 from shardmerge.common.processes.attempts import Attempt, attempts, is_complete
 from shardmerge.common.processes.owner import State
 
@@ -23,6 +24,7 @@ from ..fragments.failed_ranks import forget_failure, record_failure
 from ..fragments.write_rank import write_rank
 
 LOOK_EVERY_SECONDS = 1.0
+CACHED = 2  # times the bytes of a dump must fit into memory, or it passes the page cache: no merge could find it there
 STALE_SECONDS = 60.0  # an attempt on another host that writes nothing for so long is taken for ended
 
 
@@ -83,6 +85,7 @@ def take(
         OSError: files cannot be written; the shares that are complete stay.
     """
     taken, watch = Taken(), Watch()
+    past_the_cache = CACHED * sum(share.num_bytes for share in plan.shares) > memory.available_bytes()
     order = [(first + number) % len(plan.shares) for number in range(len(plan.shares))]
     deadline, before = time.monotonic() + patience, None
     while left := [share for share in order if share not in taken.problems and not is_complete(out, share)]:
@@ -90,7 +93,9 @@ def take(
         now = free, len(left), [_state(attempt.folder) for share in left for attempt in _attempts(out, share)]
         if now != before:
             deadline, before = time.monotonic() + patience, now
-        if free is not None and _write(plan, out, run_id, free, taken, advance):
+        if free is not None and _write(
+            plan, out, run_id, free, taken, advance, past_the_cache=past_the_cache
+        ):
             continue
         if time.monotonic() >= deadline:
             break
@@ -117,7 +122,14 @@ def _attempts(out: Path, share: int) -> list[Attempt]:
 
 
 def _write(
-    plan: Plan, out: Path, run_id: str, share: int, taken: Taken, advance: Callable[[int], None]
+    plan: Plan,
+    out: Path,
+    run_id: str,
+    share: int,
+    taken: Taken,
+    advance: Callable[[int], None],
+    *,
+    past_the_cache: bool,
 ) -> bool:
     """Write one share, unless somebody else turns out to have it. Returns whether it is written, or failed."""
     try:
@@ -129,7 +141,7 @@ def _write(
             max_fragment_bytes=max(1, plan.shares[share].num_bytes),
             advance=advance,
             most_streams=1,
-            past_the_cache=True,
+            past_the_cache=past_the_cache,
         )
     except (OutputExistsError, OutputLockedError) as error:
         if not is_complete(out, share) and not os.path.lexists(out / places.rank_name(share)):

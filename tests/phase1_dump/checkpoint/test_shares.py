@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from shardmerge.common import durable
 from shardmerge.common.command.group import main
 from shardmerge.common.errors import MissingSharesError, NoRoomError, OutputExistsError
+from shardmerge.common.processes import memory
 from shardmerge.phase1_dump.checkpoint.plan import Options, plan_of
 from shardmerge.phase1_dump.shares.take import take
 from shardmerge.phase2_merge import check
@@ -137,6 +139,27 @@ def test_a_share_that_others_always_have_is_waited_for_and_no_longer(saved: Save
     (tmp_path / "file").write_text("")  # it appeared after the place was looked at
     taken = take(plan, tmp_path / "file", "run", advance=lambda _: None, patience=0.2)
     assert (taken.shares, taken.problems) == ([], {})
+
+
+def test_a_dump_larger_than_memory_passes_the_page_cache_and_has_the_same_bytes(
+    saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(saved.path, saved.reference, Options(max_share_bytes=SHARE_BYTES))
+    total, asked, real = sum(share.num_bytes for share in plan.shares), list[bool](), durable.Uncached.write
+
+    def write(end: durable.Uncached, data: memoryview) -> None:
+        asked.append(True)
+        real(end, data)
+
+    monkeypatch.setattr(durable.Uncached, "write", write)
+    found = []
+    for available in (2 * total, 2 * total - 1):
+        monkeypatch.setattr(memory, "available_bytes", lambda available=available: available)
+        out = tmp_path / str(available)
+        take(plan, out, "run", advance=lambda _: None)
+        found.append({path.relative_to(out): path.read_bytes() for path in out.rglob("*.safetensors")})
+        assert bool(asked) == (available < 2 * total)
+    assert found[0] == found[1]
 
 
 def test_room_is_looked_for_before_anything_is_written(saved: Saved, tmp_path: Path) -> None:
