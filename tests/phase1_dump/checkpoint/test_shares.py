@@ -15,7 +15,7 @@ from shardmerge.common.command.group import main
 from shardmerge.common.errors import MissingSharesError, NoRoomError, OutputExistsError
 from shardmerge.common.processes import memory
 from shardmerge.phase1_dump.checkpoint.plan import Options, plan_of
-from shardmerge.phase1_dump.shares.take import take
+from shardmerge.phase1_dump.shares.take import CACHED, take
 from shardmerge.phase2_merge import check
 from tests.phase1_dump.checkpoint.conftest import SHARE_BYTES, Saved
 
@@ -24,7 +24,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from shardmerge.phase1_dump.checkpoint.plan import Options, plan_of
-from shardmerge.phase1_dump.shares.take import take
+from shardmerge.phase1_dump.shares.take import CACHED, take
 checkpoint, reference, out = map(Path, sys.argv[1:4])
 calls = []
 def advance(num_bytes):
@@ -153,12 +153,12 @@ def test_a_dump_larger_than_memory_passes_the_page_cache_and_has_the_same_bytes(
 
     monkeypatch.setattr(durable.Uncached, "write", write)
     found = []
-    for available in (2 * total, 2 * total - 1):
+    for available in (CACHED * total, CACHED * total - 1):
         monkeypatch.setattr(memory, "available_bytes", lambda available=available: available)
         out = tmp_path / str(available)
         take(plan, out, "run", advance=lambda _: None)
         found.append({path.relative_to(out): path.read_bytes() for path in out.rglob("*.safetensors")})
-        assert bool(asked) == (available < 2 * total)
+        assert bool(asked) == (available < CACHED * total)
     assert found[0] == found[1]
 
 
