@@ -85,11 +85,14 @@ class HostBuffers:
     @contextmanager
     def taken(self, streams: int) -> Iterator[StreamBuffers]:
         """Yield the buffers of one of so many streams. Nobody else has them meanwhile."""
+        count = _buffers_of_each(streams)
         with self.lock:
-            found = next((one for one in self.unused if one.count == _buffers_of_each(streams)), None)
-            if found is not None:
-                self.unused.remove(found)
-        buffers = found or self.new_buffers(self.block_bytes(streams), _buffers_of_each(streams))
+            if any(
+                one.count != count for one in self.unused
+            ):  # of streams that are over: more were read, or fewer
+                self.release()
+            found = self.unused.pop() if self.unused else None
+        buffers = found or self.new_buffers(self.block_bytes(streams), count)
         try:
             yield buffers
         finally:

@@ -62,6 +62,8 @@ def test_no_stream_uses_the_memory_of_another_and_all_is_given_back(tmp_path: Pa
 
     write_fragments(tmp_path, fragments, source, progress, 3)
     assert [buffer.num_bytes for one in buffers.unused for buffer in one.buffers] == [60_000 // 3] * 3
+    list(source.read(held))  # as replicas are hashed after all files were written: alone
+    assert [buffer.num_bytes for one in buffers.unused for buffer in one.buffers] == [60_000 // 2] * 2
     source.release()
     assert buffers.unused == []
     assert torch.get_num_threads() == threads
