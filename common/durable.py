@@ -110,7 +110,11 @@ def write_all(file: int, data: memoryview, call_bytes: int = WRITE_BYTES) -> Non
 
 def call_bytes(file: int) -> int:
     """Return how many bytes to write to an open file with one call, where many threads write."""
-    return WRITE_BYTES if file_systems.kind_of(file) in GROWING_PAGES else LARGE_WRITE_BYTES
+    return (
+        WRITE_BYTES
+        if file_systems.kind_of(file_systems.mount_number(file)) in GROWING_PAGES
+        else LARGE_WRITE_BYTES
+    )
 
 
 @dataclass(slots=True)

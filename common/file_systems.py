@@ -66,10 +66,9 @@ def mount_number(opened: int) -> int | None:
     return next((int(line.split()[1]) for line in lines if line.startswith("mnt_id:")), None)
 
 
-def kind_of(opened: int) -> str:
-    """Return what mountinfo calls the file system of an open file, as `ext4`. Empty where the kernel does not tell."""
-    number = mount_number(opened)
-    return "" if number is None else _kinds().get(number, "")
+def kind_of(mount: int | None) -> str:
+    """Return what mountinfo calls the file system of a mount, as `ext4`. Empty where the kernel does not tell."""
+    return "" if mount is None else _kinds().get(mount, "")
 
 
 @cache

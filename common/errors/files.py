@@ -163,10 +163,8 @@ class MissingSharesError(IncompleteError):
     def message(self) -> str:
         more = len(self.files) - SHOWN_FILES
         files = ", ".join(self.files[:SHOWN_FILES]) + (f" and {more} more" if more > 0 else "")
-        shares, verb = (
-            ", ".join(map(str, self.shares[:SHOWN_FILES])),
-            "is" if len(self.shares) == 1 else "are",
-        )
+        shares = ", ".join(map(str, self.shares[:SHOWN_FILES]))
+        verb = "is" if len(self.shares) == 1 else "are"
         return (
             f"{len(self.shares)} of {counted(self.num_shares, 'share')} {verb} not in {self.dump} (rank directories "
             f"{shares}"

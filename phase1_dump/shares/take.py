@@ -24,7 +24,9 @@ from ..fragments.failed_ranks import forget_failure, record_failure
 from ..fragments.write_rank import write_rank
 
 LOOK_EVERY_SECONDS = 1.0
-CACHED = 3  # times the bytes of a dump must fit into memory, or it passes the page cache: no merge would find it there
+CACHED = (
+    3  # a dump so many of which exceed the free memory passes the page cache: no merge would find it there
+)
 STALE_SECONDS = 60.0  # an attempt on another host that writes nothing for so long is taken for ended
 
 

@@ -153,7 +153,7 @@ def stored_tensor(tensor: Tensor, records: Mapping[str, Record]) -> StoredTensor
 
 @lru_cache(maxsize=256)
 def _unpickled(pickle: bytes, path: str) -> Tensor:
-    """Return what a pickle describes. Experts of one shape have the same, byte for byte."""
+    """Return what a pickle describes. Those of experts of one shape are the same, byte for byte: one is read."""
     rest = [pickle]
     found = Unpickler(lambda _count: rest.pop() if rest else b"", OF_TENSOR, path, persistent=storage).load()
     if type(found) is not Tensor:

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from shardmerge.common import durable
 from shardmerge.common.durable import PAGE
 
 from ..disk.uncached import Bytes, Growing, aligned
@@ -139,13 +138,13 @@ def writing(file: int, head: bytes, band_bytes: int) -> Iterator[BandedFile]:
     Raises:
         OSError: Writing or fsync fails.
     """
-    end = durable.Uncached(file)
+    end = Growing(file)
     end.write(memoryview(head))
     size = band_bytes + PAGE
     bands = Band(aligned(size)), Band(aligned(size))
     try:
         with ThreadPoolExecutor(1) as thread:
-            shard = BandedFile(Growing(end), thread, bands)
+            shard = BandedFile(end, thread, bands)
             yield shard
             shard.drain()
     finally:

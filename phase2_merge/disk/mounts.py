@@ -54,11 +54,12 @@ def mount_of(folder: Path) -> Mount:
     there = file_systems.nearest(folder)
     opened = os.open(there, os.O_RDONLY | os.O_DIRECTORY)
     try:
+        number = file_systems.mount_number(opened)
         return Mount(
             folder=there,
             device=os.fstat(opened).st_dev,
-            mount=file_systems.mount_number(opened),
-            kind=file_systems.kind_of(opened),
+            mount=number,
+            kind=file_systems.kind_of(number),
             free_bytes=file_systems.free_bytes(opened),
         )
     finally:

@@ -23,16 +23,14 @@ def aligned(num_bytes: int) -> Bytes:
 
 
 @dataclass(slots=True)
-class Growing:
-    """An open file that grows at its end, which lies on a page until the last write."""
+class Growing(Uncached):
+    """An open file that grows at its end, which lies on a page until the last write.
 
-    end: Uncached
-    clones: bool = True  # until the file system refuses
+    `clones`: the file system has not refused yet to share blocks; `cloned_bytes` are those that it shared.
+    """
+
+    clones: bool = True
     cloned_bytes: int = 0
-
-    def write(self, data: memoryview) -> None:
-        """Write all of it. Raises OSError."""
-        self.end.write(data)
 
     def clone(self, file: int, at: int, num_bytes: int) -> bool:
         """Append bytes of another file by sharing its blocks.
@@ -48,9 +46,9 @@ class Growing:
         Raises:
             OSError: Anything else.
         """
-        self.clones = self.clones and clone_range(self.end.file, self.end.written, file, at, num_bytes)
+        self.clones = self.clones and clone_range(self.file, self.written, file, at, num_bytes)
         if self.clones:
-            os.lseek(self.end.file, num_bytes, os.SEEK_CUR)
-            self.end.wrote(num_bytes)
+            os.lseek(self.file, num_bytes, os.SEEK_CUR)
+            self.wrote(num_bytes)
             self.cloned_bytes += num_bytes
         return self.clones

@@ -65,7 +65,7 @@ def save(tensors: Any, out: Path) -> None:
 
     out.mkdir()
     held: dict[str, torch.Tensor] = {}
-    count = 0
+    count = num_bytes = 0
 
     def flush() -> None:
         nonlocal count
@@ -75,8 +75,10 @@ def save(tensors: Any, out: Path) -> None:
 
     for item in tensors:
         held[item[0]] = item[1].contiguous()
-        if sum(tensor.nbytes for tensor in held.values()) > FILE_BYTES:
+        num_bytes += item[1].nbytes
+        if num_bytes > FILE_BYTES:
             flush()
+            num_bytes = 0
     flush()
     for path in out.iterdir():
         file = os.open(path, os.O_RDONLY)

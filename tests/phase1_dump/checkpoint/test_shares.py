@@ -24,7 +24,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from shardmerge.phase1_dump.checkpoint.plan import Options, plan_of
-from shardmerge.phase1_dump.shares.take import CACHED, take
+from shardmerge.phase1_dump.shares.take import take
 checkpoint, reference, out = map(Path, sys.argv[1:4])
 calls = []
 def advance(num_bytes):
