@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 
+@cache
 def version_of(program: str) -> str:
     """Return the version of an installed distribution, "unknown" for code that runs from a folder on the path."""
     try:

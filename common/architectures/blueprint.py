@@ -348,7 +348,10 @@ class Blueprint:
         return name.format(layer=layer, mtp=layer - self.mtp_layers.start, expert=expert)
 
     def _shape(self, target: Target) -> tuple[int, ...]:
-        return tuple(sum(self.dimensions[one] for one in dim.split("+")) for dim in target.shape)
+        sizes = self.dimensions
+        return tuple(
+            sizes[dim] if dim in sizes else sum(sizes[one] for one in dim.split("+")) for dim in target.shape
+        )
 
 
 def _fits(pattern: str, drop: str) -> bool:

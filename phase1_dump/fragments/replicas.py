@@ -48,7 +48,7 @@ def replicas_of(source: Source) -> tuple[Replica, ...]:
 
 def hashed(replicas: Sequence[Replica], source: Source) -> list[Placed]:
     """Return the rows of a manifest for replicas: their checksums, and who writes them."""
-    digests = checksums([replica.holding for replica in replicas], source)
+    digests = checksums([replica.holding for replica in replicas], source) if replicas else []
     return [
         Placed(replica.holding.rectangle, NOT_WRITTEN, 0, 0, replica.owner, checksum)
         for replica, checksum in zip(replicas, digests, strict=True)

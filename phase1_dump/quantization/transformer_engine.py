@@ -8,6 +8,7 @@ Source: transformer_engine/pytorch/tensor/storage/*_storage.py.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -25,9 +26,15 @@ DISPUTED = ("Float8Tensor",)  # readers of checkpoints do not agree on its form
 INSTEAD = "dump it with dequantize=True (--dequantize)"
 
 
-def te_class(tensor: object) -> str | None:
+def te_class(tensor: Any) -> str | None:
     """Return the name of the Transformer Engine class that a parameter is of, or None."""
-    for kind in type(tensor).__mro__:
+    return _te_class_of(tensor.__class__)
+
+
+@cache
+def _te_class_of(wanted: type) -> str | None:
+    """Return the name of the Transformer Engine class that a class is or derives from. Every tensor is asked often."""
+    for kind in wanted.__mro__:
         name = kind.__name__.removesuffix("Storage").removesuffix("Base")
         if kind.__module__.startswith("transformer_engine.") and name in CLASSES:
             return name

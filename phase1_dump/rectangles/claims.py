@@ -66,14 +66,14 @@ def claim_all(
     for parameters in chunks:
         claimed.append([])
         for described in parameters:
-            parameter = replace(described, key=blueprint.canonical(described.key))
-            claim, reason = blueprint.claim(parameter.key), blueprint.drop_reason(parameter.key)
-            if drop_mtp and is_mtp(parameter.key):
-                claim, reason = None, DROPPED_MTP
-            if claim is not None:
+            key = blueprint.canonical(described.key)
+            parameter = described if key == described.key else replace(described, key=key)
+            if drop_mtp and is_mtp(key):
+                reason: str | None = DROPPED_MTP
+            elif (claim := blueprint.claim(key)) is not None:
                 claimed[-1].append(Claimed(parameter, claim))
                 reason = _padding(parameter, claim)
-            elif reason is None:
+            elif (reason := blueprint.drop_reason(key)) is None:
                 unclaimed.append(parameter)
             if reason is not None:
                 drops[reason] += 1

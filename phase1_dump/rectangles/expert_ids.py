@@ -35,11 +35,12 @@ def check_expert_ids(
         ExpertIdsError: the keys name other experts than the layer, or in another order.
         MissingTensorError: an expert lacks one of its weights.
     """
-    experts = [weight for weight in claimed if weight.parameter.is_routed_expert]
+    by_layer = defaultdict[str, list[Claimed]](list)
+    for weight in claimed:
+        if weight.parameter.is_routed_expert:
+            by_layer[weight.parameter.name.partition(".experts.")[0]].append(weight)
     for name, indices in layers.items():
-        prefix = f"{name}.experts."
-        own = [weight for weight in experts if weight.parameter.name.startswith(prefix)]
-        _check_layer(name, tuple(indices), own, blueprint, rank)
+        _check_layer(name, tuple(indices), by_layer[name], blueprint, rank)
 
 
 def _check_layer(
@@ -52,13 +53,14 @@ def _check_layer(
     rows_of = defaultdict[int, set[tuple[str, ...]]](set)
     for weight in own:
         rows_of[weight.claim.expert or 0].add(weight.claim.row.keys)
+    layer = own[0].claim.layer or 0 if own else 0
+    wanted = {claim.row.keys for claim in blueprint.expert_claims(layer, expert=0)}
     for expert, rows in rows_of.items():
-        for claim in blueprint.expert_claims(own[0].claim.layer or 0, expert):
-            if claim.row.keys not in rows:
-                tensor = claim.tensors[0]
-                raise MissingTensorError(
-                    tensor.name, tensor.shape, f"rank {rank}, which holds expert {expert},"
-                )
+        if wanted <= rows:
+            continue
+        claims = blueprint.expert_claims(layer, expert)
+        tensor = next(claim.tensors[0] for claim in claims if claim.row.keys not in rows)
+        raise MissingTensorError(tensor.name, tensor.shape, f"rank {rank}, which holds expert {expert},")
 
 
 def _local_to_global(own: Iterable[Claimed]) -> Iterator[tuple[int, int]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from typing import TypeAlias
 
 from shardmerge.common.architectures import Blueprint, Tensor
@@ -25,6 +26,7 @@ from .parts import Part, Recipe, Scalar, bounds, fills_bounds, join
 INTERLEAVED = "this rank holds every other row of it, and nothing of the rows between them"
 # by tensor and the ranks that hold the same of it
 PartsByTensor: TypeAlias = dict[tuple[Stored, tuple[int, ...]], list[Part]]
+Replicas: TypeAlias = Callable[..., tuple[int, ...]]  # `World.replicas`
 
 
 def holdings_of(
@@ -51,15 +53,16 @@ def holdings_of(
     """
     parts: PartsByTensor = defaultdict(list)
     seen: set[tuple[str, Shape]] = set()
+    replicas_of = cache(world.replicas)  # thousands of parameters are held by the same few groups of ranks
     for entry in claimed:
         parameter = entry.parameter
         if (parameter.key, parameter.global_offset) in seen:
             both = f"{parameter.key} {place(parameter.global_offset, parameter.local_shape)} stands twice in the model"
             raise OverlapError(entry.claim.tensors[0].name, (world.rank,), both)
         seen.add((parameter.key, parameter.global_offset))
-        _add_parts(parts, entry, blueprint, world, dtype_of)
+        _add_parts(parts, entry, blueprint, world, dtype_of, replicas_of)
     for name, value in scalars:
-        parts[scalar(name), world.replicas(routed_expert=False, cut=False)].append(_scalar_part(value))
+        parts[scalar(name), replicas_of(routed_expert=False, cut=False)].append(_scalar_part(value))
     for (stored, replicas), parts_of_tensor in parts.items():
         for joined in join(parts_of_tensor):
             if not fills_bounds(joined):
@@ -75,10 +78,11 @@ def _add_parts(
     blueprint: Blueprint,
     world: World,
     dtype_of: Callable[[Tensor], str],
+    replicas_of: Replicas,
 ) -> None:
     """Add what a parameter holds of every tensor that it becomes."""
     parameter, packed = entry.parameter, entry.packed
-    replicas = _replicas(parameter, world)
+    replicas = _replicas(parameter, world, replicas_of)
     box = Box(parameter.global_shape, parameter.global_offset, parameter.local_shape)
     for piece in pieces_of(box, entry.claim, blueprint.dimensions):
         source = tuple(map(sum, zip(parameter.start, piece.source, strict=True)))
@@ -89,12 +93,12 @@ def _add_parts(
         for stored, part in packed_pieces(parameter, packed, piece, source, world.rank):
             parts[stored, replicas].append(part)
     if packed is not None and entry.claim.row.part == 0:  # all parts of a tensor share its scalars
-        everywhere = world.replicas(routed_expert=parameter.is_routed_expert, cut=False)
+        everywhere = replicas_of(routed_expert=parameter.is_routed_expert, cut=False)
         for stored, value in packed_scalars(packed, entry.claim.tensors):
             parts[stored, everywhere].append(_scalar_part(value))
 
 
-def _replicas(parameter: Parameter, world: World) -> tuple[int, ...]:
+def _replicas(parameter: Parameter, world: World, replicas_of: Replicas) -> tuple[int, ...]:
     """Return the ranks that hold the same part of a tensor."""
     routed = parameter.is_routed_expert
     copies = world.copies(*parameter.part, routed_expert=routed) if parameter.is_cut else 1
@@ -102,7 +106,7 @@ def _replicas(parameter: Parameter, world: World) -> tuple[int, ...]:
         part, parts = parameter.part
         reason = f"it is part {part} of {parts}, which other ranks hold too, but not neighbours of tensor parallelism"
         raise UnsupportedParameterError(parameter.name, reason, world.rank)
-    return world.replicas(routed_expert=routed, cut=parameter.is_cut, copies=copies)
+    return replicas_of(routed_expert=routed, cut=parameter.is_cut, copies=copies)
 
 
 def _scalar_part(value: float) -> Part:

@@ -119,6 +119,8 @@ def bounds(parts: Sequence[Part]) -> tuple[Shape, Shape]:
 
 def fills_bounds(parts: Sequence[Part]) -> bool:
     """Whether the parts, which never overlap, leave no hole in the box around them."""
+    if len(parts) == 1 and parts[0].turn is None:
+        return True
     return prod(bounds(parts)[1]) == sum(prod(part.shape) for part in parts)
 
 

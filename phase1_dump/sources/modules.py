@@ -109,6 +109,8 @@ def left_beside(
     counts: Counter[str] = Counter()
     unclaimed: list[UnclaimedParameterError] = []
     for chunk, model in zip(map(unwrap, chunks), models, strict=True):
+        if chunk is model:
+            continue
         own = {id(tensor) for _, tensor in stored_tensors(model)}
         for name, tensor in stored_tensors(chunk):
             if id(tensor) in own:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from math import nan
+from pathlib import Path
 
 import torch
 
@@ -12,6 +14,7 @@ from shardmerge.phase1_dump.quantization.derived import Derived
 from shardmerge.phase1_dump.rectangles.parts import Part, Recipe, Scalar
 from shardmerge.phase1_dump.source import Holding, Seen
 from shardmerge.phase1_dump.sources.host_memory.host_buffers import HostBuffers
+from shardmerge.phase1_dump.sources.host_memory.pinned import PinnedMemory
 from tests.phase1_dump.hand_made import Copying, numbers, raw, source_of, whole
 
 
@@ -77,3 +80,26 @@ def test_closing_a_stream_before_its_end_ends_its_threads() -> None:
     assert threading.active_count() > known
     stream.close()
     assert (torch.get_num_threads(), threading.active_count()) == (before, known)
+
+
+def test_memory_that_a_gpu_copies_to_is_of_huge_pages_and_of_this_process_alone() -> None:
+    """As the kernel tells it: "hg" where huge pages are wanted, "dc" what a fork leaves out, "sh" what is shared."""
+    memory = PinnedMemory.allocated(16 << 20)
+    memory.tensor.fill_(7)
+    address = memory.tensor.data_ptr()
+    flags = next(flags for begin, end, flags in mappings() if begin <= address < end)
+    assert {"hg", "dc"} <= flags
+    assert not {"sh", "ms"} & flags
+    memory.release()
+    assert memory.num_bytes == 0
+
+
+def mappings() -> Iterator[tuple[int, int, set[str]]]:
+    """Yield begin, end and flags of everything that is mapped into this process."""
+    begin = end = 0
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first, *rest = line.split()
+        if first == "VmFlags:":
+            yield begin, end, set(rest)
+        elif not first.endswith(":"):
+            begin, end = (int(at, 16) for at in first.split("-"))
