@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+
+from ..even_runs import enough_bytes, even_runs
 
 MAX_SHARE_BYTES = 5_000_000_000
 MIN_SHARE_BYTES = 512 << 20
@@ -44,15 +47,11 @@ def distributed(
         The shares, and the order of the units.
     """
     order = sorted(range(len(units)), key=lambda unit: units[unit].place)
-    enough = most = max_bytes or MAX_SHARE_BYTES
-    if max_bytes is None:  # a share more, with what is left, would be written when all others are
-        enough = min(most, max(MIN_SHARE_BYTES, -(-sum(unit.num_bytes for unit in units) // SHARES)))
-    shares: list[Share] = []
-    first = end = num_bytes = 0
-    for unit in order:
-        if end > first and (num_bytes >= enough or num_bytes + units[unit].num_bytes > most):
-            shares.append(Share(first, end, num_bytes))
-            first, num_bytes = end, 0
-        end += rows[unit]
-        num_bytes += units[unit].num_bytes
-    return (*shares, Share(first, end, num_bytes)), tuple(order)
+    sizes, most = [units[unit].num_bytes for unit in order], max_bytes or MAX_SHARE_BYTES
+    enough = max_bytes or enough_bytes(sum(sizes), SHARES, MIN_SHARE_BYTES, most)
+    begins = list(accumulate((rows[unit] for unit in order), initial=0))  # of each unit, among parameters
+    shares = (
+        Share(begins[run.start], begins[run.stop], sum(sizes[run.start : run.stop]))
+        for run in even_runs(sizes, enough, most)
+    )
+    return tuple(shares) or (Share(0, 0, 0),), tuple(order)

@@ -5,13 +5,14 @@ Must not know where the bytes come from.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from shardmerge.common import places, safetensors_header
 from shardmerge.common.places import SPLIT, WHOLE
 from shardmerge.common.safetensors_header import Header
 
+from ..even_runs import enough_bytes, even_runs
 from ..source import Holding
 
 FILES_AT_ONCE = 15  # with a buffer of 16 MiB each a dump stays below 300 MB of host memory
@@ -45,7 +46,7 @@ def plan_fragments(
         The files.
     """
     total = sum(holding.rectangle.num_bytes for holding in holdings)
-    enough = min(max_bytes, max(MIN_PARALLEL_BYTES, -(-total // at_once)))
+    enough = enough_bytes(total, at_once, MIN_PARALLEL_BYTES, max_bytes)
     whole = [h for h in holdings if h.rectangle.is_whole]
     split = [h for h in holdings if not h.rectangle.is_whole]
     return tuple(_fragments(WHOLE, whole, enough, max_bytes)) + tuple(
@@ -54,26 +55,14 @@ def plan_fragments(
 
 
 def _fragments(
-    kind: str, holdings: Iterable[Holding], enough: int, max_bytes: int
+    kind: str, holdings: Sequence[Holding], enough: int, max_bytes: int
 ) -> Iterator[PlannedFragment]:
-    for number, group in enumerate(_groups(holdings, enough, max_bytes), start=1):
+    sizes = [holding.rectangle.num_bytes for holding in holdings]
+    for number, run in enumerate(even_runs(sizes, enough, max_bytes), start=1):
         ordered = sorted(
-            group, key=lambda h: safetensors_header.layout_order(h.rectangle.num_bytes, h.rectangle.name)
+            holdings[run.start : run.stop],
+            key=lambda h: safetensors_header.layout_order(h.rectangle.num_bytes, h.rectangle.name),
         )
         rectangles = [h.rectangle for h in ordered]
         head, header = safetensors_header.build((r.fragment_key, r.dtype, r.local_shape) for r in rectangles)
         yield PlannedFragment(places.fragment(kind, number), head, header, tuple(ordered))
-
-
-def _groups(holdings: Iterable[Holding], enough: int, max_bytes: int) -> Iterator[list[Holding]]:
-    """Yield groups of `enough` bytes or a little more, so that a last small file keeps nobody waiting."""
-    group: list[Holding] = []
-    size = 0
-    for holding in holdings:
-        if group and (size >= enough or size + holding.rectangle.num_bytes > max_bytes):
-            yield group
-            group, size = [], 0
-        group.append(holding)
-        size += holding.rectangle.num_bytes
-    if group:
-        yield group
