@@ -130,6 +130,17 @@ class Blueprint:
                 if layer in self.layers[row.where] and not self.has(row, layer):
                     yield from self._names(row.targets[0], layer)
 
+    def switched_off(self) -> Iterator[str]:
+        """Yield the names of tensors that some config.json of the architecture describes, and this one does not."""
+        described = set(self.rows)
+        for row in self.architecture.rows:
+            if row.when and row.part == 0 and row not in described:
+                among = self.layers.get(row.where, ())
+                of_layers = [layer for layer in range(self.mtp_layers.stop) if layer in among]
+                for layer in (0,) if row.where == "model" else of_layers:
+                    for target in row.targets:
+                        yield from self._names(target, layer)
+
     def _part(self, layer: int) -> str:
         return MTP if layer in self.mtp_layers else DECODER
 

@@ -26,6 +26,7 @@ def composite_of(
     renamed: Renamed,
     place: Composite,
     vision_keys: tuple[str, ...],
+    model_types: tuple[str, ...],
     oracles: tuple[str, ...] = (),
     agree: tuple[Synonyms, ...] = (),
     aliases: tuple[str, ...] = (),
@@ -39,6 +40,7 @@ def composite_of(
             that fits counts; a name that fits none stays.
         place: Where the language model is, and what is beside it.
         vision_keys: What Megatron keys of everything else begin with.
+        model_types: What config.json of the whole may say under `model_type`.
         oracles: Programs that tests compare it with.
         agree: Further keys of config.json, a dot leading inwards, that must say the same.
         aliases: Other names of the whole.
@@ -66,6 +68,7 @@ def composite_of(
         oracles=oracles,
         repeated=((*DTYPES, *(f"{inside}.{key}" for key in DTYPES)), *agree),
         composite=place,
+        model_types=model_types,
     )
 
 

@@ -157,7 +157,9 @@ class Architecture:
     What a layout needs besides is said where the layout is (`heads`, `groups` and `head_dim` for a fused q/k/v).
     `settings` tell where config.json says what no shape shows. `aliases` are other names of the same architecture.
     `experts` says how routed experts may be spelled; None if no row has a `spelling`. `repeated` are keys of
-    config.json that say the same and are not of a setting. `composite` is of a table whose rows are a language model
+    config.json that say the same and are not of a setting. `model_types` are what config.json may say under
+    `model_type`, by which readers choose the class of its config, and transformers that of the model; where there are
+    none, it may say anything. `composite` is of a table whose rows are a language model
     beside others. `oracles` are programs that do not know this table and that tests compare it with.
     """
 
@@ -176,6 +178,7 @@ class Architecture:
     oracles: tuple[str, ...] = ()
     repeated: tuple[Synonyms, ...] = COMMON_SYNONYMS
     composite: Composite | None = None
+    model_types: tuple[str, ...] = ()
 
     @property
     def synonyms(self) -> tuple[Synonyms, ...]:

@@ -3,7 +3,7 @@
 `exit_codes` holds the root and the branches, each other module the faults of one subject. All are imported from here.
 """
 
-from .config import SAID_TWICE, ConfigContradictionError, ConfigMismatchError
+from .config import SAID_TWICE, ConfigContradictionError, ConfigMismatchError, ModelTypeError
 from .exit_codes import (
     SHOWN,
     ConflictError,
@@ -127,6 +127,7 @@ __all__ = [
     "MixedGenerationsError",
     "MixedSettingsError",
     "MixedSpellingsError",
+    "ModelTypeError",
     "MtpMismatchError",
     "NoRoomError",
     "NonFiniteError",

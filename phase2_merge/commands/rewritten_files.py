@@ -214,7 +214,7 @@ def _compared(
     Raises what differs and may not, and what config.json says twice.
     """
     found = (
-        *settings.said_twice(table.config, table.synonyms),
+        *settings.contradictions_of(table),
         *settings.differences(table, facts, mtp=records.report.mtp),
         *vision.missing(table, records.names),
     )

@@ -32,6 +32,7 @@ from shardmerge.common.errors import (
     OtherShapeError,
     ShardmergeError,
     StrangeNumbersError,
+    UnexpectedTensorError,
     UnsupportedArchitectureError,
     not_a_directory,
     raise_problems,
@@ -300,13 +301,19 @@ def _check_config(directory: Directory) -> Findings:
     except (UnsupportedArchitectureError, BadInputError) as error:
         return Findings(warnings=(*warnings, f"shapes were not compared with config.json: {error.message()}"))
     compared = shapes.against_tensors(table, _plain_shapes(directory))
+    off = set(table.switched_off()) if directory.report else set()  # a merge of ours publishes none of these
+    lost = (
+        UnexpectedTensorError(name, (), table.architecture.name) for name in compared.strange if name in off
+    )
     strange = (
         f"{table.architecture.name} with this config.json has no {line}"
-        for line in grouped(sorted(name for name in compared.strange if not table.is_vision(name)))
+        for line in grouped(
+            sorted(one for one in compared.strange if one not in off and not table.is_vision(one))
+        )
     )
     warned = directory.report.warnings if directory.report else []
     tower = settings.allowed_before(vision.missing(table, directory.entries), warned)
-    return Findings((*compared.problems, *tower.problems), (*warnings, *strange, *tower.warnings))
+    return Findings((*compared.problems, *lost, *tower.problems), (*warnings, *strange, *tower.warnings))
 
 
 def _plain_shapes(directory: Directory) -> dict[str, Shape | None]:
@@ -339,7 +346,7 @@ def _check_settings(directory: Directory) -> Findings:
         table = directory.table()
     except (UnsupportedArchitectureError, BadInputError):
         return Findings(tuple(settings.said_twice(directory.config, (*COMMON_SYNONYMS, *rope.SYNONYMS))))
-    twice = settings.said_twice(directory.config, table.synonyms)
+    twice = settings.contradictions_of(table)
     warned = directory.report.warnings if directory.report else []
     return Findings.together([settings.allowed_before(twice, warned), _differing(directory, table)])
 

@@ -25,6 +25,7 @@ PATTERN_BYTES = 8 << 20
 LAYER_BYTES = 2 * (32 * 3 * 2048 * 1024 + 2 * 2048 * (32 + 4) * 128)
 MODEL: dict[str, Any] = {
     "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
     "hidden_size": 2048,
     "intermediate_size": 2048,
     "moe_intermediate_size": 1024,

@@ -54,6 +54,7 @@ def kimi() -> Blueprint:
         renamed=(("", "language_model."),),
         place=place,
         vision_keys=("tower.",),
+        model_types=("made",),
     )
     return Blueprint(table, {"text_config": DEEPSEEK, "vision_config": {}})
 

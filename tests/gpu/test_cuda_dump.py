@@ -17,9 +17,10 @@ pytestmark = pytest.mark.gpu
 WAYS = ("dump", "beside training", "beside training with little memory")
 LAYERS, HIDDEN, HEADS, GROUPS, HEAD_DIM, WIDTH, EXPERTS, VOCAB = 2, 768, 8, 2, 128, 512, 8, 1000
 CONFIG = {
-    "architectures": ["Qwen3MoeForCausalLM"], "num_hidden_layers": LAYERS, "hidden_size": HIDDEN,
-    "num_attention_heads": HEADS, "num_key_value_heads": GROUPS, "head_dim": HEAD_DIM, "intermediate_size": 1024,
-    "moe_intermediate_size": WIDTH, "num_experts": EXPERTS, "vocab_size": VOCAB, "tie_word_embeddings": False,
+    "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "num_hidden_layers": LAYERS,
+    "hidden_size": HIDDEN, "num_attention_heads": HEADS, "num_key_value_heads": GROUPS, "head_dim": HEAD_DIM,
+    "intermediate_size": 1024, "moe_intermediate_size": WIDTH, "num_experts": EXPERTS, "vocab_size": VOCAB,
+    "tie_word_embeddings": False,
 }  # fmt: skip
 
 

@@ -29,6 +29,7 @@ def test_an_error_that_may_be_allowed_says_how(kind: Any) -> None:
     fields = {"tensor": "w", "rectangle": "[0:8]", "owner": 0, "ranks": (1,), "nan_count": 1, "inf_count": 0}
     fields |= dict.fromkeys(("setting", "meaning", "model", "config", "architecture", "key", "value"), "x")
     fields |= {"keys": ("k",), "other": "y", "other_value": "z", "promised_by": "k", "patterns": ("m.*",)}
+    fields |= {"model_type": "x", "expected": ("y",)}
     message = kind(**{name: fields[name] for name in (f.name for f in dataclasses.fields(kind))}).message()
     assert f"--allow {kind.allow} " in message
 

@@ -13,6 +13,7 @@ from typing import Any
 
 QWEN3_235B: dict[str, Any] = {
     "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
     "hidden_size": 4096,
     "intermediate_size": 12288,
     "moe_intermediate_size": 1536,
@@ -26,6 +27,7 @@ QWEN3_235B: dict[str, Any] = {
 # without the step of multi-token prediction, which Kimi-K2 has not either
 DEEPSEEK_V3: dict[str, Any] = {
     "architectures": ["DeepseekV3ForCausalLM"],
+    "model_type": "deepseek_v3",
     "hidden_size": 7168,
     "intermediate_size": 18432,
     "moe_intermediate_size": 2048,
@@ -53,6 +55,7 @@ KIMI_K2 = DEEPSEEK_V3 | {
 
 NEMOTRON_3_ULTRA: dict[str, Any] = {
     "architectures": ["NemotronHForCausalLM"],
+    "model_type": "nemotron_h",
     "conv_kernel": 4,
     "head_dim": 128,
     "hidden_size": 8192,

@@ -100,6 +100,7 @@ BAILING_MOE_V2 = Architecture(
     _dimensions,
     _flags,
     _layers,
+    model_types=("bailing_moe_v2", "bailing_moe"),
     mtp=MultiTokenPrediction(
         lambda config: (steps_of(config), 1),
         STEP_LAYER,

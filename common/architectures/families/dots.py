@@ -56,6 +56,7 @@ DOTS1 = Architecture(
     _dimensions,
     _flags,
     _layers,
+    model_types=("dots1",),
     settings=(
         *rotated_heads(),
         rms_norms(),

@@ -69,6 +69,7 @@ ERNIE4_5_MOE = Architecture(
     _dimensions,
     _flags,
     _layers,
+    model_types=("ernie4_5_moe",),
     settings=(
         *rotated_heads(5e5),
         always("rope_interleaved", True),

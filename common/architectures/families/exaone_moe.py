@@ -113,6 +113,7 @@ EXAONE_MOE = Architecture(
     _dimensions,
     _flags,
     _layers,
+    model_types=("exaone_moe",),
     mtp=MultiTokenPrediction(
         _steps,
         STEP_LAYER,

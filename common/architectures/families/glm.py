@@ -71,6 +71,7 @@ GLM4_MOE = Architecture(
     _dimensions,
     _flags,
     _layers,
+    model_types=("glm4_moe",),
     mtp=MultiTokenPrediction(
         lambda config: (promised_steps(config), 1),
         STEP_LAYER,
@@ -102,6 +103,7 @@ GLM4_MOE_LITE = Architecture(
     deepseek.dimensions,
     deepseek.flags,
     _lite_layers,
+    model_types=("glm4_moe_lite",),
     refusals=SECOND_NORM,
     mtp=MultiTokenPrediction(
         lambda config: (steps_of(config), 1),

@@ -97,6 +97,7 @@ GPT_OSS = Architecture(
         common_flags(config) | ({"qkv_bias", "o_bias"} if config.get("attention_bias", True) else set())
     ),
     layers_alike("moe"),
+    model_types=("gpt_oss",),
     settings=(
         *rotated_heads(150000.0, scaling=YARN),
         rms_norms(1e-5),

@@ -104,6 +104,7 @@ LLAMA4 = Architecture(
     _dimensions,
     _flags,
     _layers,
+    model_types=("llama4_text", "llama4"),
     settings=(
         *rotated_heads(500000.0),
         always("rope_interleaved", True),

@@ -48,6 +48,7 @@ MINIMAX_M2 = Architecture(
     _dimensions,
     _flags,
     layers_alike("moe"),
+    model_types=("minimax_m2",),
     settings=(
         *rotated_heads(5e6, rotated=BY_CHANNELS),
         rms_norms(),

@@ -37,6 +37,7 @@ MIXTRAL = Architecture(
     _dimensions,
     common_flags,
     layers_alike("moe"),
+    model_types=("mixtral",),
     settings=(
         *rotated_heads(1e6),
         rms_norms(1e-5),

@@ -201,6 +201,7 @@ NEMOTRON_H = Architecture(
     _dimensions,
     _flags,
     _layers,
+    model_types=("nemotron_h",),
     mtp=MultiTokenPrediction(
         _steps,
         STEP_HYBRID_LAYER,

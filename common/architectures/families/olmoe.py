@@ -39,6 +39,7 @@ OLMOE = Architecture(
     _dimensions,
     _flags,
     layers_alike("moe"),
+    model_types=("olmoe",),
     settings=(
         *rotated_heads(),
         key("projection_clip", "clip_qkv"),

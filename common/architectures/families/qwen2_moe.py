@@ -62,6 +62,7 @@ QWEN2_MOE = Architecture(
     _dimensions,
     _flags,
     layers_with_experts,
+    model_types=("qwen2_moe",),
     settings=(
         *rotated_heads(),
         rms_norms(),

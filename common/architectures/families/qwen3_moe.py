@@ -49,6 +49,7 @@ QWEN3_MOE = Architecture(
     _dimensions,
     unbiased_flags,
     layers_with_experts,
+    model_types=("qwen3_moe",),
     settings=(
         *rotated_heads(),
         rms_norms(),

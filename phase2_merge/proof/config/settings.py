@@ -17,6 +17,7 @@ from shardmerge.common.errors import (
     ConfigMismatchError,
     Findings,
     MixedSettingsError,
+    ModelTypeError,
     ShardmergeError,
 )
 from shardmerge.common.manifest import Manifest
@@ -48,7 +49,7 @@ def check(case: Case) -> Findings:
     facts = case.manifests[0].facts
     problems = (
         *disagreements([head.manifest for head in case.ledger.heads]),
-        *said_twice(case.blueprint.config, case.blueprint.synonyms),
+        *contradictions_of(case.blueprint),
         *differences(case.blueprint, facts, mtp=case.mtp),
     )
     return Findings(problems, () if facts.settings is not None else (UNKNOWN,))
@@ -67,6 +68,14 @@ def disagreements(manifests: Sequence[Manifest]) -> Iterator[MixedSettingsError]
         ):
             rank = next(iter(told))
             yield MixedSettingsError(name, rank, spell(name, first), others, spell(name, told[others[0]]))
+
+
+def contradictions_of(blueprint: Blueprint) -> Iterator[ConfigContradictionError | ModelTypeError]:
+    """Yield a problem for what config.json says twice and differently, the architecture and its model_type among it."""
+    table, said = blueprint.architecture, blueprint.config.get("model_type")
+    if table.model_types and said not in table.model_types:
+        yield ModelTypeError(None if said is None else str(said), table.name, table.model_types)
+    yield from said_twice(blueprint.config, blueprint.synonyms)
 
 
 def said_twice(config: Mapping[str, Any], synonyms: Iterable[Synonyms]) -> Iterator[ConfigContradictionError]:

@@ -89,7 +89,8 @@ def expected_tensors(
 
     A quantized reference says nothing about names and dtypes of an unquantized checkpoint, so only the table counts,
     but for what stands beside the language model, of which no table has rows; nor does one whose experts are packed
-    about those of experts one by one, nor the other way round.
+    about those of experts one by one, nor the other way round. What config.json switches off, such as a head of its own
+    beside tied embeddings, is not expected although a reference holds it: readers would not take it.
 
     Args:
         blueprint: config.json with the table of its architecture.
@@ -114,7 +115,9 @@ def expected_tensors(
     if reference.is_quantized:
         others = {name: held for name, held in reference.tensors.items() if blueprint.is_vision(name)}
     else:
-        otherwise = set(blueprint.spelled_otherwise()) if reference.tensors else set()
+        otherwise = (
+            {*blueprint.spelled_otherwise(), *blueprint.switched_off()} if reference.tensors else set()
+        )
         others = {name: held for name, held in reference.tensors.items() if name not in otherwise}
     listing.add_others(others, REFERENCE)
     listing.add_others(grafted or {}, GRAFTED)

@@ -25,6 +25,7 @@ KIMI_K25 = composite_of(
         tied=True,
     ),
     vision_keys=("vision_tower.", "mm_projector.", "visual."),
+    model_types=("kimi_k25",),
     oracles=("Megatron-Bridge", "transformers"),
     aliases=("Kimi_K25ForConditionalGeneration",),
 )

@@ -24,5 +24,6 @@ LLAMA4_VL = composite_of(
     ),
     # mcore-bridge's tower, which is transformers'
     vision_keys=("visual.", "vision_model.", "multi_modal_projector."),
+    model_types=("llama4",),
     oracles=("mcore-bridge", "transformers"),
 )

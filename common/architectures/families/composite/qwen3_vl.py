@@ -37,13 +37,18 @@ PACKED_IN_TRANSFORMERS = Spellings((Spelling.PACKED,), only="transformers takes 
 
 
 def qwen_composite(
-    language_model: Architecture, name: str, source: str, oracles: tuple[str, ...] = BRIDGE_AND_TRANSFORMERS
+    language_model: Architecture,
+    name: str,
+    model_type: str,
+    source: str,
+    oracles: tuple[str, ...] = BRIDGE_AND_TRANSFORMERS,
 ) -> Architecture:
     """Return the table of one of Qwen's composites.
 
     Args:
         language_model: The table of its language model.
         name: What config.json of the whole gives in `architectures`.
+        model_type: What it gives in `model_type`.
         source: Where names and places are known from.
         oracles: Programs that tests compare it with.
 
@@ -56,6 +61,7 @@ def qwen_composite(
         renamed=QWEN_NAMES,
         place=Composite("text_config", "language_model.", ("model.visual.",), "vision_config", source),
         vision_keys=QWEN_VISION_KEYS,
+        model_types=(model_type,),
         oracles=oracles,
         agree=WIDTHS,
     )
@@ -98,12 +104,14 @@ _MOE_TEXT = replace(
 QWEN3_VL = qwen_composite(
     _TEXT,
     "Qwen3VLForConditionalGeneration",
+    "qwen3_vl",
     "transformers models/qwen3_vl/modeling_qwen3_vl.py",
     ALL_THREE,
 )
 QWEN3_VL_MOE = qwen_composite(
     _MOE_TEXT,
     "Qwen3VLMoeForConditionalGeneration",
+    "qwen3_vl_moe",
     "transformers models/qwen3_vl_moe/modeling_qwen3_vl_moe.py; vllm qwen3_vl_moe.py",
     ALL_THREE,
 )

@@ -52,6 +52,7 @@ QWEN3_5 = Architecture(
     gated_dimensions,
     gated_flags,
     _dense_layers,
+    model_types=("qwen3_5_text", "qwen3_5"),
     mtp=step_of(STEP),
     refusals=DESCRIBED_WHOLE,
     settings=SETTINGS,
@@ -66,6 +67,7 @@ QWEN3_5_MOE = Architecture(
     lambda config: gated_dimensions({**config, "intermediate_size": 0}) | expert_dimensions(config),
     gated_flags,
     _moe_layers,
+    model_types=("qwen3_5_moe_text", "qwen3_5_moe"),
     mtp=step_of(STEP),
     refusals=DESCRIBED_WHOLE,
     settings=(
@@ -82,10 +84,12 @@ AXES = sections([11, 11, 10])
 QWEN3_5_VL = qwen_composite(
     replace(QWEN3_5, settings=(*QWEN3_5.settings, *AXES)),
     "Qwen3_5ForConditionalGeneration",
+    "qwen3_5",
     "transformers models/qwen3_5/modeling_qwen3_5.py",
 )
 QWEN3_5_MOE_VL = qwen_composite(
     replace(QWEN3_5_MOE, settings=(*QWEN3_5_MOE.settings, *AXES)),
     "Qwen3_5MoeForConditionalGeneration",
+    "qwen3_5_moe",
     "transformers models/qwen3_5_moe/modeling_qwen3_5_moe.py",
 )

@@ -117,6 +117,7 @@ QWEN3_NEXT = Architecture(
     lambda config: gated_dimensions(config) | expert_dimensions(config),
     gated_flags,
     _layers,
+    model_types=("qwen3_next",),
     mtp=step_of(STEP),
     refusals=DESCRIBED_WHOLE,
     settings=(

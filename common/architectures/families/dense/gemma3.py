@@ -105,6 +105,7 @@ GEMMA3 = Architecture(
     common_dimensions,
     _flags,
     layers_alike("dense"),
+    model_types=("gemma3_text",),
     settings=(
         *(row for row in HEADS if row.setting != "softmax_scale"),
         key("softmax_scale", "query_pre_attn_scalar", otherwise=256**-0.5, reads=lambda scalar: scalar**-0.5),

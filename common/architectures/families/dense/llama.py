@@ -41,6 +41,7 @@ LLAMA = Architecture(
     common_dimensions,
     unbiased_flags,
     layers_alike("dense"),
+    model_types=("llama", "internlm3", "iquestcoder"),
     settings=(*DENSE_SETTINGS, derived("sliding_windows", ("sliding_window", "layer_types"), _windows)),
     oracles=("Megatron-Bridge", "Model-Optimizer", "mcore-bridge"),
 )
@@ -51,6 +52,7 @@ MISTRAL = Architecture(
     common_dimensions,
     unbiased_flags,
     layers_alike("dense"),
+    model_types=("mistral",),
     settings=(*DENSE_SETTINGS, window_of_all(switch=None, otherwise=4096)),
     oracles=("Megatron-Bridge", "transformers"),
 )
@@ -61,6 +63,7 @@ QWEN2 = Architecture(
     common_dimensions,
     _flags_always_biased,
     layers_alike("dense"),
+    model_types=("qwen2",),
     settings=(*DENSE_SETTINGS, WINDOW_BY_LAYER),
     oracles=("Megatron-Bridge", "Model-Optimizer", "mcore-bridge"),
 )
@@ -71,6 +74,7 @@ QWEN3 = Architecture(
     common_dimensions,
     unbiased_flags,
     layers_alike("dense"),
+    model_types=("qwen3",),
     settings=(*DENSE_SETTINGS, WINDOW_BY_LAYER),
     oracles=("Megatron-Bridge", "Model-Optimizer", "mcore-bridge"),
 )

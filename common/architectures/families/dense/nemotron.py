@@ -47,6 +47,7 @@ NEMOTRON = Architecture(
     common_dimensions,
     _flags,
     layers_alike("dense"),
+    model_types=("nemotron",),
     settings=(
         *rotated_heads(rotated=HALF),
         always("norm", "LayerNorm"),

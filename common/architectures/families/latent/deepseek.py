@@ -74,6 +74,7 @@ DEEPSEEK_V3 = Architecture(
     dimensions,
     flags,
     _layers,
+    model_types=("deepseek_v3", "kimi_k2"),
     mtp=MultiTokenPrediction(
         _steps,
         STEP_LAYER,

@@ -46,6 +46,7 @@ DEEPSEEK_V2 = Architecture(
     dimensions,
     flags,
     _layers,
+    model_types=("deepseek_v2",),
     refusals=SECOND_NORM,
     settings=(
         *LATENT_SIZES,

@@ -78,6 +78,7 @@ DEEPSEEK_V32 = Architecture(
     _dimensions,
     deepseek.flags,
     _layers,
+    model_types=("deepseek_v32",),
     mtp=MTP,
     settings=(
         *LATENT_SIZES,
@@ -101,6 +102,7 @@ GLM_MOE_DSA = Architecture(
     _dimensions,
     deepseek.flags,
     _glm_layers,
+    model_types=("glm_moe_dsa",),
     mtp=MTP,
     settings=(
         *LATENT_SIZES,
