@@ -58,8 +58,9 @@ def checksums(out: Path, shards: Mapping[str, Header]) -> Checksums:
 
     Raises CorruptFileError, OSError.
     """
-    ledger = places.records(out) / LEDGER
-    in_ledger = parquet.whole_checksums(ledger, out) if regular_files.exists(ledger, out) else {}
+    ledger, plan = (places.records(out) / name for name in (LEDGER, PLAN))
+    planned = published.read_plan(out).ledger_digest if regular_files.exists(plan, out) else None
+    in_ledger = parquet.whole_checksums(ledger, out, planned) if regular_files.exists(ledger, out) else {}
     return {file: receipt.tensors if (receipt := receipts.read(out, file)) else in_ledger for file in shards}
 
 

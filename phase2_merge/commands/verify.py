@@ -49,6 +49,7 @@ from ..disk.hashing import Advance, checksums, in_threads, stretches, wrong_byte
 from ..hf_files.config_json import TORCH_NAMES
 from ..ledger import published
 from ..ledger.names import grouped
+from ..ledger.published import PublishedPlan
 from ..ledger.published_report import PublishedReport
 from ..output import journal
 from ..proof import numbers
@@ -92,17 +93,23 @@ class Directory:
         return scales.judge(hf or in_config or declaration.UNDECLARED, self.entries)
 
     @cached_property
+    def plan(self) -> PublishedPlan | None:
+        """What the merge that wrote this directory planned; None if none did."""
+        is_ours = records.are_there(self.path) and published.is_output(self.path)
+        return published.read_plan(self.path) if is_ours else None
+
+    @cached_property
     def report(self) -> PublishedReport | None:
         """What the merge that wrote this directory reported; None if none did."""
-        is_ours = records.are_there(self.path) and published.is_output(self.path)
-        return published.read_report(self.path) if is_ours else None
+        return None if self.plan is None else published.read_report(self.path, self.plan)
 
     @cached_property
     def facts(self) -> Facts | None:
         """What the dump said of the model, corrected as its merge was told to; None if no merge reported here."""
-        if self.report is None:
+        if self.plan is None or self.report is None:
             return None
-        return corrected_facts(published.read_facts(self.path), record.replayed(self.report.corrections))
+        dumped = published.read_facts(self.path, self.plan)
+        return corrected_facts(dumped, record.replayed(self.report.corrections))
 
 
 def verify(

@@ -22,6 +22,12 @@ class PublishedReport:
     sidecars: tuple[str, ...]
 
     @property
+    def plan_digest(self) -> str | None:
+        """The digest of the plan that the report is of, None if it does not say."""
+        digest = self.facts.get("plan_digest")
+        return digest if isinstance(digest, str) else None
+
+    @property
     def differing(self) -> frozenset[str]:
         """Names of the settings in which config.json was allowed to differ from the model."""
         compared = self.facts["check"].get("config")
