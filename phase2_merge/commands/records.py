@@ -17,7 +17,7 @@ from shardmerge.common.errors import (
     MissingRecordError,
     ShardmergeError,
 )
-from shardmerge.common.places import COMMIT, INDEX, LEDGER, PLAN, REPORT
+from shardmerge.common.places import COMMIT, INDEX, LEDGER, PLAN, REPORT, SHARDS
 from shardmerge.common.safetensors_header import Header
 
 from ..ledger import parquet, published
@@ -38,6 +38,15 @@ def are_there(out: Path) -> bool:
     if records.is_symlink():
         regular_files.located(records, out)
     return records.is_dir()
+
+
+def refuse_lost_index(out: Path) -> None:
+    """Raise MissingRecordError for an output of ours with shards that no index names any more: `metadata` writes it."""
+    index = out / INDEX
+    is_lost = any(out.glob(SHARDS)) and not regular_files.exists(index, out)
+    if is_lost and are_there(out) and published.is_output(out):
+        do = f"`shardmerge metadata {out}` writes it again, from the records that are there."
+        raise MissingRecordError(str(index), "nothing says which shard holds which tensor", do)
 
 
 def check(out: Path, shards: Mapping[str, Header]) -> Findings:

@@ -36,7 +36,6 @@ from shardmerge.common.errors import (
     not_a_directory,
     raise_problems,
 )
-from shardmerge.common.errors.files import AGAIN
 from shardmerge.common.manifest_facts import Facts
 from shardmerge.common.places import INDEX, MANIFESTS, SHARDS, SINGLE
 from shardmerge.common.rectangle import Shape
@@ -135,6 +134,7 @@ def verify(
     Raises:
         MissingConfigError: it holds no config.json.
         BadInputError: it holds no weights.
+        MissingRecordError: it holds shards and the records of a merge, and has lost its index.
         ShardmergeError: what is wrong, as one error or as ProblemsFoundError.
     """
     out, table = Path(out), None if architecture is None else own.named(architecture)
@@ -157,6 +157,7 @@ def _verify(
     config = references.read_config(out, references.DOWNLOAD)
     files = references.weight_files(out)
     if not files:
+        records.refuse_lost_index(out)
         raise BadInputError(f"{out} holds neither {INDEX} nor {SINGLE}", "Give a directory with safetensors.")
     shards, unreadable = _headers(out, files)
     directory = Directory(out, config, files, shards, table)
@@ -421,6 +422,4 @@ def _compare(
 
 def _not_dumped(error: CorruptFileError) -> CorruptFileError:
     """Return what to do about a file here: no dump is at hand to make it from again."""
-    return CorruptFileError(
-        error.path, error.reason, do=references.DOWNLOAD if error.do == AGAIN else error.do
-    )
+    return error.not_of_a_dump(references.DOWNLOAD)

@@ -197,6 +197,8 @@ def _read(path: Path, reader: Callable[[Path], T]) -> T:
     """Read one record. Raises CorruptFileError for what is damaged, OSError."""
     try:
         return reader(path)
+    except CorruptFileError as error:
+        raise error.not_of_a_dump(COPY_OUTPUT) from None
     except (*DAMAGED, ArithmeticError) as error:
         reraise_system_errors(error)
         raise CorruptFileError(str(path), f"{type(error).__name__}: {error}", do=COPY_OUTPUT) from None

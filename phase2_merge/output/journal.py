@@ -20,6 +20,7 @@ from typing import Any, TextIO
 from shardmerge.common import canonical_json, durable, places, plausible_sizes, regular_files
 from shardmerge.common.command.talk import say
 from shardmerge.common.errors import CorruptFileError, LockLostError
+from shardmerge.common.errors.output import COPY_OUTPUT
 from shardmerge.common.places import JOURNAL, NEXT
 from shardmerge.common.processes.owner import Owner
 
@@ -182,7 +183,7 @@ def _read(journal: Path, out: Path) -> tuple[list[str], list[str]]:
         )
         return _names(content["replace"]), _names(content["remove"])
     except (ValueError, KeyError, TypeError) as error:
-        raise CorruptFileError(str(journal), str(error)) from None
+        raise CorruptFileError(str(journal), str(error), do=COPY_OUTPUT) from None
 
 
 def _names(listed: Any) -> list[str]:
