@@ -9,6 +9,7 @@ from .wording import counted
 
 COPY_OUTPUT = "Copy the output again, with its folder .shardmerge, or merge again."
 
+
 @dataclass(eq=False)
 class OutputExistsError(OutputError):
     path: str

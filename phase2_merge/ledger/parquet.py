@@ -111,7 +111,9 @@ def require_digest(ledger: pa.Table, planned: str | None) -> None:
     """Raise ValueError for a ledger of another dump than the one that was planned. `planned` is None if nobody says."""
     own = generation_of(ledger).get("digest")
     of_plan = own is None or planned in (None, own)
-    require(of_plan, f"it is of another dump than the plan beside it: its digest is {own}, planned was {planned}")
+    require(
+        of_plan, f"it is of another dump than the plan beside it: its digest is {own}, planned was {planned}"
+    )
 
 
 def whole_checksums(path: Path, root: Path | None = None, planned: str | None = None) -> dict[str, str]:

@@ -212,7 +212,10 @@ def read_report(out: Path, plan: PublishedPlan) -> PublishedReport:
 
 
 def read_facts(out: Path, plan: PublishedPlan) -> Facts:
-    """Return the facts of the dump that `out` was merged from. Raises CorruptFileError, also of another plan, OSError."""
+    """Return the facts of the dump that `out` was merged from.
+
+    Raises CorruptFileError for a damaged ledger and for one that is not of this plan, OSError.
+    """
 
     def facts(path: Path) -> Facts:
         ledger = parquet.read(path, out, ("name",))

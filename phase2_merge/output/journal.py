@@ -71,7 +71,9 @@ def interrupted(out: Path) -> tuple[str, ...]:
     return (INTERRUPTED.format(out=out),) if (places.records(out) / JOURNAL).is_file() else ()
 
 
-def replace(held: Lock, files: Mapping[str, bytes], gone: Sequence[str]) -> tuple[str, ...]:
+def replace(
+    held: Lock, files: Mapping[str, bytes], gone: Sequence[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Give an output these files, in this order, and delete `gone`. Call it inside `rewriting`.
 
     Args:
@@ -80,7 +82,7 @@ def replace(held: Lock, files: Mapping[str, bytes], gone: Sequence[str]) -> tupl
         gone: Names to delete, where they are there.
 
     Returns:
-        The names that changed, those that were deleted last.
+        The names of the files that changed or are new, and of those that were deleted.
 
     Raises:
         LockLostError: The lock was taken away.
@@ -96,7 +98,7 @@ def replace(held: Lock, files: Mapping[str, bytes], gone: Sequence[str]) -> tupl
         held.confirm()
         durable.write_file(places.records(out) / JOURNAL, canonical_json.encode(journal))
         _finish(held)
-    return (*changed, *deleted)
+    return tuple(changed), tuple(deleted)
 
 
 def _prepare(out: Path, files: Mapping[str, bytes]) -> None:

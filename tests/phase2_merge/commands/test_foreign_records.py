@@ -39,7 +39,9 @@ def commands(one: World) -> dict[str, Callable[[], object]]:
     }
 
 
-@pytest.mark.parametrize("command", ["verify", "verify sizes", "metadata", "metadata of a reference", "merge", "diff"])
+@pytest.mark.parametrize(
+    "command", ["verify", "verify sizes", "metadata", "metadata of a reference", "merge", "diff"]
+)
 def test_the_ledger_of_another_dump_is_told_and_nothing_is_written(one: World, command: str) -> None:
     shutil.copy(one.folder / "other" / LEDGER, one.out / LEDGER)
     before = tree(one.out)
@@ -50,7 +52,9 @@ def test_the_ledger_of_another_dump_is_told_and_nothing_is_written(one: World, c
     assert tree(one.out) == before
 
 
-@pytest.mark.parametrize("command", ["verify", "verify sizes", "metadata", "metadata of a reference", "merge"])
+@pytest.mark.parametrize(
+    "command", ["verify", "verify sizes", "metadata", "metadata of a reference", "merge"]
+)
 @pytest.mark.parametrize("same_dump", [True, False])
 def test_the_report_of_another_plan_is_told_and_none_of_its_corrections_is_written(
     one: World, command: str, same_dump: bool, tmp_path: Path

@@ -232,7 +232,9 @@ def test_whoever_has_a_damaged_record_is_not_told_to_dump_again(
     assert error.value.do == "Copy the output again, with its folder .shardmerge, or merge again."
 
 
-@pytest.mark.parametrize("command", [verify, inspect, lambda out: diff(out, out)], ids=["verify", "inspect", "diff"])
+@pytest.mark.parametrize(
+    "command", [verify, inspect, lambda out: diff(out, out)], ids=["verify", "inspect", "diff"]
+)
 def test_an_output_that_lost_its_index_is_told_what_writes_it_again(
     merged: Path, command: Callable[..., object]
 ) -> None:
