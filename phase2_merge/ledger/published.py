@@ -201,7 +201,8 @@ def _read(path: Path, reader: Callable[[Path], T]) -> T:
         raise error.not_of_a_dump(COPY_OUTPUT) from None
     except (*DAMAGED, ArithmeticError) as error:
         reraise_system_errors(error)
-        raise CorruptFileError(str(path), f"{type(error).__name__}: {error}", do=COPY_OUTPUT) from None
+        reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise CorruptFileError(str(path), reason, do=COPY_OUTPUT) from None
 
 
 def read_report(out: Path, plan: PublishedPlan) -> PublishedReport:

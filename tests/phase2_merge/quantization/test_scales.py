@@ -14,13 +14,14 @@ import torch
 from shardmerge.common.errors import (
     CorruptFileError,
     DeclarationMismatchError,
+    MissingConfigError,
     MissingScaleError,
     ProblemsFoundError,
     ShardmergeError,
     StoredOtherwiseError,
     UndeclaredScaleError,
 )
-from shardmerge.phase2_merge import merge, verify
+from shardmerge.phase2_merge import merge, metadata, verify
 from tests.dumps.quantized_dumps import dump_quantized
 from tests.dumps.quantized_outputs import Tensors, bare_copy, change_declared, change_hf, exclude
 from tests.worlds.checkpoints import write_hf_checkpoint
@@ -83,6 +84,22 @@ def test_what_was_merged_is_sound_with_its_records_and_without(
 ) -> None:
     assert verify(merged(recipe)).warnings == ()
     assert verify(spoiled(recipe=recipe)).warnings == ()
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_lost_config_declares_again_what_the_other_file_does(
+    recipe: str, merged: Made, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(merged(recipe), out)
+    whole, reference = (out / "config.json").read_bytes(), merged(recipe).parent / "reference"
+    (out / "config.json").unlink()
+    if (out / "hf_quant_config.json").exists():
+        assert metadata(out, hf_reference=reference).changed == ("config.json",)
+        assert json.loads((out / "config.json").read_bytes()) == json.loads(whole)
+    else:  # nothing else says what it declared
+        with pytest.raises(MissingConfigError, match="it alone declared the quantization"):
+            metadata(out, hf_reference=reference)
 
 
 # ---- scales ---------------------------------------------------------------------------------------------------
