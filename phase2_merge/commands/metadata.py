@@ -46,8 +46,8 @@ from .report import warning_lines, what_changed
 from .rewritten_files import JsonFiles, decide
 
 WRITE_CONFIG = (
-    "Correct it, or have it written again: `shardmerge metadata {} --hf-reference REFERENCE`, where REFERENCE is a "
-    "Hugging Face directory of the same model."
+    "Put back the one that was published, or have it written again: `shardmerge metadata {} --hf-reference REFERENCE`, "
+    "where REFERENCE is a Hugging Face directory of the same model."
 )
 MERGE_ELSEWHERE = (
     "Copy the one that was published with {}, or merge into another OUT: it alone declared the quantization."
