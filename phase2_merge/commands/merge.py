@@ -103,17 +103,20 @@ def merge(
     plan = plan_shards(proof, max_shard_bytes, min_shard_bytes, layout)
     options = AssemblyOptions(workers, executor, staging_bytes, verify == "full", talk)
     beside = sidecars.gather(proof.reference.path, Path(tokenizer) if tokenizer else None)
-    tokenizer_files = sidecars.tokenizer_names(Path(tokenizer)) if tokenizer else ()
     checked = check_report(proof, "size" if dry_run or exists else verify, beside)
-    report = merge_report(plan, checked, str(out), tuple(beside), dry_run=dry_run)
-    report = replace(report, tokenizer_files=tokenizer_files)
+    report = replace(
+        merge_report(plan, checked, str(out), tuple(beside), dry_run=dry_run),
+        tokenizer_files=sidecars.tokenizer_names(Path(tokenizer)) if tokenizer else (),
+    )
     stages.end("proof")
     if not exists and not finalize:
         report = _with_room(report, plan, out, talk)
     if dry_run:
         return finished(report, stages)
     if exists:
-        again = republish(out, plan, proof, asked, beside, tokenizer_files, talk, break_lock=break_lock)
+        again = republish(
+            out, plan, proof, asked, beside, report.tokenizer_files, talk, break_lock=break_lock
+        )
         return finished(_rewritten(report, proof, again), stages)
     me = owner.here("a merge" if not finalize else "a merge with --finalize")
     with building(out, me, talk, break_lock=break_lock) as held:

@@ -105,9 +105,7 @@ def decide(
     """
     declared = present.config.get("quantization_config")
     mtp = records.report.mtp
-    base = present.config
-    if present.reference_config is not None:
-        base = as_merged(present.reference_config, mtp, own_table)
+    base = _base(present, mtp, own_table)
     statements = json_files.statements(present.hf_quant_config, declared)
     stay = _unedited(earlier, present, statements, mtp, own_table)
     changes = _changes(records.facts, base, statements, stay, given, own_table)
@@ -119,7 +117,8 @@ def decide(
     table = blueprint(config, records.weight_map, table=own_table)
     raise_problems(_of_output(problems(records, facts, table), present, given))
     compared, warnings = _compared(records, facts, table, allow)
-    if present.reference_config is not None or any(change.part == "quantization" for change in changes):
+    redeclared = any(change.part == "quantization" and change not in stay for change in changes)
+    if present.reference_config is not None or redeclared:
         dtype = (records.facts.dtype or "") if declared else records.dominant_dtype
         config = final_config(config, dtype, declares, changes, mtp=mtp, table=table.architecture)
     before = _before(present, base, statements, records.report.corrections, stay)
@@ -134,6 +133,13 @@ def decide(
     files |= _index(records)
     gone = tuple(name for name in listed if name not in sidecars and places.is_sidecar(name))
     return RewrittenFiles(files, gone, recorded, dropped, warnings)
+
+
+def _base(present: JsonFiles, mtp: str, own_table: Architecture | None) -> Json:
+    """Return the config.json that is corrected: the reference's as far as it was merged, else that of the output."""
+    if present.reference_config is None:
+        return present.config
+    return as_merged(present.reference_config, mtp, own_table)
 
 
 def as_merged(config: Json, mtp: str, table: Architecture | None = None) -> Json:

@@ -216,8 +216,8 @@ def test_a_config_that_is_lost_is_written_again_from_a_reference_only(one: World
 @pytest.mark.parametrize("with_reference", [False, True])
 def test_what_is_set_and_does_not_fit_is_said_to_be_wrong_itself(one: World, with_reference: bool) -> None:
     reference = one.reference if with_reference else None
+    wrong = ["config.vocab_size=25", "config.num_hidden_layers=3"]
     with pytest.raises(ProblemsFoundError) as found:
-        wrong = ["config.vocab_size=25", "config.num_hidden_layers=3"]
         metadata(one.out, corrections=wrong, hf_reference=reference)
     do = (
         "Leave away --set config.vocab_size=25, --set config.num_hidden_layers=3, or set what the tensors have; "

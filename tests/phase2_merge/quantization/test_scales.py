@@ -102,6 +102,26 @@ def test_a_lost_config_declares_again_what_the_other_file_does(
             metadata(out, hf_reference=reference)
 
 
+def test_a_corrected_quantization_outlives_edits_and_a_merge_again(merged: Made, tmp_path: Path) -> None:
+    out, made = tmp_path / "out", merged("NVFP4").parent
+    shutil.copytree(made / "out", out)
+    metadata(out, corrections=['quantization.exclude_modules+=["model.extra"]'])
+    told = (out / "hf_quant_config.json").read_bytes()
+    path = out / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | {"dtype": "float16"}))
+    assert metadata(out).dropped == {}
+    assert json.loads(path.read_bytes())["dtype"] == "float16"
+    again = merge([made / "dump"], out, hf_reference=made / "reference", workers=1)
+    assert again.kept_corrections == ("quantization.exclude_modules",)
+    assert (out / "hf_quant_config.json").read_bytes() == told
+    assert verify(out).warnings == ()
+    change_hf(out, lambda said: said["exclude_modules"].remove("model.extra"))
+    change_declared(out, lambda said: said["ignore"].remove("model.extra"))
+    assert metadata(out).dropped.keys() == {"quantization.exclude_modules"}
+    assert verify(out).warnings == ()
+    assert b"model.extra" not in path.read_bytes() + (out / "hf_quant_config.json").read_bytes()
+
+
 # ---- scales ---------------------------------------------------------------------------------------------------
 
 
