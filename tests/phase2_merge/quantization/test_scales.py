@@ -108,7 +108,9 @@ def test_a_corrected_quantization_outlives_edits_and_a_merge_again(merged: Made,
     metadata(out, corrections=['quantization.exclude_modules+=["model.extra"]'])
     told = (out / "hf_quant_config.json").read_bytes()
     path = out / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_bytes()) | {"dtype": "float16"}))
+    path.write_text(
+        json.dumps(json.loads(path.read_bytes()) | {"dtype": "float16", "torch_dtype": "float16"})
+    )
     assert metadata(out).dropped == {}
     assert json.loads(path.read_bytes())["dtype"] == "float16"
     again = merge([made / "dump"], out, hf_reference=made / "reference", workers=1)
