@@ -16,7 +16,6 @@ from typing import Any
 
 from . import canonical_json, plausible_sizes, regular_files, safetensors_header
 from .errors import BadInputError, CorruptFileError, MissingConfigError, not_a_directory, printable
-from .errors.files import AGAIN as DUMP_AGAIN
 from .errors.usage import OF_A_REFERENCE
 from .places import CONFIG, INDEX, SINGLE
 from .safetensors_header import Header
@@ -181,8 +180,7 @@ def read_header(file: Path, root: Path) -> Header:
     except (FileNotFoundError, NotADirectoryError):
         raise CorruptFileError(str(file), f"named by {INDEX}, but missing", do=DOWNLOAD) from None
     except CorruptFileError as error:  # nobody dumped this file
-        do = DOWNLOAD if error.do == DUMP_AGAIN else error.do
-        raise CorruptFileError(error.path, error.reason, do=do) from None
+        raise error.not_of_a_dump(DOWNLOAD) from None
 
 
 def _tensors(path: Path) -> dict[str, ReferenceTensor]:

@@ -143,7 +143,8 @@ def merge(
 
     Proves first what `check` proves. Tensors that no rank cut are not copied: their files become shards by hard
     link. OUT appears whole or not at all. If OUT was published from this dump before, only its metadata are written
-    again, as `shardmerge metadata` does; any other OUT that exists is left alone.
+    again: what earlier commands corrected is kept, unless it is set anew, and so is a tokenizer that they were given.
+    Any other OUT that exists is left alone.
 
     \b
     Example:
@@ -167,8 +168,8 @@ def merge(
 @click.option(
     "--hf-reference",
     type=DIRECTORY,
-    help="Where config.json and sidecars come from, a directory or an id in the Hub's cache.  [default: those of OUT "
-    "stay]",
+    help="Where config.json and sidecars come from, a directory or an id in the Hub's cache; earlier corrections of "
+    "config.json are dropped.  [default: those of OUT stay, as they were corrected or edited]",
 )
 @TOKENIZER
 @SET

@@ -23,6 +23,10 @@ class CorruptFileError(ConflictError):
         owner = "" if self.rank is None else f" (rank {self.rank})"
         return f"{self.path}{owner} is damaged: {self.reason}. {self.do}"
 
+    def not_of_a_dump(self, do: str) -> CorruptFileError:
+        """Return the same of a file that no dump has: `do` in place of dumping again, unless it says better already."""
+        return CorruptFileError(self.path, self.reason, self.rank, do if self.do == AGAIN else self.do)
+
 
 @dataclass(eq=False)
 class AbsentTensorError(IncompleteError):

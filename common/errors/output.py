@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from .exit_codes import SHOWN, ConflictError, IncompleteError, OutputError, ShardmergeError
 from .wording import counted
 
+COPY_OUTPUT = "Copy the output again, with its folder .shardmerge, or merge again."
+
 
 @dataclass(eq=False)
 class OutputExistsError(OutputError):
@@ -87,12 +89,10 @@ class MissingPartsError(IncompleteError):
 class MissingRecordError(IncompleteError):
     path: str
     without: str
+    do: str = COPY_OUTPUT
 
     def message(self) -> str:
-        return (
-            f"{self.path} is missing, which every merge publishes: {self.without}. Copy the output again, with its "
-            "folder .shardmerge, or merge again."
-        )
+        return f"{self.path} is missing, which every merge publishes: {self.without}. {self.do}"
 
 
 @dataclass(eq=False)

@@ -8,6 +8,9 @@ from typing import ClassVar
 from .exit_codes import ConflictError, IncompleteError
 from .wording import first_ranks, of_ranks, suspects
 
+GRAFT_IT = "If training never held it, --graft takes it from the reference; or use one that does not list it."
+OF_ANOTHER = "Either the reference's config.json is not this model's, or the dump is not this run's."
+
 
 @dataclass(eq=False)
 class MissingTensorError(IncompleteError):
@@ -16,11 +19,11 @@ class MissingTensorError(IncompleteError):
     required_by: str
     owed_by: tuple[int, ...] = ()
     where: str = ""
+    do: str = GRAFT_IT
 
     def message(self) -> str:
         what = f"{self.tensor} {list(self.shape)} is in no manifest, but {self.required_by} requires it."
-        do = "If training never held it, --graft takes it from the reference; or use one that does not list it."
-        return f"{what} {suspects(self.owed_by, self.where)}{do}"
+        return f"{what} {suspects(self.owed_by, self.where)}{self.do}"
 
 
 @dataclass(eq=False)
@@ -99,13 +102,11 @@ class MismatchError(ConflictError):
     got: str
     expected: str
     ranks: tuple[int, ...] = ()
+    do: str = OF_ANOTHER
 
     def message(self) -> str:
         by = f" on rank {first_ranks(self.ranks)}" if self.ranks else ""
-        return (
-            f"{self.tensor}: {self.what} is {self.got}{by}, expected {self.expected}. Either the reference's "
-            "config.json is not this model's, or the dump is not this run's."
-        )
+        return f"{self.tensor}: {self.what} is {self.got}{by}, expected {self.expected}. {self.do}"
 
 
 @dataclass(eq=False)

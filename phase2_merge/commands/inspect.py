@@ -61,6 +61,7 @@ def inspect(path: str | Path, *, exit_code: bool = False) -> Inspection:
 
     Raises:
         BadInputError: It is neither.
+        MissingRecordError: It is an output of shardmerge that lost its index.
         ShardmergeError: What reading manifests and headers raises.
     """
     seen = _look(Path(path))
@@ -78,6 +79,9 @@ def _look(path: Path) -> Inspection:
     if any(path.glob(MANIFESTS)):
         return _dump(path, rest)
     if not rest.writers and not rest.problems:
+        from . import records  # slow to import, and only this folder needs it
+
+        records.refuse_lost_index(path)
         raise BadInputError(
             f"{path} holds no rank of a dump and no checkpoint", "Give what a dump or a merge wrote."
         )

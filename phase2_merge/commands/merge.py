@@ -34,7 +34,7 @@ from ..shards.assembly_options import AssemblyOptions
 from ..shards.final_proof import Reread
 from ..shards.plan import MAX_SHARD_BYTES, Plan, plan_shards
 from ..shards.run import Written
-from .metadata import refuse_other, republish
+from .metadata import Republished, refuse_other, republish
 from .report import MergeReport, Stages, Verification, check_report, finished, merge_report
 from .rewritten_files import final_config
 
@@ -66,7 +66,8 @@ def merge(
 ) -> MergeReport:
     """Publish `dumps`, together, as the Hugging Face checkpoint `out`, which must not exist or be an empty folder.
 
-    If it exists, from the same dump in the same shards, its metadata are written again and no shard is touched.
+    If it exists, from the same dump in the same shards, its metadata are written again and no shard is touched. What
+    earlier commands corrected there stays, and a tokenizer that they were given, unless this call says otherwise.
 
     Args:
         dumps, hf_reference, verify, allow, uncalibrated, corrections, new_corrections, grafts, drop_mtp: As for
@@ -103,15 +104,20 @@ def merge(
     options = AssemblyOptions(workers, executor, staging_bytes, verify == "full", talk)
     beside = sidecars.gather(proof.reference.path, Path(tokenizer) if tokenizer else None)
     checked = check_report(proof, "size" if dry_run or exists else verify, beside)
-    report = merge_report(plan, checked, str(out), tuple(beside), dry_run=dry_run)
+    report = replace(
+        merge_report(plan, checked, str(out), tuple(beside), dry_run=dry_run),
+        tokenizer_files=sidecars.tokenizer_names(Path(tokenizer)) if tokenizer else (),
+    )
     stages.end("proof")
     if not exists and not finalize:
         report = _with_room(report, plan, out, talk)
     if dry_run:
         return finished(report, stages)
     if exists:
-        changed = republish(out, plan, proof, beside, talk, break_lock=break_lock).changed
-        return finished(replace(report, rewritten=changed), stages)
+        again = republish(
+            out, plan, proof, asked, beside, report.tokenizer_files, talk, break_lock=break_lock
+        )
+        return finished(_rewritten(report, proof, again), stages)
     me = owner.here("a merge" if not finalize else "a merge with --finalize")
     with building(out, me, talk, break_lock=break_lock) as held:
         written = (_gather if finalize else _write)(plan, held, options, stages)
@@ -188,6 +194,22 @@ def _with_room(report: MergeReport, plan: Plan, out: Path, talk: TextIO | None) 
     for line in () if report.dry_run else room.copies():
         say(talk, line)
     return replace(report, space=room, copied_bytes=sum(room.copied_bytes.values()))
+
+
+def _rewritten(report: MergeReport, proof: Proof, again: Republished) -> MergeReport:
+    """Add what was written again, what earlier commands had corrected, and the warnings about all of it."""
+    wrote, checked = again.metadata, check_report(proof, "size", again.beside)
+    warnings = tuple(dict.fromkeys((*checked.warnings, *wrote.warnings)))
+    return replace(
+        report,
+        check=replace(checked, corrections=wrote.corrections, warnings=warnings),
+        sidecars=tuple(again.beside),
+        rewritten=wrote.changed,
+        removed=wrote.removed,
+        kept_corrections=tuple(sorted(wrote.corrections.keys() - proof.corrections.keys())),
+        kept_tokenizer=again.kept_tokenizer,
+        dropped=wrote.dropped,
+    )
 
 
 def _with_shards(report: MergeReport, written: Written) -> MergeReport:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -15,7 +15,14 @@ from typing import Any, TextIO
 from shardmerge.common import canonical_json, places, plausible_sizes, regular_files
 from shardmerge.common import reference as references
 from shardmerge.common.architectures import Architecture, own
-from shardmerge.common.errors import CorruptFileError, OutputExistsError, not_a_directory
+from shardmerge.common.errors import (
+    BadInputError,
+    CorruptFileError,
+    MissingConfigError,
+    OutputExistsError,
+    not_a_directory,
+)
+from shardmerge.common.errors.output import COPY_OUTPUT
 from shardmerge.common.errors.wording import be, counted
 from shardmerge.common.places import HF_QUANT_CONFIG
 from shardmerge.common.processes import owner
@@ -28,16 +35,23 @@ from ..hf_files import sidecars
 from ..hf_files import tokenizer as tokenizers
 from ..ledger import published
 from ..ledger.published import PublishedPlan, PublishedRecords
-from ..options import ALLOW_CONFIG, refuse_unknown
+from ..options import ALLOW_CONFIG, Asked, refuse_unknown
 from ..output import journal
 from ..output.lock import Lock
 from ..proof.prove import Proof
-from ..quantization import declaration
+from ..quantization import declaration, json_files
 from ..shards import final_proof
 from ..shards.plan import Plan
-from .report import warning_lines
+from .report import warning_lines, what_changed
 from .rewritten_files import JsonFiles, decide
 
+WRITE_CONFIG = (
+    "Put back the one that was published, or have it written again: `shardmerge metadata {} --hf-reference REFERENCE`, "
+    "where REFERENCE is a Hugging Face directory of the same model."
+)
+MERGE_ELSEWHERE = (
+    "Copy the one that was published with {}, or merge into another OUT: it alone declared the quantization."
+)
 STATEMENTS = ("quant_algo", "kv_cache_quant_algo", "exclude_modules")  # what a merge always writes
 
 
@@ -49,7 +63,9 @@ class MetadataReport:
     num_tensors: int
     num_shards: int
     changed: tuple[str, ...]
+    removed: tuple[str, ...]
     corrections: Recorded
+    dropped: Recorded
     warnings: tuple[str, ...]
     seconds: float
 
@@ -65,11 +81,26 @@ class MetadataReport:
         return checked, ["the bytes of tensors (verify)"]
 
     def text(self) -> str:
-        what = f"Rewrote {', '.join(self.changed)}" if self.changed else "Nothing to change"
         shards = f"{counted(self.num_shards, 'shard')} with {counted(self.num_tensors, 'tensor')}"
         size = f"{shards} {be(self.num_shards)} not touched"
-        line = f"{what} in {self.out}; {size}, in {self.seconds:.1f} s."
-        return "\n".join([line, *record.lines(self.corrections), *warning_lines(self.warnings)])
+        what = what_changed(self.changed, self.removed)
+        line = f"{what[0].upper()}{what[1:]} in {self.out}; {size}, in {self.seconds:.1f} s."
+        told = [*record.lines(self.corrections), *record.lines_of_dropped(self.dropped)]
+        return "\n".join([line, *told, *warning_lines(self.warnings)])
+
+
+@dataclass(frozen=True, slots=True)
+class Republished:
+    """What a merge into its own output did there.
+
+    metadata: What it wrote again.
+    beside: The sidecars that the output has now, by name.
+    kept_tokenizer: Names of those of them that an earlier command took from --tokenizer.
+    """
+
+    metadata: MetadataReport
+    beside: Mapping[str, bytes]
+    kept_tokenizer: tuple[str, ...]
 
 
 def metadata(
@@ -90,8 +121,8 @@ def metadata(
 
     Args:
         out: A directory that a merge published.
-        hf_reference: Where config.json and sidecars come from; without it those of `out` stay, with earlier
-            corrections.
+        hf_reference: Where config.json and sidecars come from, in place of those of `out` and of earlier corrections
+            of config.json. Without it those of `out` stay, as they were corrected, or edited by hand since.
         tokenizer: Directory where the files of the tokenizer come from instead.
         corrections: `facts.KEY=VALUE`, `config.KEY=VALUE`, `quantization.KEY=VALUE`, where VALUE is JSON of the type
             that is there; recorded in the report.
@@ -123,43 +154,58 @@ def metadata(
         published.require_shards(out, records)
         earlier = record.replayed(records.report.corrections)
         stay = tuple(change for change in earlier if reference is None or change.part != "config")
-        beside = _beside(out, records, reference, Path(tokenizer) if tokenizer else None)
-        return _rewrite(held, records, _read(out, reference, beside), stay, given, allow, own_table)
+        present = _read(out, records, reference)
+        if reference is not None or tokenizer is not None:
+            elsewhere = Path(tokenizer) if tokenizer else None
+            files = sidecars.tokenizer_names(elsewhere) if elsewhere else ()
+            beside = _beside(out, records, reference, elsewhere)
+            present = replace(present, sidecars=beside, tokenizer_files=files)
+        return _rewrite(held, records, present, stay, given, allow, own_table)
 
 
 def _beside(
     out: Path, records: PublishedRecords, reference: Path | None, tokenizer: Path | None
-) -> Mapping[str, bytes] | None:
-    """Return the sidecars that the output is to have, None if those that it has stay."""
-    if reference is None and tokenizer is None:
-        return None
+) -> Mapping[str, bytes]:
+    """Return the sidecars that the output is to have."""
     stay = () if reference else records.report.sidecars
-    kept = {name: sidecars.content(out, name) for name in stay if not places.is_of_tokenizer(name)}
+    kept = _kept(out, (name for name in stay if not places.is_of_tokenizer(name)))
     return kept | sidecars.gather(reference, tokenizer)
+
+
+def _kept(out: Path, names: Iterable[str]) -> dict[str, bytes]:
+    """Return what sidecars of the output hold that stay, as far as they are there."""
+    there = (name for name in names if regular_files.exists(out / name, out))
+    return {name: sidecars.content(out, name) for name in there}
 
 
 def republish(
     out: Path,
     plan: Plan,
     proof: Proof,
+    asked: Asked,
     beside: Mapping[str, bytes],
+    tokenizer_files: tuple[str, ...],
     talk: TextIO | None,
     *,
     break_lock: bool = False,
-) -> MetadataReport:
+) -> Republished:
     """Write the metadata again for a merge whose output was published before, from the same dump in the same shards.
+
+    What earlier commands corrected stays, and so does a tokenizer that they were given, unless this merge says
+    otherwise.
 
     Args:
         out: What the merge would publish.
         plan: Its shards.
-        proof: Names the reference, the changes (earlier ones do not count), and the choice about multi-token
-            prediction.
-        beside: The sidecars, by name.
+        proof: Names the reference and the choice about multi-token prediction.
+        asked: Says what this merge corrects and allows.
+        beside: The sidecars of the reference, and the tokenizer that this merge was given, by name.
+        tokenizer_files: Names of the files of that tokenizer, none if it was given none.
         talk: Where to say what others left.
         break_lock: Take the lock of `out` from commands on other hosts.
 
     Returns:
-        Which files changed.
+        What was written again, and what stayed.
 
     Raises:
         OutputExistsError: `out` is anything else.
@@ -173,10 +219,16 @@ def republish(
             raise OutputExistsError(str(out), _difference(records.plan, plan.facts()))
         final_proof.require(plan, out)
         records = replace(records, report=records.report.choosing(proof.mtp))
-        allow = [ALLOW_CONFIG]  # the proof allowed it
+        kept = {} if tokenizer_files else _kept(out, records.report.tokenizer_files)
+        if kept:
+            beside = {name: data for name, data in beside.items() if not places.is_of_tokenizer(name)} | kept
+        present = _read(out, records, proof.reference.path)
+        present = replace(present, sidecars=beside, tokenizer_files=tokenizer_files or tuple(kept))
+        earlier = record.replayed(records.report.corrections)
+        given = parse(asked.corrections, asked.new_corrections)
         table = proof.blueprint.architecture
-        present = _read(out, proof.reference.path, beside)
-        return _rewrite(held, records, present, proof.changes, (), allow, table)
+        rewritten = _rewrite(held, records, present, earlier, given, asked.allow, table)
+        return Republished(rewritten, beside, tuple(kept))
 
 
 def published_plan(out: Path) -> dict[str, Any]:
@@ -211,13 +263,15 @@ def _rewrite(
     """Decide, replace."""
     started, out = time.monotonic(), held.folder
     decided = decide(records, present, changes, given, allow, table)
-    changed = journal.replace(held, decided.files, decided.gone)
+    changed, removed = journal.replace(held, decided.files, decided.gone)
     return MetadataReport(
         out=str(out),
         num_tensors=len(records.names),
         num_shards=len(records.plan.shards),
         changed=changed,
+        removed=removed,
         corrections=decided.corrections,
+        dropped=decided.dropped,
         warnings=(*decided.warnings, *_of_tokenizer(present, records)),
         seconds=round(time.monotonic() - started, 3),
     )
@@ -229,16 +283,38 @@ def _of_tokenizer(present: JsonFiles, records: PublishedRecords) -> Iterator[str
         yield from tokenizers.warnings(present.sidecars, (records.facts.dimensions or {}).get("vocab"))
 
 
-def _read(out: Path, reference: Path | None, beside: Mapping[str, bytes] | None) -> JsonFiles:
-    """Read the JSON files of the output and of the reference, and add what is to stand beside them.
+def _read(out: Path, records: PublishedRecords, reference: Path | None) -> JsonFiles:
+    """Read the JSON files of the output and of the reference. The sidecars are those that are there.
 
-    Raises MissingConfigError, and CorruptFileError for what cannot be read or is not a declaration.
+    Raises MissingConfigError, BadInputError for a config.json that is not JSON, and CorruptFileError for what cannot be
+    read or is not a declaration.
     """
     reference_config = references.read_config(reference) if reference else None
-    config = references.read_config(out)
-    declaration.read(out, config)  # says what is wrong with both
     hf_quant_config = _hf_quant_config(out)
-    return JsonFiles(config, hf_quant_config, reference_config, beside)
+    config = _config(out, records, hf_quant_config, lost_is_written=reference is not None)
+    try:
+        declaration.read(out, config)  # says what is wrong with both
+    except CorruptFileError as error:
+        raise error.not_of_a_dump(COPY_OUTPUT) from None
+    files = records.report.tokenizer_files
+    return JsonFiles(config, hf_quant_config, reference_config, tokenizer_files=files)
+
+
+def _config(
+    out: Path, records: PublishedRecords, hf_quant_config: dict[str, Any] | None, *, lost_is_written: bool
+) -> dict[str, Any]:
+    """Return the config.json of the output. One that is lost and written again declares what hf_quant_config.json does.
+
+    Raises MissingConfigError, BadInputError for one that is not JSON.
+    """
+    try:
+        return references.read_config(out)
+    except (MissingConfigError, BadInputError) as error:
+        is_declared = hf_quant_config is not None or records.plain
+        if not (lost_is_written and is_declared):
+            do = WRITE_CONFIG.format(out) if is_declared else MERGE_ELSEWHERE.format(out)
+            raise replace(error, do=do) from None
+    return {} if hf_quant_config is None else json_files.declared_again(hf_quant_config)
 
 
 def _hf_quant_config(out: Path) -> dict[str, Any] | None:
@@ -250,7 +326,7 @@ def _hf_quant_config(out: Path) -> dict[str, Any] | None:
     stated = content.get("quantization")
     lacks = {*STATEMENTS} - set(stated) if isinstance(stated, dict) else {"quantization"}
     if lacks or "producer" not in content:
-        raise CorruptFileError(str(path), f"it lacks {min({*lacks, 'producer'})}")
+        raise CorruptFileError(str(path), f"it lacks {min({*lacks, 'producer'})}", do=COPY_OUTPUT)
     return content
 
 

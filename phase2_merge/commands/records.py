@@ -17,7 +17,7 @@ from shardmerge.common.errors import (
     MissingRecordError,
     ShardmergeError,
 )
-from shardmerge.common.places import COMMIT, INDEX, LEDGER, PLAN, REPORT
+from shardmerge.common.places import COMMIT, INDEX, LEDGER, PLAN, REPORT, SHARDS
 from shardmerge.common.safetensors_header import Header
 
 from ..ledger import parquet, published
@@ -40,6 +40,15 @@ def are_there(out: Path) -> bool:
     return records.is_dir()
 
 
+def refuse_lost_index(out: Path) -> None:
+    """Raise MissingRecordError for an output of ours with shards that no index names any more: `metadata` writes it."""
+    index = out / INDEX
+    is_lost = any(out.glob(SHARDS)) and not regular_files.exists(index, out)
+    if is_lost and are_there(out) and published.is_output(out):
+        do = f"`shardmerge metadata {out}` writes it again, from the records that are there."
+        raise MissingRecordError(str(index), "nothing says which shard holds which tensor", do)
+
+
 def check(out: Path, shards: Mapping[str, Header]) -> Findings:
     """Find what is missing of the records of an output, and of the shards that they name.
 
@@ -58,8 +67,9 @@ def checksums(out: Path, shards: Mapping[str, Header]) -> Checksums:
 
     Raises CorruptFileError, OSError.
     """
-    ledger = places.records(out) / LEDGER
-    in_ledger = parquet.whole_checksums(ledger, out) if regular_files.exists(ledger, out) else {}
+    ledger, plan = (places.records(out) / name for name in (LEDGER, PLAN))
+    planned = published.read_plan(out).ledger_digest if regular_files.exists(plan, out) else None
+    in_ledger = parquet.whole_checksums(ledger, out, planned) if regular_files.exists(ledger, out) else {}
     return {file: receipt.tensors if (receipt := receipts.read(out, file)) else in_ledger for file in shards}
 
 

@@ -144,7 +144,12 @@ class MergeReport:
     copied_bytes: int = 0
     cloned_bytes: int = 0
     sidecars: tuple[str, ...] = ()
+    tokenizer_files: tuple[str, ...] = ()
     rewritten: tuple[str, ...] | None = None
+    removed: tuple[str, ...] = ()
+    kept_corrections: tuple[str, ...] = ()
+    kept_tokenizer: tuple[str, ...] = ()
+    dropped: Recorded = field(default_factory=dict)
     kept_shards: int = 0
     reread: Reread = NOTHING_REREAD
     late_warnings: tuple[str, ...] = ()
@@ -161,13 +166,14 @@ class MergeReport:
         """Return what report.json holds: the same for the same input, wherever and whenever it was merged."""
         local = {
             "out", "adopted_by", "copied_bytes", "cloned_bytes", "dry_run", "seconds", "stages", "rewritten",
-            "kept_shards", "reread", "late_warnings", "space",
+            "removed", "kept_corrections", "kept_tokenizer", "dropped", "kept_shards", "reread", "late_warnings",
+            "space",
         }  # fmt: skip
         return {key: value for key, value in asdict(self).items() if key not in local}
 
     def text(self) -> str:
         if self.rewritten is not None:
-            return "\n".join([*self.check.lines(), self._rewritten(), *self.check.remarks()])
+            return "\n".join([*self.check.lines(), *self._rewritten(), *self.check.remarks()])
         by_method = ", ".join(f"{count} by {method}" for method, count in self.adopted_by.items())
         adopted = f"{self.adopted_shards:,} adopted{f' ({by_method})' if by_method else ''}"
         shards = f"{counted(self.num_shards, 'shard')}, {adopted}"
@@ -211,12 +217,19 @@ class MergeReport:
         stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in self.stages.items())
         return f"{', '.join(parts)}{f'; {stages}' if stages else ''}."
 
-    def _rewritten(self) -> str:
-        what = f"rewrote {', '.join(self.rewritten)}" if self.rewritten else "nothing to change"
-        return (
+    def _rewritten(self) -> list[str]:
+        """Return lines about what was written again, and about what earlier commands had said."""
+        what = what_changed(self.rewritten or (), self.removed)
+        first = (
             f"{self.out} was published before from this dump: {what}; no shard was touched. "
             "Sizes and headers of all shards are as planned; their bytes were NOT read."
         )
+        lines = [first]
+        if self.kept_corrections:
+            lines.append(f"Kept, as earlier commands corrected it: {', '.join(self.kept_corrections)}.")
+        if self.kept_tokenizer:
+            lines.append(f"Kept, as an earlier --tokenizer gave it: {', '.join(self.kept_tokenizer)}.")
+        return [*lines, *record.lines_of_dropped(self.dropped)]
 
 
 def check_report(proof: Proof, verification: Verification, beside: Mapping[str, bytes]) -> CheckReport:
@@ -330,6 +343,13 @@ def merge_report(
 def finished(report: MergeReport, stages: Stages) -> MergeReport:
     """Return the report with how long the merge took."""
     return replace(report, seconds=stages.seconds, stages=dict(stages.ended))
+
+
+def what_changed(rewritten: Sequence[str], removed: Sequence[str]) -> str:
+    """Return in words which files of an output were written again and removed."""
+    parts = [f"rewrote {', '.join(rewritten)}"] if rewritten else []
+    parts += [f"removed {', '.join(removed)}"] if removed else []
+    return " and ".join(parts) or "nothing to change"
 
 
 def warning_lines(warnings: Sequence[str]) -> list[str]:

@@ -7,14 +7,17 @@ corrections. What does not fit the tensors that are there is refused. Pure: must
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from shardmerge.common import canonical_json, places
 from shardmerge.common.architectures import Architecture, Blueprint, blueprint, table_of
 from shardmerge.common.errors import (
     SAID_TWICE,
+    BadInputError,
     Findings,
+    MismatchError,
+    MissingTensorError,
     ShardmergeError,
     TableMismatchError,
     UnexpectedTensorError,
@@ -24,9 +27,10 @@ from shardmerge.common.manifest_facts import Facts
 from shardmerge.common.places import CONFIG, HF_QUANT_CONFIG, INDEX, RECORDS, REPORT
 
 from ..corrections import record
-from ..corrections.changes import Change, corrected, corrected_facts, refuse_undone
+from ..corrections.changes import Change, at, corrected, corrected_facts, is_there, refuse_undone
 from ..corrections.record import Recorded
 from ..corrections.settle import settled, settled_config, settled_facts
+from ..corrections.typed import recordable, same
 from ..corrections.written import Correction
 from ..hf_files import config_json, index_json
 from ..ledger.published import PublishedRecords
@@ -43,12 +47,14 @@ class JsonFiles:
 
     config, hf_quant_config: Of the output, None for a file that it does not have.
     reference_config, sidecars: Of the reference. None without one, and then those of the output stay.
+    tokenizer_files: Names of the sidecars that --tokenizer gave, now or earlier.
     """
 
     config: Json
     hf_quant_config: Json | None
     reference_config: Json | None = None
     sidecars: Mapping[str, bytes] | None = None
+    tokenizer_files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +64,14 @@ class RewrittenFiles:
     files: What each holds, by name, in the order in which they are replaced.
     gone: Names of the files that are deleted.
     corrections: What was corrected.
+    dropped: Corrections of earlier commands that are none any more: what they had set, and what is there.
     warnings: In what config.json was allowed to differ from the model.
     """
 
     files: dict[str, bytes]
     gone: tuple[str, ...]
     corrections: Recorded
+    dropped: Recorded
     warnings: tuple[str, ...]
 
 
@@ -80,7 +88,7 @@ def decide(
     Args:
         records: What the output recorded of its merge.
         present: The JSON files of the output, and of a reference if one was given.
-        earlier: Changes that were decided before.
+        earlier: Changes that were recorded before, and are repeated where nobody changed their key by hand since.
         given: What config.json, facts or quantization say wrongly all the same.
         allow: Kinds of problems that become warnings. What the merge allowed, word for word, stays allowed.
         own_table: A table of the caller's own.
@@ -97,33 +105,41 @@ def decide(
     """
     declared = present.config.get("quantization_config")
     mtp = records.report.mtp
-    base = present.config
-    if present.reference_config is not None:
-        base = as_merged(present.reference_config, mtp, own_table)
+    base = _base(present, mtp, own_table)
     statements = json_files.statements(present.hf_quant_config, declared)
-    changes = _changes(records.facts, base, statements, earlier, given, own_table)
+    stay = _unedited(earlier, present, statements, mtp, own_table)
+    changes = _changes(records.facts, base, statements, stay, given, own_table)
     facts = corrected_facts(records.facts, changes)
     told = corrected("config", base, changes)
     config = as_merged(told, mtp, own_table)
     refuse_undone(told, config, changes)
     hf_quant_config, declares = json_files.corrected_both(present.hf_quant_config, declared, changes)
     table = blueprint(config, records.weight_map, table=own_table)
-    raise_problems(problems(records, facts, table))
+    raise_problems(_of_output(problems(records, facts, table), present, given))
     compared, warnings = _compared(records, facts, table, allow)
-    if present.reference_config is not None or any(change.part == "quantization" for change in changes):
+    redeclared = any(change.part == "quantization" and change not in stay for change in changes)
+    if present.reference_config is not None or redeclared:
         dtype = (records.facts.dtype or "") if declared else records.dominant_dtype
         config = final_config(config, dtype, declares, changes, mtp=mtp, table=table.architecture)
-    if present.reference_config is None:
-        base = record.undone("config", base, records.report.corrections)
-    recorded = _recorded(records, base, statements, changes)
-    before = records.report.sidecars
-    sidecars = sorted(present.sidecars) if present.sidecars is not None else list(before)
+    before = _before(present, base, statements, records.report.corrections, stay)
+    recorded = _recorded(records.facts, before, changes)
+    now = {"config": config, "quantization": json_files.statements(hf_quant_config, declares)}
+    dropped = _dropped(records.report.corrections, recorded, now)
+    listed = records.report.sidecars
+    sidecars = sorted(present.sidecars) if present.sidecars is not None else list(listed)
     files = dict(sorted(present.sidecars.items())) if present.sidecars is not None else {}
     files |= _own_files(config, hf_quant_config)
-    files[f"{RECORDS}/{REPORT}"] = _report(records, recorded, sidecars, compared, warnings)
+    files[f"{RECORDS}/{REPORT}"] = _report(records, present, recorded, sidecars, compared, warnings)
     files |= _index(records)
-    gone = tuple(name for name in before if name not in sidecars and places.is_sidecar(name))
-    return RewrittenFiles(files, gone, recorded, warnings)
+    gone = tuple(name for name in listed if name not in sidecars and places.is_sidecar(name))
+    return RewrittenFiles(files, gone, recorded, dropped, warnings)
+
+
+def _base(present: JsonFiles, mtp: str, own_table: Architecture | None) -> Json:
+    """Return the config.json that is corrected: the reference's as far as it was merged, else that of the output."""
+    if present.reference_config is None:
+        return present.config
+    return as_merged(present.reference_config, mtp, own_table)
 
 
 def as_merged(config: Json, mtp: str, table: Architecture | None = None) -> Json:
@@ -226,6 +242,7 @@ def _compared(
 
 def _report(
     records: PublishedRecords,
+    present: JsonFiles,
     recorded: Recorded,
     sidecars: Sequence[str],
     compared: settings.Compared,
@@ -237,7 +254,7 @@ def _report(
         one for one in records.report.warnings if not (one.startswith(begin) and one.endswith("(allowed)"))
     ]
     checked = {"corrections": recorded, "config": asdict(compared), "warnings": (*others, *warnings)}
-    return canonical_json.encode(records.report.changed(checked, sidecars), indent=2)
+    return canonical_json.encode(records.report.changed(checked, sidecars, present.tokenizer_files), indent=2)
 
 
 def _index(records: PublishedRecords) -> dict[str, bytes]:
@@ -265,9 +282,71 @@ def _changes(
     return record.followed_by(earlier, later)
 
 
-def _recorded(records: PublishedRecords, base: Json, statements: Json, changes: Sequence[Change]) -> Recorded:
-    """Return what was corrected: what the reference's `base` and the dump said before any correction, and say now."""
-    before = record.undone("quantization", statements, records.report.corrections)
-    now = record.recorded("config", base, changes)
-    now |= record.recorded("facts", records.facts.as_json(), changes)
-    return now | record.recorded("quantization", before, changes)
+def _unedited(
+    earlier: Sequence[Change], present: JsonFiles, statements: Json, mtp: str, own_table: Architecture | None
+) -> tuple[Change, ...]:
+    """Return the changes whose key still says what they made of it: what somebody wrote there since has come to stay.
+
+    A config.json that is replaced by the reference's has nothing to stay.
+    """
+
+    def stands(change: Change) -> bool:
+        if change.part == "quantization":
+            return same(recordable(at(statements, change.path)), change.value)
+        if change.part != "config" or present.reference_config is not None:
+            return True
+        try:
+            again = as_merged(corrected("config", present.config, (change,)), mtp, own_table)
+        except BadInputError:  # its key leads through what is no object any more
+            return False
+        there = is_there(again, change.path) == is_there(present.config, change.path)
+        return there and same(at(again, change.path), at(present.config, change.path))
+
+    return tuple(filter(stands, earlier))
+
+
+def _before(
+    present: JsonFiles, base: Json, statements: Json, known: Recorded, stay: Sequence[Change]
+) -> dict[str, Json]:
+    """Return what the reference and the merge said before any correction, as far as it is known, by part."""
+    made = {change.key: known[change.key] for change in stay}
+    config = base if present.reference_config is not None else record.undone("config", base, made)
+    return {"config": config, "quantization": record.undone("quantization", statements, made)}
+
+
+def _recorded(facts: Facts, before: Mapping[str, Json], changes: Sequence[Change]) -> Recorded:
+    """Return what was corrected: what was said `before` any correction, and by the dump, and what is said now."""
+    said = {**before, "facts": facts.as_json()}
+    return {key: told for part in said for key, told in record.recorded(part, said[part], changes).items()}
+
+
+def _dropped(known: Recorded, recorded: Recorded, now: Mapping[str, Json]) -> Recorded:
+    """Return earlier corrections that are none any more, unless what they had set is there all the same."""
+    gone = [change for change in record.replayed(known) if change.key not in recorded and change.part in now]
+    found = [(change, recordable(at(now[change.part], change.path))) for change in gone]
+    return {
+        change.key: {"was": change.value, "now": value}
+        for change, value in found
+        if not same(change.value, value)
+    }
+
+
+def _of_output(
+    found: Iterator[ShardmergeError], present: JsonFiles, given: Sequence[Correction]
+) -> Iterator[ShardmergeError]:
+    """Yield problems that say what to do about them here, where there is no dump and perhaps no reference."""
+    set_now = ", ".join(one.said for one in given if one.part != "quantization")
+    if set_now:
+        do = f"Leave away {set_now}, or set what the tensors have; nothing was changed."
+    elif present.reference_config is not None:
+        do = "The reference's config.json is not this model's: give that of the same model; nothing was changed."
+    else:
+        do = (
+            "config.json was changed since it was merged: correct it (--set config.KEY=VALUE), or give --hf-reference, "
+            "from which it is written again; nothing was changed."
+        )
+    for problem in found:
+        if isinstance(problem, MismatchError | MissingTensorError):
+            yield replace(problem, do=do)
+        else:
+            yield problem

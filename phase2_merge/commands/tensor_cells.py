@@ -109,7 +109,8 @@ class Tensor:
 def read(path: Path) -> Mapping[str, Tensor]:
     """Return the tensors of a dump or of a Hugging Face directory, by name.
 
-    Raises BadInputError for anything else, and what reading manifests and headers raises.
+    Raises BadInputError for anything else, MissingRecordError for an output of ours that lost its index, and what
+    reading manifests and headers raises.
     """
     if not path.is_dir():
         raise not_a_directory(path, "Give a dump or a Hugging Face directory.")
@@ -117,6 +118,7 @@ def read(path: Path) -> Mapping[str, Tensor]:
         return _of_dump(path)
     files = references.weight_files(path)
     if not files:
+        records.refuse_lost_index(path)
         raise BadInputError(
             f"{path} holds no rank of a dump, and neither {INDEX} nor {SINGLE}",
             "Give a dump or a Hugging Face directory with weights.",

@@ -37,7 +37,6 @@ from shardmerge.common.errors import (
     not_a_directory,
     raise_problems,
 )
-from shardmerge.common.errors.files import AGAIN
 from shardmerge.common.manifest_facts import Facts
 from shardmerge.common.places import INDEX, MANIFESTS, SHARDS, SINGLE
 from shardmerge.common.rectangle import Shape
@@ -50,6 +49,7 @@ from ..disk.hashing import Advance, checksums, in_threads, stretches, wrong_byte
 from ..hf_files.config_json import TORCH_NAMES
 from ..ledger import published
 from ..ledger.names import grouped
+from ..ledger.published import PublishedPlan
 from ..ledger.published_report import PublishedReport
 from ..output import journal
 from ..proof import numbers
@@ -93,17 +93,23 @@ class Directory:
         return scales.judge(hf or in_config or declaration.UNDECLARED, self.entries)
 
     @cached_property
+    def plan(self) -> PublishedPlan | None:
+        """What the merge that wrote this directory planned; None if none did."""
+        is_ours = records.are_there(self.path) and published.is_output(self.path)
+        return published.read_plan(self.path) if is_ours else None
+
+    @cached_property
     def report(self) -> PublishedReport | None:
         """What the merge that wrote this directory reported; None if none did."""
-        is_ours = records.are_there(self.path) and published.is_output(self.path)
-        return published.read_report(self.path) if is_ours else None
+        return None if self.plan is None else published.read_report(self.path, self.plan)
 
     @cached_property
     def facts(self) -> Facts | None:
         """What the dump said of the model, corrected as its merge was told to; None if no merge reported here."""
-        if self.report is None:
+        if self.plan is None or self.report is None:
             return None
-        return corrected_facts(published.read_facts(self.path), record.replayed(self.report.corrections))
+        dumped = published.read_facts(self.path, self.plan)
+        return corrected_facts(dumped, record.replayed(self.report.corrections))
 
 
 def verify(
@@ -129,6 +135,7 @@ def verify(
     Raises:
         MissingConfigError: it holds no config.json.
         BadInputError: it holds no weights.
+        MissingRecordError: it holds shards and the records of a merge, and has lost its index.
         ShardmergeError: what is wrong, as one error or as ProblemsFoundError.
     """
     out, table = Path(out), None if architecture is None else own.named(architecture)
@@ -151,6 +158,7 @@ def _verify(
     config = references.read_config(out, references.DOWNLOAD)
     files = references.weight_files(out)
     if not files:
+        records.refuse_lost_index(out)
         raise BadInputError(f"{out} holds neither {INDEX} nor {SINGLE}", "Give a directory with safetensors.")
     shards, unreadable = _headers(out, files)
     directory = Directory(out, config, files, shards, table)
@@ -421,6 +429,4 @@ def _compare(
 
 def _not_dumped(error: CorruptFileError) -> CorruptFileError:
     """Return what to do about a file here: no dump is at hand to make it from again."""
-    return CorruptFileError(
-        error.path, error.reason, do=references.DOWNLOAD if error.do == AGAIN else error.do
-    )
+    return error.not_of_a_dump(references.DOWNLOAD)

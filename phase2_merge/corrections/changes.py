@@ -108,6 +108,7 @@ def at(values: Json, path: Path) -> Json:
 
 
 def is_there(values: Json, path: Path) -> bool:
+    """Whether there is a key at a path, also one that holds null."""
     inside = at(values, path[:-1])
     return isinstance(inside, Mapping) and path[-1] in inside
 

@@ -83,6 +83,15 @@ def lines(recorded: Recorded) -> list[str]:
     ]
 
 
+def lines_of_dropped(dropped: Recorded) -> list[str]:
+    """Return a line per correction that is none any more: `was` is what it had set, `now` what is there."""
+    return [
+        f"Not corrected any more: {key} is {json.dumps(change['now'])}, had been corrected to "
+        f"{json.dumps(change['was'])}."
+        for key, change in sorted(dropped.items())
+    ]
+
+
 def _change(key: str, value: Json) -> Change:
     part, *path = key.split(".")
     return Change(part, tuple(path), value)

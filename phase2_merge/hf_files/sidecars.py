@@ -40,7 +40,7 @@ def gather(reference: Path | None, tokenizer: Path | None = None) -> dict[str, b
     found = {name: content(reference, name) for name in names(reference)} if reference else {}
     if tokenizer is not None:
         found = {name: data for name, data in found.items() if not is_of_tokenizer(name)}
-        found |= {name: content(tokenizer, name) for name in _tokenizer_names(tokenizer)}
+        found |= {name: content(tokenizer, name) for name in tokenizer_names(tokenizer)}
     return dict(sorted(found.items()))
 
 
@@ -51,7 +51,8 @@ def write(sidecars: Mapping[str, bytes], folder: Path) -> None:
         durable.write_file(folder / name, data)
 
 
-def _tokenizer_names(tokenizer: Path) -> tuple[str, ...]:
+def tokenizer_names(tokenizer: Path) -> tuple[str, ...]:
+    """Return the names of what `gather` takes from a directory of a tokenizer. Raises what `gather` raises of it."""
     if not tokenizer.is_dir():
         raise not_a_directory(tokenizer, TOKENIZER)
     found = tuple(name for name in names(tokenizer) if is_of_tokenizer(name) or name.endswith(".py"))

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from shardmerge.common import canonical_json, durable, plausible_sizes, regular_files
 from shardmerge.common.errors import CorruptFileError
+from shardmerge.common.errors.output import COPY_OUTPUT
 from shardmerge.common.manifest import MAX_DIMS, require
 
 from .columns import COLUMNS, Column
@@ -100,13 +101,39 @@ def coded_names(table: pa.Table) -> pa.DictionaryArray:
     return chunks[0]
 
 
-def whole_checksums(path: Path, root: Path | None = None) -> dict[str, str]:
+def generation_of(ledger: pa.Table) -> dict[str, Any]:
+    """Return what a ledger says of the whole dump. Raises one of DAMAGED."""
+    found: dict[str, Any] = canonical_json.decode(ledger.schema.metadata[b"shardmerge"])
+    return found
+
+
+def require_digest(ledger: pa.Table, planned: str | None) -> None:
+    """Raise ValueError for a ledger of another dump than the one that was planned. `planned` is None if nobody says."""
+    own = generation_of(ledger).get("digest")
+    of_plan = own is None or planned in (None, own)
+    require(
+        of_plan, f"it is of another dump than the plan beside it: its digest is {own}, planned was {planned}"
+    )
+
+
+def whole_checksums(path: Path, root: Path | None = None, planned: str | None = None) -> dict[str, str]:
     """Return xxh3_128 by name of every tensor that was written entire.
 
-    `root` is the output that was given. Raises CorruptFileError, OSError.
+    Args:
+        path: A ledger.parquet.
+        root: The output that was given.
+        planned: The digest that the plan beside it gives, None if there is none.
+
+    Returns:
+        Hexadecimal digits.
+
+    Raises:
+        CorruptFileError: It is damaged, or not the ledger of the plan.
+        OSError: It cannot be read.
     """
     try:
         table = read(path, root, ("name", "file", "xxh3_128", "g", "s", "o"))
+        require_digest(table, planned)
         numbers = {
             name: table[name].to_numpy() for name in table.column_names if name not in ("name", "xxh3_128")
         }
@@ -123,7 +150,7 @@ def whole_checksums(path: Path, root: Path | None = None) -> dict[str, str]:
         }
     except DAMAGED as error:
         reraise_system_errors(error)
-        raise CorruptFileError(str(path), str(error)) from None
+        raise CorruptFileError(str(path), str(error), do=COPY_OUTPUT) from None
 
 
 def _check_schema(schema: pa.Schema) -> None:

@@ -14,10 +14,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import xxhash
 
 from shardmerge.common import canonical_json, regular_files
 from shardmerge.common.dtypes import BITS, DTYPES
 from shardmerge.common.errors import BadInputError, CorruptFileError, ShardsChangedError, printable
+from shardmerge.common.errors.output import COPY_OUTPUT
 from shardmerge.common.manifest import MAX_BYTES, MAX_WORLD_SIZE, NOT_WRITTEN, require
 from shardmerge.common.manifest_facts import Facts
 from shardmerge.common.places import COMMIT, LEDGER, PLAN, RECORDS, REPORT
@@ -83,6 +85,11 @@ class PublishedPlan:
         """The names of all shards, adopted ones first."""
         return [shard.name for shard in self.adopted] + [shard.name for shard in self.assembled]
 
+    @property
+    def digest(self) -> str:
+        """The digest of `facts`, as the merge computed it of its plan."""
+        return xxhash.xxh3_128_hexdigest(canonical_json.encode(self.facts))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PublishedRecords:
@@ -138,14 +145,19 @@ def _missing(out: Path) -> list[str]:
 
 
 def read(out: Path) -> PublishedRecords:
-    """Read what `out` records. Raises BadInputError if shardmerge did not publish it, CorruptFileError, OSError."""
+    """Read what `out` records, and look whether all of it is of one merge.
+
+    Raises BadInputError if shardmerge did not publish it, CorruptFileError, OSError.
+    """
     if missing := _missing(out):
         raise BadInputError(
             f"{out} holds no {RECORDS}/{missing[0]}", "Give a directory that shardmerge merge published."
         )
     plan = read_plan(out)
-    report = read_report(out)
-    return _read(out / RECORDS / LEDGER, lambda path: _records(path, plan, report))
+    report = _read(out / RECORDS / REPORT, published_report.read)
+    records = _read(out / RECORDS / LEDGER, lambda path: _records(path, plan, report))
+    _require_of_plan(out, report, plan)
+    return records
 
 
 def require_shards(out: Path, records: PublishedRecords) -> None:
@@ -185,28 +197,40 @@ def _read(path: Path, reader: Callable[[Path], T]) -> T:
     """Read one record. Raises CorruptFileError for what is damaged, OSError."""
     try:
         return reader(path)
+    except CorruptFileError as error:
+        raise error.not_of_a_dump(COPY_OUTPUT) from None
     except (*DAMAGED, ArithmeticError) as error:
         reraise_system_errors(error)
-        raise CorruptFileError(str(path), f"{type(error).__name__}: {error}") from None
+        reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise CorruptFileError(str(path), reason, do=COPY_OUTPUT) from None
 
 
-def read_report(out: Path) -> PublishedReport:
-    """Read report.json alone. Raises CorruptFileError, OSError."""
-    return _read(out / RECORDS / REPORT, published_report.read)
+def read_report(out: Path, plan: PublishedPlan) -> PublishedReport:
+    """Read report.json, and look whether it is of this plan. Raises CorruptFileError, OSError."""
+    report = _read(out / RECORDS / REPORT, published_report.read)
+    _require_of_plan(out, report, plan)
+    return report
 
 
-def read_facts(out: Path) -> Facts:
-    """Return the facts of the dump that `out` was merged from. Raises CorruptFileError, OSError."""
-    return _read(
-        out / RECORDS / LEDGER,
-        lambda path: Facts.of_json(_generation(parquet.read(path, out, ("name",)))["facts"]),
-    )
+def read_facts(out: Path, plan: PublishedPlan) -> Facts:
+    """Return the facts of the dump that `out` was merged from.
+
+    Raises CorruptFileError for a damaged ledger and for one that is not of this plan, OSError.
+    """
+
+    def facts(path: Path) -> Facts:
+        ledger = parquet.read(path, out, ("name",))
+        parquet.require_digest(ledger, plan.ledger_digest)
+        return Facts.of_json(parquet.generation_of(ledger)["facts"])
+
+    return _read(out / RECORDS / LEDGER, facts)
 
 
-def _generation(ledger: pa.Table) -> Json:
-    """Return what a ledger says of the whole dump."""
-    found: Json = canonical_json.decode(ledger.schema.metadata[b"shardmerge"])
-    return found
+def _require_of_plan(out: Path, report: PublishedReport, plan: PublishedPlan) -> None:
+    """Raise CorruptFileError for a report of another plan: its corrections are of another output."""
+    if report.plan_digest not in (None, plan.digest):
+        path, other = out / RECORDS / REPORT, f"its plan is {report.plan_digest}, {PLAN} is {plan.digest}"
+        raise CorruptFileError(str(path), f"it is of another output than {PLAN}: {other}", do=COPY_OUTPUT)
 
 
 def _object(path: Path) -> Json:
@@ -255,8 +279,9 @@ def _records(path: Path, plan: PublishedPlan, report: PublishedReport) -> Publis
     import pyarrow.compute as pc  # slow to import, and a first merge needs none of it
 
     table = parquet.read(path, path.parents[1], ("name", "rank", "file", "dtype", "ndim", "g"))
+    parquet.require_digest(table, plan.ledger_digest)
     dims = dimensions(table.column_names, "g")
-    generation = _generation(table)
+    generation = parquet.generation_of(table)
     architecture = generation["architecture"]
     require(isinstance(architecture, str) and architecture.isprintable(), "it names no architecture")
     table = _with_filled(_with_copies(_without_dropped(table, plan), plan), plan).combine_chunks()

@@ -22,6 +22,12 @@ class PublishedReport:
     sidecars: tuple[str, ...]
 
     @property
+    def plan_digest(self) -> str | None:
+        """The digest of the plan that the report is of, None if it does not say."""
+        digest = self.facts.get("plan_digest")
+        return digest if isinstance(digest, str) else None
+
+    @property
     def differing(self) -> frozenset[str]:
         """Names of the settings in which config.json was allowed to differ from the model."""
         compared = self.facts["check"].get("config")
@@ -33,6 +39,11 @@ class PublishedReport:
         return _texts(self.facts["check"].get("warnings"))
 
     @property
+    def tokenizer_files(self) -> tuple[str, ...]:
+        """Names of the sidecars that came from another directory than the reference's, as --tokenizer said."""
+        return tuple(name for name in _texts(self.facts.get("tokenizer_files")) if name in self.sidecars)
+
+    @property
     def mtp(self) -> str:
         """Where multi-token prediction comes from, as the merge was told; "" if it is not recorded."""
         mtp = self.facts["check"].get("mtp")
@@ -42,10 +53,23 @@ class PublishedReport:
         """Return the report of a merge that chose this."""
         return replace(self, facts={**self.facts, "check": {**self.facts["check"], "mtp": mtp}})
 
-    def changed(self, checked: Mapping[str, Any], sidecars: Iterable[str]) -> Json:
-        """Return what report.json says once metadata are written again. `checked` is what its "check" says anew."""
-        check = {**self.facts["check"], **checked}
-        return {**self.facts, "sidecars": list(sidecars), "check": check}
+    def changed(
+        self, checked: Mapping[str, Any], sidecars: Iterable[str], tokenizer_files: Iterable[str] = ()
+    ) -> Json:
+        """Return what report.json says once metadata are written again.
+
+        Args:
+            checked: What its "check" says anew.
+            sidecars: Names of all sidecars.
+            tokenizer_files: Names of those that --tokenizer gave.
+
+        Returns:
+            What the file holds.
+        """
+        new = {**self.facts, "sidecars": list(sidecars), "check": {**self.facts["check"], **checked}}
+        if tuple(tokenizer_files) != self.tokenizer_files:  # else older reports would change in this alone
+            new["tokenizer_files"] = list(tokenizer_files)
+        return new
 
 
 def read(path: Path) -> PublishedReport:

@@ -20,6 +20,7 @@ from typing import Any, TextIO
 from shardmerge.common import canonical_json, durable, places, plausible_sizes, regular_files
 from shardmerge.common.command.talk import say
 from shardmerge.common.errors import CorruptFileError, LockLostError
+from shardmerge.common.errors.output import COPY_OUTPUT
 from shardmerge.common.places import JOURNAL, NEXT
 from shardmerge.common.processes.owner import Owner
 
@@ -70,7 +71,9 @@ def interrupted(out: Path) -> tuple[str, ...]:
     return (INTERRUPTED.format(out=out),) if (places.records(out) / JOURNAL).is_file() else ()
 
 
-def replace(held: Lock, files: Mapping[str, bytes], gone: Sequence[str]) -> tuple[str, ...]:
+def replace(
+    held: Lock, files: Mapping[str, bytes], gone: Sequence[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Give an output these files, in this order, and delete `gone`. Call it inside `rewriting`.
 
     Args:
@@ -79,7 +82,7 @@ def replace(held: Lock, files: Mapping[str, bytes], gone: Sequence[str]) -> tupl
         gone: Names to delete, where they are there.
 
     Returns:
-        The names that changed, those that were deleted last.
+        The names of the files that changed or are new, and of those that were deleted.
 
     Raises:
         LockLostError: The lock was taken away.
@@ -95,7 +98,7 @@ def replace(held: Lock, files: Mapping[str, bytes], gone: Sequence[str]) -> tupl
         held.confirm()
         durable.write_file(places.records(out) / JOURNAL, canonical_json.encode(journal))
         _finish(held)
-    return (*changed, *deleted)
+    return tuple(changed), tuple(deleted)
 
 
 def _prepare(out: Path, files: Mapping[str, bytes]) -> None:
@@ -182,7 +185,7 @@ def _read(journal: Path, out: Path) -> tuple[list[str], list[str]]:
         )
         return _names(content["replace"]), _names(content["remove"])
     except (ValueError, KeyError, TypeError) as error:
-        raise CorruptFileError(str(journal), str(error)) from None
+        raise CorruptFileError(str(journal), str(error), do=COPY_OUTPUT) from None
 
 
 def _names(listed: Any) -> list[str]:

@@ -30,6 +30,7 @@ from shardmerge.common.processes.owner import Owner, State
 
 NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}  # a file system that cannot lock
 SOMEBODY = "another process"
+AWAY = "Move it away, and run the same command again."
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ class Lock:
         """Remove the records of owners that have ended. Call it once what they left unfinished was looked after."""
         for name in self.ended:
             with contextlib.suppress(FileNotFoundError):  # another part does the same
-                os.unlink(name, dir_fd=self.records)
+                _forget(self.folder, self.records, name)
 
 
 @contextlib.contextmanager
@@ -134,11 +135,11 @@ def _opened(folder: Path) -> int:
             file = os.open(path, how)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
-            raise CorruptFileError(str(path), "it is not a regular file, which a lock is") from None
+            raise CorruptFileError(str(path), "it is not a regular file, which a lock is", do=AWAY) from None
         raise
     if not stat.S_ISREG(os.fstat(file).st_mode):
         os.close(file)
-        raise CorruptFileError(str(path), "it is not a regular file, which a lock is")
+        raise CorruptFileError(str(path), "it is not a regular file, which a lock is", do=AWAY)
     return file
 
 
@@ -163,7 +164,7 @@ def _belong_like_folder(made: int, path: Path) -> None:
 def require_folder(path: Path) -> None:
     """Raise CorruptFileError if there is anything but a folder, such as a link that leads to one elsewhere."""
     if not stat.S_ISDIR(os.lstat(path).st_mode):
-        raise CorruptFileError(str(path), "it is not a folder of its own")
+        raise CorruptFileError(str(path), "it is not a folder of its own", do=AWAY)
 
 
 def _flocked(file: int, folder: Path, me: Owner) -> bool:
@@ -232,7 +233,7 @@ def _ended(
             continue
         state = _state(other, me, flock_works=flock_works)
         if break_lock and state is State.UNKNOWN and _excludes(me, other):
-            os.unlink(name, dir_fd=records)  # at once: its owner, if it still runs, must see that it is gone
+            _forget(folder, records, name)  # at once: its owner, if it still runs, must see that it is gone
         elif state is State.ENDED:
             ended.append(name)
         elif _excludes(me, other):
@@ -241,6 +242,15 @@ def _ended(
             continue
         say(talk, f"{folder} was left by {other}: finished shards are kept.")
     return tuple(ended)
+
+
+def _forget(folder: Path, records: int, name: str) -> None:
+    """Remove a record from the open folder of all records. Raises OSError, which names the whole path."""
+    try:
+        os.unlink(name, dir_fd=records)
+    except OSError as error:
+        error.filename = str(places.owners(folder) / name)
+        raise
 
 
 def _state(other: Owner, me: Owner, *, flock_works: bool) -> State:

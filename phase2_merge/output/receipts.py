@@ -14,6 +14,7 @@ import xxhash
 
 from shardmerge.common import canonical_json, durable, places
 from shardmerge.common.errors import CorruptFileError
+from shardmerge.common.errors.output import COPY_OUTPUT
 
 DIGEST = "xxh3_128"  # of everything else in a receipt
 
@@ -62,7 +63,7 @@ def read(out: Path, shard: str) -> Receipt | None:
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, AttributeError) as error:
-        raise CorruptFileError(str(path), str(error)) from None
+        raise CorruptFileError(str(path), str(error), do=COPY_OUTPUT) from None
 
 
 def digest(receipt: Receipt) -> str:

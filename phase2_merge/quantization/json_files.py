@@ -74,6 +74,15 @@ def quantization_config(hf: Json) -> Json:
     return declared | {"producer": hf["producer"], "quant_method": "modelopt"}
 
 
+def declared_again(hf: Json) -> Json:
+    """Return what a config.json that was lost declared beside this hf_quant_config.json, as a part of it.
+
+    Raises BadInputError for statements that cannot be read.
+    """
+    declaration.refuse_unreadable(hf["quantization"])
+    return {"quantization_config": quantization_config(hf)}
+
+
 def statements(hf: Json | None, declared: Json | None) -> Json:
     """Return what `--set quantization.KEY` corrects: what hf_quant_config.json says, or else config.json."""
     return dict(hf["quantization"]) if hf else dict(declared or {})

@@ -194,7 +194,7 @@ def _all(folder: Path) -> Iterator[tuple[Path, PartRecord]]:
         except FileNotFoundError:  # another part has just removed it
             continue
         except (ValueError, TypeError, AttributeError, KeyError) as error:
-            raise CorruptFileError(str(path), str(error)) from None
+            raise CorruptFileError(str(path), str(error), do="Remove it, and run its part again.") from None
 
 
 def _record(adoption: dict[str, Any], shards: dict[str, Any], **rest: Any) -> PartRecord:

@@ -73,7 +73,10 @@ def test_a_corrected_reference_gives_what_a_fresh_merge_gives(world: MakeWorld, 
     change(one.reference, rope_theta=5e6)
     (one.reference / "tokenizer.json").rename(one.reference / "vocab.json")
     report = metadata(one.out, hf_reference=one.reference)
-    assert report.changed == ("vocab.json", "config.json", ".shardmerge/report.json", "tokenizer.json")
+    assert report.changed == ("vocab.json", "config.json", ".shardmerge/report.json")
+    assert report.removed == ("tokenizer.json",)
+    said = report.text().partition(" in ")[0]
+    assert said == "Rewrote vocab.json, config.json, .shardmerge/report.json and removed tokenizer.json"
     assert config_of(one.out)["rope_theta"] == 5e6
     merge([one.dump], tmp_path / "new", hf_reference=one.reference, workers=1, max_shard_bytes=700)
     assert tree(one.out) == tree(tmp_path / "new")
@@ -211,6 +214,6 @@ def test_a_report_whose_sidecars_a_merge_never_copied_removes_nothing(world: Mak
     names = ["README.md", "config.json", ".shardmerge/ledger.parquet", "tokenizer.json"]
     path.write_text(json.dumps(json.loads(path.read_bytes()) | {"sidecars": names}))
     (one.reference / "tokenizer.json").unlink()
-    changed = metadata(one.out, hf_reference=one.reference).changed
-    assert changed == (".shardmerge/report.json", "tokenizer.json")
+    report = metadata(one.out, hf_reference=one.reference)
+    assert (report.changed, report.removed) == ((".shardmerge/report.json",), ("tokenizer.json",))
     assert (one.out / "README.md").read_text() == "mine"

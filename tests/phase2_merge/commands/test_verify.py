@@ -11,7 +11,7 @@ import pytest
 
 from shardmerge.common import errors as tree
 from shardmerge.common.errors import ProblemsFoundError, ShardmergeError
-from shardmerge.phase2_merge import inspect, verify
+from shardmerge.phase2_merge import diff, inspect, metadata, verify
 from tests.dumps import dumps
 from tests.dumps.dumps import Topology, dense_config
 from tests.dumps.worlds import MakeWorld
@@ -219,3 +219,35 @@ def test_an_index_that_names_no_file_of_its_folder(foreign: Path, file: str) -> 
 def test_records_that_were_damaged(merged: Path) -> None:
     (merged / ".shardmerge" / "ledger.parquet").write_bytes(b"PAR1")
     assert refusal(merged, tree.CorruptFileError, 4).path.endswith("ledger.parquet")
+
+
+@pytest.mark.parametrize("name", ["ledger.parquet", "plan.json", "report.json"])
+@pytest.mark.parametrize("command", [verify, metadata])
+def test_whoever_has_a_damaged_record_is_not_told_to_dump_again(
+    merged: Path, name: str, command: Callable[..., object]
+) -> None:
+    (merged / ".shardmerge" / name).write_bytes(b"[")
+    with pytest.raises(tree.CorruptFileError) as error:
+        command(merged)
+    assert error.value.do == "Copy the output again, with its folder .shardmerge, or merge again."
+
+
+@pytest.mark.parametrize(
+    "command", [verify, inspect, lambda out: diff(out, out)], ids=["verify", "inspect", "diff"]
+)
+def test_an_output_that_lost_its_index_is_told_what_writes_it_again(
+    merged: Path, command: Callable[..., object]
+) -> None:
+    index = (merged / INDEX).read_bytes()
+    (merged / INDEX).unlink()
+    with pytest.raises(tree.MissingRecordError) as error:
+        command(merged)
+    assert error.value.path == str(merged / INDEX)
+    assert f"`shardmerge metadata {merged}` writes it again" in error.value.message()
+    assert metadata(merged).changed == (INDEX,)
+    assert (merged / INDEX).read_bytes() == index
+
+
+def test_shards_without_records_are_not_told_of_metadata(foreign: Path) -> None:
+    (foreign / INDEX).unlink()
+    assert "holds neither" in refusal(foreign, tree.BadInputError, 2).what

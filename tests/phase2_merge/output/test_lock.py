@@ -248,3 +248,12 @@ def test_of_many_processes_at_once_one_publishes_and_the_others_are_refused(one:
     assert 0 in codes  # whoever came after it was published wrote its metadata again
     assert load(one.out) == one.model.tensors
     assert not (one.folder / "out.partial").exists()
+
+
+def test_what_cannot_be_removed_from_among_the_records_is_named_with_its_whole_path(one: World) -> None:
+    one.merge()
+    strange = one.out / ".shardmerge" / "owners" / "x"
+    strange.mkdir()
+    with pytest.raises(IsADirectoryError) as found:
+        metadata(one.out)
+    assert found.value.filename == str(strange)

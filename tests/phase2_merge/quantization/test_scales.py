@@ -14,13 +14,14 @@ import torch
 from shardmerge.common.errors import (
     CorruptFileError,
     DeclarationMismatchError,
+    MissingConfigError,
     MissingScaleError,
     ProblemsFoundError,
     ShardmergeError,
     StoredOtherwiseError,
     UndeclaredScaleError,
 )
-from shardmerge.phase2_merge import merge, verify
+from shardmerge.phase2_merge import merge, metadata, verify
 from tests.dumps.quantized_dumps import dump_quantized
 from tests.dumps.quantized_outputs import Tensors, bare_copy, change_declared, change_hf, exclude
 from tests.worlds.checkpoints import write_hf_checkpoint
@@ -83,6 +84,44 @@ def test_what_was_merged_is_sound_with_its_records_and_without(
 ) -> None:
     assert verify(merged(recipe)).warnings == ()
     assert verify(spoiled(recipe=recipe)).warnings == ()
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_lost_config_declares_again_what_the_other_file_does(
+    recipe: str, merged: Made, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(merged(recipe), out)
+    whole, reference = (out / "config.json").read_bytes(), merged(recipe).parent / "reference"
+    (out / "config.json").unlink()
+    if (out / "hf_quant_config.json").exists():
+        assert metadata(out, hf_reference=reference).changed == ("config.json",)
+        assert json.loads((out / "config.json").read_bytes()) == json.loads(whole)
+    else:  # nothing else says what it declared
+        with pytest.raises(MissingConfigError, match="it alone declared the quantization"):
+            metadata(out, hf_reference=reference)
+
+
+def test_a_corrected_quantization_outlives_edits_and_a_merge_again(merged: Made, tmp_path: Path) -> None:
+    out, made = tmp_path / "out", merged("NVFP4").parent
+    shutil.copytree(made / "out", out)
+    metadata(out, corrections=['quantization.exclude_modules+=["model.extra"]'])
+    told = (out / "hf_quant_config.json").read_bytes()
+    path = out / "config.json"
+    path.write_text(
+        json.dumps(json.loads(path.read_bytes()) | {"dtype": "float16", "torch_dtype": "float16"})
+    )
+    assert metadata(out).dropped == {}
+    assert json.loads(path.read_bytes())["dtype"] == "float16"
+    again = merge([made / "dump"], out, hf_reference=made / "reference", workers=1)
+    assert again.kept_corrections == ("quantization.exclude_modules",)
+    assert (out / "hf_quant_config.json").read_bytes() == told
+    assert verify(out).warnings == ()
+    change_hf(out, lambda said: said["exclude_modules"].remove("model.extra"))
+    change_declared(out, lambda said: said["ignore"].remove("model.extra"))
+    assert metadata(out).dropped.keys() == {"quantization.exclude_modules"}
+    assert verify(out).warnings == ()
+    assert b"model.extra" not in path.read_bytes() + (out / "hf_quant_config.json").read_bytes()
 
 
 # ---- scales ---------------------------------------------------------------------------------------------------
