@@ -94,6 +94,17 @@ def test_a_dump_whose_ranks_all_failed_is_a_dump(world: MakeWorld) -> None:
     assert "it recorded a failure: its disk broke. Dump this run again" in found.stderr
 
 
+def test_ranks_that_are_given_in_place_of_their_dump_name_the_dump(world: MakeWorld) -> None:
+    one = world(Topology(tp=2)).write()
+    for given in ([one.rank(0), one.rank(1)], [one.dump, one.rank(1)]):
+        found = run("check", *given, "--hf-reference", one.reference)
+        rank = next(path for path in given if path != one.dump)
+        assert (found.exit_code, found.stderr) == (
+            2,
+            f"Error: {rank} is one rank, not a dump. Give {one.dump}.\n",
+        )
+
+
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
 def test_a_pointer_of_git_lfs_is_called_that(world: MakeWorld, name: str) -> None:
     one = world().write()
@@ -285,6 +296,15 @@ def test_what_takes_no_output_is_an_error_and_no_traceback(
     assert says in found.stderr
     assert "Traceback" not in found.stderr
     assert "Exception ignored" not in found.stderr
+
+
+def test_files_that_are_asked_for_may_have_names_of_any_bytes(world: MakeWorld) -> None:
+    one = world().write()
+    page, report = (one.folder / os.fsdecode(name) for name in (b"pa\xffge.html", b"re\xffport.json"))
+    found = shell(r"shardmerge inspect dump --html $'pa\xffge.html' --report $'re\xffport.json' --json", one)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert json.loads(report.read_bytes()) == json.loads(found.stdout)
+    assert page.read_text().startswith("<!doctype html>")
 
 
 def test_a_merge_whose_log_is_on_a_full_disk_publishes(world: MakeWorld) -> None:
