@@ -82,6 +82,20 @@ def test_what_cannot_be_meant_is_refused_in_a_sentence(
     assert {path.name for path in one.dump.iterdir()} == {"rank-00000"}
 
 
+@pytest.mark.parametrize("report", ["page", "./page", "folder/../page", "link"])
+def test_a_file_that_two_options_name_is_refused_before_it_is_written(world: MakeWorld, report: str) -> None:
+    one = world().write()
+    (one.folder / "folder").mkdir()
+    (one.folder / "link").symlink_to("page")
+    for there in (False, True):
+        found = shell(f"shardmerge inspect dump --html page --report {report}", one)
+        assert (found.returncode, found.stdout) == (2, "")
+        assert f"Invalid value for --report: {Path(report)} is what '--html' names, too." in found.stderr
+        assert (one.folder / "page").exists() is there
+        (one.folder / "page").write_text("mine")
+    assert (one.folder / "page").read_text() == "mine"
+
+
 def test_a_dump_whose_ranks_all_failed_is_a_dump(world: MakeWorld) -> None:
     """A disk of one node, on which nothing but the record of a failure is left."""
     one = world(Topology(tp=2)).write()
