@@ -212,11 +212,16 @@ class MergeReport:
         return f"{', '.join(parts)}{f'; {stages}' if stages else ''}."
 
     def _rewritten(self) -> str:
-        what = f"rewrote {', '.join(self.rewritten)}" if self.rewritten else "nothing to change"
-        return (
-            f"{self.out} was published before from this dump: {what}; no shard was touched. "
-            "Sizes and headers of all shards are as planned; their bytes were NOT read."
-        )
+        names = ", ".join(self.rewritten or ())
+        if self.dry_run:
+            what = f"Would rewrite {names}" if names else "Would change nothing"
+            done = (
+                f"{what} in {self.out}, which was published before from this dump; no shard would be touched."
+            )
+        else:
+            what = f"rewrote {names}" if names else "nothing to change"
+            done = f"{self.out} was published before from this dump: {what}; no shard was touched."
+        return f"{done} Sizes and headers of all shards are as planned; their bytes were NOT read."
 
 
 def check_report(proof: Proof, verification: Verification, beside: Mapping[str, bytes]) -> CheckReport:
