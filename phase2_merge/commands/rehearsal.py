@@ -75,9 +75,10 @@ def rewritten(
     """
     for warning in journal.interrupted(out):
         say(talk, f"Warning: {warning}")
+    before = published.read_plan(out)
+    if before.facts != plan.facts():
+        raise OutputExistsError(str(out), _difference(before, plan.facts()))
     records = published.read(out)
-    if records.plan.facts != plan.facts():
-        raise OutputExistsError(str(out), _difference(records.plan, plan.facts()))
     final_proof.require(plan, out)
     records = replace(records, report=records.report.choosing(proof.mtp))
     present = _read(out, proof.reference.path, beside)
