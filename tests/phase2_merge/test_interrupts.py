@@ -39,10 +39,10 @@ def start(folder: Path, first: str, *words: object) -> subprocess.Popen[str]:
     """The command in a group of processes of its own, all of which run `first` before anything else."""
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(first)
-    places = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+    places = f"{folder}:{os.environ.get('PYTHONPATH', folder)}"
     return subprocess.Popen(
         [sys.executable, "-m", "shardmerge", *map(str, words)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(places)},
+        env=os.environ | {"PYTHONPATH": places},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
