@@ -107,9 +107,13 @@ def new_token() -> str:
 
 
 def temporary(path: Path) -> Path:
-    """Return what a file is called while it is being written: a name that no other process has, on any host."""
-    end = f".{new_token()}.tmp"
-    begin = f".{path.name}".encode()[: NAME_BYTES - len(end)].decode(errors="ignore")
+    """Return what a file is called while it is being written: a name that no other process has, on any host.
+
+    A long name is cut between characters, so that it stays a name; one that is not UTF-8 keeps its bytes.
+    """
+    begin, end = f".{path.name}", f".{new_token()}.tmp"
+    while len(os.fsencode(begin)) > NAME_BYTES - len(end):
+        begin = begin[:-1]
     return path.with_name(begin + end)
 
 

@@ -129,7 +129,7 @@ def check(dumps: tuple[Path, ...], **options: Any) -> Outcome:
 )
 @click.option("--finalize", is_flag=True, help="Publish what all parts wrote.")
 @TOKENIZER
-@click.option("--dry-run", is_flag=True, help="Prove and plan, show the plan, write nothing.")
+@click.option("--dry-run", is_flag=True, help="Prove, plan, end as the merge would, and write nothing.")
 @BREAK_LOCK
 @reported
 def merge(

@@ -5,7 +5,9 @@ Decides which table a config.json gets. What the tables say is decided in `famil
 
 from __future__ import annotations
 
+import json
 from collections.abc import Container
+from typing import Any
 
 from ..errors import BadInputError, UnsupportedArchitectureError
 from . import own
@@ -141,10 +143,7 @@ def table_of(config: Config, table: Architecture | None = None) -> Architecture:
     """
     name = architecture_of(config)
     if name is None:
-        raise BadInputError(
-            'config.json has no "architectures"',
-            'Add it, for example "architectures": ["Qwen3MoeForCausalLM"].',
-        )
+        raise _without_architecture(config.get("architectures"))
     if table is not None:
         if name not in (table.name, *table.aliases):
             raise BadInputError(
@@ -157,6 +156,18 @@ def table_of(config: Config, table: Architecture | None = None) -> Architecture:
         supported = tuple(sorted({*ARCHITECTURES, *own.installed_names()}))
         raise UnsupportedArchitectureError(name, supported, reason_of(name))
     return found
+
+
+def _without_architecture(said: Any) -> BadInputError:
+    """Return the error for a config.json that names no architecture. `said` is what it says under "architectures"."""
+    if isinstance(said, str):
+        return BadInputError(
+            f'config.json has "architectures": {json.dumps(said):.60}, which must be a list',
+            f'Write "architectures": [{json.dumps(said):.60}].',
+        )
+    return BadInputError(
+        'config.json has no "architectures"', 'Add it, for example "architectures": ["Qwen3MoeForCausalLM"].'
+    )
 
 
 def architecture_of(config: Config) -> str | None:

@@ -15,7 +15,9 @@ def common_dimensions(config: Config) -> dict[str, int]:
     """Return the dimensions that every decoder has. `q` and `kv` are rows of the projections."""
     heads = integer(config, "num_attention_heads")
     groups = integer(config, "num_key_value_heads", heads)
-    head_dim = integer(config, "head_dim", 0) or integer(config, "hidden_size") // heads
+    head_dim = integer(config, "head_dim", 0) or integer(config, "hidden_size") // divisor(
+        config, "num_attention_heads"
+    )
     return {
         "num_layers": config["num_hidden_layers"],
         "num_experts": 0,
@@ -47,6 +49,27 @@ def integer(config: Config, name: str, otherwise: int | None = None) -> int:
     """
     value = config[name] if otherwise is None else config.get(name) or otherwise
     if type(value) is not int:
+        raise ValueError(f"{name} = {value!r:.40}")
+    return value
+
+
+def divisor(config: Config, name: str, otherwise: int | None = None) -> int:
+    """Return a number of config.json that others are divided by.
+
+    Args:
+        config: What config.json holds.
+        name: The key.
+        otherwise: What a key that is absent stands for. None: it must be there.
+
+    Returns:
+        The number.
+
+    Raises:
+        KeyError: It is not there.
+        ValueError: It is not an integer, or 0.
+    """
+    value = config[name] if otherwise is None else config.get(name, otherwise)
+    if type(value) is not int or value == 0:
         raise ValueError(f"{name} = {value!r:.40}")
     return value
 

@@ -101,6 +101,7 @@ def reported(
     def command(*, as_json: bool, report: Path | None, quiet: bool, **options: Any) -> None:
         if report is not None:
             refuse_unwritable(report, "--report")
+            _refuse_file_of_another_option(report)
         click.get_current_context().meta[QUIET] = quiet
         end = _identified(_run(lambda: run(**options)))
         wrong = list(_errors_of_printing(end, as_json=as_json, quiet=quiet))
@@ -143,6 +144,18 @@ def refuse_unwritable(file: Path, option: str) -> None:
     else:
         return
     raise click.BadParameter(reason, param_hint=option)
+
+
+def _refuse_file_of_another_option(report: Path) -> None:
+    """Raise click.BadParameter if another option names the file of --report: one of both would be lost."""
+    context, real = click.get_current_context(), os.path.realpath(report)
+    if os.path.exists(real) and not os.path.isfile(real):
+        return  # a device or a FIFO takes both
+    for option in context.command.params:
+        file = context.params[option.name or ""]
+        if option.name != "report" and isinstance(file, Path) and os.path.realpath(file) == real:
+            reason = f"{printable.one_line(str(report))} is what {option.get_error_hint(context)} names, too."
+            raise click.BadParameter(reason, param_hint="--report")
 
 
 def _errors_of_printing(end: End, *, as_json: bool, quiet: bool) -> Iterator[OSError]:

@@ -2,7 +2,8 @@
 
 A spawned worker takes a quarter of a second to import what it needs; a fork of a process that has it takes none. They
 need nothing of the program that calls us, and do not import its main module, as multiprocessing would have them do:
-a script may call `merge` at its top level.
+a script may call `merge` at its top level. Ctrl-C and SIGTERM wait while a worker is started: one that the server was
+asked for, and that nobody knows yet, could not be ended, and would find the pool gone.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import forkserver, resource_tracker
@@ -20,6 +22,7 @@ from multiprocessing.context import (
     SpawnContext,
     SpawnProcess,
 )
+from types import FrameType
 
 PRELOADED = ["shardmerge.phase2_merge.assembly.workers", "shardmerge.common.command.group"]
 
@@ -28,7 +31,7 @@ class ForkedWorker(ForkServerProcess):
     """A process that the server forks."""
 
     def start(self) -> None:
-        with _main_without_a_place():
+        with _uninterrupted(), _main_without_a_place():
             super().start()
 
 
@@ -36,7 +39,7 @@ class SpawnedWorker(SpawnProcess):
     """A process that is spawned where there can be no server."""
 
     def start(self) -> None:
-        with _main_without_a_place():
+        with _uninterrupted(), _main_without_a_place():
             super().start()
 
 
@@ -62,6 +65,32 @@ def _main_without_a_place() -> Iterator[None]:
         yield
     finally:
         main.update(kept)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let Ctrl-C or SIGTERM wait for the end of the block, where Python handles them. A second one does not wait."""
+    if threading.current_thread() is not threading.main_thread():  # no handler runs here
+        yield
+        return
+    found = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {one: handler for one, handler in found.items() if callable(handler)}
+    came: list[int] = []
+
+    def wait(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        if len(came) > 1:
+            handlers[signal.Signals(number)](number, frame)
+
+    try:
+        for one in handlers:
+            signal.signal(one, wait)
+        yield
+    finally:
+        for one, handler in handlers.items():
+            signal.signal(one, handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 def default_workers() -> int:

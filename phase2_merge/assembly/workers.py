@@ -134,6 +134,9 @@ def pool(workers: int) -> Iterator[Executor]:
         return
     others = set(multiprocessing.active_children())
     executor = ProcessPoolExecutor(workers, fork_server.start(), follow_parent)
+    _held = dict(
+        vars(executor)
+    )  # queues and locks, which a worker opens by name when it starts: after a shutdown too
     try:
         yield executor
         executor.shutdown()

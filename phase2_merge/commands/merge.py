@@ -24,7 +24,7 @@ from ..hf_files import config_json, index_json, sidecars
 from ..ledger import parquet
 from ..options import ADOPT, Asked, Uncalibrated, refuse_nested
 from ..output.lock import Lock
-from ..output.publish import building, commit, is_taken
+from ..output.publish import building, commit, is_taken, refuse_existing, refuse_foreign
 from ..proof import given
 from ..proof.prove import Proof, prove
 from ..quantization import json_files
@@ -34,6 +34,7 @@ from ..shards.assembly_options import AssemblyOptions
 from ..shards.final_proof import Reread
 from ..shards.plan import MAX_SHARD_BYTES, Plan, plan_shards
 from ..shards.run import Written
+from . import rehearsal
 from .metadata import Republished, refuse_other, republish
 from .report import MergeReport, Stages, Verification, check_report, finished, merge_report
 from .rewritten_files import final_config
@@ -80,7 +81,8 @@ def merge(
         layout: "adopt", or "canonical" to assemble all tensors in the order of layers.
         workers: Processes that assemble, by default one per core. They do not import the main module of the caller.
         finalize: Publish what `merge_part` wrote, all parts of it.
-        dry_run: Prove (without reading bytes) and plan only.
+        dry_run: Prove (without reading bytes), plan, and look at what is there; write nothing, and end as the merge
+            would.
         break_lock: Take the lock of the output from commands on other hosts, which are known to have ended.
         executor: Used instead of a pool of our own, and left running.
         staging_bytes: Memory for data, in bytes, per worker.
@@ -109,15 +111,16 @@ def merge(
         tokenizer_files=sidecars.tokenizer_names(Path(tokenizer)) if tokenizer else (),
     )
     stages.end("proof")
-    if not exists and not finalize:
-        report = _with_room(report, plan, out, talk)
-    if dry_run:
-        return finished(report, stages)
+    if not exists:
+        report = _prepared(report, plan, out, options, finalize=finalize)
     if exists:
+        files = report.tokenizer_files
         again = republish(
-            out, plan, proof, asked, beside, report.tokenizer_files, talk, break_lock=break_lock
+            out, plan, proof, asked, beside, files, talk, break_lock=break_lock, dry_run=dry_run
         )
         return finished(_rewritten(report, proof, again), stages)
+    if dry_run:
+        return finished(report, stages)
     me = owner.here("a merge" if not finalize else "a merge with --finalize")
     with building(out, me, talk, break_lock=break_lock) as held:
         written = (_gather if finalize else _write)(plan, held, options, stages)
@@ -186,6 +189,23 @@ def _prove(plan: Plan, folder: Path, written: Written, options: AssemblyOptions)
     if proven.wrong:
         raise ShardsChangedError(str(folder), proven.wrong, published=False)
     return proven.reread
+
+
+def _prepared(
+    report: MergeReport, plan: Plan, out: Path, options: AssemblyOptions, *, finalize: bool
+) -> MergeReport:
+    """Look at OUT.partial before anything is made there. Returns the report, with the room that is needed.
+
+    Raises OutputExistsError, MissingPartsError, NoRoomError.
+    """
+    partial = places.partial(out)
+    refuse_foreign(partial)
+    if finalize and not places.receipts(partial).exists():
+        refuse_existing(out)  # another merge may have published it while the dump was proved
+        parts.require(plan, ())  # no part was ever begun
+    if report.dry_run:
+        rehearsal.require_ready(plan, partial, options, finalize=finalize)
+    return report if finalize else _with_room(report, plan, out, options.talk)
 
 
 def _with_room(report: MergeReport, plan: Plan, out: Path, talk: TextIO | None) -> MergeReport:

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeAlias
 
 from shardmerge.common import canonical_json, places, plausible_sizes, regular_files
 from shardmerge.common import reference as references
 from shardmerge.common.architectures import Architecture, own
+from shardmerge.common.command.talk import say
 from shardmerge.common.errors import (
     BadInputError,
     CorruptFileError,
@@ -37,7 +39,6 @@ from ..ledger import published
 from ..ledger.published import PublishedPlan, PublishedRecords
 from ..options import ALLOW_CONFIG, Asked, refuse_unknown
 from ..output import journal
-from ..output.lock import Lock
 from ..proof.prove import Proof
 from ..quantization import declaration, json_files
 from ..shards import final_proof
@@ -52,6 +53,8 @@ WRITE_CONFIG = (
 MERGE_ELSEWHERE = (
     "Copy the one that was published with {}, or merge into another OUT: it alone declared the quantization."
 )
+# `journal.replace` or `journal.changes`, of one output: which files changed, or would, and which were deleted
+Put: TypeAlias = Callable[[Mapping[str, bytes], Sequence[str]], tuple[Sequence[str], Sequence[str]]]
 STATEMENTS = ("quant_algo", "kv_cache_quant_algo", "exclude_modules")  # what a merge always writes
 
 
@@ -160,7 +163,7 @@ def metadata(
             files = sidecars.tokenizer_names(elsewhere) if elsewhere else ()
             beside = _beside(out, records, reference, elsewhere)
             present = replace(present, sidecars=beside, tokenizer_files=files)
-        return _rewrite(held, records, present, stay, given, allow, own_table)
+        return _rewrite(out, partial(journal.replace, held), records, present, stay, given, allow, own_table)
 
 
 def _beside(
@@ -188,6 +191,7 @@ def republish(
     talk: TextIO | None,
     *,
     break_lock: bool = False,
+    dry_run: bool = False,
 ) -> Republished:
     """Write the metadata again for a merge whose output was published before, from the same dump in the same shards.
 
@@ -203,32 +207,52 @@ def republish(
         tokenizer_files: Names of the files of that tokenizer, none if it was given none.
         talk: Where to say what others left.
         break_lock: Take the lock of `out` from commands on other hosts.
+        dry_run: Find out all the same, and write nothing. No lock is taken: who writes just now may have ended when
+            the merge is run.
 
     Returns:
-        What was written again, and what stayed.
+        What was written again, or would be, and what stayed.
 
     Raises:
         OutputExistsError: `out` is anything else.
         ShardsChangedError: Its shards are not all there, or have other sizes or headers.
         ShardmergeError, OSError: As for `metadata`.
     """
+    if dry_run:
+        for warning in journal.interrupted(out):
+            say(talk, f"Warning: {warning}")
+        return _again(out, partial(journal.changes, out), plan, proof, asked, beside, tokenizer_files)
     me = owner.here("a merge into what was published before")
     with journal.rewriting(out, me, talk, lambda: refuse_other(out), break_lock=break_lock) as held:
-        records = published.read(out)
-        if records.plan.facts != plan.facts():
-            raise OutputExistsError(str(out), _difference(records.plan, plan.facts()))
-        final_proof.require(plan, out)
-        records = replace(records, report=records.report.choosing(proof.mtp))
-        kept = {} if tokenizer_files else _kept(out, records.report.tokenizer_files)
-        if kept:
-            beside = {name: data for name, data in beside.items() if not places.is_of_tokenizer(name)} | kept
-        present = _read(out, records, proof.reference.path)
-        present = replace(present, sidecars=beside, tokenizer_files=tokenizer_files or tuple(kept))
-        earlier = record.replayed(records.report.corrections)
-        given = parse(asked.corrections, asked.new_corrections)
-        table = proof.blueprint.architecture
-        rewritten = _rewrite(held, records, present, earlier, given, asked.allow, table)
-        return Republished(rewritten, beside, tuple(kept))
+        return _again(out, partial(journal.replace, held), plan, proof, asked, beside, tokenizer_files)
+
+
+def _again(
+    out: Path,
+    put: Put,
+    plan: Plan,
+    proof: Proof,
+    asked: Asked,
+    beside: Mapping[str, bytes],
+    tokenizer_files: tuple[str, ...],
+) -> Republished:
+    """Decide what `republish` writes, and put it there, or find out what that would change."""
+    before = published.read_plan(out)
+    if before.facts != plan.facts():
+        raise OutputExistsError(str(out), _difference(before, plan.facts()))
+    records = published.read(out)
+    final_proof.require(plan, out)
+    records = replace(records, report=records.report.choosing(proof.mtp))
+    kept = {} if tokenizer_files else _kept(out, records.report.tokenizer_files)
+    if kept:
+        beside = {name: data for name, data in beside.items() if not places.is_of_tokenizer(name)} | kept
+    present = _read(out, records, proof.reference.path)
+    present = replace(present, sidecars=beside, tokenizer_files=tokenizer_files or tuple(kept))
+    earlier = record.replayed(records.report.corrections)
+    given = parse(asked.corrections, asked.new_corrections)
+    table = proof.blueprint.architecture
+    rewritten = _rewrite(out, put, records, present, earlier, given, asked.allow, table)
+    return Republished(rewritten, beside, tuple(kept))
 
 
 def published_plan(out: Path) -> dict[str, Any]:
@@ -252,7 +276,8 @@ def _require_output(out: Path) -> None:
 
 
 def _rewrite(
-    held: Lock,
+    out: Path,
+    put: Put,
     records: PublishedRecords,
     present: JsonFiles,
     changes: tuple[Change, ...],
@@ -260,16 +285,16 @@ def _rewrite(
     allow: Collection[str],
     table: Architecture | None,
 ) -> MetadataReport:
-    """Decide, replace."""
-    started, out = time.monotonic(), held.folder
+    """Decide, and put the files there."""
+    started = time.monotonic()
     decided = decide(records, present, changes, given, allow, table)
-    changed, removed = journal.replace(held, decided.files, decided.gone)
+    changed, removed = put(decided.files, decided.gone)
     return MetadataReport(
         out=str(out),
         num_tensors=len(records.names),
         num_shards=len(records.plan.shards),
-        changed=changed,
-        removed=removed,
+        changed=tuple(changed),
+        removed=tuple(removed),
         corrections=decided.corrections,
         dropped=decided.dropped,
         warnings=(*decided.warnings, *_of_tokenizer(present, records)),

@@ -219,9 +219,10 @@ class MergeReport:
 
     def _rewritten(self) -> list[str]:
         """Return lines about what was written again, and about what earlier commands had said."""
-        what = what_changed(self.rewritten or (), self.removed)
+        what = what_changed(self.rewritten or (), self.removed, dry_run=self.dry_run)
+        untouched = "no shard would be touched" if self.dry_run else "no shard was touched"
         first = (
-            f"{self.out} was published before from this dump: {what}; no shard was touched. "
+            f"{self.out} was published before from this dump: {what}; {untouched}. "
             "Sizes and headers of all shards are as planned; their bytes were NOT read."
         )
         lines = [first]
@@ -345,11 +346,21 @@ def finished(report: MergeReport, stages: Stages) -> MergeReport:
     return replace(report, seconds=stages.seconds, stages=dict(stages.ended))
 
 
-def what_changed(rewritten: Sequence[str], removed: Sequence[str]) -> str:
-    """Return in words which files of an output were written again and removed."""
-    parts = [f"rewrote {', '.join(rewritten)}"] if rewritten else []
-    parts += [f"removed {', '.join(removed)}"] if removed else []
-    return " and ".join(parts) or "nothing to change"
+def what_changed(rewritten: Sequence[str], removed: Sequence[str], *, dry_run: bool = False) -> str:
+    """Say which files of an output were written again and removed, or would be.
+
+    Args:
+        rewritten: names of the former.
+        removed: names of the latter.
+        dry_run: whether nothing was written.
+
+    Returns:
+        A clause without a full stop.
+    """
+    wrote, took = ("would rewrite", "would remove") if dry_run else ("rewrote", "removed")
+    parts = [f"{wrote} {', '.join(rewritten)}"] if rewritten else []
+    parts += [f"{took} {', '.join(removed)}"] if removed else []
+    return " and ".join(parts) or ("would change nothing" if dry_run else "nothing to change")
 
 
 def warning_lines(warnings: Sequence[str]) -> list[str]:

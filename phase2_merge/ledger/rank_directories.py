@@ -44,14 +44,17 @@ def discover(dumps: Sequence[Path]) -> RankDirectories:
             complete.setdefault(int(rank[1]), []).append(entry)
         elif rank := RANK_FAILED.fullmatch(entry.name):
             failures[int(rank[1])] = reason(entry)
+    others = [dump for dump, entries in by_dump.items() if not any(_is_of_rank(one.name) for one in entries)]
+    _refuse_ranks(others)
     if not complete:
         raise BadInputError(
             f"no rank-NNNNN/{MANIFEST} in {_listed(dumps)}{_first_failure(failures)}",
             "Give what a dump wrote.",
         )
-    for dump, entries in by_dump.items():
-        if not any(_is_of_rank(entry.name) for entry in entries):
-            raise BadInputError(f"{dump} holds no rank of a dump", "Leave it out, or give what a dump wrote.")
+    if others:
+        raise BadInputError(
+            f"{others[0]} holds no rank of a dump", "Leave it out, or give what a dump wrote."
+        )
     return RankDirectories({rank: tuple(complete[rank]) for rank in sorted(complete)}, failures)
 
 
@@ -66,6 +69,14 @@ def _entries(dumps: Sequence[Path]) -> dict[Path, list[Path]]:
     return {dump: sorted(resolved.iterdir()) for resolved, dump in unique.items()}
 
 
+def _refuse_ranks(folders: Sequence[Path]) -> None:
+    """Raise BadInputError if the folder of a rank was given in place of its dump."""
+    ranks = [path for path in folders if RANK.fullmatch(path.resolve().name) and (path / MANIFEST).exists()]
+    if ranks:
+        dumps = dict.fromkeys(path.resolve().parent for path in ranks)
+        raise BadInputError(f"{ranks[0]} is one rank, not a dump", f"Give {' '.join(map(str, dumps))}.")
+
+
 def _is_of_rank(name: str) -> bool:
     """Whether a file or folder of this name says that a rank was written, failed, or is being written."""
     return any(pattern.fullmatch(name) for pattern in (RANK, RANK_FAILED, RANK_PARTIAL))
@@ -78,8 +89,15 @@ def _is_complete(rank: Path) -> bool:
     except CorruptFileError as error:
         if not rank.is_symlink():
             raise
-        do = f"Give {rank.resolve().parent} as a further DUMP."
-        raise CorruptFileError(str(rank), error.reason, do=do) from None
+        raise CorruptFileError(str(rank), error.reason, do=_instead_of_a_link(rank)) from None
+
+
+def _instead_of_a_link(rank: Path) -> str:
+    """Return what to do about a rank that is a link out of its dump."""
+    target = rank.resolve()
+    if target.name == rank.name:
+        return f"Remove the link, and give {target.parent} as a further DUMP."
+    return f"Put the folder itself in place of the link, called {rank.name}."
 
 
 def reason(path: Path) -> str:

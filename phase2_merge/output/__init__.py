@@ -51,6 +51,6 @@ changed nothing: the next `metadata` or `merge` forgets what was prepared. In 2 
 files may be old and some new: the next `metadata` or `merge` does what is left to do. In 5 everything is new. A full
 disk, or any other OSError, leaves the same as being killed there.
 
-`check`, `verify`, `inspect` and `diff` change nothing, take no lock and finish no journal. `verify` and `inspect` say
-that there is one.
+`check`, `verify`, `inspect`, `diff` and `merge --dry-run` change nothing, take no lock and finish no journal. `verify`,
+`inspect` and the dry run say that there is one.
 """

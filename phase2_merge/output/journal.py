@@ -88,10 +88,8 @@ def replace(
         LockLostError: The lock was taken away.
         OSError: Some file could not be written. If the journal was, the next command finishes it.
     """
-    assert all(map(_is_rewritten, (*files, *gone)))
     out = held.folder
-    changed = [name for name, data in files.items() if not _holds(out / name, data, out)]
-    deleted = [name for name in gone if (out / name).is_file()]
+    changed, deleted = changes(out, files, gone)
     if changed or deleted:
         _prepare(out, {name: files[name] for name in changed})
         journal = {"schema_version": 1, "replace": changed, "remove": deleted}
@@ -99,6 +97,26 @@ def replace(
         durable.write_file(places.records(out) / JOURNAL, canonical_json.encode(journal))
         _finish(held)
     return tuple(changed), tuple(deleted)
+
+
+def changes(out: Path, files: Mapping[str, bytes], gone: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Find what `replace` would change.
+
+    Args:
+        out: The output.
+        files: As for `replace`.
+        gone: Likewise.
+
+    Returns:
+        The names of the files that do not hold their bytes yet, and of those that are there to be deleted.
+
+    Raises:
+        CorruptFileError: Something else is in place of a file.
+        OSError: A file cannot be read.
+    """
+    assert all(map(_is_rewritten, (*files, *gone)))
+    changed = [name for name, data in files.items() if not _holds(out / name, data, out)]
+    return changed, [name for name in gone if (out / name).is_file()]
 
 
 def _prepare(out: Path, files: Mapping[str, bytes]) -> None:

@@ -56,6 +56,12 @@ def refuse_existing(out: Path) -> None:
         raise OutputExistsError(str(out))
 
 
+def refuse_foreign(partial: Path) -> None:
+    """Raise OutputExistsError if OUT.partial is there, and is not what a merge makes."""
+    if os.path.lexists(partial) and not _ours(partial):
+        raise OutputExistsError(str(partial), "it exists, and no merge of shardmerge made it")
+
+
 @contextlib.contextmanager
 def building(out: Path, me: Owner, talk: TextIO | None, *, break_lock: bool = False) -> Iterator[Lock]:
     """Hold OUT.partial, which is made if need be. It stays, however the block ends, unless it was published.
@@ -80,7 +86,9 @@ def building(out: Path, me: Owner, talk: TextIO | None, *, break_lock: bool = Fa
         lock.held(partial, me, talk, prepare=lambda: _make(partial, out), break_lock=break_lock) as held,
     ):
         refuse_existing(out)  # another merge may have published it while we asked for the lock
-        _refuse_published(held)
+        refuse_published(partial)
+        if os.path.lexists(places.commit(partial)):
+            _take_back(partial)
         held.forget_ended()
         places.receipts(partial).mkdir(exist_ok=True)
         lock.require_folder(places.receipts(partial))
@@ -169,8 +177,7 @@ def _after_the_rename(out: Path) -> Iterator[str]:
 def _make(partial: Path, out: Path) -> None:
     """Make OUT.partial and its folder of records. Raises BadInputError, OutputExistsError, OSError."""
     refuse_existing(out)
-    if os.path.lexists(partial) and not _ours(partial):
-        raise OutputExistsError(str(partial), "it exists, and no merge of shardmerge made it")
+    refuse_foreign(partial)
     durable.make_folder(partial.parent)
     partial.mkdir(exist_ok=True)
     with contextlib.suppress(FileNotFoundError):  # it was renamed just now; `lock` then calls this again
@@ -184,18 +191,14 @@ def _ours(partial: Path) -> bool:
     return places.records(partial).is_dir() or not any(partial.iterdir())
 
 
-def _refuse_published(held: Lock) -> None:
-    """Raise OutputExistsError for a published checkpoint that is called OUT.partial. Call it under its lock.
+def refuse_published(partial: Path) -> None:
+    """Raise OutputExistsError for a published checkpoint that is called OUT.partial.
 
     One whose merge was killed between commit record and rename is not published: its mark is still there, which a
     published one keeps only if its merge was killed right after the rename, and until it is written again.
     """
-    if os.path.lexists(places.commit(held.folder)):
-        if not os.path.lexists(places.renaming(held.folder)):
-            raise OutputExistsError(
-                str(held.folder), "it is a checkpoint that was published, not an unfinished one"
-            )
-        _take_back(held.folder)
+    if os.path.lexists(places.commit(partial)) and not os.path.lexists(places.renaming(partial)):
+        raise OutputExistsError(str(partial), "it is a checkpoint that was published, not an unfinished one")
 
 
 def _take_back(partial: Path) -> None:

@@ -43,7 +43,7 @@ def clear(held: Lock, plan: Plan, *, keep_parts: bool = False) -> None:
         OSError: A file cannot be removed.
     """
     folder = held.folder
-    _refuse_foreign(folder)
+    refuse_foreign_shards(folder)
     held.confirm()
     stay = {shard.name for shard in plan.shards}
     receipts_stay = {places.receipt(folder, shard.name).name for shard in plan.assembled}
@@ -74,7 +74,8 @@ def forget(held: Lock, shards: Iterable[Assembled]) -> None:
         durable.sync_folder(places.receipts(folder))
 
 
-def _refuse_foreign(folder: Path) -> None:
+def refuse_foreign_shards(folder: Path) -> None:
+    """Raise OutputExistsError if a folder holds weights that no merge calls so."""
     for path in sorted(folder.glob(places.SHARDS)):
         if places.SHARD.fullmatch(path.name) is None:
             raise OutputExistsError(str(folder), f"it holds {path.name}, which no merge of shardmerge made")

@@ -86,7 +86,7 @@ def test_tied_embeddings_have_no_head() -> None:
 def test_experts_may_be_counted_as_transformers_5_saves_it() -> None:
     saved = {key: value for key, value in CONFIG.items() if key != "num_experts"} | {"num_local_experts": 3}
     assert list(blueprint(saved).tensors()) == list(blueprint(CONFIG).tensors())
-    with pytest.raises(BadInputError, match="contradicts num_local_experts and num_experts"):
+    with pytest.raises(BadInputError, match="contradicts num_experts and num_local_experts"):
         blueprint(CONFIG | {"num_local_experts": 4})
 
 
@@ -96,10 +96,37 @@ def test_an_architecture_without_a_table_lists_those_there_are() -> None:
     assert (error.value.supported, error.value.reason) == (tuple(sorted(ARCHITECTURES)), "")
 
 
-@pytest.mark.parametrize("config", [{}, {"architectures": []}, {"architectures": "Qwen3ForCausalLM"}])
+@pytest.mark.parametrize("config", [{}, {"architectures": []}, {"architectures": None}])
 def test_a_config_that_names_no_architecture_is_refused(config: dict[str, Any]) -> None:
     with pytest.raises(BadInputError, match='no "architectures"'):
         blueprint(config)
+
+
+def test_an_architecture_that_is_no_list_is_refused_and_the_message_writes_the_list() -> None:
+    with pytest.raises(BadInputError) as refused:
+        blueprint({"architectures": "Qwen3ForCausalLM"})
+    assert refused.value.message() == (
+        'config.json has "architectures": "Qwen3ForCausalLM", which must be a list. '
+        'Write "architectures": ["Qwen3ForCausalLM"].'
+    )
+
+
+def test_experts_that_are_not_counted_are_asked_for_as_published() -> None:
+    with pytest.raises(BadInputError, match="lacks or contradicts 'num_experts'"):
+        blueprint({key: value for key, value in CONFIG.items() if key != "num_experts"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"decoder_sparse_step": 0}, "decoder_sparse_step = 0"),
+        ({"decoder_sparse_step": None}, "decoder_sparse_step = None"),
+        ({"num_attention_heads": 0, "head_dim": None}, "num_attention_heads = 0"),
+    ],
+)
+def test_what_cannot_divide_is_named_with_its_value(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(BadInputError, match=f"lacks or contradicts {says}"):
+        blueprint(CONFIG | changes)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from shardmerge.common import durable
+from shardmerge.common import durable, places
 
 
 def test_a_file_is_created_and_replaced_whole(tmp_path: Path) -> None:
@@ -19,6 +19,24 @@ def test_a_file_is_created_and_replaced_whole(tmp_path: Path) -> None:
         durable.write_file(tmp_path / "x", data)
         assert (tmp_path / "x").read_bytes() == data
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [b"pa\xffge.html", b"\xff" * 255, ("\u00e9" * 127).encode(), b"\xff" + ("\u4e16" * 84).encode()],
+    ids=["short", "no text", "two bytes a character", "three bytes a character"],
+)
+def test_a_name_of_any_bytes_has_a_temporary_one_that_is_cut_between_characters(
+    tmp_path: Path, name: bytes
+) -> None:
+    path = tmp_path / os.fsdecode(name)
+    durable.write_file(path, b"data")
+    assert path.read_bytes() == b"data"
+    temporary = os.fsencode(places.temporary(path).name)
+    begin = temporary.removeprefix(b".")[: -len(".0123456789abcdef.tmp")]
+    assert len(temporary) <= 255
+    assert name.startswith(begin)
+    begin.replace(b"\xff", b"").decode()  # holds no half of a character
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(

@@ -25,9 +25,20 @@ def test_a_rank_that_lies_in_another_folder_is_refused_and_the_message_says_what
 ) -> None:
     one = written(world)
     other = move_out(one.rank(1), one.folder / "other" / "rank-00001").parent
-    assert f"Give {other} as a further DUMP." in check(one, codes=(4,)).stderr
+    assert f"Remove the link, and give {other} as a further DUMP." in check(one, codes=(4,)).stderr
     one.rank(1).unlink()
     run("check", one.dump, other, "--hf-reference", one.reference, codes=(0,))
+
+
+def test_a_rank_that_has_another_name_elsewhere_is_to_be_put_in_place_of_the_link(world: MakeWorld) -> None:
+    one = written(world)
+    elsewhere = move_out(one.rank(1), one.folder / "elsewhere")
+    told = check(one, codes=(4,)).stderr
+    assert "Put the folder itself in place of the link, called rank-00001." in told
+    assert "DUMP" not in told
+    one.rank(1).unlink()
+    elsewhere.rename(one.rank(1))
+    check(one, codes=(0,))
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "whole-00001.safetensors", "split-00001.safetensors"])

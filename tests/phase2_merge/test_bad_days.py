@@ -82,6 +82,20 @@ def test_what_cannot_be_meant_is_refused_in_a_sentence(
     assert {path.name for path in one.dump.iterdir()} == {"rank-00000"}
 
 
+@pytest.mark.parametrize("report", ["page", "./page", "folder/../page", "link"])
+def test_a_file_that_two_options_name_is_refused_before_it_is_written(world: MakeWorld, report: str) -> None:
+    one = world().write()
+    (one.folder / "folder").mkdir()
+    (one.folder / "link").symlink_to("page")
+    for there in (False, True):
+        found = shell(f"shardmerge inspect dump --html page --report {report}", one)
+        assert (found.returncode, found.stdout) == (2, "")
+        assert f"Invalid value for --report: {Path(report)} is what '--html' names, too." in found.stderr
+        assert (one.folder / "page").exists() is there
+        (one.folder / "page").write_text("mine")
+    assert (one.folder / "page").read_text() == "mine"
+
+
 def test_a_dump_whose_ranks_all_failed_is_a_dump(world: MakeWorld) -> None:
     """A disk of one node, on which nothing but the record of a failure is left."""
     one = world(Topology(tp=2)).write()
@@ -92,6 +106,17 @@ def test_a_dump_whose_ranks_all_failed_is_a_dump(world: MakeWorld) -> None:
     found = run("check", one.dump, other, "--hf-reference", one.reference)
     assert found.exit_code == 3
     assert "it recorded a failure: its disk broke. Dump this run again" in found.stderr
+
+
+def test_ranks_that_are_given_in_place_of_their_dump_name_the_dump(world: MakeWorld) -> None:
+    one = world(Topology(tp=2)).write()
+    for given in ([one.rank(0), one.rank(1)], [one.dump, one.rank(1)]):
+        found = run("check", *given, "--hf-reference", one.reference)
+        rank = next(path for path in given if path != one.dump)
+        assert (found.exit_code, found.stderr) == (
+            2,
+            f"Error: {rank} is one rank, not a dump. Give {one.dump}.\n",
+        )
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
@@ -285,6 +310,15 @@ def test_what_takes_no_output_is_an_error_and_no_traceback(
     assert says in found.stderr
     assert "Traceback" not in found.stderr
     assert "Exception ignored" not in found.stderr
+
+
+def test_files_that_are_asked_for_may_have_names_of_any_bytes(world: MakeWorld) -> None:
+    one = world().write()
+    page, report = (one.folder / os.fsdecode(name) for name in (b"pa\xffge.html", b"re\xffport.json"))
+    found = shell(r"shardmerge inspect dump --html $'pa\xffge.html' --report $'re\xffport.json' --json", one)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert json.loads(report.read_bytes()) == json.loads(found.stdout)
+    assert page.read_text().startswith("<!doctype html>")
 
 
 def test_a_merge_whose_log_is_on_a_full_disk_publishes(world: MakeWorld) -> None:

@@ -252,7 +252,7 @@ def blocked_pool(one: World) -> Iterator[tuple[subprocess.Popen[str], list[int]]
     site = one.folder.parent / f"{one.folder.name}-site"
     site.mkdir()
     (site / "sitecustomize.py").write_text(GATED)
-    environment = os.environ | {"GATE": str(gate(one)), "PYTHONPATH": str(site)}
+    more = {"GATE": str(gate(one)), "PYTHONPATH": f"{site}:{os.environ.get('PYTHONPATH', site)}"}
     script = one.folder.parent / f"{one.folder.name}-pooled.py"
     script.write_text(POOLED)
     arguments = [sys.executable, str(script), str(one.dump), str(one.out), str(one.reference)]
@@ -262,7 +262,7 @@ def blocked_pool(one: World) -> Iterator[tuple[subprocess.Popen[str], list[int]]
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env=environment,
+        env=os.environ | more,
     ) as process:
         assert process.stdout is not None
         try:

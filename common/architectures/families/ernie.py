@@ -12,7 +12,15 @@ from ..blocks.embeddings import EMBEDDINGS, NORMS, rms_norms
 from ..blocks.experts import EITHER, IN_EITHER
 from ..blocks.mlp import DENSE_MLP, SHARED_EXPERTS, activation
 from ..blocks.router import plain_router
-from ..dimensions import common_dimensions, expert_dimensions, one_of, refuse_true, set_flags, unless_absent
+from ..dimensions import (
+    common_dimensions,
+    divisor,
+    expert_dimensions,
+    one_of,
+    refuse_true,
+    set_flags,
+    unless_absent,
+)
 from ..keys import HF_LAYER, LAYER
 from ..rows import Architecture, Config, Layers, Layout, Row, Target
 from ..settings.says import always, key
@@ -41,7 +49,7 @@ def _layers(config: Config) -> Layers:
     """Source: `Ernie4_5_MoeDecoderLayer.__init__`; an end of -1 is the last layer."""
     every = range(config["num_hidden_layers"])
     first, last = config.get("moe_layer_start_index", 1), config.get("moe_layer_end_index", -1)
-    interval = config.get("moe_layer_interval", 1)
+    interval = divisor(config, "moe_layer_interval", 1)
     chosen = every[first : len(every) if last == -1 else last + 1]
     moe = frozenset(layer for layer in chosen if (layer + 1) % interval == 0)
     return {"layers": every, "moe": moe, "dense": frozenset(every) - moe}

@@ -15,6 +15,7 @@ from ..blocks.mtp import FIRST, LAST, NUMBER, one_step, promising_none, steps_of
 from ..blocks.router import biased_router_settings, router_with_bias
 from ..dimensions import (
     common_dimensions,
+    divisor,
     expert_dimensions,
     integer,
     set_flags,
@@ -74,9 +75,9 @@ def _kinds(config: Config) -> list[str]:
 
     Source: `ExaoneMoeConfig.__post_init__`, which takes a pattern of letters only beside a list.
     """
-    layers, pattern = range(integer(config, "num_hidden_layers")), config.get("sliding_window_pattern", 4)
-    kinds = config.get("layer_types")
+    layers, kinds = range(integer(config, "num_hidden_layers")), config.get("layer_types")
     if kinds is None:
+        pattern = divisor(config, "sliding_window_pattern", 4)
         kinds = ["sliding_attention" if (layer + 1) % pattern else "full_attention" for layer in layers]
     if len(kinds) != len(layers):
         raise ValueError(f"num_hidden_layers and layer_types of {len(kinds)} layers")

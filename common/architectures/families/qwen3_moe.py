@@ -11,7 +11,7 @@ from ..blocks.embeddings import EMBEDDINGS, NORMS, TIED, rms_norms
 from ..blocks.experts import EITHER, IN_EITHER
 from ..blocks.mlp import DENSE_MLP, activation
 from ..blocks.router import EXPERTS_PER_TOKEN, plain_router
-from ..dimensions import common_dimensions, one_of, unbiased_flags
+from ..dimensions import common_dimensions, divisor, one_of, unbiased_flags
 from ..keys import HF_LAYER
 from ..rows import Architecture, Config, Layers
 from ..settings.says import key
@@ -19,7 +19,7 @@ from ..settings.says import key
 
 def number_of_experts(config: Config) -> int:
     """Return the number of experts. Source for its second name: `attribute_map` in configuration_qwen3_moe.py."""
-    return one_of(config, "num_local_experts", "num_experts")
+    return one_of(config, "num_experts", "num_local_experts")
 
 
 def _dimensions(config: Config) -> dict[str, int]:
@@ -30,7 +30,7 @@ def _dimensions(config: Config) -> dict[str, int]:
 def layers_with_experts(config: Config) -> Layers:
     """Return the sets of layers: which have experts depends on a step, and on a list of those without."""
     layers = range(config["num_hidden_layers"])
-    step, dense_only = config.get("decoder_sparse_step", 1), set(config.get("mlp_only_layers") or ())
+    step, dense_only = divisor(config, "decoder_sparse_step", 1), set(config.get("mlp_only_layers") or ())
     routed = number_of_experts(config) > 0
     moe = frozenset(i for i in layers if i not in dense_only and routed and (i + 1) % step == 0)
     return {"layers": layers, "moe": moe, "dense": frozenset(layers) - moe}

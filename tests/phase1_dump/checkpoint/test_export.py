@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from shardmerge.common.command.export import ALLOWANCES
+from shardmerge.common.command.export import ALLOWANCES, RUN_ID
 from shardmerge.common.command.group import main
 from shardmerge.phase2_merge import options, verify
 from tests.dumps.outcomes import facts_of
@@ -31,13 +31,26 @@ def test_a_checkpoint_becomes_a_hugging_face_directory(saved: Saved, tmp_path: P
 
 
 def test_it_goes_on_from_what_was_dumped(saved: Saved, tmp_path: Path) -> None:
-    saved.dump(tmp_path / "out.dump", run_id="export", max_share_bytes=None)
+    saved.dump(tmp_path / "out.dump", run_id=RUN_ID, max_share_bytes=None)
     written = (tmp_path / "out.dump" / "rank-00000" / "whole-00001.safetensors").stat()
 
     assert export(saved, tmp_path / "out").exit_code == 0
     shard = (tmp_path / "out" / "model.safetensors").stat()
     assert (shard.st_ino, shard.st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
     assert not (tmp_path / "out.dump").exists()
+
+
+def test_a_dump_that_a_user_made_there_is_neither_taken_nor_removed(saved: Saved, tmp_path: Path) -> None:
+    """Whatever it is called, and at the size of shares that an export would choose."""
+    given = ["--checkpoint", str(saved.path), "--hf-reference", str(saved.reference), "--run-id", "export"]
+    assert CliRunner().invoke(main, ["dump", "--out", str(tmp_path / "out.dump"), *given]).exit_code == 0
+    before = {path: path.stat() for path in (tmp_path / "out.dump").rglob("*")}
+
+    result = export(saved, tmp_path / "out")
+    assert result.exit_code == 6, result.output
+    assert "is of run export" in result.stderr
+    assert {path: path.stat() for path in (tmp_path / "out.dump").rglob("*")} == before
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_empty_folder_becomes_the_output_and_keeps_its_mode(saved: Saved, tmp_path: Path) -> None:
