@@ -155,6 +155,17 @@ def test_what_a_killed_writer_left_that_cannot_be_looked_at_is_a_note_of_the_err
     assert written(begin(model, tmp_path / "next", reference)).rank == 0
 
 
+def test_a_folder_whose_name_no_record_can_hold(model: GPTModel, reference: Path, tmp_path: Path) -> None:
+    prepare(1 << 20)
+    with stopped():
+        dumping = begin(model, tmp_path / os.fsdecode(b"\xff"), reference)
+        writer().process.kill()
+        with pytest.raises(WriterDiedError) as caught:
+            dumping.wait()
+    assert f"{FAILED} could not be written: 'utf-8' codec" in caught.value.__notes__[0]
+    assert written(begin(model, tmp_path / "next", reference)).rank == 0
+
+
 def test_a_rank_that_is_damaged_when_its_writer_is_killed(
     model: GPTModel, reference: Path, tmp_path: Path
 ) -> None:
