@@ -21,9 +21,10 @@ from torch import nn
 
 from shardmerge.common.architectures import Architecture
 from shardmerge.common.command.talk import say
-from shardmerge.common.errors import BadInputError, StillDumpingError, WriterDiedError
+from shardmerge.common.errors import BadInputError, PinnedMemoryError, StillDumpingError, WriterDiedError
 from shardmerge.common.processes import garbage_collector
 
+from .background.arriving import LEAST_BYTES
 from .background.dumping import Dumping
 from .background.messages import Abandon, Begin, Complete, Job, Memory
 from .background.outgoing import NoMoreError, Outgoing, with_spots
@@ -58,12 +59,14 @@ class Background:
     lock: RLock = field(default_factory=RLock)
 
     def prepare(self, host_bytes: int) -> float:
-        """Have a child that runs, and so much memory. Returns the seconds that it took. Raises HostMemoryError."""
+        """Have a child that runs, and so much memory. Returns the seconds that it took.
+
+        Raises HostMemoryError or PinnedMemoryError, and has no memory then.
+        """
         began = time.perf_counter()
         if self.shared is None or self.shared.num_bytes < host_bytes:
             self.release()
-            self.shared = SharedMemory.made(-(-max(1, host_bytes) // HUGE_PAGE) * HUGE_PAGE)
-            self.pinned = PinnedMemory.of(self.shared.map)
+            self.shared, self.pinned = _taken(-(-max(1, host_bytes) // HUGE_PAGE) * HUGE_PAGE)
         if self.writer is not None and not self.writer.runs():
             self.end_writer()
         if self.writer is None:
@@ -74,11 +77,21 @@ class Background:
     def finish(self) -> None:
         """Wait for the dump that is being written, and end the child: the interpreter ends."""
         with self.lock:
-            if self.current is not None:
-                error = self.current.settled()
-                if error is not None:
-                    say(sys.stderr, f"rank {self.current.rank} was not dumped to {self.current.out}: {error}")
+            if (dumping := self.current) is not None and (error := self.settled()) is not None:
+                say(sys.stderr, f"rank {dumping.rank} was not dumped to {dumping.out}: {error}")
             self.end_writer()
+
+    def settled(self) -> Exception | None:
+        """Wait until the dump before is written, and let go of it. Returns what went wrong, as its own `wait` tells."""
+        dumping = self.current
+        if dumping is None:
+            return None
+        try:
+            error = dumping.settled()
+        except Exception as unforeseen:
+            dumping.failed(error := unforeseen)
+        self.current = None
+        return error
 
     def end_writer(self) -> None:
         """End the child. Nothing may be written by it any more."""
@@ -94,6 +107,18 @@ class Background:
         if self.shared is not None:
             self.shared.close()
         self.pinned = self.shared = None
+
+
+def _taken(num_bytes: int) -> tuple[SharedMemory, PinnedMemory]:
+    """Return new memory, pinned if there is a GPU. Raises HostMemoryError or PinnedMemoryError, and takes none then."""
+    shared = SharedMemory.made(num_bytes)
+    try:
+        return shared, PinnedMemory.of(shared.map)
+    except BaseException as error:
+        shared.discard()
+        if isinstance(error, RuntimeError):
+            raise PinnedMemoryError(num_bytes, str(error)) from error
+        raise
 
 
 @cache
@@ -113,6 +138,7 @@ def prepare(host_bytes: int) -> None:
 
     Raises:
         HostMemoryError: there is not so much memory; none was taken.
+        PinnedMemoryError: CUDA refused to pin it; it was given back.
     """
     background = background_of(os.getpid())
     with background.lock:
@@ -168,7 +194,8 @@ def dump_async(
         max_fragment_bytes: size of a fragment file.
         staging_bytes: how much is computed at once of what is written otherwise than it lies in memory.
         host_bytes: host memory to copy to, by default all that is copied. With less the call returns when the rest has
-            found a place, which takes as long as the disk does. It stays with the process for later dumps.
+            found a place, which takes as long as the disk does. It is at least 4 KiB, and stays with the process for
+            later dumps.
         if_busy: what to do while an earlier dump of this process is still being written.
         on_error: "record" lets `wait` return None where "raise" raises; both write rank-NNNNN.failed.json.
         quiet: show no progress; otherwise the child of each node's first rank does.
@@ -177,7 +204,7 @@ def dump_async(
         The dump that is being written.
 
     Raises:
-        ShardmergeError: before anything is copied: as `dump`; StillDumpingError; HostMemoryError.
+        ShardmergeError: before anything is copied: as `dump`; StillDumpingError; HostMemoryError; PinnedMemoryError.
     """
     began = time.perf_counter()
     folder, chunks = Path(os.path.abspath(out)), [model] if isinstance(model, nn.Module) else list(model)
@@ -204,7 +231,7 @@ def dump_async(
             source = live_model(chunks, world, generation, Path(hf_reference), options)
             plan = plan_rank(source, max_fragment_bytes=max_fragment_bytes, check_replicas=check_replicas)
             plan, holdings, num_bytes = with_spots(plan)
-            memory_bytes = max(1, min(num_bytes, _positive(host_bytes) or num_bytes))
+            memory_bytes = _memory_bytes(num_bytes, host_bytes)
             dumping.seconds_preparing = background.prepare(memory_bytes)
             job = Job(world, generation, source.facts, plan, folder, streams_for(plan.fragments, STREAMS),
                       num_bytes, memory_bytes, quiet)  # fmt: skip
@@ -217,12 +244,15 @@ def dump_async(
     return dumping
 
 
-def _positive(host_bytes: int | None) -> int | None:
-    if host_bytes is not None and host_bytes < 1:
+def _memory_bytes(num_bytes: int, host_bytes: int | None) -> int:
+    """Return through how much memory so many bytes pass. Raises BadInputError for a limit below 1."""
+    if host_bytes is None:
+        return max(1, num_bytes)
+    if host_bytes < 1:
         raise BadInputError(
             f"host_bytes is {host_bytes}", "Give a positive number of bytes, or leave it out."
         )
-    return host_bytes
+    return max(1, min(num_bytes, max(host_bytes, LEAST_BYTES)))
 
 
 def _let_finish(background: Background, if_busy: Literal["wait", "raise"], rank: int, out: Path) -> None:
@@ -231,8 +261,7 @@ def _let_finish(background: Background, if_busy: Literal["wait", "raise"], rank:
         return
     if if_busy == "raise" and not background.current.done():
         raise StillDumpingError(background.current.rank, str(background.current.out))
-    background.current.settled()
-    background.current = None
+    background.settled()
 
 
 def _hand_over(
@@ -247,11 +276,11 @@ def _hand_over(
     writer, pinned = background.writer, background.pinned
     assert writer is not None
     assert pinned is not None
+    _begin(writer, job)
     dumping.writer, background.current = writer, dumping
     outgoing = Outgoing(writer, job.num_bytes, job.memory_bytes)
     num_written = sum(len(fragment.holdings) for fragment in job.plan.fragments)
     try:
-        writer.send(Begin(job))
         copy_out(holdings, num_written, pinned.tensor, outgoing, source.reader.buffers.num_bytes)
         dumping.seconds_stalled = time.perf_counter() - began - dumping.seconds_preparing
         writer.send(Complete({
@@ -261,9 +290,23 @@ def _hand_over(
     except NoMoreError as error:
         dumping.failed(error.error)
     except (EOFError, BrokenPipeError, ConnectionResetError) as error:
-        raise WriterDiedError(job.world.rank, str(job.out)) from error
+        raise dumping.settled() or error from error
     except BaseException:
         _abandon(writer, dumping)
+        raise
+
+
+def _begin(writer: WriterProcess, job: Job) -> None:
+    """Tell the child of a job. If that fails the child is ended, which may have half of it: the next dump has another.
+
+    Raises WriterDiedError if the child had ended before.
+    """
+    try:
+        writer.send(Begin(job))
+    except (BrokenPipeError, ConnectionResetError) as error:
+        raise WriterDiedError(job.world.rank, str(job.out), writer.end()) from error
+    except BaseException:
+        writer.end()
         raise
 
 

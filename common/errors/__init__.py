@@ -85,7 +85,14 @@ from .tensors import (
     UncoveredTensorError,
     UnexpectedTensorError,
 )
-from .usage import BadInputError, HostMemoryError, MissingConfigError, StillDumpingError, not_a_directory
+from .usage import (
+    BadInputError,
+    HostMemoryError,
+    MissingConfigError,
+    PinnedMemoryError,
+    StillDumpingError,
+    not_a_directory,
+)
 
 __all__ = [
     "SAID_TWICE",
@@ -137,6 +144,7 @@ __all__ = [
     "OutputExistsError",
     "OutputLockedError",
     "OverlapError",
+    "PinnedMemoryError",
     "ProblemsFoundError",
     "QuantizationMismatchError",
     "ReplicaMismatchError",

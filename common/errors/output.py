@@ -108,13 +108,19 @@ class WorkerDiedError(ShardmergeError):
 
 @dataclass(eq=False)
 class WriterDiedError(ShardmergeError):
+    """`status`: its exit code, or minus the signal that killed it."""
+
     rank: int
     path: str
+    status: int
 
     def message(self) -> str:
+        how = f"ended with exit code {self.status}, and said why on stderr"
+        if self.status < 0:
+            how = f"was killed by signal {-self.status} (out of memory?)"
         return (
-            f"The process that wrote rank {self.rank} to {self.path} in the background was killed (out of memory?). "
-            "The rank is not there. Dump again; the next dump starts another process."
+            f"The process that wrote rank {self.rank} to {self.path} in the background {how}. The rank is not "
+            "there. Dump again; the next dump starts another process."
         )
 
 

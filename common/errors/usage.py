@@ -52,6 +52,19 @@ class HostMemoryError(UsageError):
 
 
 @dataclass(eq=False)
+class PinnedMemoryError(UsageError):
+    wanted: int
+    reason: str
+
+    def message(self) -> str:
+        return (
+            f"{self.wanted / 1e9:.2f} GB of host memory were taken for bytes on their way to the disk, and CUDA "
+            f"refused to pin them: {self.reason}. Nothing was copied, and the memory was given back. Give a smaller "
+            "host_bytes, with which the call takes as long as the disk, or use dump()."
+        )
+
+
+@dataclass(eq=False)
 class StillDumpingError(UsageError):
     rank: int
     path: str

@@ -12,4 +12,5 @@ it the shared memory is one more `source.Source`, which it writes with the code 
                                        <-  Done, or Failed(error)
 
 The child ends as soon as its parent has ended, whatever it is doing: then the rank is complete or not there.
+It also ends when it cannot take a message. Its parent, which sees the connection close, then has another for the next.
 """

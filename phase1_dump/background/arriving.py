@@ -16,6 +16,7 @@ from .messages import Job, Spot
 
 BLOCK_BYTES = 8 << 20
 SHARE = 4  # of the memory, where it is smaller than the rank: a block is at most one of so many
+LEAST_BYTES = 4096  # of such a memory: it holds two blocks, and those of which the parent is not told yet
 
 
 class AbandonedError(Exception):

@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from queue import SimpleQueue
@@ -38,10 +39,20 @@ class Child:
     jobs: SimpleQueue[tuple[Job, Arrived, SharedMemory]] = field(default_factory=SimpleQueue)
 
     def listen(self) -> None:
-        """Take every message of the parent. Ends the process, at once, when the parent has ended or closed its end.
+        """Take every message of the parent, for ever. Ends the process, at once, when the parent is gone.
 
-        A process that the parent forked may keep the connection open after it: hence the look at who the parent is.
+        It also ends the process, with a traceback and exit code 1, if a message cannot be taken: nobody else would
+        notice then what the parent says, nor that it has ended.
         """
+        try:
+            self._listen()
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+
+    def _listen(self) -> None:
+        """Take messages. A forked process may keep the connection open after the parent: hence the look at its id."""
         memory: SharedMemory | None = None
         arrived = Arrived()
         while True:

@@ -5,13 +5,14 @@ Must not know how bytes reach the process that writes.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import RLock
 from typing import Literal
 
 from shardmerge.common import manifest as manifests
-from shardmerge.common.errors import WriterDiedError
+from shardmerge.common.errors import ShardmergeError, WriterDiedError
 from shardmerge.common.manifest import Manifest
 from shardmerge.common.places import MANIFEST, rank_name
 from shardmerge.common.processes.attempts import is_complete
@@ -55,7 +56,7 @@ class Dumping:
 
         Raises:
             ShardmergeError, OSError: what went wrong, which is also recorded in rank-NNNNN.failed.json. WriterDiedError
-                if the process that wrote was killed.
+                if the process that wrote was killed or ended.
         """
         if (error := self.settled()) is not None:
             if self.on_error == "record":
@@ -76,10 +77,17 @@ class Dumping:
     def _listen(self, seconds: float | None) -> bool:
         with self._lock:
             while self._ended is None:
+                if self.writer is None:
+                    return False
                 try:
-                    answer = self.writer.answer(seconds) if self.writer else None
+                    answer = self.writer.answer(seconds)
                 except EOFError:
-                    self._ended = self._orphaned()
+                    self._ended = self._orphaned(self.writer.end())
+                    break
+                except Exception as error:  # nor can anything that follows be read
+                    self._ended = self._orphaned(
+                        self.writer.end(), f"Its answer could not be read: {error!r}"
+                    )
                     break
                 if answer is None:
                     return False
@@ -87,11 +95,20 @@ class Dumping:
                     self._ended = answer
             return True
 
-    def _orphaned(self) -> Done | Failed:
-        """Return how a rank ended whose writer was killed, perhaps just after it was complete."""
-        clear_ended(self.out, self.rank)
-        if is_complete(self.out, self.rank):
-            return Done(manifests.read(self.out / rank_name(self.rank) / MANIFEST))
-        error = WriterDiedError(self.rank, str(self.out))
+    def _orphaned(self, status: int, *notes: str) -> Done | Failed:
+        """Return how a rank ended whose writer has ended, perhaps just after it was complete or before it had begun.
+
+        What hinders finding that out becomes a note of the error: that the writer died must not be hidden.
+        """
+        error = WriterDiedError(self.rank, str(self.out), status)
+        for note in notes:
+            error.add_note(note)
+        try:
+            with suppress(FileNotFoundError):  # it had not made the folder of the dump
+                clear_ended(self.out, self.rank)
+            if is_complete(self.out, self.rank):
+                return Done(manifests.read(self.out / rank_name(self.rank) / MANIFEST))
+        except (OSError, ShardmergeError) as hindrance:
+            error.add_note(f"What it left could not be looked at: {hindrance}")
         record_failure(self.out, self.rank, self.run_id, error)
         return Failed(error)

@@ -37,9 +37,13 @@ class SharedMemory:
         try:
             os.ftruncate(file, num_bytes)
             memory = cls(file, num_bytes, mmap.mmap(file, num_bytes))
-            memory._populate()
         except BaseException:
             os.close(file)
+            raise
+        try:
+            memory._populate()
+        except BaseException:
+            memory.discard()
             raise
         return memory
 
@@ -52,6 +56,11 @@ class SharedMemory:
     def close(self) -> None:
         """Let go of it. The pages are free when no process maps it any more; here, when nobody uses a view of it."""
         os.close(self.file)
+
+    def discard(self) -> None:
+        """Give it back at once, though an error that is kept may know it. There must be no view of it."""
+        self.close()
+        self.map.close()
 
     def _populate(self) -> None:
         with ThreadPoolExecutor(THREADS) as threads:

@@ -70,11 +70,10 @@ class WriterProcess:
         assert isinstance(message, Freed | Done | Failed)
         return message
 
-    def end(self) -> None:
-        """Close the connection, which ends the process, and wait for that."""
+    def end(self) -> int:
+        """Close the connection, which ends the process, and wait for that. Returns its exit code, or minus a signal."""
         self.channel.socket.close()
         with suppress(subprocess.TimeoutExpired):
-            self.process.wait(ENDS_WITHIN_SECONDS)
-            return
+            return self.process.wait(ENDS_WITHIN_SECONDS)
         self.process.kill()
-        self.process.wait()
+        return self.process.wait()

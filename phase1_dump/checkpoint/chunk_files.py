@@ -215,7 +215,8 @@ class ChunkFiles:
             raise BadChunkError(
                 key, chunk.path, f"it holds {found}, and .metadata says {dtype} {list(chunk.size)}"
             )
-        os.posix_fadvise(file, stored.begin, min(stored.num_bytes, AHEAD_BYTES), os.POSIX_FADV_WILLNEED)
+        if stored.num_bytes:  # a length of 0 would be all of the file
+            os.posix_fadvise(file, stored.begin, min(stored.num_bytes, AHEAD_BYTES), os.POSIX_FADV_WILLNEED)
         return _Opened(key, stored)
 
     def _fill(self, path: str, archive: _Opened, begin: int, target: Bits) -> None:

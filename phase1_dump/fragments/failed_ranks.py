@@ -45,7 +45,10 @@ def record_failure(out: Path, rank: int, run_id: str, error: BaseException) -> N
         if os.path.lexists(path) and not _is_regular(path):
             raise FileExistsError("there is something else of that name")
         durable.write_file(path, canonical_json.encode(_record(rank, run_id, error), indent=2))
-    except OSError as refused:
+    except (
+        OSError,
+        ValueError,
+    ) as refused:  # ValueError: of a path that is not Unicode, which JSON does not hold
         error.add_note(f"{path} could not be written: {refused}")
 
 

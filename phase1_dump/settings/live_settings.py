@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from shardmerge.common import canonical_json
 from shardmerge.common.architectures.settings.vocabulary import MTP_SETTINGS
+from shardmerge.common.errors import BadInputError
 
 from . import rotary
 from .of_config import Settings, attention, feed_forward, grouped_attention, latent_attention, one_of, router
@@ -26,7 +28,10 @@ def settings_of(models: Sequence[Any], *, drop_mtp: bool = False) -> Settings:
         drop_mtp: Multi-token prediction is left out, and nothing is said of it.
 
     Returns:
-        Values by the names of the vocabulary.
+        Values by the names of the vocabulary, in plain types.
+
+    Raises:
+        BadInputError: a value is nothing that JSON holds.
     """
     config = models[0].config
     modules = [(name, module) for model in models for name, module in model.named_modules()]
@@ -43,7 +48,22 @@ def settings_of(models: Sequence[Any], *, drop_mtp: bool = False) -> Settings:
         **_embeddings(models, config),
         **_mtp(models, config),
     }
-    return {name: value for name, value in found.items() if not (drop_mtp and name in MTP_SETTINGS)}
+    return {
+        name: _as_json(name, value)
+        for name, value in found.items()
+        if not (drop_mtp and name in MTP_SETTINGS)
+    }
+
+
+def _as_json(name: str, value: Any) -> Any:
+    """Return the value of a setting as a manifest holds it. The training program's own classes are known here alone."""
+    try:
+        return canonical_json.decode(canonical_json.encode(value))
+    except (TypeError, ValueError) as error:
+        raise BadInputError(
+            f"The model says {value!r} for the setting {name}, which JSON does not hold: {error}",
+            "Give its config plain numbers, texts and lists.",
+        ) from None
 
 
 def _norms_without_rope(config: Any, modules: Iterable[tuple[str, Any]]) -> Settings:

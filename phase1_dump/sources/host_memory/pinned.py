@@ -52,12 +52,16 @@ class PinnedMemory:
     def of(cls, memory: mmap.mmap) -> PinnedMemory:
         """Return mapped memory, registered if there is a GPU. Raises RuntimeError if CUDA refuses."""
         pinned = cls(memory, torch.frombuffer(memory, dtype=torch.uint8))
-        if torch.cuda.is_available():
-            runtime: Any = torch.cuda.cudart()
-            torch.cuda.check_error(
-                int(runtime.cudaHostRegister(pinned.tensor.data_ptr(), pinned.num_bytes, 0))
-            )
-            pinned.is_registered = True
+        try:
+            if torch.cuda.is_available():
+                runtime: Any = torch.cuda.cudart()
+                torch.cuda.check_error(
+                    int(runtime.cudaHostRegister(pinned.tensor.data_ptr(), pinned.num_bytes, 0))
+                )
+                pinned.is_registered = True
+        except BaseException:
+            pinned.release()  # or the error would keep a view of the memory
+            raise
         return pinned
 
     def release(self) -> None:

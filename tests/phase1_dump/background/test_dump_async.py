@@ -6,10 +6,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -22,51 +19,18 @@ from shardmerge.common.errors import (
     StillDumpingError,
     WriterDiedError,
 )
-from shardmerge.common.manifest import Manifest
-from shardmerge.phase1_dump import Dumping, dump_async, prepare
+from shardmerge.phase1_dump import prepare
 from shardmerge.phase1_dump.background import shared_memory
 from shardmerge.phase1_dump.background.writer_process import WriterProcess
 from shardmerge.phase1_dump.dump_in_background import background_of
-from tests.phase1_dump.conftest import References
-from tests.phase1_dump.dumped import GENERATION, dumped
+from tests.phase1_dump.background.beside import FAILED, begin, child, patience, written
+from tests.phase1_dump.dumped import dumped
 from tests.phase1_dump.fragments.test_writer import largest_file
 from tests.phase1_dump.silence import silence
 from tests.worlds.fake import build_model, fake_world
 from tests.worlds.families import by_name
 from tests.worlds.quantizing import QWEN3_MOE, quantize, recipe
 from tests.worlds.topology import SINGLE, Topology
-
-FAILED = "rank-00000.failed.json"
-
-
-@pytest.fixture
-def model() -> Iterator[GPTModel]:
-    with fake_world(SINGLE, 0):
-        yield build_model(by_name("qwen3_moe"), SINGLE)[0]
-
-
-@pytest.fixture
-def reference(references: References) -> Path:
-    return references.config("qwen3_moe")
-
-
-def begin(model: Any, out: Path, reference: Path, **options: Any) -> Dumping:
-    return dump_async(model, out, hf_reference=reference, **(GENERATION | options))
-
-
-def written(dumping: Dumping) -> Manifest:
-    """What was written, without the time that it took."""
-    manifest = dumping.wait()
-    assert manifest is not None
-    kept = {name: held for name, held in manifest.statistics.items() if not name.startswith("seconds_")}
-    assert len(manifest.statistics) == len(kept) + 2
-    return replace(manifest, statistics=kept)
-
-
-def child() -> int:
-    writer = background_of(os.getpid()).writer
-    assert writer is not None
-    return writer.process.pid
 
 
 def spoil(model: GPTModel) -> None:
@@ -75,15 +39,22 @@ def spoil(model: GPTModel) -> None:
             parameter.fill_(7.0)
 
 
-@pytest.mark.parametrize("host_bytes", [None, 100_000, 5_001])
+@pytest.mark.parametrize("host_bytes", [None, 100_000, 5_001, 1])
 def test_it_is_the_dump_of_the_values_at_the_call(
     host_bytes: int | None, model: GPTModel, reference: Path, tmp_path: Path
 ) -> None:
-    """Also where the memory holds a fraction of the rank, and no block ends where it does."""
+    """Also where the memory holds a fraction of the rank, and no block ends where it does.
+
+    A byte alone could never be freed: a page is taken then.
+    """
     expected = dumped(model, tmp_path / "there", reference, max_fragment_bytes=200_000)
-    dumping = begin(model, tmp_path / "here", reference, max_fragment_bytes=200_000, host_bytes=host_bytes)
-    spoil(model)
-    assert written(dumping) == expected
+    prepare(1)
+    with patience():
+        dumping = begin(
+            model, tmp_path / "here", reference, max_fragment_bytes=200_000, host_bytes=host_bytes
+        )
+        spoil(model)
+        assert written(dumping) == expected
     assert dumping.done()
     files = sorted(path.name for path in (tmp_path / "there" / "rank-00000").iterdir())
     assert len(files) > 4
