@@ -130,9 +130,11 @@ def test_a_dry_run_into_what_was_published_names_what_would_be_rewritten(world: 
     (one.reference / "config.json").write_text(json.dumps(config | {"of_mine": 1}))
     (one.reference / "tokenizer.json").rename(one.reference / "vocab.json")
     told = rehearsed(one, **SHAPE)
-    assert f"from this dump: would rewrite {', '.join(told.rewritten)}; no shard would be" in told.text()
-    assert one.merge(**SHAPE).rewritten == told.rewritten
-    assert set(told.rewritten) == {"config.json", "vocab.json", "tokenizer.json", ".shardmerge/report.json"}
+    what = f"would rewrite {', '.join(told.rewritten)} and would remove tokenizer.json"
+    assert f"from this dump: {what}; no shard would be" in told.text()
+    again = one.merge(**SHAPE)
+    assert (again.rewritten, again.removed) == (told.rewritten, told.removed)
+    assert set(told.rewritten) == {"config.json", "vocab.json", ".shardmerge/report.json"}
 
 
 def test_a_dry_run_says_that_a_rewriting_is_to_be_finished_first(
