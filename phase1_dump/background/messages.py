@@ -9,6 +9,7 @@ import pickle
 import select
 import socket
 import struct
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -111,14 +112,22 @@ class Channel:
     socket: socket.socket
 
     def send(self, message: Message, file: int | None = None) -> None:
-        """Send a message, and a file descriptor beside it. Raises OSError if the other process has ended."""
+        """Send a message, and a file descriptor beside it. Raises OSError if the other process has ended.
+
+        If the sending is interrupted, as by Ctrl-C, the connection ends: what came after half a message would be lost.
+        """
         data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
         head = LENGTH.pack(len(data))
-        if file is None:
-            self.socket.sendall(head)
-        else:
-            socket.send_fds(self.socket, [head], [file])
-        self.socket.sendall(data)
+        try:
+            if file is None:
+                self.socket.sendall(head)
+            else:
+                socket.send_fds(self.socket, [head], [file])
+            self.socket.sendall(data)
+        except BaseException:
+            with suppress(OSError):  # it has ended already
+                self.socket.shutdown(socket.SHUT_RDWR)
+            raise
 
     def receive(self) -> tuple[Any, int | None]:
         """Return the next message, and the file descriptor that came with it. Raises EOFError if there will be none."""

@@ -48,7 +48,7 @@ def record_failure(out: Path, rank: int, run_id: str, error: BaseException) -> N
     except (
         OSError,
         ValueError,
-    ) as refused:  # ValueError: of a path that is not Unicode, which JSON does not hold
+    ) as refused:  # the latter of a path that is not Unicode: JSON does not hold it
         error.add_note(f"{path} could not be written: {refused}")
 
 

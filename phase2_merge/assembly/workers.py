@@ -134,9 +134,8 @@ def pool(workers: int) -> Iterator[Executor]:
         return
     others = set(multiprocessing.active_children())
     executor = ProcessPoolExecutor(workers, fork_server.start(), follow_parent)
-    _held = dict(
-        vars(executor)
-    )  # queues and locks, which a worker opens by name when it starts: after a shutdown too
+    # queues and locks: a worker opens them by name when it starts, after a shutdown too
+    _held = dict(vars(executor))
     try:
         yield executor
         executor.shutdown()

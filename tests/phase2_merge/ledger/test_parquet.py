@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +18,12 @@ from shardmerge.phase2_merge.ledger.rank_directories import discover
 from tests.dumps.dumps import Topology
 from tests.dumps.worlds import MakeWorld
 
+READING = """import os, sys
+from pathlib import Path
+from shardmerge.phase2_merge.ledger import parquet
+before = len(os.listdir("/proc/self/task"))
+parquet.read(Path(sys.argv[1]), None)
+print(len(os.listdir("/proc/self/task")) - before)"""
 INTEGERS = ["nan_count", "inf_count"]
 GEOMETRY = ["g0", "g1", "s0", "s1", "o0", "o1"]
 
@@ -106,3 +114,10 @@ def test_what_the_system_refuses_is_not_called_corrupt() -> None:
     with pytest.raises(PermissionError):
         parquet.reraise_system_errors(PermissionError(13, "denied"))
     parquet.reraise_system_errors(OSError("Couldn't deserialize thrift"))
+
+
+def test_reading_starts_no_thread_that_a_short_command_would_be_aborted_by(path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", READING, str(path)], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.strip() == "0"
