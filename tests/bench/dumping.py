@@ -20,8 +20,8 @@ from statistics import median
 from typing import Any, Self
 from unittest import mock
 
+from tests.worlds.checkpoints import config_json
 from tests.worlds.families import Family
-from tests.worlds.hf_config import hf_config
 from tests.worlds.topology import Topology
 from tests.worlds.widths import Experts
 
@@ -84,7 +84,7 @@ def bench_family(gib: float) -> Family:
 def write_reference(family: Family, folder: Path) -> None:
     """config.json only: names and dimensions."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = hf_config(family) | {"architectures": [family.architecture]}
+    config = config_json(family)
     (folder / "config.json").write_text(json.dumps(config))
 
 

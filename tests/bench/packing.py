@@ -20,8 +20,8 @@ from statistics import median
 from typing import Any
 
 from tests.bench.dumping import Anonymous, bench_family, cheap_model
+from tests.worlds.checkpoints import config_json
 from tests.worlds.families import Family
-from tests.worlds.hf_config import hf_config
 from tests.worlds.topology import SINGLE
 
 from .line import Bound, Line, mib, of_time, seconds
@@ -112,7 +112,7 @@ def run(gib: float, recipe_name: str, folder: Path) -> Packing:
 def write_reference(family: Family, folder: Path) -> None:
     """A config.json that transformers can read too."""
     folder.mkdir(parents=True)
-    config = hf_config(family) | {"architectures": [family.architecture], "model_type": "qwen3_moe"}
+    config = config_json(family)
     (folder / "config.json").write_text(json.dumps(config))
 
 

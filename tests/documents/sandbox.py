@@ -24,10 +24,9 @@ from tests.dumps import dumps
 from tests.dumps.dumps import Topology
 from tests.dumps.quantized_dumps import dump_quantized
 from tests.phase2_merge.proof.config.mtp_dumps import NEMOTRON, Written, nemotron_shapes
-from tests.worlds.checkpoints import write_hf_checkpoint
+from tests.worlds.checkpoints import config_json, write_hf_checkpoint
 from tests.worlds.families import by_name
 from tests.worlds.gloo import GlooRanks
-from tests.worlds.hf_config import hf_config
 from tests.worlds.quantizing import QWEN3_MOE
 from tests.worlds.topology import SINGLE
 
@@ -165,7 +164,7 @@ def quantized(folder: Path) -> None:
     family = replace(QWEN3_MOE, layers=1)
     reference, dump = folder / "fp8-reference", folder / "fp8-dump"
     reference.mkdir()
-    config = hf_config(family) | {"architectures": [family.architecture]}
+    config = config_json(family)
     (reference / "config.json").write_text(json.dumps(config))
     with GlooRanks(size=1) as ranks:
         ranks.call(dump_quantized, family, SINGLE, "FP8", dump, reference)

@@ -16,10 +16,10 @@ from safetensors import safe_open
 
 from shardmerge.phase1_dump import dump
 from shardmerge.phase2_merge import merge
+from tests.worlds.checkpoints import config_json
 from tests.worlds.fake import build_model, fake_world
 from tests.worlds.families import Family
 from tests.worlds.filling import expected, fill
-from tests.worlds.hf_config import hf_config
 from tests.worlds.topology import Topology
 from tests.worlds.widths import Experts
 
@@ -52,7 +52,7 @@ CASES = [
 def river(family: Family, topology: Topology, folder: Path) -> Path:
     """Dump every rank in turn, merge, and return the output."""
     (folder / "hf").mkdir()
-    config = hf_config(family) | {"architectures": [family.architecture]}
+    config = config_json(family)
     (folder / "hf" / "config.json").write_text(json.dumps(config))
     for rank in range(topology.world_size):
         with fake_world(topology, rank):

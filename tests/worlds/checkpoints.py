@@ -76,6 +76,15 @@ def write_config(family: Family, path: Path) -> Path:
     return path
 
 
+def config_json(family: Family) -> dict[str, Any]:
+    """Return what config.json must say of a family, and nothing of what transformers adds to it."""
+    by_class = {
+        "architectures": [family.architecture],
+        "model_type": hf_class(family).config_class.model_type,
+    }
+    return hf_config(family) | by_class
+
+
 def random_hf_model(family: Family, seed: int = 0) -> Any:
     """Return the family's transformers model in bfloat16, every parameter and bias buffer drawn from `seed`."""
     model_class = hf_class(family)
