@@ -23,7 +23,7 @@ from tests.phase2_merge.proof.config.mtp_dumps import DEEPSEEK, Written, deepsee
 
 ROOT = generate_docs.ROOT
 LOG = ROOT / "docs" / "inside" / "log.md"  # tells what did not work, too
-EXAMPLE = re.compile(r"--set(?:-new)? (?:'config\.[^']+'|config\.[\w.+]+=[^\s'`\"()]+)")
+EXAMPLE = re.compile(r"--set(?:-new)? (?:'config\.[^']+'|config\.[\w.+]+=[^\s'`\"()<]+)")
 MOE = "Qwen3MoeForCausalLM"
 
 
