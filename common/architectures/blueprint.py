@@ -9,6 +9,7 @@ import re
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import InitVar, dataclass, field
 from functools import partial
+from itertools import product
 from typing import NamedTuple
 
 from ..errors import BadInputError
@@ -131,15 +132,14 @@ class Blueprint:
                     yield from self._names(row.targets[0], layer)
 
     def switched_off(self) -> Iterator[str]:
-        """Yield the names of tensors that some config.json of the architecture describes, and this one does not."""
+        """Yield the names that rows would have whose flag config.json does not set."""
         described = set(self.rows)
-        for row in self.architecture.rows:
-            if row.when and row.part == 0 and row not in described:
-                among = self.layers.get(row.where, ())
-                of_layers = [layer for layer in range(self.mtp_layers.stop) if layer in among]
-                for layer in (0,) if row.where == "model" else of_layers:
-                    for target in row.targets:
-                        yield from self._names(target, layer)
+        off = (row for row in self.architecture.rows if row.when and row.part == 0 and row not in described)
+        for row in off:
+            among = self.layers.get(row.where, ())
+            layers = [layer for layer in range(self.mtp_layers.stop) if layer in among]
+            for layer, target in product([0] if row.where == "model" else layers, row.targets):
+                yield from self._names(target, layer)
 
     def _part(self, layer: int) -> str:
         return MTP if layer in self.mtp_layers else DECODER

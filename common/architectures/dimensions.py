@@ -15,9 +15,7 @@ def common_dimensions(config: Config) -> dict[str, int]:
     """Return the dimensions that every decoder has. `q` and `kv` are rows of the projections."""
     heads = integer(config, "num_attention_heads")
     groups = integer(config, "num_key_value_heads", heads)
-    head_dim = integer(config, "head_dim", 0) or integer(config, "hidden_size") // divisor(
-        config, "num_attention_heads"
-    )
+    head_dim = head_channels(config)
     return {
         "num_layers": config["num_hidden_layers"],
         "num_experts": 0,
@@ -30,6 +28,13 @@ def common_dimensions(config: Config) -> dict[str, int]:
         "kv": groups * head_dim,
         "ffn": config["intermediate_size"],
     }
+
+
+def head_channels(config: Config) -> int:
+    """Return how many channels a head has."""
+    return integer(config, "head_dim", 0) or integer(config, "hidden_size") // divisor(
+        config, "num_attention_heads"
+    )
 
 
 def integer(config: Config, name: str, otherwise: int | None = None) -> int:

@@ -159,8 +159,8 @@ class Architecture:
     `experts` says how routed experts may be spelled; None if no row has a `spelling`. `repeated` are keys of
     config.json that say the same and are not of a setting. `model_types` are what config.json may say under
     `model_type`, by which readers choose the class of its config, and transformers that of the model; where there are
-    none, it may say anything. `composite` is of a table whose rows are a language model
-    beside others. `oracles` are programs that do not know this table and that tests compare it with.
+    none, it may say anything. `composite` is of a table whose rows are a language model beside others. `oracles` are
+    programs that do not know this table and that tests compare it with.
     """
 
     name: str

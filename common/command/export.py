@@ -22,7 +22,7 @@ from .options import ARCHITECTURE, EXPERTS, GRAFT, HF_REFERENCE, SET, SET_NEW, T
 from .outcome import HELP, Outcome, OutcomeWithScope, reported, talk
 from .talk import say
 
-RUN_ID = "made by shardmerge export"  # which nobody calls a dump of their own: it is removed in the end
+RUN_ID = "made by shardmerge export"  # no user names a run so: export removes its dump in the end
 OF_DUMP_ALONE = ("dtype_from_reference", "drop_vision", "experts")
 OF_DUMP = (*OF_DUMP_ALONE, "hf_reference", "drop_mtp", "architecture")  # the last three are of the merge too
 NOT_OF_THE_PROOF = (*OF_DUMP_ALONE, "tokenizer", "verify")

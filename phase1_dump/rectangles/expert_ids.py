@@ -53,7 +53,9 @@ def _check_layer(
     rows_of = defaultdict[int, set[tuple[str, ...]]](set)
     for weight in own:
         rows_of[weight.claim.expert or 0].add(weight.claim.row.keys)
-    layer = own[0].claim.layer or 0 if own else 0
+    if not own:
+        return
+    layer = own[0].claim.layer or 0
     wanted = {claim.row.keys for claim in blueprint.expert_claims(layer, expert=0)}
     for expert, rows in rows_of.items():
         if wanted <= rows:

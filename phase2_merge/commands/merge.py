@@ -111,14 +111,13 @@ def merge(
         tokenizer_files=sidecars.tokenizer_names(Path(tokenizer)) if tokenizer else (),
     )
     stages.end("proof")
-    if not exists:
-        report = _prepared(report, plan, out, options, finalize=finalize)
     if exists:
         files = report.tokenizer_files
         again = republish(
             out, plan, proof, asked, beside, files, talk, break_lock=break_lock, dry_run=dry_run
         )
         return finished(_rewritten(report, proof, again), stages)
+    report = _prepared(report, plan, out, options, finalize=finalize)
     if dry_run:
         return finished(report, stages)
     me = owner.here("a merge" if not finalize else "a merge with --finalize")

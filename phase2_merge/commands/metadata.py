@@ -218,29 +218,29 @@ def republish(
         ShardsChangedError: Its shards are not all there, or have other sizes or headers.
         ShardmergeError, OSError: As for `metadata`.
     """
+    again = partial(_again, out, plan, proof, asked, beside, tokenizer_files)
     if dry_run:
         for warning in journal.interrupted(out):
             say(talk, f"Warning: {warning}")
-        return _again(out, partial(journal.changes, out), plan, proof, asked, beside, tokenizer_files)
+        return again(partial(journal.changes, out))
     me = owner.here("a merge into what was published before")
     with journal.rewriting(out, me, talk, lambda: refuse_other(out), break_lock=break_lock) as held:
-        return _again(out, partial(journal.replace, held), plan, proof, asked, beside, tokenizer_files)
+        return again(partial(journal.replace, held))
 
 
 def _again(
     out: Path,
-    put: Put,
     plan: Plan,
     proof: Proof,
     asked: Asked,
     beside: Mapping[str, bytes],
     tokenizer_files: tuple[str, ...],
+    put: Put,
 ) -> Republished:
     """Decide what `republish` writes, and put it there, or find out what that would change."""
-    before = published.read_plan(out)
-    if before.facts != plan.facts():
-        raise OutputExistsError(str(out), _difference(before, plan.facts()))
     records = published.read(out)
+    if records.plan.facts != plan.facts():
+        raise OutputExistsError(str(out), _difference(records.plan, plan.facts()))
     final_proof.require(plan, out)
     records = replace(records, report=records.report.choosing(proof.mtp))
     kept = {} if tokenizer_files else _kept(out, records.report.tokenizer_files)

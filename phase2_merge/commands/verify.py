@@ -309,7 +309,8 @@ def _check_config(directory: Directory) -> Findings:
     except (UnsupportedArchitectureError, BadInputError) as error:
         return Findings(warnings=(*warnings, f"shapes were not compared with config.json: {error.message()}"))
     compared = shapes.against_tensors(table, _plain_shapes(directory))
-    off = set(table.switched_off()) if directory.report else set()  # a merge of ours publishes none of these
+    # a merge of ours publishes none of these
+    off = set(table.switched_off()) if compared.strange and directory.report else set()
     lost = (
         UnexpectedTensorError(name, (), table.architecture.name) for name in compared.strange if name in off
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..dimensions import divisor, integer, unless_absent
+from ..dimensions import head_channels, integer, unless_absent
 from ..keys import HF_LAYER, LAYER
 from ..rows import Layout, Row, Target, same
 from ..settings.rope import NEW, PARTIAL, Rotated, rope
@@ -82,13 +82,6 @@ FULL_WIDTH_NORMS = tuple(
     )
     for one, width in (("q", "q"), ("k", "kv"))
 )
-
-
-def head_channels(config: Config) -> int:
-    """Return how many channels a head has."""
-    return integer(config, "head_dim", 0) or integer(config, "hidden_size") // divisor(
-        config, "num_attention_heads"
-    )
 
 
 # transformers (masking_utils.py, `create_causal_mask`) and vLLM

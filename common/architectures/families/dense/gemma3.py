@@ -12,10 +12,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ...blocks.attention import GROUPED_QUERY_ATTENTION, HEAD_NORMS, HEADS, head_channels, windows_by_layer
+from ...blocks.attention import GROUPED_QUERY_ATTENTION, HEAD_NORMS, HEADS, windows_by_layer
 from ...blocks.embeddings import EMBEDDINGS, rms_norms
 from ...blocks.mlp import DENSE_MLP, activation
-from ...dimensions import common_dimensions, integer, layers_alike, refuse_true, set_flags, unless_absent
+from ...dimensions import (
+    common_dimensions,
+    head_channels,
+    integer,
+    layers_alike,
+    refuse_true,
+    set_flags,
+    unless_absent,
+)
 from ...keys import HF_LAYER, LAYER
 from ...rows import Architecture, Config, Row, Target, same
 from ...settings.rope import NEW, OLD, THETA, rope
