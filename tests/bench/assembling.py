@@ -12,14 +12,14 @@ from shardmerge.common.reference import weight_map
 from tests.scale.models import Case
 
 from . import peers, pieces
-from .line import Bound, Line, of_time, times_as_fast
+from .line import Bound, Line, at_least, of_time, times_as_fast
 from .making import Made, column_share, filled, model, split
 from .merging import MERGE, memory_line, merged
 from .rounds import COLD, WARM, Contestant, Turns, remove, take_turns
 
 TP_SIZES = (2, 8)
 CP_BOUND = Bound(1, "at most 1")
-TORCH_BOUND = Bound(4, "at least 4", at_least=True)
+TORCH_TIMES = 4
 
 
 def lines(gib: float, folder: Path, sizes: Sequence[int] | None = None) -> Iterator[Line]:
@@ -60,5 +60,6 @@ def _told(what: str, cache: str, turns: Turns) -> Iterator[Line]:
         yield Line(what, cache, ours, peer, of_time(value), value, bound)
     for name in (peers.CONSOLIDATE, peers.CONCATENATE):
         peer, value = f"{name}: {turns.told(name)}", 1 / turns.ratio(MERGE, name)
-        yield Line(what, cache, ours, peer, times_as_fast(value), value, TORCH_BOUND)
+        bound = at_least(TORCH_TIMES, 1 / turns.ratio(peers.UNCACHED, name))
+        yield Line(what, cache, ours, peer, times_as_fast(value), value, bound)
     yield memory_line(what, cache, turns)

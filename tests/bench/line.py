@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 MIB = 1 << 20
+COPY_BOUND = 1.1
 HEAD = ("what", "cache", "ours", "peer", "ratio", "bound", "memory")
 
 
@@ -18,6 +19,15 @@ class Bound:
 
     def kept(self, value: float) -> bool:
         return value >= self.limit if self.at_least else value <= self.limit
+
+
+def at_least(times: float, copy: float) -> Bound:
+    """So many times as fast as a peer, or, where the disk is in the way, at most a tenth slower than a bare copy.
+
+    `copy` is how many times as fast as the peer that copy was in the same rounds.
+    """
+    told = f"at least {times:g}, or a copy's {copy:.1f} / {COPY_BOUND:g}"
+    return Bound(min(times, copy / COPY_BOUND), told, at_least=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import pytest
 
 from shardmerge.phase2_merge import check, merge
 from tests.bench import peers, pieces
-from tests.bench.line import Bound, Line
+from tests.bench.line import Bound, Line, at_least
 from tests.bench.making import MODEL, Made, column_share, filled, split
 from tests.bench.rounds import COLD, WARM, Contestant, Turns, extents, rotated, take_turns
 from tests.bench.watching import Ran, ran
@@ -70,6 +70,13 @@ def test_memory_and_open_files_are_those_of_the_worker_where_it_has_more(tmp_pat
     found = ran([sys.executable, script])
     assert found.worker_peak_bytes > 80 * MIB > found.parent_peak_bytes > 0
     assert 50 < found.open_files < 80
+
+
+def test_where_the_disk_is_in_the_way_a_copy_is_the_bound() -> None:
+    assert not at_least(4, copy=10).kept(3.9)
+    assert at_least(4, copy=10).kept(4.1)
+    assert not at_least(4, copy=2.2).kept(1.9)
+    assert at_least(4, copy=2.2).kept(2.1)
 
 
 def test_holes_of_a_sparse_file_are_not_read(tmp_path: Path) -> None:
