@@ -227,6 +227,8 @@ def _run(run: Callable[[], Outcome]) -> End:
         return _end(INTERRUPTED, "Interrupted", "Interrupted.")
     except OSError as error:
         return _end(FAILED, type(error).__name__, f"Error: {error}")
+    except click.UsageError:
+        raise
     except Exception as error:  # the one place that catches everything: it reports, and fails
         return _unexpected(error)
     checked, unchecked = outcome.scope() if isinstance(outcome, WithScope) else ((), ())
