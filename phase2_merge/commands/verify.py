@@ -38,7 +38,7 @@ from shardmerge.common.errors import (
     raise_problems,
 )
 from shardmerge.common.manifest_facts import Facts
-from shardmerge.common.places import INDEX, MANIFESTS, SHARDS, SINGLE
+from shardmerge.common.places import INDEX, SHARDS, SINGLE
 from shardmerge.common.rectangle import Shape
 from shardmerge.common.reference import PLAIN_FLOATS
 from shardmerge.common.safetensors_header import Entry, Header
@@ -51,6 +51,7 @@ from ..ledger import published
 from ..ledger.names import grouped
 from ..ledger.published import PublishedPlan
 from ..ledger.published_report import PublishedReport
+from ..ledger.rank_directories import holds_ranks
 from ..output import journal
 from ..proof import numbers
 from ..proof.config import settings, shapes, vision
@@ -153,7 +154,7 @@ def _verify(
     """Do what `verify` says, after which an error is told what else is known."""
     if not out.is_dir():
         raise not_a_directory(out, "Give a Hugging Face directory.")
-    if any(out.glob(MANIFESTS)):
+    if holds_ranks(out):
         raise BadInputError(f"{out} is a dump, which readers do not load", "Prove it with shardmerge check.")
     config = references.read_config(out, references.DOWNLOAD)
     files = references.weight_files(out)
