@@ -18,7 +18,7 @@ from shardmerge.common.command.options import ARCHITECTURE, GRAFT, HF_REFERENCE,
 from shardmerge.common.command.outcome import HELP, Outcome, refuse_unwritable, reported, talk
 from shardmerge.common.errors import BadInputError
 
-from .options import ADOPT, ALLOW_CONFIG, ALLOWANCES, LAYOUTS, UNCALIBRATED
+from .options import ADOPT, ALLOW_CONFIG, ALLOWANCES, LAYOUTS, UNCALIBRATED, VERIFICATIONS
 from .shards.dask_cluster import cluster
 
 BREAK_LOCK = click.option(
@@ -63,7 +63,7 @@ def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--verify",
-            type=click.Choice(["full", "size"]),
+            type=click.Choice(VERIFICATIONS),
             default="full",
             show_default=True,
             help="Read and check every byte, or only sizes and headers.",
@@ -207,7 +207,7 @@ def metadata(out: Path, **options: Any) -> Outcome:
 @click.option(
     "--verify",
     "how",
-    type=click.Choice(["full", "size"]),
+    type=click.Choice(VERIFICATIONS),
     default="full",
     show_default=True,
     help="Read every byte that has a recorded checksum, or only sizes and headers.",

@@ -52,13 +52,13 @@ from ..ledger.names import grouped
 from ..ledger.published import PublishedPlan
 from ..ledger.published_report import PublishedReport
 from ..ledger.rank_directories import holds_ranks
+from ..options import Verification, refuse_unknown_verification
 from ..output import journal
 from ..proof import numbers
 from ..proof.config import settings, shapes, vision
 from ..quantization import declaration, scales
 from ..quantization.declaration import Declaration
 from . import records
-from .report import Verification
 from .verify_report import VerifyReport
 
 Shards = dict[str, Header]
@@ -139,6 +139,7 @@ def verify(
         MissingRecordError: it holds shards and the records of a merge, and has lost its index.
         ShardmergeError: what is wrong, as one error or as ProblemsFoundError.
     """
+    refuse_unknown_verification(verify)
     out, table = Path(out), None if architecture is None else own.named(architecture)
     try:
         return _verify(out, verify, talk, table, scan=scan)
