@@ -6,6 +6,7 @@ it is done. Whoever removes a dump first looks for such files, takes its name aw
 back if there is one: so of both at least one sees the other, and a dump that is being read keeps its name.
 """
 
+import json
 import os
 import re
 import shutil
@@ -34,6 +35,11 @@ class Dumps:
     keep: int
     dumping: Dumping | None = None
 
+    def __post_init__(self) -> None:
+        """Make room for dumps of this job: ranks of the job before it, which was killed, would not fit its own."""
+        if distributed.get_rank() == 0:
+            remove_unfinished(self.folder)
+
     def after_step(self, model: Sequence[nn.Module], step: int) -> None:
         """Call it when the optimizer has stepped. `model` are the chunks as Megatron-LM has them, wrapped in DDP."""
         if step % self.every:
@@ -60,6 +66,16 @@ class Dumps:
         elif dumping.rank == 0:
             print(f"{dumping.out}: training stood still for {dumping.seconds_stalled:.2f} s")
             remove_old(self.folder, self.keep, distributed.get_world_size())
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove dumps that lack ranks. Call it before the job dumps anything."""
+    for dump in folder.glob("step-*"):
+        manifests = sorted(dump.glob("rank-*/manifest.json"))
+        if dump.is_dir() and not (
+            manifests and len(manifests) == json.loads(manifests[0].read_bytes())["world_size"]
+        ):
+            remove(dump)
 
 
 def remove_old(folder: Path, keep: int, world_size: int) -> None:
