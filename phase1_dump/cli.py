@@ -111,7 +111,13 @@ def rank_report(path: Path) -> Path:
 )
 @click.option("--workers", type=click.IntRange(1), help="Of a checkpoint: processes on this machine.")
 @click.option("--dry-run", is_flag=True, help="Of a checkpoint: say what would be written, from which files.")
-@click.option("--wait", default=600.0, show_default=True, help="Seconds to wait for the other ranks.")
+@click.option(
+    "--wait",
+    type=click.FloatRange(0),
+    default=600.0,
+    show_default=True,
+    help="Seconds to wait for the other ranks.",
+)
 @functools.partial(reported, report_path=rank_report)
 def dump(
     model_provider: str | None, checkpoint: Path | None, out: Path, run_id: str, wait: float, **options: Any
@@ -133,8 +139,10 @@ def dump(
       shardmerge dump --checkpoint /ckpt/iter_0120000 --workers 4 \\
         --hf-reference Qwen3-30B-A3B --out /shared/dump --run-id pretrain-7
     """
-    if (model_provider is None) == (checkpoint is None):
-        raise BadInputError("the model is missing", "Give one of --model-provider and --checkpoint.")
+    if model_provider is not None and checkpoint is not None:
+        raise BadInputError("--model-provider and --checkpoint both name a model", "Give one of them.")
+    if model_provider is None and checkpoint is None:
+        raise BadInputError("the model is missing", "Give --model-provider or --checkpoint.")
     if checkpoint is not None:
         return _dump_checkpoint(checkpoint, out, run_id, wait, options)
     _refuse(options, OF_CHECKPOINT, "--checkpoint")
@@ -201,7 +209,7 @@ def _dump_model(
     **options: Any,
 ) -> Dumped:
     """Dump what this rank holds of a model."""
-    rank = launched(RANK_NAMES, 0)
+    rank, size = launched(RANK_NAMES, 0), launched(SIZE_NAMES, 1)
     require_writable(out, rank)  # without a wait for others, who could not be told of a failure
     forget_failure(out, rank)
     try:
@@ -222,7 +230,7 @@ def _dump_model(
             **options,
         )
     except (Exception, SystemExit) as error:  # a provider that parses arguments exits
-        fail(out, run_id, error, wait)
+        fail(out, rank, size, run_id, error, wait)
         raise
     assert manifest is not None  # on_error is "raise"
     return Dumped(manifest, out)
@@ -279,16 +287,17 @@ def _is_of_the_name(error: Exception, module: str, function: str) -> bool:
     return isinstance(error, ValueError) and not module
 
 
-def fail(out: Path, run_id: str, error: BaseException, seconds: float) -> None:
+def fail(out: Path, rank: int, size: int, run_id: str, error: BaseException, seconds: float) -> None:
     """Record a failure and wait, so that ranks that can finish do.
 
     Args:
         out: the dump.
+        rank: of this process.
+        size: how many ranks there are.
         run_id: name of the dump.
         error: what went wrong.
         seconds: how long to wait for the other ranks at most.
     """
-    rank, size = launched(RANK_NAMES, 0), launched(SIZE_NAMES, 1)
     error = error.__cause__ if isinstance(error, CallersError) and error.__cause__ else error
     record_failure(out, rank, run_id, error)
     click.echo(f"rank {rank} failed, waits up to {seconds:.0f} s for the others: {error}", err=True)
@@ -307,5 +316,13 @@ def launched(names: tuple[str, ...], otherwise: int, environment: Mapping[str, s
 
     Returns:
         The number.
+
+    Raises:
+        click.UsageError: What the variable holds is no number.
     """
-    return next((int(environment[name]) for name in names if environment.get(name)), otherwise)
+    for name in names:
+        if value := environment.get(name):
+            if not value.strip().isdecimal():
+                raise click.UsageError(f"the variable {name} is {value!r}, where a launcher sets a number.")
+            return int(value)
+    return otherwise

@@ -13,12 +13,12 @@ from typing import Any
 import click
 
 from shardmerge import phase2_merge
-from shardmerge.common.command.arguments import DIRECTORY, SIZE
+from shardmerge.common.command.arguments import DIRECTORY, FILE, SIZE
 from shardmerge.common.command.options import ARCHITECTURE, GRAFT, HF_REFERENCE, SET, SET_NEW, TOKENIZER
 from shardmerge.common.command.outcome import HELP, Outcome, refuse_unwritable, reported, talk
 from shardmerge.common.errors import BadInputError
 
-from .options import ADOPT, ALLOW_CONFIG, ALLOWANCES, LAYOUTS, UNCALIBRATED
+from .options import ADOPT, ALLOW_CONFIG, ALLOWANCES, LAYOUTS, UNCALIBRATED, VERIFICATIONS
 from .shards.dask_cluster import cluster
 
 BREAK_LOCK = click.option(
@@ -63,7 +63,7 @@ def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--verify",
-            type=click.Choice(["full", "size"]),
+            type=click.Choice(VERIFICATIONS),
             default="full",
             show_default=True,
             help="Read and check every byte, or only sizes and headers.",
@@ -154,6 +154,11 @@ def merge(
         raise BadInputError(
             "--part with --finalize or --dry-run", "Give those two for the whole merge, without a part."
         )
+    if scheduler == "":
+        raise BadInputError(
+            "--scheduler is empty, perhaps because a variable is not set",
+            "Give its address, as tcp://node7:8786, or leave it out to assemble on this host.",
+        )
     if scheduler and options["workers"]:
         raise BadInputError("--scheduler with --workers", "The cluster decides how many there are.")
     with cluster(scheduler) if scheduler else nullcontext() as executor:
@@ -202,7 +207,7 @@ def metadata(out: Path, **options: Any) -> Outcome:
 @click.option(
     "--verify",
     "how",
-    type=click.Choice(["full", "size"]),
+    type=click.Choice(VERIFICATIONS),
     default="full",
     show_default=True,
     help="Read every byte that has a recorded checksum, or only sizes and headers.",
@@ -229,7 +234,7 @@ def verify(out: Path, how: Any, *, scan: bool, architecture: str | None) -> Outc
 @click.option(
     "--html",
     metavar="FILE",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=FILE,
     callback=_writable,
     help="Write a page of it too: the map, sizes, problems, in one file.",
 )

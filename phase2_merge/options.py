@@ -16,6 +16,8 @@ from shardmerge.common.errors import BadInputError
 if TYPE_CHECKING:
     from shardmerge.common.architectures import Architecture
 
+Verification = Literal["full", "size"]
+VERIFICATIONS: tuple[str, ...] = get_args(Verification)
 Uncalibrated = Literal["error", "layer-max"]
 UNCALIBRATED: tuple[str, ...] = get_args(Uncalibrated)
 ALLOW_CONFIG = "config"
@@ -87,6 +89,11 @@ def refuse_nested(dumps: str | Path | Sequence[str | Path], out: Path) -> None:
             raise BadInputError(f"OUT {out} {where}", "Give an OUT beside it.")
         if there.is_relative_to(here):
             raise BadInputError(f"the DUMP {dump} lies inside OUT {out}", "Give an OUT beside it.")
+
+
+def refuse_unknown_verification(verify: object) -> None:
+    """Raise BadInputError for a word that is neither: taken for "size", it would let bytes pass that nobody read."""
+    refuse_unknown("verify", [str(verify)], VERIFICATIONS)
 
 
 def refuse_unknown(option: str, given: Collection[str], known: Sequence[str]) -> None:

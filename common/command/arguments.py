@@ -1,4 +1,4 @@
-"""Types of arguments that the commands of both phases share: a folder, and a size as people write it.
+"""Types of arguments that the commands of both phases share: a folder, a file, and a size as people write it.
 
 Decides how one that cannot be meant is refused before a command begins. Must not know what any command does with it.
 """
@@ -15,17 +15,18 @@ from ..errors import BadInputError
 from . import byte_count
 
 
-class _Directory(click.Path):
-    """The path of a folder. An empty text, as of a variable that is not set, would mean the folder that we are in."""
-
-    def __init__(self) -> None:
-        super().__init__(path_type=Path)
+class _NamedPath(click.Path):
+    """A path. An empty text, as of a variable that is not set, would mean the folder that we are in."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Read an argument. Args: see click.ParamType. Returns a Path."""
         if value == "":
             self.fail("the path is empty, perhaps because a variable is not set.", param, ctx)
         return super().convert(value, param, ctx)
+
+
+class _Directory(_NamedPath):
+    """The path of a folder, as the shell completes it."""
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
@@ -49,5 +50,6 @@ class _Size(click.ParamType):  # type: ignore[type-arg]  # older clicks take no 
             self.fail(error.message(), param, ctx)
 
 
-DIRECTORY = _Directory()
+DIRECTORY = _Directory(path_type=Path)
+FILE = _NamedPath(dir_okay=False, path_type=Path)
 SIZE = _Size()

@@ -26,6 +26,7 @@ from .. import canonical_json
 from ..errors import ShardmergeError, printable
 from ..versions import version_of
 from . import termination, written_files
+from .arguments import FILE
 
 INTERRUPTED = 130
 TERMINATED = 143
@@ -92,9 +93,7 @@ def reported(
     `report_path` makes the name of the report from the one given: many processes may run the same command.
     """
 
-    @click.option(
-        "--report", type=click.Path(dir_okay=False, path_type=Path), help="Write the outcome to FILE as JSON."
-    )
+    @click.option("--report", type=FILE, help="Write the outcome to FILE as JSON.")
     @click.option("--json", "as_json", is_flag=True, help="Print the outcome to stdout as JSON.")
     @click.option("-q", "--quiet", is_flag=True, help="Print what is wrong, and nothing else.")
     @functools.wraps(run)
@@ -228,6 +227,8 @@ def _run(run: Callable[[], Outcome]) -> End:
         return _end(INTERRUPTED, "Interrupted", "Interrupted.")
     except OSError as error:
         return _end(FAILED, type(error).__name__, f"Error: {error}")
+    except click.UsageError:
+        raise
     except Exception as error:  # the one place that catches everything: it reports, and fails
         return _unexpected(error)
     checked, unchecked = outcome.scope() if isinstance(outcome, WithScope) else ((), ())

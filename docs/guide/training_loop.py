@@ -2,10 +2,11 @@
 
 Copy it into your training code; docs/guide/training.md tells where Megatron-LM's loop calls it. A job that merges one
 puts an empty file `step-NNNNNNN.reading-JOB` beside it, then looks whether the dump is there, and removes the file when
-it is done. Whoever removes a dump first takes its name away, then looks for such files, and gives the name back if
-there is one: so of both at least one sees the other.
+it is done. Whoever removes a dump first looks for such files, takes its name away, then looks again, and gives the name
+back if there is one: so of both at least one sees the other, and a dump that is being read keeps its name.
 """
 
+import json
 import os
 import re
 import shutil
@@ -33,6 +34,11 @@ class Dumps:
     every: int
     keep: int
     dumping: Dumping | None = None
+
+    def __post_init__(self) -> None:
+        """Make room for dumps of this job: ranks of the job before it, which was killed, would not fit its own."""
+        if distributed.get_rank() == 0:
+            remove_unfinished(self.folder)
 
     def after_step(self, model: Sequence[nn.Module], step: int) -> None:
         """Call it when the optimizer has stepped. `model` are the chunks as Megatron-LM has them, wrapped in DDP."""
@@ -62,8 +68,20 @@ class Dumps:
             remove_old(self.folder, self.keep, distributed.get_world_size())
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Remove dumps that lack ranks. Call it before the job dumps anything."""
+    for dump in folder.glob("step-*"):
+        manifests = sorted(dump.glob("rank-*/manifest.json"))
+        if dump.is_dir() and not (
+            manifests and len(manifests) == json.loads(manifests[0].read_bytes())["world_size"]
+        ):
+            remove(dump)
+
+
 def remove_old(folder: Path, keep: int, world_size: int) -> None:
     """Remove complete dumps but the last `keep`, unfinished ones that are older, and none that is being read."""
+    for going in folder.glob(".step-*.removing"):  # a job was killed while it removed it
+        shutil.rmtree(going, ignore_errors=True)
     dumps = sorted(one for one in folder.iterdir() if re.fullmatch("step-[0-9]+", one.name))
     complete = [one for one in dumps if len(list(one.glob("rank-*/manifest.json"))) == world_size]
     first_kept = complete[-keep] if len(complete) >= keep else folder
@@ -75,8 +93,15 @@ def remove_old(folder: Path, keep: int, world_size: int) -> None:
 def remove(dump: Path) -> None:
     """Remove a dump, unless a job says that it is reading it."""
     going = dump.with_name(f".{dump.name}.removing")
+    if is_read(dump) or going.exists():
+        return
     os.rename(dump, going)
-    if list(dump.parent.glob(f"{dump.name}.reading-*")):
+    if is_read(dump):
         os.rename(going, dump)
     else:
-        shutil.rmtree(going)
+        shutil.rmtree(going, ignore_errors=True)  # what is left goes with the next dump
+
+
+def is_read(dump: Path) -> bool:
+    """Whether a job says that it is reading a dump."""
+    return any(dump.parent.glob(f"{dump.name}.reading-*"))

@@ -9,10 +9,10 @@ from typing import TextIO
 from shardmerge.common.architectures import Architecture
 
 from ..hf_files import sidecars
-from ..options import Asked, Uncalibrated
+from ..options import Asked, Uncalibrated, Verification, refuse_unknown_verification
 from ..proof.checksums import verify_bytes
 from ..proof.prove import prove
-from .report import CheckReport, Verification, check_report
+from .report import CheckReport, check_report
 
 
 def check(
@@ -52,6 +52,7 @@ def check(
     Raises:
         ShardmergeError: what is missing (exit 3), contradicts itself (4) or is not supported (5).
     """
+    refuse_unknown_verification(verify)
     asked = Asked(
         dumps, hf_reference, allow, uncalibrated, corrections, grafts, drop_mtp, new_corrections, architecture
     )

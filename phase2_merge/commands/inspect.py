@@ -25,7 +25,6 @@ from shardmerge.common.errors import (
     not_a_directory,
 )
 from shardmerge.common.manifest import Manifest
-from shardmerge.common.places import MANIFESTS
 from shardmerge.common.safetensors_header import Entry
 
 from ..inspection.coverage import LayerCover, cover
@@ -33,7 +32,7 @@ from ..inspection.report import Inspection, Ranks
 from ..inspection.unfinished import Unfinished, unfinished
 from ..ledger import table
 from ..ledger.names import FIRST_MTP, layer_of
-from ..ledger.rank_directories import discover
+from ..ledger.rank_directories import discover, holds_ranks
 from ..ledger.read import readable
 from ..ledger.table import Ledger
 from ..output import journal
@@ -76,7 +75,7 @@ def _look(path: Path) -> Inspection:
     if references.weight_files(path):
         return _output(path)
     rest = unfinished(path)
-    if any(path.glob(MANIFESTS)):
+    if holds_ranks(path):
         return _dump(path, rest)
     if not rest.writers and not rest.problems:
         from . import records  # slow to import, and only this folder needs it

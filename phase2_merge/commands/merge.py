@@ -22,7 +22,7 @@ from shardmerge.common.processes import owner
 from ..assembly.assemble import STAGING_BYTES
 from ..hf_files import config_json, index_json, sidecars
 from ..ledger import parquet
-from ..options import ADOPT, Asked, Uncalibrated, refuse_nested
+from ..options import ADOPT, Asked, Uncalibrated, Verification, refuse_nested, refuse_unknown_verification
 from ..output.lock import Lock
 from ..output.publish import building, commit, is_taken, refuse_existing, refuse_foreign
 from ..proof import given
@@ -36,7 +36,7 @@ from ..shards.plan import MAX_SHARD_BYTES, Plan, plan_shards
 from ..shards.run import Written
 from . import rehearsal
 from .metadata import Republished, refuse_other, republish
-from .report import MergeReport, Stages, Verification, check_report, finished, merge_report
+from .report import MergeReport, Stages, check_report, finished, merge_report
 from .rewritten_files import final_config
 
 
@@ -96,6 +96,7 @@ def merge(
         OSError: Likewise.
     """
     stages, out = Stages(), Path(os.path.abspath(out))
+    refuse_unknown_verification(verify)
     refuse_nested(dumps, out)
     exists = _was_published(out)
     asked = Asked(

@@ -18,7 +18,7 @@ from shardmerge.common.errors.wording import counted
 from shardmerge.common.processes import owner
 
 from ..assembly.assemble import STAGING_BYTES
-from ..options import ADOPT, Asked, Uncalibrated, refuse_nested
+from ..options import ADOPT, Asked, Uncalibrated, Verification, refuse_nested, refuse_unknown_verification
 from ..output.lock import Lock
 from ..output.publish import building, is_taken
 from ..proof.prove import prove
@@ -28,7 +28,7 @@ from ..shards.assembly_options import AssemblyOptions
 from ..shards.parts import MergePart, PartRecord
 from ..shards.plan import MAX_SHARD_BYTES, Adopted, Assembled, Plan, plan_shards
 from .metadata import published_plan
-from .report import PROVED, Verification
+from .report import PROVED
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +108,7 @@ def merge_part(
         OSError: Likewise.
     """
     started, out, this = time.monotonic(), Path(os.path.abspath(out)), parts.parse(part)
+    refuse_unknown_verification(verify)
     refuse_nested(dumps, out)
     if not is_taken(out):
         file_systems.require_writable(out, places.partial(out))

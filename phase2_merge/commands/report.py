@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 from shardmerge.common.command.byte_count import show
 from shardmerge.common.errors import SHOWN, printable
@@ -19,13 +19,13 @@ from ..corrections import record
 from ..corrections.record import Recorded
 from ..hf_files import tokenizer
 from ..ledger.names import summary
+from ..options import Verification
 from ..proof.config.settings import Compared
 from ..proof.prove import Proof
 from ..shards.final_proof import NOTHING_REREAD, Reread
 from ..shards.plan import MANY_SHARDS, Plan
 from ..shards.space import Space
 
-Verification = Literal["full", "size"]
 MTP_LINES = {
     "trained": "Multi-token prediction: as trained.",
     "grafted": "Multi-token prediction: from the reference (--graft mtp).",

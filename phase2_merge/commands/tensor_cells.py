@@ -19,11 +19,11 @@ from shardmerge.common import durable, regular_files
 from shardmerge.common import reference as references
 from shardmerge.common.dtypes import BITS, DTYPES
 from shardmerge.common.errors import BadInputError, CorruptFileError, not_a_directory
-from shardmerge.common.places import INDEX, MANIFESTS, SINGLE
+from shardmerge.common.places import INDEX, SINGLE
 
 from ..disk.hashing import checksums
 from ..ledger import table
-from ..ledger.rank_directories import discover
+from ..ledger.rank_directories import discover, holds_ranks
 from ..proof.tensors.tiling import untiled
 from . import records
 
@@ -114,7 +114,7 @@ def read(path: Path) -> Mapping[str, Tensor]:
     """
     if not path.is_dir():
         raise not_a_directory(path, "Give a dump or a Hugging Face directory.")
-    if any(path.glob(MANIFESTS)):
+    if holds_ranks(path):
         return _of_dump(path)
     files = references.weight_files(path)
     if not files:

@@ -38,7 +38,7 @@ from shardmerge.common.errors import (
     raise_problems,
 )
 from shardmerge.common.manifest_facts import Facts
-from shardmerge.common.places import INDEX, MANIFESTS, SHARDS, SINGLE
+from shardmerge.common.places import INDEX, SHARDS, SINGLE
 from shardmerge.common.rectangle import Shape
 from shardmerge.common.reference import PLAIN_FLOATS
 from shardmerge.common.safetensors_header import Entry, Header
@@ -51,13 +51,14 @@ from ..ledger import published
 from ..ledger.names import grouped
 from ..ledger.published import PublishedPlan
 from ..ledger.published_report import PublishedReport
+from ..ledger.rank_directories import holds_ranks
+from ..options import Verification, refuse_unknown_verification
 from ..output import journal
 from ..proof import numbers
 from ..proof.config import settings, shapes, vision
 from ..quantization import declaration, scales
 from ..quantization.declaration import Declaration
 from . import records
-from .report import Verification
 from .verify_report import VerifyReport
 
 Shards = dict[str, Header]
@@ -138,6 +139,7 @@ def verify(
         MissingRecordError: it holds shards and the records of a merge, and has lost its index.
         ShardmergeError: what is wrong, as one error or as ProblemsFoundError.
     """
+    refuse_unknown_verification(verify)
     out, table = Path(out), None if architecture is None else own.named(architecture)
     try:
         return _verify(out, verify, talk, table, scan=scan)
@@ -153,7 +155,7 @@ def _verify(
     """Do what `verify` says, after which an error is told what else is known."""
     if not out.is_dir():
         raise not_a_directory(out, "Give a Hugging Face directory.")
-    if any(out.glob(MANIFESTS)):
+    if holds_ranks(out):
         raise BadInputError(f"{out} is a dump, which readers do not load", "Prove it with shardmerge check.")
     config = references.read_config(out, references.DOWNLOAD)
     files = references.weight_files(out)

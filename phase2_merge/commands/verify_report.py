@@ -8,7 +8,8 @@ from typing import Any
 from shardmerge.common.command.byte_count import show
 from shardmerge.common.errors.wording import counted
 
-from .report import Verification, warning_lines
+from ..options import Verification
+from .report import warning_lines
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,11 @@ def discover(dumps: Sequence[Path]) -> RankDirectories:
     return RankDirectories({rank: tuple(complete[rank]) for rank in sorted(complete)}, failures)
 
 
+def holds_ranks(folder: Path) -> bool:
+    """Whether a folder holds a complete rank. Raises as `discover` does where that cannot be seen."""
+    return any(RANK.fullmatch(entry.name) and _is_complete(entry) for entry in sorted(folder.iterdir()))
+
+
 def _entries(dumps: Sequence[Path]) -> dict[Path, list[Path]]:
     """Return what is in each dump, by the first path that it was given by. Raises BadInputError."""
     for dump in dumps:

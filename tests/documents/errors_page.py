@@ -19,13 +19,13 @@ the error of the system, which names the file, with exit code 1.
 
 | exit code | meaning |
 |---|---|
-| 0 | done; an output is published exactly then, but for the moment between its last rename and the end of the command |
-| 1 | anything else: a full disk, a killed worker, a defect; a file of `--report` or `--html` that was not written |
+| 0 | done; an output is published exactly then, but for the moment after its last rename, and what 1 says of files |
+| 1 | anything else: a full disk, a killed worker, a defect; done, but `--report`, `--html` or stdout was not written |
 | 2 | usage; no config.json; torch.distributed not initialised |
 | 3 | incomplete: a rank, a tensor or a part of one, a part of a merge, or a record of an output is missing |
 | 4 | conflicting or corrupt: two generations, two world sizes, damaged files, rectangles that overlap, changed shards |
 | 5 | unsupported architecture or parameter |
-| 6 | the output, or a rank of a dump, exists or is being written by another process; its lock was taken away |
+| 6 | the output, or a rank of a dump, exists, is being written by another, or finds no room; its lock was taken away |
 | 130 | interrupted by Ctrl-C |
 | 143 | ended by SIGTERM, as schedulers send it |
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -85,3 +86,40 @@ def test_whoever_removes_sees_a_reader_that_came_meanwhile(
     monkeypatch.undo()
     loop.remove_old(tmp_path, 1, 1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-0000002"]
+
+
+def whole_dumps(folder: Path, *names: str) -> None:
+    """What `remove_old` sees of complete dumps of one rank."""
+    for name in names:
+        rank = folder / name / "rank-00000"
+        rank.mkdir(parents=True)
+        (rank / "manifest.json").touch()
+
+
+def test_a_dump_that_is_read_keeps_its_name_all_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, renamed = example(), []
+    whole_dumps(tmp_path, "step-0000001", "step-0000002")
+    (tmp_path / "step-0000001.reading-job").touch()
+    monkeypatch.setattr(loop.os, "rename", lambda old, new: renamed.append((old, new)))
+    loop.remove_old(tmp_path, 1, 1)
+    assert renamed == []
+
+
+def test_what_a_killed_job_had_begun_to_remove_goes_and_hinders_no_dump_of_that_step(tmp_path: Path) -> None:
+    whole_dumps(tmp_path, "step-0000001", ".step-0000001.removing", "step-0000003", ".step-0000002.removing")
+    example().remove_old(tmp_path, 1, 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-0000003"]
+
+
+def test_what_an_earlier_job_left_unfinished_goes_before_this_one_dumps(tmp_path: Path) -> None:
+    """Its ranks would be of another attempt, and all together look complete."""
+    for step, ranks in ((1, 4), (2, 1), (3, 2), (4, 0)):
+        (tmp_path / f"step-{step:07d}").mkdir()
+        for rank in range(ranks):
+            folder = tmp_path / f"step-{step:07d}" / f"rank-{rank:05d}"
+            folder.mkdir()
+            (folder / "manifest.json").write_text(json.dumps({"world_size": 4 if step == 1 else 2}))
+    example().remove_unfinished(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-0000001", "step-0000003"]

@@ -175,6 +175,39 @@ def test_the_launcher_names_the_rank(environment: dict[str, str], rank: int) -> 
     assert launched(("RANK", "SLURM_PROCID"), 9, environment) == rank
 
 
+@pytest.mark.parametrize("value", ["8(x4)", "-1", "one"])
+@pytest.mark.parametrize("name", ["RANK", "SLURM_NTASKS"])
+def test_what_is_no_number_in_a_variable_of_the_launcher_is_a_usage_error(
+    references: References, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    report = str(tmp_path / "report.json")
+    result = run(f"{PROVIDERS}:fails", tmp_path / "out", references.config("llama"), "--report", report)
+
+    assert (result.exit_code, "defect" in result.output) == (2, False), result.output
+    assert f"the variable {name} is {value!r}, where a launcher sets a number." in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (
+            ("--checkpoint", "nowhere"),
+            "--model-provider and --checkpoint both name a model. Give one of them.",
+        ),
+        (("--wait", "-1"), "Invalid value for '--wait': -1.0 is not in the range x>=0."),
+    ],
+)
+def test_options_that_contradict_or_mean_nothing_are_usage_errors(
+    references: References, tmp_path: Path, options: tuple[str, ...], says: str
+) -> None:
+    result = run(f"{PROVIDERS}:fails", tmp_path / "out", references.config("llama"), *options)
+
+    assert (result.exit_code, says in result.stderr) == (2, True), result.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_under_torchrun_a_failing_rank_lets_the_other_finish(references: References, tmp_path: Path) -> None:
     """torchrun ends a node with its first failed process: rank 0 would be killed while it still loads."""
     out = tmp_path / "out"

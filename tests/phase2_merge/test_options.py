@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from shardmerge.common.errors import BadInputError, ShardmergeError
-from shardmerge.phase2_merge import check
+from shardmerge.phase2_merge import check, merge, merge_part, verify
 from shardmerge.phase2_merge.options import ALLOWANCES, UNCALIBRATED, Asked
 from tests.dumps.worlds import MakeWorld
 
@@ -47,6 +47,21 @@ def test_an_unknown_word_is_refused_before_anything_is_read(given: Any, what: st
     assert (error.value.what, error.value.do) == (what, do)
     with pytest.raises(BadInputError, match=what):
         check(["/nowhere"], hf_reference="/nowhere", **given)
+
+
+@pytest.mark.parametrize("word", ["Full", "none", "", True, None])
+def test_another_word_for_verify_never_means_fewer_checks(world: MakeWorld, word: Any) -> None:
+    one = world().write()
+    dump, rest = one.dump, {"hf_reference": one.reference, "verify": word}
+    for command in (
+        lambda: check(dump, **rest),
+        lambda: merge(dump, one.out, **rest),
+        lambda: merge_part(dump, one.out, "1/1", **rest),
+        lambda: verify(one.reference, verify=word),
+    ):
+        with pytest.raises(BadInputError, match="Known: full, size"):
+            command()
+    assert not list(one.folder.glob("out*"))
 
 
 def test_every_known_word_is_taken(world: MakeWorld) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,7 +17,7 @@ from click.testing import CliRunner
 from shardmerge.common.command.group import main
 from shardmerge.common.errors import BadInputError
 from shardmerge.common.processes import owner
-from shardmerge.phase2_merge import inspect
+from shardmerge.phase2_merge import diff, inspect, verify
 from shardmerge.phase2_merge.inspection.coverage import FULL, NONE, LayerCover, cover
 from shardmerge.phase2_merge.inspection.map_drawing import not_whole, svg
 from tests.dumps.dumps import Topology, moe_config
@@ -172,6 +173,23 @@ def test_a_dump_in_which_no_rank_is_done_yet(tmp_path: Path) -> None:
 def test_a_folder_that_is_neither_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match="no rank of a dump and no checkpoint"):
         inspect(tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+@pytest.mark.parametrize("look", [inspect, verify, lambda dump: diff(dump, dump)])
+def test_ranks_of_another_user_that_may_not_be_read_are_not_taken_for_none(
+    world: MakeWorld, monkeypatch: pytest.MonkeyPatch, look: Callable[[Path], object]
+) -> None:
+    one = world().write()
+    one.rank(0).chmod(0o700)
+    one.folder.chmod(0o755)
+    monkeypatch.chdir(one.folder)
+    os.seteuid(12345)
+    try:
+        with pytest.raises(PermissionError, match=r"rank-00000/manifest\.json"):
+            look(Path("dump"))
+    finally:
+        os.seteuid(0)
 
 
 def test_an_output_is_shown_by_shard(world: MakeWorld) -> None:
