@@ -57,8 +57,8 @@ class JoinedMismatchError(ConflictError):
 
     def message(self) -> str:
         return (
-            f"{self.first} is {self.value}, but {self.second} is {self.differs}: readers join both, and read them in "
-            "one format, with one scale. Quantize all that is joined alike (for weight_scale_2: give both weight "
+            f"{self.first} is {self.value}, but {self.second} is {self.differs}: readers read both in one way, and "
+            "one of them wrongly. Quantize all that belongs together alike (for weight_scale_2: give both weight "
             "quantizers the larger amax), or leave all of it as it is, and dump again."
         )
 

@@ -1,20 +1,22 @@
-"""Are modules that readers join into one matrix, or one block of experts, quantized alike?
+"""Is quantized alike what readers read in one way: a block of experts, joined matrices, the KV caches of a model?
 
 A block of routed experts has one format, and so have the two down projections of latent attention, which share the
-second-level scale as well. Megatron quantizes each by itself. Numbers are compared, never computed.
+second-level scale as well. KV caches are declared once for all layers. Megatron quantizes each by itself. Numbers are
+compared, never computed.
 Source: vllm, model_executor/layers/quantization/modelopt.py (`KNvfp4Static.process` takes the larger scale of both) and
 utils/quant_utils.py (`is_layer_skipped`); model_executor/models/deepseek_v2.py (`fused_qkv_a_proj`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from shardmerge.common.errors import JoinedMismatchError
 
 EXPERTS = ".experts."
 DOWN_PROJECTIONS = (".q_a_proj", ".kv_a_proj_with_mqa")
 SECOND_SCALE = ".weight_scale_2"
+CACHE = "the KV cache of {}"
 
 
 def differences(layers: Mapping[str, str], scalars: Mapping[str, float]) -> Iterator[JoinedMismatchError]:
@@ -35,6 +37,22 @@ def differences(layers: Mapping[str, str], scalars: Mapping[str, float]) -> Iter
             continue
         yield from _pair(layers, module, joined)
         yield from _pair(scalars, module + SECOND_SCALE, joined + SECOND_SCALE)
+
+
+def differing_caches(caches: Mapping[str, str], attentions: Iterable[str]) -> Iterator[JoinedMismatchError]:
+    """Yield a problem if some attentions of the decoder have a quantized KV cache and others do not.
+
+    Args:
+        caches: Attention -> algorithm of its cache.
+        attentions: All of the decoder.
+
+    Returns:
+        An iterator over the first of each kind, or over nothing.
+    """
+    plain = next((one for one in attentions if one not in caches), None)
+    if caches and plain is not None:
+        first, algorithm = next(iter(caches.items()))
+        yield JoinedMismatchError(CACHE.format(first), algorithm, CACHE.format(plain), "not quantized")
 
 
 def _experts(layers: Mapping[str, str]) -> Iterator[JoinedMismatchError]:

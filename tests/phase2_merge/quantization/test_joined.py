@@ -89,8 +89,8 @@ def test_down_projections_of_latent_attention_share_their_second_scale(
     found: Callable[..., list[ShardmergeError]],
 ) -> None:
     """vLLM reads both with the larger one: all of the other weight would be too large by their quotient."""
-    (problem,) = found(
-        DEEPSEEK_V3, "NVFP4", with_larger_range(".layers.2.self_attention.linear_kv_down_proj.")
+    problem = only(
+        found(DEEPSEEK_V3, "NVFP4", with_larger_range(".layers.2.self_attention.linear_kv_down_proj."))
     )
     attention = "model.layers.2.self_attn."
     assert problem.first == attention + "q_a_proj.weight_scale_2"
