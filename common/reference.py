@@ -21,7 +21,8 @@ from .places import CONFIG, INDEX, SINGLE
 from .safetensors_header import Header
 
 PATH_CHARACTERS = 1024  # of a name with its folders
-DECLARATION = "quantization_config"
+# keys of config.json that declare quantized weights; vLLM reads the second where the first is absent
+DECLARATIONS = ("quantization_config", "compression_config")
 DOWNLOAD = "Copy or download it again."
 MODEL_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -123,7 +124,7 @@ def read_config(path: Path, do: str = OF_A_REFERENCE) -> dict[str, Any]:
 def is_quantized(config: Mapping[str, Any]) -> bool:
     """Whether a config.json declares quantized weights: of all, or as some composites do, of the language model."""
     inner = (value for value in config.values() if isinstance(value, Mapping))
-    return any(DECLARATION in each for each in (config, *inner))
+    return any(key in each for each in (config, *inner) for key in DECLARATIONS)
 
 
 def weight_files(path: Path) -> tuple[Path, ...]:

@@ -93,7 +93,7 @@ class Blueprint:
             dimensions = _bounded(self.architecture.dimensions(self.config), steps * period)
             flags = self.architecture.flags(self.config)
             layers = self.architecture.layers(self.config)
-        except (KeyError, TypeError, ArithmeticError, ValueError, AttributeError) as error:
+        except (LookupError, TypeError, ArithmeticError, ValueError, AttributeError) as error:
             raise BadInputError(
                 f"config.json of {self.architecture.name} lacks or contradicts {error}",
                 "Correct it, or give the config.json of the model that was trained.",
@@ -212,7 +212,7 @@ class Blueprint:
     def _said(self, row: Says) -> Said:
         try:
             return Said(_valid(row, self.config), row.keys)
-        except (KeyError, TypeError, ArithmeticError, ValueError, AttributeError) as error:
+        except (LookupError, TypeError, ArithmeticError, ValueError, AttributeError) as error:
             raise BadInputError(
                 f"config.json says {row.setting} ({', '.join(row.keys)}) in no way that is known: {error}",
                 "Correct it, or give the config.json of the model that was trained.",

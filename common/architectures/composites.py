@@ -6,7 +6,7 @@ architecture.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -66,7 +66,11 @@ def composite_of(
         settings=tuple(_says(row, place) for row in table.settings),
         aliases=aliases,
         oracles=oracles,
-        repeated=((*DTYPES, *(f"{inside}.{key}" for key in DTYPES)), *agree),
+        repeated=(
+            (*DTYPES, *(f"{inside}.{key}" for key in DTYPES)),
+            *_within((keys for keys in table.repeated if keys != DTYPES), place),
+            *agree,
+        ),
         composite=place,
         model_types=model_types,
     )
@@ -112,10 +116,13 @@ def _says(row: Says, place: Composite) -> Says:
     """Return where a composite says a setting: under its own key, or in both places."""
     both = tuple(key for key in row.keys if key == TIED)
     places = {key: f"{place.config}.{key}" for key in row.keys}
-    within = tuple(tuple(f"{place.config}.{key}" for key in keys) for keys in row.synonyms)
     return Says(
         row.setting,
         tuple(places.values()) + both,
         lambda config: row.value(language_config(config, place)),
-        (*within, *((key, places[key]) for key in both)),
+        (*_within(row.synonyms, place), *((key, places[key]) for key in both)),
     )
+
+
+def _within(synonyms: Iterable[Synonyms], place: Composite) -> tuple[Synonyms, ...]:
+    return tuple(tuple(f"{place.config}.{key}" for key in keys) for keys in synonyms)

@@ -14,6 +14,9 @@ from typing import Any
 from .settings.says import COMMON_SYNONYMS, Says, Synonyms
 
 Config = Mapping[str, Any]
+# keys that mean the same in every table; transformers takes either name for the number of routed experts
+EXPERT_NUMBERS: Synonyms = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+OF_EVERY_TABLE = (*COMMON_SYNONYMS, EXPERT_NUMBERS)
 Layers = dict[str, Container[int]]
 
 
@@ -176,7 +179,7 @@ class Architecture:
     aliases: tuple[str, ...] = ()
     experts: Spellings | None = None
     oracles: tuple[str, ...] = ()
-    repeated: tuple[Synonyms, ...] = COMMON_SYNONYMS
+    repeated: tuple[Synonyms, ...] = OF_EVERY_TABLE
     composite: Composite | None = None
     model_types: tuple[str, ...] = ()
 

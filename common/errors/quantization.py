@@ -49,6 +49,21 @@ class QuantizationMismatchError(ConflictError):
 
 
 @dataclass(eq=False)
+class JoinedMismatchError(ConflictError):
+    first: str
+    value: str
+    second: str
+    differs: str
+
+    def message(self) -> str:
+        return (
+            f"{self.first} is {self.value}, but {self.second} is {self.differs}: readers read both in one way, and "
+            "one of them wrongly. Quantize all that belongs together alike (for weight_scale_2: give both weight "
+            "quantizers the larger amax), or leave all of it as it is, and dump again."
+        )
+
+
+@dataclass(eq=False)
 class UncalibratedError(ConflictError):
     tensors: tuple[str, ...]
     where: tuple[str, ...]  # a line for each kind and layer

@@ -223,6 +223,12 @@ def kv_cache_scales(name: str, core: nn.Module, rank: int) -> tuple[str, tuple[f
     """
     from modelopt.torch.export import quant_utils
 
+    off = [cache for cache in CACHES if not getattr(getattr(core, cache, None), "is_enabled", False)]
+    if off:
+        reason = (
+            f"its KV cache is quantized, but {off[0]} is off: readers quantize keys and values, or neither"
+        )
+        raise UnsupportedParameterError(name, reason, rank)
     algorithm = quant_utils.get_kv_cache_dtype(core)
     if algorithm not in KV_CACHES:
         known = ", ".join(KV_CACHES)

@@ -8,9 +8,9 @@ from typing import Any
 
 from shardmerge.common import durable
 from shardmerge.common.places import CONFIG, HF_QUANT_CONFIG
+from shardmerge.common.reference import DECLARATIONS
 
 TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
-DECLARATION = "quantization_config"
 DTYPES = ("torch_dtype", "dtype")
 
 
@@ -39,7 +39,7 @@ def edited(
     """Make a config say what this checkpoint is; everything else stays, in its order.
 
     Args:
-        config: Of the reference. A `quantization_config` in it is of another checkpoint, and goes.
+        config: Of the reference. What it declares of quantization is of another checkpoint, and goes.
         dtype: What plain weights are, as safetensors spells it: `torch_dtype` and `dtype` say so.
         quantization_config: What this checkpoint declares of itself, None for nothing.
         inside: Key under which the config of the language model is, "" if it is not below. It says the same dtype where
@@ -48,15 +48,15 @@ def edited(
     Returns:
         A new dict.
     """
-    new = {key: value for key, value in config.items() if key != DECLARATION}
+    new = {key: value for key, value in config.items() if key not in DECLARATIONS}
     own = config.get(inside)
     if inside and isinstance(own, dict):
         said = {key: TORCH_NAMES[dtype] for key in DTYPES if key in own and dtype in TORCH_NAMES}
-        new[inside] = {key: value for key, value in own.items() if key != DECLARATION} | said
+        new[inside] = {key: value for key, value in own.items() if key not in DECLARATIONS} | said
     if dtype in TORCH_NAMES:
         new["torch_dtype"] = new["dtype"] = TORCH_NAMES[dtype]
     if quantization_config is not None:
-        new[DECLARATION] = quantization_config
+        new[DECLARATIONS[0]] = quantization_config
     return new
 
 

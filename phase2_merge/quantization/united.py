@@ -30,6 +30,7 @@ from shardmerge.common.rectangle import Shape
 
 from ..ledger.names import EXPERT, grouped
 from ..options import Uncalibrated
+from . import joined
 
 EXCLUDED = "not quantized"
 NEVER = "never calibrated"
@@ -91,6 +92,7 @@ def united(
     problems = [QuantizationMismatchError(name, by_value) for name, by_value in disagreements]
     scalars, scalar_problems = _scalars(quantized)
     problems += [*scalar_problems, *_bad_blocks(quantized), *_unmixable(set(layers.values()))]
+    problems += joined.differences(layers, scalars)
     absent = sorted({name for _, facts in quantized for name in facts.uncalibrated or ()} - set(scalars))
     filled_from = _layer_max(absent, scalars) if uncalibrated == "layer-max" else {}
     if unfilled := tuple(name for name in absent if name not in filled_from):

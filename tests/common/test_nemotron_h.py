@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from shardmerge.common.architectures import blueprint
+from shardmerge.common.architectures.settings.says import contradictions
 from shardmerge.common.errors import BadInputError
 
 CONFIG: dict[str, Any] = {
@@ -71,7 +72,8 @@ def test_layers_may_be_told_in_words_as_published_or_as_transformers_5_saves_the
 @pytest.mark.parametrize(
     "changes",
     [{"hybrid_override_pattern": "ME*X"}, {"num_hidden_layers": 5}, {"hybrid_override_pattern": None},
-     {"layers_block_type": ["mamba", "wormhole"], "hybrid_override_pattern": None}],
+     {"layers_block_type": ["mamba", "wormhole"], "hybrid_override_pattern": None},
+     {"layers_block_type": ["mamba"] * 4}, {"layer_types": []}],
 )  # fmt: skip
 def test_layers_that_are_not_told_or_contradicted_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(BadInputError, match="lacks or contradicts"):
@@ -114,3 +116,11 @@ def test_what_a_layer_of_this_kind_does_not_hold_is_not_claimed(key: str) -> Non
 def test_state_decay_and_skip_stay_float32_and_the_bias_of_steps_does_not() -> None:
     wide = {tensor.name.rpartition(".")[2] for tensor in blueprint(CONFIG).tensors() if tensor.float32}
     assert wide == {"A_log", "D", "e_score_correction_bias"}
+
+
+def test_names_that_only_transformers_knows_may_not_contradict_the_others() -> None:
+    assert "backbone.layers.0.mixer.conv1d.bias" not in shapes(mamba_conv_bias=False)
+    for key, value in {"mamba_d_conv": 2, "mamba_conv_bias": False}.items():
+        table = blueprint(CONFIG | {"use_conv_bias": True, key: value})
+        ((_, other),) = contradictions(table.config, table.synonyms)
+        assert other == (key, value)

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from shardmerge.common.architectures import blueprint
+from shardmerge.common.architectures.settings.says import contradictions
 from shardmerge.common.architectures.settings.vocabulary import agree, spell
+from shardmerge.common.errors import BadInputError
 
 DENSE: dict[str, Any] = {
     "hidden_size": 32,
@@ -70,6 +72,77 @@ def test_attention_is_causal_unless_config_json_says_otherwise(name: str, config
     assert said(name, config)["causal"] is True
     assert said(name, config | {"is_causal": None})["causal"] is True
     assert said(name, config | {"is_causal": False})["causal"] is False
+
+
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 8}
+LATENT = {
+    **DENSE,
+    **EXPERTS,
+    "n_routed_experts": 4,
+    "first_k_dense_replace": 1,
+    "q_lora_rank": None,
+    "kv_lora_rank": 8,
+    "qk_nope_head_dim": 6,
+    "qk_rope_head_dim": 2,
+    "v_head_dim": 4,
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "setting"), [("norm_topk_prob", "router_normalized"), ("rope_interleave", "rope_interleaved")]
+)
+def test_null_is_false_where_readers_test_for_truth(key: str, setting: str) -> None:
+    assert said("DeepseekV3ForCausalLM", LATENT)[setting] is True
+    assert said("DeepseekV3ForCausalLM", LATENT | {key: None})[setting] is False
+
+
+def test_a_full_query_is_said_and_not_left_out() -> None:
+    """Readers take 1536 for the rank that is not there."""
+    without = {key: value for key, value in LATENT.items() if key != "q_lora_rank"}
+    with pytest.raises(BadInputError, match="q_lora_rank"):
+        said("DeepseekV3ForCausalLM", without)
+
+
+@pytest.mark.parametrize("groups", [(4, 0), (0, 1), (1, 2)])
+def test_groups_of_experts_that_leave_a_token_none_are_refused(groups: tuple[int, int]) -> None:
+    config = LATENT | {"n_group": groups[0], "topk_group": groups[1]}
+    with pytest.raises(BadInputError, match="router_groups"):
+        said("DeepseekV3ForCausalLM", config)
+
+
+@pytest.mark.parametrize(
+    "name", ["Qwen2ForCausalLM", "Qwen2MoeForCausalLM", "Dots1ForCausalLM", "GptOssForCausalLM"]
+)
+def test_layers_that_are_said_to_have_a_window_have_one(name: str) -> None:
+    """Some readers let such a layer see nothing at all."""
+    sizes = {"num_experts": 4, "shared_expert_intermediate_size": 8, "num_local_experts": 4}
+    config = {**LATENT, **sizes, **MIXED, "sliding_window": 0}
+    if name == "GptOssForCausalLM":  # 0 is as good as nothing there
+        assert said(name, config)["sliding_windows"] == [0, 128]
+        return
+    with pytest.raises(BadInputError, match="sliding_windows"):
+        said(name, config)
+
+
+@pytest.mark.parametrize(
+    ("name", "key"), [("GlmMoeDsaForCausalLM", "indexer_types"), ("Llama4ForCausalLM", "no_rope_layers")]
+)
+def test_a_list_that_is_shorter_than_the_layers_is_refused(name: str, key: str) -> None:
+    sizes = {"index_n_heads": 2, "index_head_dim": 4, "index_topk": 4, "intermediate_size_mlp": 8}
+    config = {**LATENT, **sizes, "q_lora_rank": 6, "num_local_experts": 4, key: ["full"]}
+    with pytest.raises(BadInputError, match="of 1 layers"):
+        said(name, config)
+
+
+@pytest.mark.parametrize(
+    ("name", "inside"), [("DeepseekV3ForCausalLM", ""), ("KimiK25ForConditionalGeneration", "text_config")]
+)
+def test_the_number_of_experts_may_not_be_said_twice_and_differ(name: str, inside: str) -> None:
+    """transformers takes num_local_experts for the same, and the one that comes last in the file counts."""
+    config = LATENT | {"num_local_experts": 8}
+    table = blueprint({"architectures": [name], **({inside: config} if inside else config)})
+    ((one, other),) = contradictions(table.config, table.synonyms)
+    assert {one[1], other[1]} == {4, 8}
 
 
 def test_integers_that_no_float_holds_are_compared() -> None:

@@ -165,7 +165,11 @@ def identified(chunk: GPTModel, family: Family, topology: Topology, rank: int) -
 
 
 def range_of(identity: str) -> torch.Tensor:
-    """A range between 4 and 8 that only this identity has, more or less; keys and values reach beyond 448."""
+    """A range between 4 and 8 that only this identity has, more or less; keys and values reach beyond 448.
+
+    Both down projections of latent attention have one, as readers join them.
+    """
+    identity = identity.replace("linear_kv_down_proj", "linear_q_down_proj")
     spread = 4 + zlib.crc32(identity.encode()) % 4093 / 1024
     return torch.tensor(spread * (150 if identity.endswith((".k", ".v")) else 1), dtype=torch.float32)
 

@@ -162,12 +162,18 @@ def window_by_layer(config: Config) -> list[int] | None:
     none = "sliding_window" in config and config["sliding_window"] is None
     window = integer(config, "sliding_window", 4096) if config.get("use_sliding_window") and not none else 0
     first, layers = config.get("max_window_layers", 28), range(integer(config, "num_hidden_layers"))
-    kinds = config.get("layer_types") or ["sliding_attention" if layer >= first else "" for layer in layers]
-    return windows_by_layer(window, kinds)
+    counted = ["sliding_attention" if window and layer >= first else "" for layer in layers]
+    return windows_by_layer(window, config.get("layer_types") or counted)
 
 
 def windows_by_layer(window: int, kinds: Iterable[str]) -> list[int] | None:
-    """Return the window of each layer, by the names that transformers gives to kinds of layers."""
+    """Return the window of each layer, by the names that transformers gives to kinds of layers.
+
+    Raises ValueError if one should have a window and there is none: such a layer sees nothing in some readers.
+    """
+    kinds = tuple(kinds)
+    if not window and "sliding_attention" in kinds:
+        raise ValueError("layer_types says sliding_attention, and there is no window")
     windows = [window if kind == "sliding_attention" else 0 for kind in kinds]
     return windows if any(windows) else None
 

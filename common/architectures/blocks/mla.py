@@ -10,7 +10,7 @@ from ..dimensions import integer
 from ..keys import HF_LAYER, LAYER
 from ..rows import Refusal, Row, Target, same
 from ..settings import rope
-from ..settings.says import Config, always, derived, key
+from ..settings.says import Config, always, derived, flag, key
 from .attention import CAUSAL
 
 ATTENTION = LAYER + "self_attention."
@@ -63,13 +63,16 @@ SECOND_NORM = (
 
 
 def latent_dimensions(config: Config) -> dict[str, int]:
-    """Return the dimensions that rows of latent attention name."""
+    """Return the dimensions that rows of latent attention name.
+
+    A full query must be said: where `q_lora_rank` is absent, readers build a low-rank one of their own size.
+    """
     heads, latent = integer(config, "num_attention_heads"), integer(config, "kv_lora_rank")
     nope, rotated = integer(config, "qk_nope_head_dim"), _rope_channels(config)
     value = integer(config, "v_head_dim")
     return {
         "q": heads * (nope + rotated),
-        "q_latent": config.get("q_lora_rank") or 0,
+        "q_latent": config["q_lora_rank"] or 0,
         "kv_latent": latent,
         "kv_down": latent + rotated,
         "kv_up": heads * (nope + value),
@@ -113,6 +116,6 @@ LATENT_SIZES = (
     ),
     *rope.rope(_rope_channels),
 )
-ROPE_INTERLEAVED = key("rope_interleaved", "rope_interleave", otherwise=True)
+ROPE_INTERLEAVED = flag("rope_interleaved", "rope_interleave", otherwise=True)
 FIXED_NORM_EPS = always("latent_norm_eps", 1e-6)  # transformers gives these norms no eps of config.json
 LATENT_SETTINGS = (*LATENT_SIZES, ROPE_INTERLEAVED, FIXED_NORM_EPS)

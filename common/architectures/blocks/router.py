@@ -8,7 +8,7 @@ from __future__ import annotations
 from ..dimensions import integer
 from ..keys import LAYER
 from ..rows import Row, same
-from ..settings.says import Config, Says, derived, key
+from ..settings.says import Config, Says, derived, flag, key
 
 
 def plain_router(hf_prefix: str) -> tuple[Row, ...]:
@@ -71,12 +71,14 @@ def grouped_router_settings(
 
     def limit(config: Config) -> list[int] | None:
         all_groups, used = integer(config, "n_group", groups[0]), integer(config, "topk_group", groups[1])
+        if 0 in (config.get("n_group"), config.get("topk_group")) or used > all_groups:
+            raise ValueError(f"{used} of {all_groups} groups")
         return [all_groups, used] if used < all_groups else None
 
     keys = ("n_group", "topk_group")
     return (
         EXPERTS_PER_TOKEN,
-        key("router_normalized", "norm_topk_prob", otherwise=normalized),
+        flag("router_normalized", "norm_topk_prob", otherwise=normalized),
         key("router_scaling", "routed_scaling_factor", otherwise=scaling),
         derived("router_groups", keys, limit),
         derived("router_group_score", keys, lambda config: 2 if limit(config) else None),

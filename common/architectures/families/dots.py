@@ -38,7 +38,9 @@ def _windows(config: Config) -> list[int] | None:
     """Return the window of each layer, 0 for none: of listed kinds, or of all from a certain layer on."""
     window, first = config.get("sliding_window", 4096) or 0, config.get("max_window_layers", 62)
     layers = range(integer(config, "num_hidden_layers"))
-    kinds = config.get("layer_types") or ["sliding_attention" if layer >= first else "" for layer in layers]
+    kinds = config.get("layer_types") or [
+        "sliding_attention" if window and layer >= first else "" for layer in layers
+    ]
     return windows_by_layer(window, kinds)
 
 

@@ -51,6 +51,8 @@ def _rotating(config: Config) -> list[int]:
     """Return 1 for each layer that rotates, 0 for the others: an empty list counts as none."""
     layers, interval = range(integer(config, "num_hidden_layers")), integer(config, ROTATING[1], 4)
     listed = config.get(ROTATING[0]) or [int((layer + 1) % interval != 0) for layer in layers]
+    if len(listed) < len(layers):
+        raise ValueError(f"num_hidden_layers and {ROTATING[0]} of {len(listed)} layers")
     return [int(bool(listed[layer])) for layer in layers]
 
 

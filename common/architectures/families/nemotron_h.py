@@ -24,9 +24,10 @@ from ..blocks.mtp import FIRST, LAST, NUMBER, step_rows, steps_of
 from ..blocks.router import biased_router, biased_router_settings
 from ..dimensions import common_dimensions, integer, set_flags, unbiased_flags
 from ..keys import EXPERT, LAYER, STEP_HYBRID_LAYER
-from ..rows import Architecture, Config, Layers, MultiTokenPrediction, Row, Target, same
-from ..settings.says import always, derived, key
+from ..rows import OF_EVERY_TABLE, Architecture, Config, Layers, MultiTokenPrediction, Row, Target, same
+from ..settings.says import always, derived, key, said
 
+CONV_BIAS = ("use_conv_bias", "mamba_conv_bias")
 HF_LAYER = "backbone.layers.{layer}."
 MIXER, HF_MIXER = LAYER + "mixer.", HF_LAYER + "mixer."
 MLP = LAYER + "mlp."
@@ -45,7 +46,10 @@ WORDS = {
 
 def _pattern(config: Config) -> str:
     """Return a letter for each layer. Raises KeyError or ValueError if layers are missing, unknown or contradicted."""
-    pattern = config.get("hybrid_override_pattern") or _letters(config["layers_block_type"])
+    listed = [config[name] for name in ("layers_block_type", "layer_types") if config.get(name) is not None]
+    pattern = config.get("hybrid_override_pattern") or _letters(listed[0] if listed else ())
+    if any(_letters(words) != pattern for words in listed):  # some readers take the words, others the letters
+        raise ValueError(f"the kinds of layers {pattern!r:.40} and {listed!r:.60}")
     if not pattern or not set(pattern) <= set(KINDS):
         raise ValueError(f"the kinds of layers {pattern!r:.40}")
     if config.get("num_hidden_layers") not in (None, len(pattern)):
@@ -115,7 +119,7 @@ def _flags(config: Config) -> frozenset[str]:
     own = {
         "latent": config.get("moe_latent_size"),
         "shared_experts": config.get("moe_shared_expert_intermediate_size"),
-        "conv_bias": config.get("use_conv_bias", True),
+        "conv_bias": next((bias for _, bias in said(config, CONV_BIAS)), True),
     }
     return unbiased_flags(config, "use_bias", "mamba_proj_bias") | set_flags(own)
 
@@ -227,5 +231,6 @@ NEMOTRON_H = Architecture(
         ),
     ),
     experts=EITHER,
+    repeated=(*OF_EVERY_TABLE, CONV_BIAS, ("conv_kernel", "mamba_d_conv")),
     oracles=("Megatron-Bridge", "Model-Optimizer"),
 )

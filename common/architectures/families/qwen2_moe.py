@@ -35,13 +35,11 @@ def _windows(config: Config) -> list[int] | None:
 
     Source: `Qwen2MoeConfig.__post_init__`.
     """
-    if not config.get("use_sliding_window"):
-        return None
-    window, layers = integer(config, "sliding_window", 4096), range(integer(config, "num_hidden_layers"))
-    first = config.get("max_window_layers", 28)
+    window = integer(config, "sliding_window", 4096) if config.get("use_sliding_window") else 0
+    first, layers = config.get("max_window_layers", 28), range(integer(config, "num_hidden_layers"))
     listed = config.get("layer_types")
     kinds = (
-        ["sliding_attention" if (layer + 1) % 2 and layer < first else "" for layer in layers]
+        ["sliding_attention" if window and (layer + 1) % 2 and layer < first else "" for layer in layers]
         if listed is None
         else listed
     )

@@ -57,6 +57,25 @@ def key(
     return Says(setting, keys, value, (keys,) if len(keys) > 1 else ())
 
 
+def flag(setting: str, name: Key, *, otherwise: bool) -> Says:
+    """Return the row of a setting that is true or false, and for which readers take null for false.
+
+    Args:
+        setting: Its name in the vocabulary.
+        name: The key.
+        otherwise: The value where the key is absent.
+
+    Returns:
+        The row.
+    """
+
+    def value(config: Config) -> Value:
+        held = config.get(name, otherwise)
+        return False if held is None else held
+
+    return Says(setting, (name,), value)
+
+
 def always(setting: str, value: Value) -> Says:
     """Return the row of a setting that readers of this architecture do not read: it has one value."""
     return Says(setting, (), lambda _: value)

@@ -9,16 +9,18 @@ from typing import Any
 import pytest
 from megatron.core.models.gpt.gpt_model import GPTModel
 
-from shardmerge.common.errors import BadInputError
+from shardmerge.common.errors import BadInputError, JoinedMismatchError
 from shardmerge.phase2_merge import merge
 from shardmerge.phase2_merge.corrections.settle import settled
 from shardmerge.phase2_merge.corrections.written import parse
 from shardmerge.phase2_merge.quantization import declaration
 from shardmerge.phase2_merge.quantization.json_files import corrected_both, excluded
 from tests.dumps.quantized_dumps import dump_quantized
+from tests.journeys.settings import Dumped, problems
 from tests.worlds.checkpoints import read_hf_tensors, write_hf_checkpoint
-from tests.worlds.gloo import GlooRanks
-from tests.worlds.quantizing import QWEN3_MOE
+from tests.worlds.families import Family
+from tests.worlds.gloo import GlooRanks, RankError
+from tests.worlds.quantizing import NEMOTRON_H, QWEN3_MOE
 from tests.worlds.topology import Topology
 
 
@@ -39,28 +41,52 @@ def test_every_matrix_that_is_not_quantized_is_excluded_by_its_final_name() -> N
 
 
 def test_the_kv_cache_is_told_by_the_rank_that_holds_attention(te_ranks: GlooRanks, tmp_path: Path) -> None:
-    """Four stages, of which only the third has a layer with a KV cache in FP8: neither the first nor the last."""
-    reference = write_hf_checkpoint(QWEN3_MOE, tmp_path / "hf")
-    given = (Topology(pp=4), tmp_path / "dump", reference, 2)
-    te_ranks.call(dump_with_cache_on, *given)
+    """Four stages, of which only the third has a layer with attention: neither the first nor the last."""
+    reference = write_hf_checkpoint(NEMOTRON_H, tmp_path / "hf")
+    te_ranks.call(dump_with_caches, NEMOTRON_H, Topology(pp=4), tmp_path / "dump", reference, None)
     merge([tmp_path / "dump"], tmp_path / "out", hf_reference=reference, workers=1)
     told = json.loads((tmp_path / "out" / "hf_quant_config.json").read_text())["quantization"]
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert told["kv_cache_quant_algo"] == "FP8"
     assert config["quantization_config"]["kv_cache_scheme"]["num_bits"] == 8
     scales = {name for name in read_hf_tensors(tmp_path / "out") if name.endswith(("k_scale", "v_scale"))}
-    assert scales == {f"model.layers.2.self_attn.{side}_proj.{side}_scale" for side in "kv"}
+    assert scales == {f"backbone.layers.2.mixer.{side}_proj.{side}_scale" for side in "kv"}
 
 
-def dump_with_cache_on(topology: Topology, out: Path, reference: Path, only: int) -> None:
-    """FP8 everywhere, and a KV cache that is quantized on one rank."""
+def test_a_layer_without_a_quantized_kv_cache_is_named(te_ranks: GlooRanks, tmp_path: Path) -> None:
+    """Both files declare the cache of all layers, and readers take 1 for a scale that is not there."""
+    one = Dumped(tmp_path / "dump", write_hf_checkpoint(QWEN3_MOE, tmp_path / "hf"))
+    te_ranks.call(dump_with_caches, QWEN3_MOE, Topology(), one.dump, one.reference, ".layers.2.")
+    (problem,) = problems(one)
+    assert isinstance(problem, JoinedMismatchError)
+    assert problem.first == "the KV cache of model.layers.0.self_attn"
+    assert problem.second == "the KV cache of model.layers.2.self_attn"
 
-    def spoil(rank: int, model: GPTModel) -> None:
+
+def test_a_cache_of_keys_alone_stops_the_dump(te_ranks: GlooRanks, tmp_path: Path) -> None:
+    reference = write_hf_checkpoint(QWEN3_MOE, tmp_path / "hf")
+    with pytest.raises(RankError, match="v_bmm_quantizer is off"):
+        te_ranks.call(
+            dump_with_caches, QWEN3_MOE, Topology(), tmp_path / "dump", reference, ".layers.2.", ("v_bmm",)
+        )
+
+
+def dump_with_caches(
+    family: Family,
+    topology: Topology,
+    out: Path,
+    reference: Path,
+    plain: str | None,
+    sides: tuple[str, ...] = ("k_bmm", "v_bmm"),
+) -> None:
+    """FP8 everywhere, KV caches included, but for those sides of the attentions whose names hold `plain`."""
+
+    def spoil(_rank: int, model: GPTModel) -> None:
         for name, module in model.named_modules():
-            if rank != only and name.endswith(("k_bmm_quantizer", "v_bmm_quantizer")):
+            if plain and plain in name and name.endswith(tuple(f"{side}_quantizer" for side in sides)):
                 module.disable()
 
-    dump_quantized(QWEN3_MOE, topology, "FP8", out, reference, te=True, kv_cache=True, spoil=spoil)
+    dump_quantized(family, topology, "FP8", out, reference, te=True, kv_cache=True, spoil=spoil)
 
 
 def test_a_correction_may_not_list_a_module_as_a_mixture() -> None:

@@ -53,6 +53,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(full, folder, ignore=shutil.ignore_patterns("*.safetensors", "*.index.json"))
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    config["compression_config"] = {"quant_method": "compressed-tensors"}  # vLLM's, where the other is absent
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "hf_quant_config.json").write_text('{"quantization": {"quant_algo": "INT4_AWQ"}}')
     return folder
@@ -290,7 +291,8 @@ def test_a_stale_quantization_config_goes_also_from_a_plain_checkpoint(
 ) -> None:
     dump_quantized(QWEN3_MOE, SPREAD, "none", tmp_path / "dump", reference)
     merge([tmp_path / "dump"], tmp_path / "out", hf_reference=reference, workers=1)
-    assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert not {"quantization_config", "compression_config"} & config.keys()
     assert not (tmp_path / "out" / "hf_quant_config.json").exists()
 
 

@@ -57,6 +57,8 @@ def _indexed(config: Config) -> frozenset[int]:
     steps = frozenset(range(layers.stop, layers.stop + steps_of(config)))
     kinds = config.get("indexer_types") or config.get("index_topk_pattern")
     if kinds is not None:
+        if len(kinds) < len(layers):
+            raise ValueError(f"num_hidden_layers and the indexers of {len(kinds)} layers")
         return steps | {layer for layer in layers if kinds[layer] in FULL}
     every, offset = max(integer(config, "index_topk_freq", 1), 1), config.get("index_skip_topk_offset", 2)
     return steps | {layer for layer in layers if max(layer - offset + 1, 0) % every == 0}
