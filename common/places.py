@@ -48,6 +48,8 @@ INDEX = "model.safetensors.index.json"
 JSON_FILES = (HF_QUANT_CONFIG, CONFIG, INDEX)  # those that a merge writes itself
 SINGLE = "model.safetensors"
 SHARDS = "*.safetensors"
+# a folder with one of them holds a model or a checkpoint, not a dump
+MODELS = (CONFIG, INDEX, SINGLE, ".metadata")
 SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")  # what a merge calls one
 SIDECARS = (
     "added_tokens.json", "chat_template.jinja", "chat_template.json", "generation_config.json", "merges.txt",

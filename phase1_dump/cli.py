@@ -30,6 +30,7 @@ from shardmerge.common.places import rank_name
 
 from .dump_torch_dist import DumpedCheckpoint, dump_checkpoint, speaks
 from .fragments.failed_ranks import forget_failure, record_failure, wait_for_others
+from .fragments.rank_directory import refuse_models
 from .preflight import require_writable, table_of, warning_of_room
 
 PROVIDER = "It was raised by --model-provider {}, or by what that calls."
@@ -210,6 +211,7 @@ def _dump_model(
 ) -> Dumped:
     """Dump what this rank holds of a model."""
     rank, size = launched(RANK_NAMES, 0), launched(SIZE_NAMES, 1)
+    refuse_models(out)
     require_writable(out, rank)  # without a wait for others, who could not be told of a failure
     forget_failure(out, rank)
     try:

@@ -20,7 +20,7 @@ from shardmerge.common.command.byte_count import show
 from shardmerge.common.command.libraries import missing_library
 from shardmerge.common.command.progress import Progress
 from shardmerge.common.command.talk import say
-from shardmerge.common.errors import MissingSharesError, ShardmergeError
+from shardmerge.common.errors import BadInputError, MissingSharesError, ShardmergeError
 from shardmerge.common.errors.several import raise_problems
 from shardmerge.common.errors.wording import counted
 
@@ -29,6 +29,7 @@ from .checkpoint.packing import Packing
 from .checkpoint.plan import Options, Plan, plan_of, read_contents
 from .checkpoint.quantizers import Quantizers
 from .fragments.attempts import clear_all_ended
+from .fragments.rank_directory import refuse_models
 from .generation import Generation
 from .shares.local_processes import Advance, in_processes
 from .shares.read_once import forget, reading_once
@@ -163,7 +164,12 @@ def dump_checkpoint(
             is written; MissingSharesError if shares are missing in the end, which others began and did not complete.
         OSError: a file could not be written.
     """
+    if workers < 1:
+        raise BadInputError(
+            f"workers is {workers!r}", "Give the number of processes of this machine, 1 or more."
+        )
     folder = Path(out)
+    refuse_models(folder)
     Generation(run_id, None, "plan")  # refuses a run id that cannot be
     file_systems.require_writable(folder, folder)
     plan = plan_of(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from shardmerge.common import durable
 from shardmerge.common.errors import OutputExistsError
-from shardmerge.common.places import rank_name, rank_partial
+from shardmerge.common.places import MODELS, rank_name, rank_partial
 from shardmerge.common.processes import owner
 from shardmerge.common.processes.attempts import is_complete
 
@@ -22,12 +22,20 @@ from .failed_ranks import forget_failures
 
 def refuse_existing(out: Path, rank: int) -> None:
     """Raise OutputExistsError if there is anything where this rank belongs: a live dump never replaces single ranks."""
+    refuse_models(out)
     final = out / rank_name(rank)
     if is_complete(out, rank):
         clear_ended(out, rank)  # a process that is killed just after its rank is complete leaves its record
         raise OutputExistsError(str(final), "this rank was dumped there before")
     if os.path.lexists(final):
         raise OutputExistsError(str(final), "it is not what a dump of this rank leaves")
+
+
+def refuse_models(out: Path) -> None:
+    """Raise OutputExistsError if a folder is a model or a checkpoint: ranks in it would hide it from all readers."""
+    for name in MODELS:
+        if os.path.lexists(out / name):
+            raise OutputExistsError(str(out), f"it holds {name}, so it is a model or a checkpoint")
 
 
 @contextlib.contextmanager

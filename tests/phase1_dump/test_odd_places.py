@@ -77,6 +77,20 @@ def test_something_else_in_place_of_a_dump_is_refused_and_stays(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.parametrize("mark", ["config.json", "model.safetensors", ".metadata"])
+def test_a_model_or_a_checkpoint_is_no_place_for_a_dump(
+    mark: str, dump: Callable[[Path], Result], tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / mark).write_text("{}")
+
+    result = dump(tmp_path / "out")
+
+    assert result.exit_code == 6, result.output
+    assert f"it holds {mark}, so it is a model or a checkpoint" in result.stderr
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [mark]
+
+
 def test_a_link_to_a_folder_is_a_place_for_a_dump(dump: Callable[[Path], Result], tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "out").symlink_to("there")

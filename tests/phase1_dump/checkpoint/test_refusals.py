@@ -13,6 +13,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from shardmerge.common.errors import (
     BadInputError,
+    OutputExistsError,
     ShardmergeError,
     UnfinishedCheckpointError,
     UnsupportedCheckpointError,
@@ -40,6 +41,18 @@ def test_keys_that_are_of_something_else(saved: Saved, tmp_path: Path, key: str)
     assert caught.value.exit_code == 5
     assert key in str(caught.value)
     assert "--model-provider" in str(caught.value)
+
+
+def test_a_dump_into_the_checkpoint_itself(saved: Saved) -> None:
+    before = {path.name for path in saved.path.iterdir()}
+    with pytest.raises(OutputExistsError, match=r"it holds \.metadata, so it is a model or a checkpoint"):
+        saved.dump(saved.path)
+    assert {path.name for path in saved.path.iterdir()} == before
+
+
+def test_no_workers(saved: Saved, tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match="workers is 0"):
+        saved.dump(tmp_path / "dump", workers=0)
 
 
 def test_quantizers_that_only_a_folder_shows(saved: Saved, tmp_path: Path) -> None:
