@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from .. import places
-from ..errors import OutputExistsError
+from ..errors import OutputExistsError, ShardmergeError
 from .arguments import DIRECTORY, SIZE
 from .options import ARCHITECTURE, EXPERTS, GRAFT, HF_REFERENCE, SET, SET_NEW, TOKENIZER
 from .outcome import HELP, Outcome, OutcomeWithScope, reported, talk
@@ -105,7 +105,8 @@ def export(
     """
     out = Path(os.path.abspath(out))
     dump, processes = places.dump_of_export(out), workers or len(os.sched_getaffinity(0))
-    if import_module("shardmerge.phase2_merge.output.publish").is_taken(out) and not dump.is_dir():
+    is_taken = import_module("shardmerge.phase2_merge.output.publish").is_taken
+    if (was_taken := is_taken(out)) and not dump.is_dir():
         raise OutputExistsError(str(out))
     _require_sound(dump, options)
     size = {} if max_shard_bytes is None else {"max_shard_bytes": max_shard_bytes}
@@ -130,6 +131,10 @@ def export(
     except KeyboardInterrupt:
         say(talk(), "What is done stays: give the same command again to go on.")
         raise
+    except (OSError, ShardmergeError) as error:
+        if was_taken or not is_taken(out):
+            raise
+        raise OutputExistsError(str(out), "another export published it meanwhile") from error
     _remove(dump)
     return Exported(dumped, merged)
 

@@ -89,10 +89,13 @@ class OverlapError(ConflictError):
     rectangles: str
 
     def message(self) -> str:
-        return (
-            f"{self.tensor} is covered twice: {self.rectangles}, by ranks {first_ranks(self.ranks)}. Two ranks claim "
-            "the same global ids; compare the model's local_expert_indices and parallel groups, and dump again."
+        do = (
+            "The model, or the checkpoint, has it twice: leave one of them out"
+            if len(self.ranks) == 1
+            else "Two ranks claim the same global ids; compare the model's local_expert_indices and parallel groups"
         )
+        by = f"{'rank' if len(self.ranks) == 1 else 'ranks'} {first_ranks(self.ranks)}"
+        return f"{self.tensor} is covered twice: {self.rectangles}, by {by}. {do}, and dump again."
 
 
 @dataclass(eq=False)

@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from shardmerge.common.architectures import Blueprint, Tensor
 from shardmerge.common.errors import OverlapError, UnsupportedParameterError
-from shardmerge.common.rectangle import Rectangle, Shape, place
+from shardmerge.common.rectangle import Rectangle, place
 
 from ..source import Holding
 from ..world import World
@@ -52,14 +52,16 @@ def holdings_of(
         UnsupportedParameterError: what lies between its elements is held by another rank, or it is packed and turned.
     """
     parts: PartsByTensor = defaultdict(list)
-    seen: set[tuple[str, Shape]] = set()
+    names: dict[tuple[object, ...], str] = {}  # by what a parameter is of the model, whatever its key
     replicas_of = cache(world.replicas)  # thousands of parameters are held by the same few groups of ranks
-    for entry in claimed:
+    for number, entry in enumerate(claimed):
         parameter = entry.parameter
-        if (parameter.key, parameter.global_offset) in seen:
-            both = f"{parameter.key} {place(parameter.global_offset, parameter.local_shape)} stands twice in the model"
-            raise OverlapError(entry.claim.tensors[0].name, (world.rank,), both)
-        seen.add((parameter.key, parameter.global_offset))
+        claim, offset = entry.claim, parameter.global_offset
+        first = names.setdefault((claim.row.keys, claim.layer, claim.expert, offset), parameter.name)
+        if len(names) == number:
+            box = place(offset, parameter.local_shape)
+            both = f"{first} {box} and {parameter.name} {box}"
+            raise OverlapError(claim.tensors[0].name, (world.rank,), both)
         _add_parts(parts, entry, blueprint, world, dtype_of, replicas_of)
     for name, value in scalars:
         parts[scalar(name), replicas_of(routed_expert=False, cut=False)].append(_scalar_part(value))

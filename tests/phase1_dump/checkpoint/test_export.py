@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
+from shardmerge import phase2_merge
 from shardmerge.common.command.export import ALLOWANCES, RUN_ID
 from shardmerge.common.command.group import main
-from shardmerge.phase2_merge import options, verify
+from shardmerge.phase2_merge import merge, options, verify
 from tests.dumps.outcomes import facts_of
 from tests.phase1_dump.checkpoint.conftest import Saved
 
@@ -69,6 +71,24 @@ def test_an_output_that_exists_is_left_alone(saved: Saved, tmp_path: Path) -> No
     assert result.exit_code == 6
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
     assert not (tmp_path / "out.dump").exists()
+
+
+def test_of_two_at_once_the_slower_is_told_that_the_other_published(
+    saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The faster removes the dump of both when it has published, wherever the slower may be."""
+
+    def overtaken(*given: Any, **options: Any) -> Any:
+        monkeypatch.undo()
+        assert export(saved, tmp_path / "out").exit_code == 0
+        return merge(*given, **options)
+
+    monkeypatch.setattr(phase2_merge, "merge", overtaken)
+    result = export(saved, tmp_path / "out")
+
+    assert result.exit_code == 6, result.output
+    assert "another export published it meanwhile" in result.stderr
+    verify(tmp_path / "out")
 
 
 def test_options_of_both_phases_reach_them(saved: Saved, tmp_path: Path) -> None:

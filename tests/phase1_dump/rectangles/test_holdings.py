@@ -171,6 +171,24 @@ def test_the_same_parameter_in_two_chunks_is_an_overlap(references: References) 
     assert caught.value.exit_code == 4
 
 
+def test_one_tensor_under_two_keys_that_a_row_has_is_an_overlap(references: References) -> None:
+    """Layer specs differ in the key of a norm: who puts two checkpoints together may have both."""
+    keys = [
+        "decoder.layers.1.self_attention.linear_qkv.layer_norm_weight",
+        "decoder.layers.1.input_layernorm.weight",
+    ]
+    bound = table(references.config("llama"))
+    (claimed,), _ = claim_all([[parameter(key) for key in keys]], bound, 0)
+
+    with pytest.raises(OverlapError) as caught:
+        list(holdings_of(claimed, bound, world_of(torch.nn.Identity()), lambda _: "BF16"))
+
+    assert str(caught.value) == (
+        f"model.layers.1.input_layernorm.weight is covered twice: {keys[0]} [0:72] and {keys[1]} [0:72], by rank 0. "
+        "The model, or the checkpoint, has it twice: leave one of them out, and dump again."
+    )
+
+
 def test_two_chunks_built_as_the_same_virtual_stage_are_an_overlap(
     references: References, tmp_path: Path
 ) -> None:
