@@ -132,7 +132,7 @@ def export(
         say(talk(), "What is done stays: give the same command again to go on.")
         raise
     except (OSError, ShardmergeError) as error:
-        if was_taken or not is_taken(out):
+        if was_taken or not is_taken(out) or dump.is_dir():  # who published also removes the dump
             raise
         raise OutputExistsError(str(out), "another export published it meanwhile") from error
     _remove(dump)
