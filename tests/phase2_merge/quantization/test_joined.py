@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from megatron.core.models.gpt.gpt_model import GPTModel
@@ -15,6 +17,8 @@ from tests.worlds.checkpoints import write_config
 from tests.worlds.families import Family
 from tests.worlds.quantizing import DEEPSEEK_V3, QWEN3_MOE
 from tests.worlds.topology import Topology
+
+GUIDE = Path(__file__).parents[3] / "docs" / "guide" / "quantization.md"
 
 
 def switched_off(part: str) -> Spoil:
@@ -96,6 +100,19 @@ def test_down_projections_of_latent_attention_share_their_second_scale(
     assert problem.first == attention + "q_a_proj.weight_scale_2"
     assert problem.second == attention + "kv_a_proj_with_mqa.weight_scale_2"
     assert float(problem.differs) == pytest.approx(2 * float(problem.value))
+
+
+def test_what_the_guide_says_gives_both_one_scale(found: Callable[..., list[ShardmergeError]]) -> None:
+    (block,) = re.findall("```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    given: dict[str, Any] = {}
+    exec(block, given)
+    larger = with_larger_range(".layers.2.self_attention.linear_kv_down_proj.")
+
+    def spoil(rank: int, model: GPTModel) -> None:
+        larger(rank, model)
+        given["join_down_projections"](model)
+
+    assert found(DEEPSEEK_V3, "NVFP4", spoil) == []
 
 
 def test_a_scale_of_fp8_may_differ_as_readers_pack_the_smaller_again(
