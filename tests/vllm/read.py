@@ -36,6 +36,7 @@ SHARED = {  # what drafts reads these of the model too
     "Qwen3_5ForCausalLM": {"model.embed_tokens.weight", "lm_head.weight"},
     "Qwen3_5MoeForCausalLM": {"model.embed_tokens.weight", "lm_head.weight"},
     "Qwen3_5ForConditionalGeneration": {"model.language_model.embed_tokens.weight", "lm_head.weight"},
+    "Qwen3_5MoeForConditionalGeneration": {"model.language_model.embed_tokens.weight", "lm_head.weight"},
 }
 SILENT = "Qwen3NextForCausalLM"  # its published config.json does not say that there is multi-token prediction
 MTP_KEYS = ("num_nextn_predict_layers", "mtp_num_hidden_layers")
