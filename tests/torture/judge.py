@@ -19,6 +19,7 @@ from .shim import Call, Kind
 from .trees import Tree
 
 WRONG, LOST, BLOCKED, MISLED = "wrong", "lost", "blocked", "misled"
+ATTEMPT = ".rank-"  # at a rank of a dump
 JOURNAL = f"{places.RECORDS}/{places.JOURNAL}"
 
 
@@ -91,10 +92,13 @@ def _judge_out(stage: Stage, ends: Ends, out: Contents | None, *, leftovers: boo
 
 
 def _without_leftovers(out: Contents, allowed: Sequence[Contents | None]) -> Contents:
-    """Return OUT without what lies among our records and is in none of several outputs; a journal is not left over."""
+    """Return OUT without what belongs to no output, and lies among our records or in attempts at ranks of a dump.
+
+    The next command forgets it, which `judge_rerun` sees. A journal is not left over.
+    """
     known = set().union(*(one for one in allowed if one is not None)) | {JOURNAL}
-    begin = f"{places.RECORDS}/"
-    return {path: content for path, content in out.items() if path in known or not path.startswith(begin)}
+    begins = (f"{places.RECORDS}/", ATTEMPT)
+    return {path: content for path, content in out.items() if path in known or not path.startswith(begins)}
 
 
 def _is_mixed_of(out: Contents, allowed: Sequence[Contents | None]) -> bool:
@@ -111,7 +115,7 @@ def _is_of_whole_ranks(out: Contents, allowed: Sequence[Contents | None]) -> boo
     """Whether each rank in a dump is as in one of several dumps, and all else there belongs to attempts at ranks."""
     known = [ranks_in(one) for one in allowed if one is not None]
     ours = all(
-        places.RANK.fullmatch(name) or places.RANK_FAILED.fullmatch(name) or name.startswith(".rank-")
+        places.RANK.fullmatch(name) or places.RANK_FAILED.fullmatch(name) or name.startswith(ATTEMPT)
         for name in {path.partition("/")[0] for path in out}
     )
     return ours and all(any(one.get(rank) == held for one in known) for rank, held in ranks_in(out).items())
