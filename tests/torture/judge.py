@@ -20,6 +20,7 @@ from .trees import Tree
 
 WRONG, LOST, BLOCKED, MISLED = "wrong", "lost", "blocked", "misled"
 ATTEMPT = ".rank-"  # at a rank of a dump
+NOT_REMOVED = "could not be removed"
 JOURNAL = f"{places.RECORDS}/{places.JOURNAL}"
 
 
@@ -46,7 +47,7 @@ class Ends:
             ends.append(step)
 
 
-def judge_end(stage: Stage, ends: Ends, tree: Tree, *, leftovers: bool) -> list[Problem]:
+def judge_end(stage: Stage, ends: Ends, tree: Tree, *, leftovers: bool, told: str) -> list[Problem]:
     """Judge what disturbed commands left.
 
     Args:
@@ -54,11 +55,15 @@ def judge_end(stage: Stage, ends: Ends, tree: Tree, *, leftovers: bool) -> list[
         ends: How the commands ended.
         tree: What is there.
         leftovers: Whether more may lie among our records in OUT than belongs there, for the next command to forget.
+        told: What the disturbed command printed. An attempt at a rank of a dump may be left over if it says so.
 
     Returns:
         What is not as it must be.
     """
-    return [*_judge_out(stage, ends, stage.out(tree), leftovers=leftovers), *_judge_rest(stage, tree)]
+    out = stage.out(tree)
+    if out is not None and leftovers:
+        out = {path: content for path, content in out.items() if not _is_told(path, told)}
+    return [*_judge_out(stage, ends, out, leftovers=leftovers), *_judge_rest(stage, tree)]
 
 
 def _judge_out(stage: Stage, ends: Ends, out: Contents | None, *, leftovers: bool) -> Iterable[Problem]:
@@ -92,13 +97,18 @@ def _judge_out(stage: Stage, ends: Ends, out: Contents | None, *, leftovers: boo
 
 
 def _without_leftovers(out: Contents, allowed: Sequence[Contents | None]) -> Contents:
-    """Return OUT without what belongs to no output, and lies among our records or in attempts at ranks of a dump.
-
-    The next command forgets it, which `judge_rerun` sees. A journal is not left over.
-    """
+    """Return OUT without what lies among our records and is in none of several outputs; a journal is not left over."""
     known = set().union(*(one for one in allowed if one is not None)) | {JOURNAL}
-    begins = (f"{places.RECORDS}/", ATTEMPT)
-    return {path: content for path, content in out.items() if path in known or not path.startswith(begins)}
+    begin = f"{places.RECORDS}/"
+    return {path: content for path, content in out.items() if path in known or not path.startswith(begin)}
+
+
+def _is_told(path: str, told: str) -> bool:
+    """Whether a path of OUT belongs to an attempt at a rank that, as was told, could not be removed."""
+    if not path.startswith(ATTEMPT):
+        return False
+    rank = "/" + ".".join(path.split(".")[:2]) + "."
+    return any(rank in line and NOT_REMOVED in line for line in told.splitlines())
 
 
 def _is_mixed_of(out: Contents, allowed: Sequence[Contents | None]) -> bool:

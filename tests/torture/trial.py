@@ -98,7 +98,7 @@ class Trial:
         self.told = first.told()
         tree = trees.look(stage.folder)
         undisturbed = MODES[point.mode].then in (BESIDE, CROSSED)
-        self.problems += judge_end(stage, self.ends, tree, leftovers=not undisturbed)
+        self.problems += judge_end(stage, self.ends, tree, leftovers=not undisturbed, told=self.told)
         if not stage.scene.beside:
             self.problems += judge_kept(stage, finished, tree, "the disturbed run")
             if first.code and first.code > 0:
