@@ -48,8 +48,9 @@ INDEX = "model.safetensors.index.json"
 JSON_FILES = (HF_QUANT_CONFIG, CONFIG, INDEX)  # those that a merge writes itself
 SINGLE = "model.safetensors"
 SHARDS = "*.safetensors"
+METADATA = ".metadata"  # of a torch_dist checkpoint: the description of all its files
 # a folder with one of them holds a model or a checkpoint, not a dump
-MODELS = (CONFIG, INDEX, SINGLE, ".metadata")
+MODELS = (CONFIG, INDEX, SINGLE, METADATA)
 SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")  # what a merge calls one
 SIDECARS = (
     "added_tokens.json", "chat_template.jinja", "chat_template.json", "generation_config.json", "merges.txt",

@@ -22,7 +22,8 @@ from .safetensors_header import Header
 
 PATH_CHARACTERS = 1024  # of a name with its folders
 # keys of config.json that declare quantized weights; vLLM reads the second where the first is absent
-DECLARATIONS = ("quantization_config", "compression_config")
+DECLARATION = "quantization_config"
+DECLARATIONS = (DECLARATION, "compression_config")
 DOWNLOAD = "Copy or download it again."
 MODEL_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
 COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -70,11 +70,10 @@ class Dumps:
 
 def remove_unfinished(folder: Path) -> None:
     """Remove dumps that lack ranks. Call it before the job dumps anything."""
-    for dump in folder.glob("step-*"):
+    for dump in filter(Path.is_dir, folder.glob("step-*")):
         manifests = sorted(dump.glob("rank-*/manifest.json"))
-        if dump.is_dir() and not (
-            manifests and len(manifests) == json.loads(manifests[0].read_bytes())["world_size"]
-        ):
+        world_size = json.loads(manifests[0].read_bytes())["world_size"] if manifests else None
+        if len(manifests) != world_size:
             remove(dump)
 
 

@@ -15,9 +15,10 @@ from shardmerge.common.architectures import Blueprint
 from shardmerge.common.architectures.composites import VISION
 from shardmerge.common.errors import ShardmergeError, UnsupportedCheckpointError
 from shardmerge.common.errors.several import raise_problems
+from shardmerge.common.places import METADATA
 
 from ..torch_dist.chunks import ChunkTable, Integers, table_of
-from ..torch_dist.folder import METADATA, Folder
+from ..torch_dist.folder import Folder
 from ..torch_dist.metadata import Columns, Described, read_metadata
 from .keys import is_of_the_model, refusal, without_prefix
 from .numbers import KINDS

@@ -22,6 +22,7 @@ from shardmerge.common.errors import (
     UnsupportedCheckpointError,
 )
 from shardmerge.common.errors.several import raise_problems
+from shardmerge.common.places import METADATA
 from shardmerge.common.reference import Reference
 
 from ..rectangles.bound_table import bound_table
@@ -31,7 +32,7 @@ from ..rectangles.packed_pieces import Packed
 from ..rectangles.parameter import Parameter
 from ..rectangles.written_dtypes import dtype_chooser
 from ..torch_dist.chunks import ChunkTable
-from ..torch_dist.folder import METADATA, FileState, Folder, find, iteration_in
+from ..torch_dist.folder import FileState, Folder, find, iteration_in
 from ..torch_dist.one_save import hints, wrong_sizes
 from .chunk_files import StoredPart
 from .contents import Contents, contents_of

@@ -206,7 +206,7 @@ def kv_cache_of(model: nn.Module, rank: int) -> Iterator[tuple[str, str, tuple[f
     Raises UnsupportedParameterError for another algorithm than FP8, BadScaleError for ranges nobody calibrated.
     """
     for name, module in model.named_modules():
-        if any(getattr(getattr(module, cache, None), "is_enabled", False) for cache in CACHES):
+        if len(_caches_off(module)) < len(CACHES):
             yield name, *kv_cache_scales(name, module, rank)
 
 
@@ -223,8 +223,7 @@ def kv_cache_scales(name: str, core: nn.Module, rank: int) -> tuple[str, tuple[f
     """
     from modelopt.torch.export import quant_utils
 
-    off = [cache for cache in CACHES if not getattr(getattr(core, cache, None), "is_enabled", False)]
-    if off:
+    if off := _caches_off(core):
         reason = (
             f"its KV cache is quantized, but {off[0]} is off: readers quantize keys and values, or neither"
         )
@@ -239,6 +238,11 @@ def kv_cache_scales(name: str, core: nn.Module, rank: int) -> tuple[str, tuple[f
         _require_range(f"{name}.{cache}", getattr(core, cache), rank)
     k_scale, v_scale = quant_utils.get_kv_cache_scaling_factor(core)
     return algorithm, (_number(name, k_scale, rank), _number(name, v_scale, rank))
+
+
+def _caches_off(core: nn.Module) -> list[str]:
+    """Return the KV-cache quantizers that a module does not have, or that are off."""
+    return [cache for cache in CACHES if not getattr(getattr(core, cache, None), "is_enabled", False)]
 
 
 def producer() -> dict[str, str]:

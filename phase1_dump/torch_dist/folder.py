@@ -23,9 +23,10 @@ from shardmerge.common.errors import (
     UnsupportedCheckpointError,
 )
 from shardmerge.common.errors.wording import counted
+from shardmerge.common.places import METADATA
 from shardmerge.common.reference import stays_inside
 
-METADATA, BACKEND = ".metadata", "metadata.json"
+BACKEND = "metadata.json"
 TRACKER = "latest_checkpointed_iteration.txt"
 RELEASE = "release"
 ITERATION = re.compile(r"iter_(\d{7,})")

@@ -15,9 +15,10 @@ import numpy as np
 
 from shardmerge.common.errors import BadChunkError, CorruptFileError, ShardmergeError
 from shardmerge.common.errors.wording import counted
+from shardmerge.common.places import METADATA
 
 from .chunks import ChunkTable, Integers
-from .folder import METADATA, FileState, Folder, iteration_in
+from .folder import FileState, Folder, iteration_in
 
 CHUNKS = ".distcp"
 SECOND = 1_000_000_000

@@ -8,7 +8,7 @@ from typing import Any
 
 from shardmerge.common import durable
 from shardmerge.common.places import CONFIG, HF_QUANT_CONFIG
-from shardmerge.common.reference import DECLARATIONS
+from shardmerge.common.reference import DECLARATION, DECLARATIONS
 
 TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 DTYPES = ("torch_dtype", "dtype")
@@ -56,7 +56,7 @@ def edited(
     if dtype in TORCH_NAMES:
         new["torch_dtype"] = new["dtype"] = TORCH_NAMES[dtype]
     if quantization_config is not None:
-        new[DECLARATIONS[0]] = quantization_config
+        new[DECLARATION] = quantization_config
     return new
 
 

@@ -32,11 +32,10 @@ def differences(layers: Mapping[str, str], scalars: Mapping[str, float]) -> Iter
     yield from _experts(layers)
     one, other = DOWN_PROJECTIONS
     for module in layers:
-        joined = module.removesuffix(one) + other
-        if not module.endswith(one) or joined not in layers:
-            continue
-        yield from _pair(layers, module, joined)
-        yield from _pair(scalars, module + SECOND_SCALE, joined + SECOND_SCALE)
+        if module.endswith(one):
+            joined = module.removesuffix(one) + other
+            yield from _pair(layers, module, joined)
+            yield from _pair(scalars, module + SECOND_SCALE, joined + SECOND_SCALE)
 
 
 def differing_caches(caches: Mapping[str, str], attentions: Iterable[str]) -> Iterator[JoinedMismatchError]:
@@ -57,15 +56,15 @@ def differing_caches(caches: Mapping[str, str], attentions: Iterable[str]) -> It
 
 def _experts(layers: Mapping[str, str]) -> Iterator[JoinedMismatchError]:
     first: dict[str, str] = {}
-    told = set[str]()
-    for module in layers:
+    problems: dict[str, JoinedMismatchError] = {}
+    for module, value in layers.items():
         block, of_experts, _ = module.partition(EXPERTS)
-        if not of_experts or block in told:
+        if not of_experts:
             continue
-        problems = tuple(_pair(layers, first.setdefault(block, module), module))
-        if problems:
-            told.add(block)
-            yield from problems
+        other = first.setdefault(block, module)
+        if layers[other] != value:
+            problems.setdefault(block, JoinedMismatchError(other, layers[other], module, value))
+    yield from problems.values()
 
 
 def _pair(values: Mapping[str, str | float], one: str, other: str) -> Iterator[JoinedMismatchError]:

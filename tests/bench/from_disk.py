@@ -176,7 +176,7 @@ def _bridged(gib: float, made: Path, out: Path) -> Ran:
 def _watched(command: list[str]) -> Ran:
     """Run to the end. Memory is that of the largest process of all, also of one that was forked.
 
-    A small process waits for it: what a process used counts from before its exec, when it still was its parent.
+    A small process starts it and waits: the peak that `wait4` reports includes what the parent held at the start.
     """
     waiting = [sys.executable, "-I", "-S", "-c", WAIT, *command]
     ended = subprocess.run(waiting, stdout=subprocess.PIPE, text=True, check=False)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shardmerge.common import canonical_json, places
+from shardmerge.common.places import METADATA
 from shardmerge.common.processes import owner
-from shardmerge.phase1_dump.torch_dist.folder import METADATA
 from tests.dumps import saved
 
 from . import checkpoint_readers, parquet_recipes, pickle_mutations, readers

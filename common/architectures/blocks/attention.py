@@ -161,7 +161,24 @@ def window_by_layer(config: Config) -> list[int] | None:
     """
     none = "sliding_window" in config and config["sliding_window"] is None
     window = integer(config, "sliding_window", 4096) if config.get("use_sliding_window") and not none else 0
-    first, layers = config.get("max_window_layers", 28), range(integer(config, "num_hidden_layers"))
+    return windows_from(config, window, config.get("max_window_layers", 28))
+
+
+def windows_from(config: Config, window: int, first: int) -> list[int] | None:
+    """Return the window of each layer: by listed kinds, or where none are listed, from a certain layer on.
+
+    Args:
+        config: The config.json, or its part of the language model.
+        window: In tokens; 0 for none.
+        first: The first layer that has one where no kinds are listed.
+
+    Returns:
+        One for each layer, 0 for none; None if no layer has one.
+
+    Raises:
+        ValueError: A layer is said to have a window, and there is none.
+    """
+    layers = range(integer(config, "num_hidden_layers"))
     counted = ["sliding_attention" if window and layer >= first else "" for layer in layers]
     return windows_by_layer(window, config.get("layer_types") or counted)
 

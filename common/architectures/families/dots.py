@@ -5,7 +5,7 @@ Source: transformers, models/dots1/{configuration,modeling}_dots1.py.
 
 from __future__ import annotations
 
-from ..blocks.attention import GROUPED_QUERY_ATTENTION, HEAD_NORMS, rotated_heads, windows_by_layer
+from ..blocks.attention import GROUPED_QUERY_ATTENTION, HEAD_NORMS, rotated_heads, windows_from
 from ..blocks.embeddings import EMBEDDINGS, NORMS, TIED, rms_norms
 from ..blocks.experts import ONE_READER
 from ..blocks.mlp import DENSE_MLP, ROUTED_EXPERTS, SHARED_EXPERTS, activation
@@ -36,12 +36,8 @@ def _layers(config: Config) -> Layers:
 
 def _windows(config: Config) -> list[int] | None:
     """Return the window of each layer, 0 for none: of listed kinds, or of all from a certain layer on."""
-    window, first = config.get("sliding_window", 4096) or 0, config.get("max_window_layers", 62)
-    layers = range(integer(config, "num_hidden_layers"))
-    kinds = config.get("layer_types") or [
-        "sliding_attention" if window and layer >= first else "" for layer in layers
-    ]
-    return windows_by_layer(window, kinds)
+    window = config.get("sliding_window", 4096) or 0
+    return windows_from(config, window, config.get("max_window_layers", 62))
 
 
 DOTS1 = Architecture(
